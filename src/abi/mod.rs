@@ -1,0 +1,56 @@
+//! Where the values of a call live, and in which order they move.
+//!
+//! This layer describes calls. It knows no address, touches no memory and emits no
+//! instruction, so all of it runs on any host and under miri, for any target.
+//!
+//! A stub stands between two sides: *entry*, the way the stub is entered, and *target*, what
+//! it calls. The path from a description to a stub has three stations:
+//!
+//! 1. A [`Signature`] lists the types of the parameters and results, and has a text form.
+//! 2. [`Convention::assign`] turns it into an [`Assignment`]: a register or a stack offset for
+//!    each value. [`Assignment::words`] is the same for plain records in memory.
+//! 3. A [`Plan`] is the ordered list of moves from the entry's assignment to the target's, and
+//!    of the results the other way. It names every register that it writes.
+//!
+//! A plan has two readers: the emitter, and the model machine in [`interp`], which says what
+//! the emitted code must do.
+//!
+//! ```
+//! use footbridge::abi::{Convention, Gpr, Plan, PlanRequest, RegSet, Signature};
+//!
+//! let signature: Signature = "fn(i64, i8, f64) -> u8".parse()?;
+//! let entry = Convention::GoAbiInternal.assign(&signature)?;
+//! let target = Convention::SystemV.assign(&signature)?;
+//! assert_eq!(entry.to_string(), "p0: rax  p1: rbx  p2: xmm0  r0: rax");
+//! assert_eq!(target.to_string(), "p0: rdi  p1: rsi  p2: xmm0  r0: rax");
+//!
+//! let plan = Plan::new(&PlanRequest {
+//!     entry: &entry,
+//!     target: &target,
+//!     bound_param: None,
+//!     arg_scratch: RegSet::EMPTY,
+//!     result_scratch: RegSet::EMPTY,
+//! })?;
+//! assert!(plan.writes.contains(Gpr::RSI));
+//! assert_eq!(plan.args.len(), 2); // f64 is in place already
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod assign;
+mod conv;
+mod error;
+pub mod interp;
+mod loc;
+mod moves;
+mod parse;
+mod plan;
+mod sig;
+
+pub use assign::{Assignment, MAX_AREA_BYTES, Place, Value};
+pub use conv::{ConvSpec, Convention, Narrow, Pinned, Slots};
+pub use error::{AssignError, ParseError, PlanError, ValueIndex};
+pub use loc::{Gpr, Reg, RegClass, RegSet, Xmm};
+pub use plan::{Extend, Plan, PlanRequest, Spot, Step, Width};
+pub use sig::{Signature, Type};

@@ -1,0 +1,230 @@
+//! The order of register-to-register moves that happen "at the same time".
+//!
+//! Every destination must end with the value that its source had at the start. This is the
+//! parallel move problem; see Rideau, Serpette, Leroy, "Tilting at windmills with Coq", 2008.
+//!
+//! The moves form a graph with an edge from source to destination. A destination has one
+//! incoming edge, so each connected part is a tree, or a cycle with trees hanging from it.
+//! A move whose destination nobody still has to read can be done at once. Doing these until none
+//! is left takes the trees away, leaves first: what remains has as many sources as
+//! destinations, all different, and is nothing but disjoint cycles.
+//!
+//! A cycle of general-purpose registers shrinks by an exchange; it needs no other register.
+//! Any other cycle is opened by saving one destination in a scratch register.
+//!
+//! Extension happens on the way where there is a plain move. Values that arrive by exchange, or
+//! are in their register already, are extended in place at the very end, when no one needs
+//! the old content.
+//!
+//! This file never reads or writes memory, and never writes a register that is not a destination or
+//! the scratch register it was offered.
+
+use super::loc::{Reg, RegSet};
+use super::plan::{Extend, Step, Width};
+
+/// One of the moves. `from` and `to` are of the same class, and no two moves have the same `to`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Transfer {
+    pub(super) from: Reg,
+    pub(super) to: Reg,
+    pub(super) width: Width,
+    pub(super) extend: Extend,
+}
+
+impl Transfer {
+    fn step(self) -> Step {
+        Step::Move {
+            from: self.from.into(),
+            to: self.to.into(),
+            width: self.width,
+            extend: self.extend,
+        }
+    }
+}
+
+/// Appends the steps that do all transfers at once.
+///
+/// `scratch` are registers that hold nothing of value. If a cycle needs one and none is left that
+/// is not itself part of a transfer, the error is the destination that could not be saved.
+pub(super) fn schedule(
+    mut pending: Vec<Transfer>,
+    scratch: RegSet,
+    steps: &mut Vec<Step>,
+) -> Result<(), Reg> {
+    let ends = pending.iter().flat_map(|t| [t.from, t.to]);
+    let scratch = scratch.minus(ends.collect());
+    let mut in_place = Vec::new();
+    loop {
+        in_place.extend(pending.extract_if(.., |t| t.from == t.to));
+
+        let nobody_reads = |to: Reg| pending.iter().all(|t| t.from != to);
+        if let Some(ready) = pending.iter().position(|t| nobody_reads(t.to)) {
+            steps.push(pending.remove(ready).step());
+            continue;
+        }
+
+        // Only cycles are left: `to` has one reader, and so has `from`, which is this one.
+        let Some((blocked, others)) = pending.split_first_mut() else {
+            break;
+        };
+        let old_to = match (blocked.from, blocked.to) {
+            (Reg::Gpr(from), Reg::Gpr(to)) => {
+                steps.push(Step::SwapGpr(from, to));
+                std::mem::replace(&mut blocked.from, to.into())
+            }
+            (_, to) => {
+                let mut free = scratch.iter().filter(|r| r.class() == to.class());
+                let saved = free.next().ok_or(to)?;
+                let save = Transfer {
+                    from: to,
+                    to: saved,
+                    width: Width::B8,
+                    extend: Extend::None,
+                };
+                steps.push(save.step());
+                saved
+            }
+        };
+        let to = blocked.to;
+        for reader in others.iter_mut().filter(|t| t.from == to) {
+            reader.from = old_to;
+        }
+    }
+    let extending = in_place.iter().filter(|t| t.extend != Extend::None);
+    steps.extend(extending.map(|t| t.step()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::loc::{Gpr, Xmm};
+    use crate::abi::plan::Spot;
+
+    /// Runs register steps on one number a register; in-place extension adds 1000.
+    fn run(steps: &[Step], registers: &mut [u32; 32]) {
+        let index = |spot: Spot| match spot.reg().expect("a register") {
+            Reg::Gpr(gpr) => usize::from(gpr.index()),
+            Reg::Xmm(xmm) => 16 + usize::from(xmm.index()),
+        };
+        for step in steps {
+            match *step {
+                Step::Move {
+                    from, to, extend, ..
+                } => {
+                    let extension = if extend == Extend::None { 0 } else { 1000 };
+                    registers[index(to)] = registers[index(from)] + extension;
+                }
+                Step::SwapGpr(a, b) => registers.swap(index(a.into()), index(b.into())),
+            }
+        }
+    }
+
+    /// Every map from n destinations to n sources: permutations, fan-out and chains. With
+    /// extension for the destinations in the bit mask `extended`.
+    fn check_all_maps(n: u8, extended: u32, register: fn(u8) -> Reg, scratch: RegSet) {
+        let maps = u32::from(n).pow(u32::from(n));
+        for map in 0..maps {
+            let mut digits = map;
+            let transfers: Vec<Transfer> = (0..n)
+                .map(|to| {
+                    let from = (digits % u32::from(n)) as u8;
+                    digits /= u32::from(n);
+                    Transfer {
+                        from: register(from),
+                        to: register(to),
+                        width: Width::B2,
+                        extend: match extended >> to & 1 {
+                            0 => Extend::None,
+                            _ => Extend::Sign,
+                        },
+                    }
+                })
+                .collect();
+            let mut steps = Vec::new();
+            schedule(transfers.clone(), scratch, &mut steps).expect("scratch is offered");
+
+            let number = |r: Reg| match r {
+                Reg::Gpr(gpr) => usize::from(gpr.index()),
+                Reg::Xmm(xmm) => 16 + usize::from(xmm.index()),
+            };
+            let mut registers: [u32; 32] = std::array::from_fn(|i| i as u32);
+            run(&steps, &mut registers);
+            for t in &transfers {
+                let extension = if t.extend == Extend::None { 0 } else { 1000 };
+                let expected = number(t.from) as u32 + extension;
+                assert_eq!(
+                    registers[number(t.to)],
+                    expected,
+                    "{transfers:?}\n{steps:?}"
+                );
+            }
+            for other in (0..32).filter(|i| transfers.iter().all(|t| number(t.to) != *i)) {
+                let writable = scratch.iter().any(|r| number(r) == other);
+                assert!(writable || registers[other] == other as u32, "{steps:?}");
+            }
+        }
+    }
+
+    fn gpr(index: u8) -> Reg {
+        Gpr::new(index).into()
+    }
+
+    fn xmm(index: u8) -> Reg {
+        Xmm::new(index).into()
+    }
+
+    #[test]
+    fn every_map_of_up_to_five_general_purpose_registers() {
+        let most = if cfg!(miri) { 3 } else { 5 };
+        for n in 1..=most {
+            let masks = 0..1_u32 << n;
+            for extended in masks.step_by(if n == 5 { 7 } else { 1 }) {
+                check_all_maps(n, extended, gpr, RegSet::EMPTY);
+            }
+        }
+    }
+
+    #[test]
+    fn every_map_of_up_to_five_vector_registers() {
+        let most = if cfg!(miri) { 3 } else { 5 };
+        for n in 1..=most {
+            check_all_maps(n, 0, xmm, RegSet::of_xmms(&[Xmm::XMM15]));
+        }
+    }
+
+    #[test]
+    fn two_vector_cycles_share_one_scratch() {
+        let cycle = [(0, 1), (1, 0), (2, 3), (3, 4), (4, 2)];
+        let transfers = cycle.map(|(from, to)| Transfer {
+            from: xmm(from),
+            to: xmm(to),
+            width: Width::B8,
+            extend: Extend::None,
+        });
+        // Registers that take part are not used as scratch, even if they are offered.
+        let scratch = RegSet::of_xmms(&[Xmm::XMM0, Xmm::XMM4, Xmm::XMM9]);
+        let mut steps = Vec::new();
+        schedule(transfers.to_vec(), scratch, &mut steps).expect("xmm9 is free");
+        let mut registers: [u32; 32] = std::array::from_fn(|i| i as u32);
+        run(&steps, &mut registers);
+        assert_eq!(registers[16..21], [17, 16, 20, 18, 19]);
+        assert_eq!(steps.len(), 7);
+
+        let blocked = schedule(transfers.to_vec(), RegSet::EMPTY, &mut Vec::new());
+        assert_eq!(blocked, Err(xmm(1)));
+    }
+
+    #[test]
+    fn nothing_is_done_for_values_in_place() {
+        let stay = Transfer {
+            from: gpr(0),
+            to: gpr(0),
+            width: Width::B8,
+            extend: Extend::None,
+        };
+        let mut steps = Vec::new();
+        schedule(vec![stay], RegSet::EMPTY, &mut steps).expect("no cycle");
+        assert_eq!(steps, []);
+    }
+}

@@ -1,0 +1,48 @@
+//! What this host offers, and what the crate falls back to where it does not.
+
+use std::fmt;
+
+use crate::jit::{Jit, Unwinder};
+use crate::runtime;
+
+/// What the crate found on this host. Each field is a sentence for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Environment {
+    /// How code memory is mapped, or why it cannot be.
+    pub code_memory: String,
+    /// How goroutine stacks are guarded, or why they cannot be made.
+    pub stack_guards: String,
+    /// How an idle thread and one that has work for it see each other.
+    pub fences: String,
+    /// Whose unwinder carries panics.
+    pub unwinder: String,
+}
+
+/// Finds out. Makes the shared code memory and one stack if they were not made before.
+pub fn environment() -> Environment {
+    Environment {
+        code_memory: match Jit::new() {
+            Ok(jit) => jit.memory_report().into(),
+            Err(error) => format!("none: {error}"),
+        },
+        stack_guards: match runtime::probe_guards() {
+            Ok(how) => how.into(),
+            Err(error) => format!("none: {error}"),
+        },
+        fences: runtime::probe_fences().into(),
+        unwinder: match Unwinder::of_this_process() {
+            Unwinder::Libgcc => "libgcc".into(),
+            Unwinder::Llvm => "LLVM libunwind".into(),
+        },
+    }
+}
+
+impl fmt::Display for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "code memory:  {}", self.code_memory)?;
+        writeln!(f, "stack guards: {}", self.stack_guards)?;
+        writeln!(f, "fences:       {}", self.fences)?;
+        writeln!(f, "unwinder:     {}", self.unwinder)
+    }
+}

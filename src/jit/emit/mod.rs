@@ -1,0 +1,3 @@
+//! Turns plans into machine code, one file per architecture.
+
+pub(crate) mod x86_64;

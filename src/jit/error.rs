@@ -1,0 +1,139 @@
+//! What can go wrong when code memory is made or a stub is emitted.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::abi::{AssignError, PlanError};
+
+/// Why code memory could not be made or a stub could not be emitted.
+///
+/// After any of these nothing is published: no look-up finds a part of the stub that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum JitError {
+    /// A system call failed.
+    System {
+        /// The call, as its manual page is named: `memfd_create(2)`.
+        call: &'static str,
+        /// The value of `errno` after it.
+        errno: i32,
+        /// What the call was for, and what to do.
+        purpose: &'static str,
+    },
+    /// The reservation has no room left for a stub of this frame class.
+    OutOfCodeSpace {
+        /// Bytes that were asked for.
+        needed_bytes: usize,
+        /// The sub-arena that is full.
+        class: &'static str,
+        /// Bytes of that sub-arena.
+        class_bytes: usize,
+    },
+    /// One piece of code is longer than what one `install` may emit.
+    CodeTooLarge {
+        /// Bytes that were emitted.
+        bytes: usize,
+        /// The limit of this arena.
+        limit_bytes: usize,
+    },
+    /// The process has as many arenas and foreign regions as the registry can hold.
+    TooManyRegions {
+        /// How many that is.
+        limit: usize,
+    },
+    /// The code that was emitted does not follow the law of the frame class it was declared with.
+    FrameLaw {
+        /// Name of the code.
+        name: String,
+        /// The class and the rule.
+        rule: &'static str,
+    },
+    /// dynasm could not resolve the code: an unknown label, or a target out of reach.
+    Assemble {
+        /// Name of the code.
+        name: String,
+        /// dynasm's words.
+        reason: String,
+    },
+    /// This process is a forked child: its code memory is shared with the parent, so that
+    /// emitting here would change the parent's code. Existing stubs may run.
+    ForkedChild,
+    /// A range of foreign code cannot be registered.
+    ForeignRange {
+        /// The range that was given.
+        range: Range<usize>,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
+    /// The signature cannot be carried by the convention.
+    Assign(AssignError),
+    /// No sequence of moves leads from the one side of the stub to the other.
+    Plan(PlanError),
+    /// A stub kind has a rule of its own about signatures.
+    Signature {
+        /// The stub's kind.
+        stub: &'static str,
+        /// The rule.
+        rule: &'static str,
+    },
+}
+
+impl JitError {
+    /// The error of the system call that failed last on this thread.
+    pub(crate) fn last_os(call: &'static str, purpose: &'static str) -> Self {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        Self::System { call, errno, purpose }
+    }
+}
+
+impl fmt::Display for JitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::System { call, errno, purpose } => {
+                let text = std::io::Error::from_raw_os_error(*errno);
+                write!(f, "{call} failed: {text}; {purpose}")
+            }
+            Self::OutOfCodeSpace { needed_bytes, class, class_bytes } => write!(
+                f,
+                "out of code space: {needed_bytes} bytes do not fit in what is left of the \
+                 {class_bytes} bytes for {class} frames; build the Jit with a larger \
+                 JitBuilder::reserve_bytes"
+            ),
+            Self::CodeTooLarge { bytes, limit_bytes } => write!(
+                f,
+                "one piece of code is {bytes} bytes long and the limit of this arena is \
+                 {limit_bytes}; split it, or build the Jit with a larger reservation"
+            ),
+            Self::TooManyRegions { limit } => write!(
+                f,
+                "the registry holds {limit} arenas and foreign regions at most; share one Jit"
+            ),
+            Self::FrameLaw { name, rule } => write!(f, "code {name:?} breaks the frame law: {rule}"),
+            Self::Assemble { name, reason } => write!(f, "code {name:?} does not assemble: {reason}"),
+            Self::ForkedChild => f.write_str(
+                "a forked child shares its code memory with its parent and cannot emit; \
+                 existing stubs may run, and an exec'ed program may emit",
+            ),
+            Self::ForeignRange { range, rule } => {
+                write!(f, "foreign code {:#x}..{:#x} cannot be registered: {rule}", range.start, range.end)
+            }
+            Self::Assign(e) => e.fmt(f),
+            Self::Plan(e) => e.fmt(f),
+            Self::Signature { stub, rule } => write!(f, "{stub} stub: {rule}"),
+        }
+    }
+}
+
+impl std::error::Error for JitError {}
+
+impl From<AssignError> for JitError {
+    fn from(e: AssignError) -> Self {
+        Self::Assign(e)
+    }
+}
+
+impl From<PlanError> for JitError {
+    fn from(e: PlanError) -> Self {
+        Self::Plan(e)
+    }
+}

@@ -1,0 +1,229 @@
+#![allow(unsafe_code, reason = "the one place that turns code addresses into function pointers")]
+//! Code memory, the registry of every stub, and what emits them.
+//!
+//! The way of a stub: a [`Signature`](crate::abi::Signature) gives two assignments, those give a
+//! plan, the emitter turns the plan into bytes at their final address, the arena copies them
+//! through the writable view, and the registry publishes them. Only then does the address leave.
+
+mod arena;
+mod eh_frame;
+pub(crate) mod emit;
+pub mod scalar;
+mod error;
+mod mem;
+mod registry;
+pub(crate) mod stubs;
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+pub use arena::Ops;
+pub use error::JitError;
+pub use mem::{MemoryMode, Placement};
+pub use registry::{
+    ForeignCode, ForeignRegion, FrameClass, GRANULE_BYTES, StubInfo, StubKind, look_up,
+};
+
+pub(crate) use arena::{Arena, STUB_BYTES, StubSpec};
+pub(crate) use eh_frame::Unwinder;
+pub(crate) use eh_frame::entry_frame;
+pub(crate) use registry::StubId;
+
+/// Default size of the reservation.
+const DEFAULT_RESERVE_BYTES: usize = 1 << 30;
+
+/// How a [`Jit`] is made.
+#[derive(Debug, Clone, Copy)]
+pub struct JitBuilder {
+    reserve_bytes: usize,
+    memory: MemoryMode,
+    placement: Placement,
+}
+
+impl JitBuilder {
+    /// Bytes of address space for code; rounded up to 4 MiB. The default is 1 GiB.
+    ///
+    /// The space is divided by frame class: a bit more than half of it is for
+    /// [`FrameClass::Standard`], a quarter for [`FrameClass::Saved`].
+    #[must_use]
+    pub fn reserve_bytes(mut self, bytes: usize) -> Self {
+        self.reserve_bytes = bytes;
+        self
+    }
+
+    /// How code memory is mapped.
+    #[must_use]
+    pub fn memory(mut self, mode: MemoryMode) -> Self {
+        self.memory = mode;
+        self
+    }
+
+    /// Where the reservation goes.
+    #[must_use]
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
+        self
+    }
+
+    /// Makes an arena of its own. Arenas are never freed, and a process can have about 60.
+    ///
+    /// # Errors
+    /// A mapping was refused ([`JitError::System`]), or there are too many arenas.
+    pub fn build(self) -> Result<Jit, JitError> {
+        Ok(Jit { arena: Arena::new(self.reserve_bytes, self.memory, self.placement)? })
+    }
+}
+
+/// A handle to code memory. Copies are handles to the same memory.
+#[derive(Clone, Copy)]
+pub struct Jit {
+    arena: &'static Arena,
+}
+
+impl Jit {
+    /// The process's shared arena, made by the first call.
+    ///
+    /// # Errors
+    /// A mapping was refused ([`JitError::System`]). A later call tries again.
+    pub fn new() -> Result<Self, JitError> {
+        static SHARED: OnceLock<Jit> = OnceLock::new();
+        static MAKING: Mutex<()> = Mutex::new(());
+        if let Some(jit) = SHARED.get() {
+            return Ok(*jit);
+        }
+        let _one_at_a_time = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(jit) = SHARED.get() {
+            return Ok(*jit);
+        }
+        let jit = Self::builder().build()?;
+        Ok(*SHARED.get_or_init(|| jit))
+    }
+
+    /// Settings for an arena of its own.
+    pub fn builder() -> JitBuilder {
+        JitBuilder {
+            reserve_bytes: DEFAULT_RESERVE_BYTES,
+            memory: MemoryMode::Auto,
+            placement: Placement::Near,
+        }
+    }
+
+    /// Emits code with dynasm, at its final address, and publishes it under a name.
+    ///
+    /// `body` may emit other stubs and install other code. Targets are reached with
+    /// `call extern address`; the address of any stub of the same arena is in reach.
+    ///
+    /// ```
+    /// use dynasmrt::{DynasmApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    ///
+    /// let jit = Jit::new()?;
+    /// // SAFETY: a System V leaf that changes rax only.
+    /// let answer = unsafe {
+    ///     jit.install("answer", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; mov eax, 42; ret))?
+    /// };
+    /// assert_eq!(footbridge::jit::look_up(answer.address()).map(|stub| stub.name()), Some("answer"));
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The code does not assemble, breaks the prologue rule of its frame class, is longer than
+    /// 1 MiB, or there is no room; nothing is published then.
+    ///
+    /// # Safety
+    /// 1. All frames of the code keep the law of `class` (see [`FrameClass`]) whenever it calls.
+    /// 2. `class` is not `Entry` or `Root`.
+    /// 3. Whoever calls the code does so in the convention that it was written for.
+    pub unsafe fn install(
+        &self,
+        name: &str,
+        class: FrameClass,
+        body: impl FnOnce(&mut Ops),
+    ) -> Result<Code, JitError> {
+        if matches!(class, FrameClass::Entry | FrameClass::Root) {
+            let rule = "entry and root frames are made by the crate's own stubs only";
+            return Err(JitError::FrameLaw { name: name.into(), rule });
+        }
+        let spec =
+            StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 };
+        let bound = self.arena.max_code_bytes();
+        let prologue_bytes = if class == FrameClass::Leaf { 0 } else { 4 };
+        let id = self.arena.emit(&spec, bound, |ops| {
+            body(ops);
+            prologue_bytes
+        })?;
+        Ok(Code { jit: *self, id })
+    }
+
+    /// How the code memory of this handle is mapped, in one sentence.
+    pub fn memory_report(&self) -> &str {
+        self.arena.memory().report()
+    }
+
+    /// Whether code in this arena reaches the program's text with `call rel32`.
+    pub fn is_near_text(&self) -> bool {
+        self.arena.memory().is_near()
+    }
+
+    pub(crate) fn arena(&self) -> &'static Arena {
+        self.arena
+    }
+}
+
+impl std::fmt::Debug for Jit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Jit({})", self.memory_report())
+    }
+}
+
+/// Code that was installed. Dropping the handle retires the code: it stays where it is, and stays
+/// recognisable, since frames may still return to it.
+pub struct Code {
+    jit: Jit,
+    id: StubId,
+}
+
+impl Code {
+    /// Address of the first instruction.
+    pub fn address(&self) -> usize {
+        self.id.start()
+    }
+
+    /// Bytes of code.
+    pub fn len(&self) -> usize {
+        self.id.len()
+    }
+
+    /// Never: code that is installed has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.id.len() == 0
+    }
+
+    /// The code memory that this code is in.
+    pub fn jit(&self) -> Jit {
+        self.jit
+    }
+}
+
+impl std::fmt::Debug for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = look_up(self.address()).map_or("?", |stub| stub.name());
+        write!(f, "Code({name:?} at {:#x}, {} bytes)", self.address(), self.len())
+    }
+}
+
+impl Drop for Code {
+    fn drop(&mut self) {
+        self.id.retire();
+    }
+}
+
+/// Turns the address of a stub into a function pointer. Nothing else in the crate does.
+///
+/// # Safety
+/// 1. `F` is a function pointer type.
+/// 2. The address is that of a stub whose entry side has exactly F's convention and types.
+pub(crate) unsafe fn as_fn<F: Copy>(address: usize) -> F {
+    const { assert!(size_of::<F>() == size_of::<usize>()) };
+    // SAFETY: same size by the assertion; the rest is the caller's promise.
+    unsafe { std::mem::transmute_copy(&address) }
+}

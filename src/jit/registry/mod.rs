@@ -1,0 +1,478 @@
+#![allow(unsafe_code, reason = "tables in raw memory that signal handlers read")]
+//! Which code is at an address: the table of every stub, readable in a signal handler.
+//!
+//! A *region* is a range of addresses with two tables beside it: one word per 64-byte granule, and
+//! one descriptor per piece of code. An arena is a region whose memory the crate owns; a
+//! [`ForeignRegion`] is one whose memory belongs to somebody else. Regions are never removed, so
+//! a look-up is one comparison per region, one load, and (for names) one descriptor.
+//!
+//! Nothing in the look-up path may take a lock, allocate, panic or touch a thread-local.
+
+mod primitive;
+pub(crate) mod protocol;
+
+use std::fmt;
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use primitive::{AtomicU64, Slot};
+
+use super::eh_frame;
+use super::error::JitError;
+use crate::abi::Signature;
+
+/// Code is registered in units of this many bytes.
+pub const GRANULE_BYTES: usize = 64;
+/// How many regions a process can have.
+const REGION_LIMIT: usize = 64;
+
+/// The law that a frame of some code keeps, so that one unwind rule serves a whole sub-arena.
+///
+/// Offsets are from rbp, addresses grow upwards. `CFA` is the caller's rsp before the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum FrameClass {
+    /// `push rbp; mov rbp, rsp` first; callee-saved registers are not changed.
+    /// Rule: CFA = rbp+16, return address at CFA-8, rbp at CFA-16.
+    Standard = 0,
+    /// As `Standard`, and rbx, r12, r13, r14, r15 are kept at rbp-8, -16, -24, -32, -40.
+    Saved = 1,
+    /// As `Saved`, where native code enters JIT code: the previous anchor is kept at rbp-56 (fp)
+    /// and rbp-48 (pc), the address of the anchor at rbp-64, and a panic that passes puts it back.
+    Entry = 2,
+    /// The root of a stack: nothing is above it.
+    Root = 3,
+    /// No frame: rsp points to the return address throughout. Such code makes no call.
+    Leaf = 4,
+}
+
+impl FrameClass {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Standard, Self::Saved, Self::Entry, Self::Root, Self::Leaf];
+
+    /// The class as one lower-case word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Saved => "saved",
+            Self::Entry => "entry",
+            Self::Root => "root",
+            Self::Leaf => "leaf",
+        }
+    }
+}
+
+/// What a piece of code is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum StubKind {
+    /// Code that a user emitted with `Jit::install`.
+    User = 0,
+    /// A goroutine switch: gogo, gosave, mcall.
+    Switch = 1,
+    /// Runs a function on the system stack.
+    Systemstack = 2,
+    /// First frame of a goroutine.
+    GoroutineEntry = 3,
+    /// JIT code calls a Rust function.
+    GoroutineFn = 4,
+    /// Rust calls JIT code.
+    Enter = 5,
+    /// JIT code starts a goroutine.
+    Spawn = 6,
+    /// Code in memory that somebody else owns.
+    Foreign = 7,
+}
+
+const KINDS: [StubKind; 8] = [
+    StubKind::User,
+    StubKind::Switch,
+    StubKind::Systemstack,
+    StubKind::GoroutineEntry,
+    StubKind::GoroutineFn,
+    StubKind::Enter,
+    StubKind::Spawn,
+    StubKind::Foreign,
+];
+
+impl StubKind {
+    /// The kind in words, as tracebacks print it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::User => "user code",
+            Self::Switch => "switch",
+            Self::Systemstack => "systemstack",
+            Self::GoroutineEntry => "goroutine entry",
+            Self::GoroutineFn => "goroutine function",
+            Self::Enter => "enter",
+            Self::Spawn => "spawn",
+            Self::Foreign => "foreign code",
+        }
+    }
+}
+
+// Flag word, 18 bits: kind in 0..4, frame class in 4..7, then single bits; RETIRED is bit 17.
+const CLASS_SHIFT: u32 = 4;
+
+/// The flags of a piece of code.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Flags(u64);
+
+impl Flags {
+    pub(crate) const fn new(kind: StubKind, class: FrameClass) -> Self {
+        Self(kind as u64 | (class as u64) << CLASS_SHIFT)
+    }
+
+    fn kind(self) -> StubKind {
+        KINDS[(self.0 & 7) as usize]
+    }
+
+    fn class(self) -> FrameClass {
+        FrameClass::ALL[((self.0 >> CLASS_SHIFT & 7) as usize).min(4)]
+    }
+}
+
+/// What the registry keeps of a piece of code besides its words. Immutable once published.
+#[derive(Clone, Copy)]
+struct Descriptor {
+    len: usize,
+    prologue_bytes: u32,
+    name: &'static str,
+    signature: Option<&'static Signature>,
+    user_data: u64,
+}
+
+/// One range of code addresses and its tables.
+pub(crate) struct Region {
+    base: usize,
+    size: usize,
+    words: &'static [AtomicU64],
+    slots: &'static [Slot<Descriptor>],
+    /// Number of the next descriptor; the lock makes publish and retire one at a time.
+    next_slot: Mutex<u32>,
+}
+
+/// What look-ups walk: the regions by base and size, filled from the front.
+struct RegionEntry {
+    base: AtomicUsize,
+    size: AtomicUsize,
+    region: AtomicPtr<Region>,
+}
+
+static REGIONS: [RegionEntry; REGION_LIMIT] = [const {
+    RegionEntry {
+        base: AtomicUsize::new(0),
+        size: AtomicUsize::new(0),
+        region: AtomicPtr::new(ptr::null_mut()),
+    }
+}; REGION_LIMIT];
+static REGION_COUNT: AtomicUsize = AtomicUsize::new(0);
+static REGION_LOCK: Mutex<()> = Mutex::new(());
+
+/// A piece of code to publish.
+pub(crate) struct Publication {
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+    pub(crate) prologue_bytes: u32,
+    pub(crate) flags: Flags,
+    pub(crate) name: &'static str,
+    pub(crate) signature: Option<&'static Signature>,
+    pub(crate) user_data: u64,
+}
+
+impl Region {
+    /// Makes the tables for `size` bytes at `base` and adds them to what look-ups walk.
+    pub(crate) fn add(base: usize, size: usize) -> Result<&'static Self, JitError> {
+        let _one_at_a_time = REGION_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = REGION_COUNT.load(Ordering::Relaxed);
+        if count == REGION_LIMIT {
+            return Err(JitError::TooManyRegions { limit: REGION_LIMIT });
+        }
+        let granules = size.div_ceil(GRANULE_BYTES);
+        let region: &'static Self = Box::leak(Box::new(Self {
+            base,
+            size,
+            words: zeroed_table(granules)?,
+            slots: zeroed_table(granules)?,
+            next_slot: Mutex::new(0),
+        }));
+        let entry = &REGIONS[count];
+        entry.base.store(base, Ordering::Relaxed);
+        entry.size.store(size, Ordering::Relaxed);
+        entry.region.store(ptr::from_ref(region).cast_mut(), Ordering::Relaxed);
+        REGION_COUNT.store(count + 1, Ordering::Release);
+        Ok(region)
+    }
+
+    fn granules(&self, start: usize, len: usize) -> (usize, usize) {
+        let first = (start - self.base) / GRANULE_BYTES;
+        (first, len.div_ceil(GRANULE_BYTES))
+    }
+
+    /// Publishes code whose bytes are in place. The range is this region's and unpublished.
+    pub(crate) fn publish(&'static self, new: &Publication) -> StubId {
+        debug_assert!(new.start.is_multiple_of(GRANULE_BYTES) && new.len > 0);
+        debug_assert!(new.start >= self.base && new.start + new.len <= self.base + self.size);
+        let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = *next;
+        *next += 1;
+        let Publication { start, len, prologue_bytes, flags, name, signature, user_data } = *new;
+        let descriptor = Descriptor { len, prologue_bytes, name, signature, user_data };
+        let range = self.granules(start, len);
+        // SAFETY: 1. the lock is held. 2. The caller owns the range, which is unpublished, and
+        // the slot is new; there are as many slots as granules, and code takes at least one.
+        unsafe {
+            let orders = protocol::ORDERS;
+            protocol::publish(self.words, self.slots, slot, descriptor, range, flags.0, orders);
+        }
+        StubId { region: self, start, len }
+    }
+
+    fn look_up(&'static self, pc: usize) -> Option<StubInfo> {
+        let granule = (pc - self.base) / GRANULE_BYTES;
+        let (word, head) = protocol::look_up(self.words, granule, protocol::ORDERS)?;
+        Some(StubInfo { region: self, word, start: self.base + head * GRANULE_BYTES, pc })
+    }
+}
+
+/// A table of zeroes that costs memory only where it is touched, and is never unmapped.
+fn zeroed_table<T>(len: usize) -> Result<&'static [T], JitError> {
+    let bytes = len * size_of::<T>();
+    // SAFETY: a fresh anonymous mapping.
+    let at = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return Err(JitError::last_os("mmap(2)", "it holds the registry; check RLIMIT_AS"));
+    }
+    // SAFETY: `bytes` of zeroes, page-aligned, never unmapped. Both element types (an atomic
+    // word, a cell of possibly uninitialised data) are valid when zero.
+    Ok(unsafe { std::slice::from_raw_parts(at.cast(), len) })
+}
+
+/// A piece of published code, for whoever will retire it.
+#[derive(Clone, Copy)]
+pub(crate) struct StubId {
+    region: &'static Region,
+    start: usize,
+    len: usize,
+}
+
+impl StubId {
+    /// Marks the code as retired. Its range stays recognisable for ever.
+    pub(crate) fn retire(self) {
+        let _lock = self.region.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let range = self.region.granules(self.start, self.len);
+        protocol::retire(self.region.words, range, protocol::ORDERS);
+    }
+
+    pub(crate) fn start(self) -> usize {
+        self.start
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.len
+    }
+}
+
+/// What the registry knows of a program counter. Every accessor may be called in a signal handler.
+#[derive(Clone, Copy)]
+pub struct StubInfo {
+    region: &'static Region,
+    word: u64,
+    start: usize,
+    pc: usize,
+}
+
+impl StubInfo {
+    fn flags(&self) -> Flags {
+        Flags(self.word & ((1 << protocol::FLAG_BITS) - 1))
+    }
+
+    fn descriptor(&self) -> Descriptor {
+        protocol::descriptor(self.region.slots, self.word)
+    }
+
+    /// Address of the first byte.
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Bytes of code.
+    pub fn len(&self) -> usize {
+        self.descriptor().len
+    }
+
+    /// Never: published code has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes from the start after which the frame is complete; 0 where there is none.
+    pub(crate) fn prologue_bytes(&self) -> usize {
+        self.descriptor().prologue_bytes as usize
+    }
+
+    /// The address that was looked up, as bytes from the start.
+    pub fn offset_bytes(&self) -> usize {
+        self.pc - self.start
+    }
+
+    /// The name that the code was installed with.
+    pub fn name(&self) -> &'static str {
+        self.descriptor().name
+    }
+
+    /// The signature that the stub carries, if it was made for one.
+    pub fn signature(&self) -> Option<&'static Signature> {
+        self.descriptor().signature
+    }
+
+    /// The word that the owner of the code left with it.
+    pub fn user_data(&self) -> u64 {
+        self.descriptor().user_data
+    }
+
+    /// What the code is for.
+    pub fn kind(&self) -> StubKind {
+        self.flags().kind()
+    }
+
+    /// The law that its frames keep.
+    pub fn frame_class(&self) -> FrameClass {
+        self.flags().class()
+    }
+
+    /// Whether its handle was dropped. The code itself stays.
+    pub fn is_retired(&self) -> bool {
+        self.word & protocol::RETIRED != 0
+    }
+}
+
+impl fmt::Debug for StubInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} ({}, {} frame)", self.kind().name(), self.frame_class().name())
+    }
+}
+
+impl fmt::Display for StubInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "jit {}+{:#x}", self.name(), self.offset_bytes())
+    }
+}
+
+/// What code is at `pc`, if it was registered.
+///
+/// Callable in a signal handler, from any thread, while others publish and retire. The cost does
+/// not depend on the number of stubs.
+pub fn look_up(pc: usize) -> Option<StubInfo> {
+    let count = REGION_COUNT.load(Ordering::Acquire);
+    for entry in &REGIONS[..count.min(REGION_LIMIT)] {
+        let base = entry.base.load(Ordering::Relaxed);
+        if pc.wrapping_sub(base) < entry.size.load(Ordering::Relaxed) {
+            let region = entry.region.load(Ordering::Relaxed);
+            // SAFETY: the entry was filled before the count was published, and regions are leaked.
+            return unsafe { &*region }.look_up(pc);
+        }
+    }
+    None
+}
+
+/// Code memory that somebody else owns, known to walks and handlers.
+///
+/// The region lives for ever: its addresses must not come to mean other code.
+pub struct ForeignRegion {
+    region: &'static Region,
+    class: FrameClass,
+    published: Mutex<Vec<Range<usize>>>,
+}
+
+impl ForeignRegion {
+    /// Registers the range, and one unwind rule for all of it.
+    ///
+    /// # Errors
+    /// The range is empty, not aligned to 64 bytes, overlaps a region that is known, the class is
+    /// one that only this crate's stubs have, or there is no memory for the tables.
+    ///
+    /// # Safety
+    /// 1. The range stays reserved for code of the caller for the rest of the process.
+    /// 2. All code in it keeps the law of `class`.
+    pub unsafe fn new(range: Range<usize>, class: FrameClass) -> Result<Self, JitError> {
+        let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
+        if range.is_empty() || range.end > isize::MAX as usize {
+            return Err(refuse("the range must not be empty, and lie in user space"));
+        }
+        if !range.start.is_multiple_of(GRANULE_BYTES) || !range.end.is_multiple_of(GRANULE_BYTES) {
+            return Err(refuse("both ends must be multiples of 64 bytes"));
+        }
+        if matches!(class, FrameClass::Entry | FrameClass::Root) {
+            return Err(refuse("entry and root frames are made by the crate's own stubs only"));
+        }
+        let count = REGION_COUNT.load(Ordering::Acquire);
+        for entry in &REGIONS[..count] {
+            let base = entry.base.load(Ordering::Relaxed);
+            if base < range.end && range.start < base + entry.size.load(Ordering::Relaxed) {
+                return Err(refuse("it overlaps a region that is registered already"));
+            }
+        }
+        let region = Region::add(range.start, range.len())?;
+        eh_frame::register(&[(range.clone(), class)]);
+        Ok(Self { region, class, published: Mutex::new(Vec::new()) })
+    }
+
+    /// Publishes one function (or any other piece) of the region.
+    ///
+    /// # Errors
+    /// The range leaves the region, is empty, does not start at a multiple of 64 bytes, or shares
+    /// a granule of 64 bytes with one that was published before.
+    ///
+    /// # Safety
+    /// The bytes of the code are in place and do not change any more.
+    pub unsafe fn publish(&self, name: &str, range: Range<usize>) -> Result<ForeignCode, JitError> {
+        let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
+        if range.is_empty() || !range.start.is_multiple_of(GRANULE_BYTES) {
+            return Err(refuse("it must start at a multiple of 64 bytes and not be empty"));
+        }
+        let end = self.region.base + self.region.size;
+        if range.start < self.region.base || range.end > end {
+            return Err(refuse("it leaves the region it is published in"));
+        }
+        let taken = range.start..range.end.next_multiple_of(GRANULE_BYTES);
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        if published.iter().any(|p| p.start < taken.end && taken.start < p.end) {
+            return Err(refuse("it shares a granule of 64 bytes with code published before"));
+        }
+        published.push(taken);
+        let id = self.region.publish(&Publication {
+            start: range.start,
+            len: range.len(),
+            prologue_bytes: 0,
+            flags: Flags::new(StubKind::Foreign, self.class),
+            name: String::from(name).leak(),
+            signature: None,
+            user_data: 0,
+        });
+        Ok(ForeignCode { id })
+    }
+}
+
+/// One published piece of foreign code. Dropping it retires the code.
+pub struct ForeignCode {
+    id: StubId,
+}
+
+impl Drop for ForeignCode {
+    fn drop(&mut self) {
+        self.id.retire();
+    }
+}

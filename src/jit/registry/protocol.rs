@@ -1,0 +1,116 @@
+#![allow(unsafe_code, reason = "reads and writes descriptors that the words guard")]
+//! Publish, retire and look up, on memory that somebody else owns.
+//!
+//! One word stands for each granule of code. Zero means that no code is there. Otherwise it holds
+//! the number of the descriptor, the way back to the first granule of the same code, and flags.
+//!
+//! The story of a stub, in time order:
+//!
+//! 1. the writer (one at a time: the registry's lock) writes the descriptor;
+//! 2. it stores the granule words from the last to the first with Release;
+//! 3. only then does anybody learn the address, so that whoever runs the code or meets its
+//!    address on a stack finds the words;
+//! 4. a look-up loads one word with Acquire. It sees zero or a whole word, and through a whole
+//!    word the whole descriptor, which does not change while the word stands;
+//! 5. to retire is to store the words again with the RETIRED flag. The descriptor stays.
+//!
+//! A look-up takes no lock, so it may run in a signal handler that interrupted the writer midway.
+//!
+//! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
+
+use super::primitive::{AtomicU64, Ordering, Slot};
+
+/// Low bits of a word: flags.
+pub(crate) const FLAG_BITS: u32 = 18;
+/// Next bits: granules back to the first one of the code, saturated.
+pub(crate) const BACK_BITS: u32 = 14;
+/// The largest way back; it means "go there and look again".
+pub(crate) const BACK_MAX: u64 = (1 << BACK_BITS) - 1;
+/// Flag: no new entry is made into this code; it is kept because frames may still return to it.
+pub(crate) const RETIRED: u64 = 1 << 17;
+
+/// The memory orders of the protocol, in one place so that the model can weaken them.
+#[derive(Clone, Copy)]
+pub(crate) struct Orders {
+    /// Stores of words by publish and retire.
+    pub(crate) store: Ordering,
+    /// The load of a look-up.
+    pub(crate) load: Ordering,
+}
+
+/// The orders that are right.
+pub(crate) const ORDERS: Orders = Orders { store: Ordering::Release, load: Ordering::Acquire };
+
+/// Makes a word.
+pub(crate) fn word(slot: u32, back: u64, flags: u64) -> u64 {
+    debug_assert!(flags < 1 << FLAG_BITS);
+    (u64::from(slot) + 1) << 32 | back.min(BACK_MAX) << FLAG_BITS | flags
+}
+
+/// The descriptor number of a word that is not zero.
+pub(crate) fn slot_of(word: u64) -> usize {
+    ((word >> 32) - 1) as usize
+}
+
+/// The way back of a word.
+pub(crate) fn back_of(word: u64) -> usize {
+    (word >> FLAG_BITS & BACK_MAX) as usize
+}
+
+/// Publishes code that covers `count` granules from `first` on.
+///
+/// # Safety
+///
+/// 1. The caller holds the registry's lock.
+/// 2. The granules are zero and descriptor `slot` was never published.
+pub(crate) unsafe fn publish<D: Copy>(
+    words: &[AtomicU64],
+    slots: &[Slot<D>],
+    slot: u32,
+    descriptor: D,
+    (first, count): (usize, usize),
+    flags: u64,
+    orders: Orders,
+) {
+    // SAFETY: by 1 and 2 no other writer and no reader of this slot exists.
+    unsafe { slots[slot as usize].write(descriptor) };
+    for back in (0..count).rev() {
+        words[first + back].store(word(slot, back as u64, flags), orders.store);
+    }
+}
+
+/// Marks the code that starts at granule `first` as retired. The caller holds the lock.
+pub(crate) fn retire(words: &[AtomicU64], (first, count): (usize, usize), orders: Orders) {
+    for at in (first..first + count).rev() {
+        let old = words[at].load(Ordering::Relaxed);
+        words[at].store(old | RETIRED, orders.store);
+    }
+}
+
+/// The word of a granule and the first granule of its code; `None` where no code is.
+pub(crate) fn look_up(words: &[AtomicU64], granule: usize, orders: Orders) -> Option<(u64, usize)> {
+    let found = words[granule].load(orders.load);
+    if found == 0 {
+        return None;
+    }
+    let mut head = granule;
+    let mut back = back_of(found);
+    head -= back;
+    while back as u64 == BACK_MAX {
+        // The words in front were stored later than this one but before the address escaped.
+        let earlier = words[head].load(orders.load);
+        if earlier == 0 {
+            return None;
+        }
+        back = back_of(earlier);
+        head -= back;
+    }
+    Some((found, head))
+}
+
+/// Copies the descriptor of a word that a look-up returned.
+pub(crate) fn descriptor<D: Copy>(slots: &[Slot<D>], word: u64) -> D {
+    // SAFETY: the word was loaded with Acquire after its Release store, which follows the write
+    // of the descriptor; nobody writes to the slot again.
+    unsafe { slots[slot_of(word)].read() }
+}

@@ -1,0 +1,144 @@
+//! JIT code calls a Rust function on the same goroutine and the same stack.
+//!
+//! ```text
+//!     |  frame of JIT code        |      addresses grow upwards
+//!     |  stack arguments          |  rbp+16
+//!     |  return address           |  rbp+8
+//!     |  rbp of JIT code          |  <- rbp = anchor.fp
+//!     |  (alignment)              |
+//!     |  arguments of the target  |  <- rsp at the call, 16-aligned
+//! ```
+//!
+//! Before the call the stub stores where it is in the goroutine's anchor, so that a walk can skip
+//! the native frames. It does not put the anchor back: while JIT code runs nobody reads it, and the
+//! next stub that leaves JIT code overwrites it. Frame class Standard: a panic of the Rust function
+//! passes through.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+
+use super::{ANCHOR_PC, GO_INTERNAL_SCRATCH, SYSTEM_V_SCRATCH, StubEnv};
+use crate::abi::{
+    Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Type,
+};
+use crate::jit::emit::x86_64::{Areas, Base, Emitter, plan_bytes};
+use crate::jit::{Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec};
+
+/// A stub that calls `target(arguments..., context)`.
+pub(crate) fn emit(
+    arena: &'static Arena,
+    env: &StubEnv,
+    name: &str,
+    convention: Convention,
+    signature: &'static Signature,
+    target: usize,
+    context: u64,
+) -> Result<StubId, JitError> {
+    let entry = convention.assign(signature)?;
+    let callee = Convention::SystemV.assign(&signature.with_param(Type::Ptr))?;
+    let bridge = NativeCall::plan(convention, &entry, &callee, Some(signature.params().len()))?;
+    let spec = StubSpec {
+        name,
+        kind: StubKind::GoroutineFn,
+        class: FrameClass::Standard,
+        signature: Some(signature),
+        user_data: context,
+    };
+    arena.emit(&spec, STUB_BYTES + plan_bytes(&bridge.plan), |ops| {
+        let mut e = Emitter::new(ops, arena);
+        let prologue_bytes = bridge.open(&mut e, env);
+        e.steps(&bridge.plan.args, &bridge.areas, context);
+        e.call(target);
+        e.steps(&bridge.plan.results, &bridge.areas, context);
+        bridge.close(e, env);
+        prologue_bytes
+    })
+}
+
+/// What all stubs share that leave JIT code for a native function on the goroutine's stack.
+pub(super) struct NativeCall {
+    convention: Convention,
+    pub(super) plan: Plan,
+    pub(super) areas: Areas,
+    /// Two registers that hold nothing when the stub is entered.
+    free: [Gpr; 2],
+}
+
+impl NativeCall {
+    pub(super) fn plan(
+        convention: Convention,
+        entry: &Assignment,
+        callee: &Assignment,
+        bound_param: Option<usize>,
+    ) -> Result<Self, JitError> {
+        let (scratch, free): (RegSet, _) = match convention {
+            Convention::GoAbiInternal => (GO_INTERNAL_SCRATCH, [Gpr::R12, Gpr::R13]),
+            Convention::SystemV => (SYSTEM_V_SCRATCH, [Gpr::R10, Gpr::R11]),
+        };
+        let plan = Plan::new(&PlanRequest {
+            entry,
+            target: callee,
+            bound_param,
+            arg_scratch: scratch,
+            result_scratch: scratch,
+        })?;
+        let (caller, own) = (Base(Gpr::RBP, 16), Base(Gpr::RSP, 0));
+        let areas = Areas { entry: caller, target: own, entry_result: caller, target_result: own };
+        Ok(Self { convention, plan, areas, free })
+    }
+
+    /// Frame, anchor, outgoing area. Returns the length of the prologue.
+    pub(super) fn open(&self, e: &mut Emitter<'_>, env: &StubEnv) -> usize {
+        let [a, b] = self.free.map(Gpr::index);
+        let anchor = env.g_anchor_off;
+        let prologue_bytes = e.prologue();
+        // The goroutine is in its pinned register, or in thread-local storage.
+        let pinned = pinned_to(self.convention, Pinned::Goroutine);
+        let g = match pinned {
+            Some(Reg::Gpr(g)) => g.index(),
+            _ => {
+                dynasm!(e.ops
+                    ; .arch x64
+                    ; fs mov Rq(a), QWORD [env.tls_g_off]
+                    ; test Rq(a), Rq(a)
+                    ; jz >no_goroutine
+                );
+                a
+            }
+        };
+        dynasm!(e.ops
+            ; .arch x64
+            ; here:
+            ; lea Rq(b), [<here]
+            ; mov [Rq(g) + anchor], rbp
+            ; mov [Rq(g) + anchor + ANCHOR_PC], Rq(b)
+        );
+        e.outgoing_area(self.plan.target_area_bytes, self.convention.spec().stack_align_bytes);
+        prologue_bytes
+    }
+
+    /// Pinned registers, return, and what is out of line.
+    pub(super) fn close(&self, mut e: Emitter<'_>, env: &StubEnv) {
+        // The goroutine's register is preserved by System V; the zero register is not.
+        restore_zero(&mut e, self.convention);
+        e.epilogue();
+        if pinned_to(self.convention, Pinned::Goroutine).is_none() {
+            dynasm!(e.ops; .arch x64; no_goroutine: ; and rsp, -16);
+            e.call(env.no_goroutine);
+            dynasm!(e.ops; .arch x64; ud2);
+        }
+        e.finish();
+    }
+}
+
+/// The register that the convention pins to something.
+pub(super) fn pinned_to(convention: Convention, what: Pinned) -> Option<Reg> {
+    let pinned = convention.spec().pinned.iter().find(|(_, value)| *value == what);
+    pinned.map(|(register, _)| *register)
+}
+
+/// Makes the zero register zero, where the convention has one.
+pub(super) fn restore_zero(e: &mut Emitter<'_>, convention: Convention) {
+    if let Some(Reg::Xmm(zero)) = pinned_to(convention, Pinned::Zero) {
+        dynasm!(e.ops; .arch x64; xorps Rx(zero.index()), Rx(zero.index()));
+    }
+}

@@ -1,0 +1,48 @@
+//! JIT code starts a goroutine: the arguments become a record of words, and a Rust function takes
+//! the record. The frame is that of a goroutine function (`goroutine_fn.rs`).
+
+use dynasmrt::{DynasmApi, dynasm};
+
+use super::StubEnv;
+use super::goroutine_fn::NativeCall;
+use crate::abi::{Assignment, Convention, Gpr, Signature};
+use crate::jit::emit::x86_64::{Emitter, plan_bytes};
+use crate::jit::{Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec};
+
+/// A stub that calls `target(context, record of arguments)`.
+pub(crate) fn emit(
+    arena: &'static Arena,
+    env: &StubEnv,
+    name: &str,
+    convention: Convention,
+    signature: &'static Signature,
+    target: usize,
+    context: u64,
+) -> Result<StubId, JitError> {
+    if !signature.results().is_empty() {
+        let rule = "nobody receives the results of a goroutine that JIT code starts: the \
+                    signature must have none";
+        return Err(JitError::Signature { stub: "spawn", rule });
+    }
+    let entry = convention.assign(signature)?;
+    let record = Assignment::words(signature);
+    let bridge = NativeCall::plan(convention, &entry, &record, None)?;
+    let spec = StubSpec {
+        name,
+        kind: StubKind::Spawn,
+        class: FrameClass::Standard,
+        signature: Some(signature),
+        user_data: context,
+    };
+    arena.emit(&spec, STUB_BYTES + plan_bytes(&bridge.plan), |ops| {
+        let mut e = Emitter::new(ops, arena);
+        let prologue_bytes = bridge.open(&mut e, env);
+        e.steps(&bridge.plan.args, &bridge.areas, 0);
+        // Every argument is in the record now, so rdi and rsi are free.
+        e.constant(Gpr::RDI, context);
+        dynasm!(e.ops; .arch x64; mov rsi, rsp);
+        e.call(target);
+        bridge.close(e, env);
+        prologue_bytes
+    })
+}

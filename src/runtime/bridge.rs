@@ -1,0 +1,311 @@
+#![allow(unsafe_code, reason = "hands Rust functions to emitted code and calls emitted code")]
+//! JIT code and Rust on one goroutine: goroutine functions, entries, and starts from JIT code.
+
+use std::any::type_name;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use super::g::G_ANCHOR_OFF;
+use super::join::go;
+use super::throw::throw;
+use super::tls;
+use crate::abi::{Convention, Signature};
+use crate::jit::scalar::{CallResult, Scalar, for_each_arity};
+use crate::jit::stubs::enter::{self, EntrySide};
+use crate::jit::stubs::{StubEnv, goroutine_fn, spawn};
+use crate::jit::{Code, Jit, JitError, StubId, as_fn};
+
+/// The numbers that stubs need of this runtime.
+fn stub_env() -> &'static StubEnv {
+    static ENV: OnceLock<StubEnv> = OnceLock::new();
+    ENV.get_or_init(|| StubEnv {
+        tls_g_off: tls::g_offset(),
+        g_anchor_off: G_ANCHOR_OFF,
+        no_goroutine: no_goroutine as *const () as usize,
+    })
+}
+
+extern "C" fn no_goroutine() -> ! {
+    throw(format_args!(
+        "JIT code was entered, or called a goroutine function, on a thread that runs no goroutine; \
+         call it from inside of runtime::run"
+    ))
+}
+
+/// A Rust closure that JIT code can call as a goroutine function: `Fn(A, B, ...) -> R` of up to
+/// twelve [`Scalar`]s. Implemented by the compiler's closures and functions, not by users.
+pub trait GoroutineClosure<Args>: Send + Sync + 'static {
+    /// The signature that JIT code calls it with.
+    fn signature() -> Signature;
+
+    /// Address of an `extern "C-unwind"` function with one more argument: the closure.
+    fn shim() -> usize;
+}
+
+macro_rules! goroutine_closure {
+    ($($ty:ident $arg:ident),*) => {
+        #[allow(clippy::too_many_arguments, reason = "as many as the closure has")]
+        impl<Func, Ret, $($ty),*> GoroutineClosure<(Ret, $($ty,)*)> for Func
+        where
+            Func: Fn($($ty),*) -> Ret + Send + Sync + 'static,
+            Ret: CallResult,
+            $($ty: Scalar,)*
+        {
+            fn signature() -> Signature {
+                Signature::new(vec![$($ty::TYPE),*], Ret::TYPES)
+            }
+
+            fn shim() -> usize {
+                unsafe extern "C-unwind" fn shim<Func, Ret, $($ty),*>(
+                    $($arg: $ty,)* closure: *const Func
+                ) -> Ret
+                where
+                    Func: Fn($($ty),*) -> Ret,
+                {
+                    // SAFETY: the stub passes the closure that it was made with, which is leaked.
+                    unsafe { (*closure)($($arg),*) }
+                }
+                shim::<Func, Ret, $($ty),*> as *const () as usize
+            }
+        }
+    };
+}
+for_each_arity!(goroutine_closure);
+
+/// A stub by which JIT code calls a Rust closure. Dropping it retires the stub; the closure and
+/// the code stay, since JIT code may still call them.
+pub struct GoroutineFn {
+    id: StubId,
+}
+
+impl GoroutineFn {
+    /// What JIT code calls.
+    pub fn address(&self) -> usize {
+        self.id.start()
+    }
+}
+
+impl Drop for GoroutineFn {
+    fn drop(&mut self) {
+        self.id.retire();
+    }
+}
+
+/// A stub by which JIT code starts a goroutine. Dropping it retires the stub.
+pub struct SpawnFn {
+    id: StubId,
+}
+
+impl SpawnFn {
+    /// What JIT code calls.
+    pub fn address(&self) -> usize {
+        self.id.start()
+    }
+}
+
+impl Drop for SpawnFn {
+    fn drop(&mut self) {
+        self.id.retire();
+    }
+}
+
+/// A function pointer type that code can be entered with: `fn(A, B, ...) -> R` of up to twelve
+/// [`Scalar`]s.
+pub trait EntryType {
+    /// The signature it stands for.
+    fn signature() -> Signature;
+}
+
+/// A stub by which Rust code on a goroutine calls JIT code as if it were an `F`. Dropping it
+/// retires the stub.
+pub struct Entry<F> {
+    id: StubId,
+    types: PhantomData<F>,
+}
+
+// SAFETY: an address of code; F says how it is called.
+unsafe impl<F> Send for Entry<F> {}
+// SAFETY: as above.
+unsafe impl<F> Sync for Entry<F> {}
+
+impl<F> Entry<F> {
+    /// Address of the stub: an `extern "C-unwind"` function of F's types.
+    pub fn address(&self) -> usize {
+        self.id.start()
+    }
+}
+
+impl<F> Drop for Entry<F> {
+    fn drop(&mut self) {
+        self.id.retire();
+    }
+}
+
+macro_rules! entry_type {
+    ($($ty:ident $arg:ident),*) => {
+        impl<Ret: CallResult, $($ty: Scalar),*> EntryType for fn($($ty),*) -> Ret {
+            fn signature() -> Signature {
+                Signature::new(vec![$($ty::TYPE),*], Ret::TYPES)
+            }
+        }
+
+        impl<Ret: CallResult, $($ty: Scalar),*> Entry<fn($($ty),*) -> Ret> {
+            /// Calls the code. It may park and panic; both work as in Rust code.
+            ///
+            /// # Safety
+            /// 1. The caller runs on a goroutine. (Elsewhere the process ends with a message.)
+            /// 2. The code keeps the promises it was entered under (`Code::enter`), and the
+            ///    arguments are what it expects.
+            #[inline]
+            #[allow(clippy::too_many_arguments, reason = "as many as the code has")]
+            pub unsafe fn call(&self, $($arg: $ty),*) -> Ret {
+                // SAFETY: the stub's entry side was made for exactly these types.
+                let stub: unsafe extern "C-unwind" fn($($ty),*) -> Ret =
+                    unsafe { as_fn(self.id.start()) };
+                // SAFETY: the caller's promise.
+                unsafe { stub($($arg),*) }
+            }
+        }
+    };
+}
+for_each_arity!(entry_type);
+
+impl Jit {
+    /// Makes a stub by which JIT code of `convention` calls `f`, on the goroutine that runs it.
+    ///
+    /// `f` may park, yield, spawn, enter other JIT code, and panic: a panic passes through the
+    /// JIT frames to whoever catches it. Only code that runs on a goroutine may call the stub; on
+    /// another thread the process ends with a message (in `GoAbiInternal`, where r14 says which
+    /// goroutine runs, it is the caller that must see to that).
+    ///
+    /// # Errors
+    /// The convention cannot carry the signature, or there is no code space.
+    pub fn goroutine_fn<Args, F>(&self, convention: Convention, f: F) -> Result<GoroutineFn, JitError>
+    where
+        F: GoroutineClosure<Args>,
+    {
+        self.named_goroutine_fn(type_name::<F>(), convention, f)
+    }
+
+    /// As [`Self::goroutine_fn`], under a name of the caller's for tracebacks.
+    ///
+    /// # Errors
+    /// As [`Self::goroutine_fn`].
+    pub fn named_goroutine_fn<Args, F>(
+        &self,
+        name: &str,
+        convention: Convention,
+        f: F,
+    ) -> Result<GoroutineFn, JitError>
+    where
+        F: GoroutineClosure<Args>,
+    {
+        let signature = leak(F::signature());
+        let closure = Box::into_raw(Box::new(f));
+        let emitted = goroutine_fn::emit(
+            self.arena(),
+            stub_env(),
+            name,
+            convention,
+            signature,
+            F::shim(),
+            closure as u64,
+        );
+        match emitted {
+            Ok(id) => Ok(GoroutineFn { id }),
+            Err(error) => {
+                // SAFETY: made above; no stub knows it.
+                drop(unsafe { Box::from_raw(closure) });
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a stub by which JIT code of `convention` starts a goroutine that runs `code`, which is
+    /// of the same convention, with the arguments of the call.
+    ///
+    /// The signature has no results: nobody would receive them.
+    ///
+    /// # Errors
+    /// The convention cannot carry the signature, the signature has results, or there is no code
+    /// space.
+    ///
+    /// # Safety
+    /// 1. `code` is a function of that convention and signature.
+    /// 2. What the arguments mean may go to another thread, and lives as long as the goroutine
+    ///    needs it.
+    pub unsafe fn spawn_fn(
+        &self,
+        convention: Convention,
+        signature: &Signature,
+        code: &Code,
+    ) -> Result<SpawnFn, JitError> {
+        let signature = leak(signature.clone());
+        let name = crate::jit::look_up(code.address()).map_or("?", |stub| stub.name());
+        let env = stub_env();
+        let arena = self.arena();
+        let enter = enter::emit(
+            arena,
+            env,
+            name,
+            EntrySide::Words,
+            convention,
+            signature,
+            code.address(),
+        )?;
+        let start = leak(Start { enter: enter.start(), words: signature.params().len() });
+        let target = start_goroutine as *const () as usize;
+        let context = std::ptr::from_ref(start) as u64;
+        let id = spawn::emit(arena, env, name, convention, signature, target, context)?;
+        Ok(SpawnFn { id })
+    }
+}
+
+impl Code {
+    /// Makes a stub by which Rust calls this code: `F` is `fn(A, B, ...) -> R`.
+    ///
+    /// # Errors
+    /// The convention cannot carry the signature, or there is no code space.
+    ///
+    /// # Safety
+    /// This code is a function of that convention and of F's types, and keeps the law of the frame
+    /// class that it was installed with.
+    pub unsafe fn enter<F: EntryType>(&self, convention: Convention) -> Result<Entry<F>, JitError> {
+        let signature = leak(F::signature());
+        let name = crate::jit::look_up(self.address()).map_or("?", |stub| stub.name());
+        let id = enter::emit(
+            self.jit().arena(),
+            stub_env(),
+            name,
+            EntrySide::Typed,
+            convention,
+            signature,
+            self.address(),
+        )?;
+        Ok(Entry { id, types: PhantomData })
+    }
+}
+
+/// What a spawn stub is bound to.
+struct Start {
+    /// A stub of the word form that enters the code.
+    enter: usize,
+    words: usize,
+}
+
+/// Called by spawn stubs.
+unsafe extern "C-unwind" fn start_goroutine(start: *const Start, arguments: *const u64) {
+    type Enter = unsafe extern "C-unwind" fn(*const u64, *mut u64);
+    // SAFETY: the stub passes what it was made with, and a record of as many words.
+    let (enter, arguments): (Enter, Box<[u64]>) = unsafe {
+        let arguments = std::slice::from_raw_parts(arguments, (*start).words);
+        (as_fn((*start).enter), arguments.into())
+    };
+    // SAFETY: by the contract of `spawn_fn`; there are no results.
+    drop(go(move || unsafe { enter(arguments.as_ptr(), std::ptr::null_mut()) }));
+}
+
+/// What stubs are bound to lives as long as the code: for ever.
+fn leak<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}

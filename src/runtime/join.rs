@@ -1,0 +1,476 @@
+#![allow(unsafe_code, reason = "the task of a goroutine lies in its stack")]
+//! Starting goroutines and waiting for their results.
+//!
+//! The closure of a goroutine, and later its result, lie at the top of its own stack, so that a
+//! start allocates nothing. The G is given back when both the goroutine has ended and the handle
+//! is gone; who comes second is decided by one exchange on `G::join`.
+
+use std::any::Any;
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::g::{G, TaskType, WaitReason, join_state};
+use super::sched::{
+    NewError, NewG, Parker, current, current_class, free_g, gopark, goready, new_g, task_room,
+};
+use super::stack::StackError;
+
+/// What a goroutine leaves: its value, or what it panicked with.
+pub type JoinResult<T> = Result<T, Box<dyn Any + Send + 'static>>;
+
+/// What [`JoinHandle::join`] fails with when the run ended before the goroutine did. It comes as
+/// the payload: `payload.is::<Abandoned>()`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abandoned;
+
+impl fmt::Display for Abandoned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the run ended before the goroutine did")
+    }
+}
+
+/// What a goroutine runs: first the closure, then its result, in the same place.
+union Task<F, T> {
+    f: ManuallyDrop<F>,
+    result: ManuallyDrop<JoinResult<T>>,
+}
+
+impl<F: FnOnce() -> T, T> Task<F, T> {
+    const TYPE: TaskType = TaskType { run: Self::run, drop_result: Self::drop_result };
+
+    unsafe fn run(data: *mut u8) {
+        let task = data.cast::<Self>();
+        // SAFETY: `spawn` put the closure there, and a task is run once.
+        unsafe {
+            let f = ManuallyDrop::take(&mut (*task).f);
+            let result = panic::catch_unwind(AssertUnwindSafe(f));
+            (&raw mut (*task).result).write(ManuallyDrop::new(result));
+        }
+    }
+
+    unsafe fn drop_result(data: *mut u8) {
+        // SAFETY: the task has run, and nobody else takes the result.
+        unsafe { ManuallyDrop::drop(&mut (*data.cast::<Self>()).result) };
+    }
+}
+
+/// A goroutine could not be started. The closure is given back.
+pub struct SpawnError<F> {
+    /// Why.
+    pub error: StackError,
+    /// What was to be run.
+    pub f: F,
+}
+
+impl<F> fmt::Debug for SpawnError<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpawnError").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl<F> fmt::Display for SpawnError<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a goroutine could not be started: {}", self.error)
+    }
+}
+
+impl<F> std::error::Error for SpawnError<F> {}
+
+/// Starts a goroutine of the types F and T, whatever their lifetimes.
+///
+/// # Safety
+/// The goroutine ends before anything that `F` borrows does, and F and T may go to another thread.
+unsafe fn spawn<F: FnOnce() -> T, T>(f: F, migratable: bool) -> Result<RawHandle<T>, SpawnError<F>> {
+    let size = size_of::<Task<F, T>>();
+    if size > task_room(current_class()) || align_of::<Task<F, T>>() > 4096 {
+        // Too large for the stack: the heap holds the closure and the result.
+        // SAFETY: the caller's promise.
+        return unsafe { spawn_boxed(Box::new(f), migratable) };
+    }
+    let new: NewG = match new_g(size, align_of::<Task<F, T>>()) {
+        Ok(new) => new,
+        Err(NewError { error }) => return Err(SpawnError { error, f }),
+    };
+    let task = new.data().cast::<Task<F, T>>();
+    // SAFETY: room of that size and alignment was reserved there.
+    unsafe { task.write(Task { f: ManuallyDrop::new(f) }) };
+    let g = new.start(const { &Task::<F, T>::TYPE }, join_state::RUNNING, migratable, false);
+    // SAFETY: the task is of these types.
+    let result = unsafe { (&raw mut (*task).result).cast() };
+    Ok(RawHandle { g, result, boxed: false })
+}
+
+/// # Safety
+/// As for [`spawn`].
+unsafe fn spawn_boxed<F: FnOnce() -> T, T>(
+    f: Box<F>,
+    migratable: bool,
+) -> Result<RawHandle<T>, SpawnError<F>> {
+    let out = Box::into_raw(Box::new(std::mem::MaybeUninit::<JoinResult<T>>::uninit()));
+    let inner = Boxed { f, out };
+    // SAFETY: the caller's promise; the room is a box that the handle or the goroutine frees.
+    match unsafe { spawn_in_place(inner, migratable) } {
+        Ok(g) => Ok(RawHandle { g, result: out.cast(), boxed: true }),
+        Err((error, inner)) => {
+            // SAFETY: from `into_raw` above, never written.
+            drop(unsafe { Box::from_raw(inner.out) });
+            Err(SpawnError { error, f: *inner.f })
+        }
+    }
+}
+
+/// A task whose closure and result lie on the heap.
+struct Boxed<F, T> {
+    f: Box<F>,
+    out: *mut std::mem::MaybeUninit<JoinResult<T>>,
+}
+
+unsafe fn run_boxed<F: FnOnce() -> T, T>(data: *mut u8) {
+    // SAFETY: `spawn_in_place` put the task there; its closure is taken once, and `out` stays.
+    unsafe {
+        let task = data.cast::<Boxed<F, T>>();
+        let f = std::ptr::read(&raw const (*task).f);
+        let result = panic::catch_unwind(AssertUnwindSafe(*f));
+        (*(*task).out).write(result);
+    }
+}
+
+unsafe fn drop_boxed<F, T>(data: *mut u8) {
+    // SAFETY: the task has run, and nobody else takes the result.
+    unsafe {
+        let out = (*data.cast::<Boxed<F, T>>()).out;
+        (*out).assume_init_drop();
+        drop(Box::from_raw(out));
+    }
+}
+
+struct BoxedType<F, T>(PhantomData<(F, T)>);
+
+impl<F: FnOnce() -> T, T> BoxedType<F, T> {
+    const TYPE: TaskType = TaskType { run: run_boxed::<F, T>, drop_result: drop_boxed::<F, T> };
+}
+
+/// # Safety
+/// As for [`spawn`].
+unsafe fn spawn_in_place<F: FnOnce() -> T, T>(
+    inner: Boxed<F, T>,
+    migratable: bool,
+) -> Result<*mut G, (StackError, Boxed<F, T>)> {
+    let new = match new_g(size_of::<Boxed<F, T>>(), align_of::<Boxed<F, T>>()) {
+        Ok(new) => new,
+        Err(NewError { error }) => return Err((error, inner)),
+    };
+    // SAFETY: room of that size and alignment was reserved there.
+    unsafe { new.data().cast::<Boxed<F, T>>().write(inner) };
+    let task = const { &BoxedType::<F, T>::TYPE };
+    Ok(new.start(task, join_state::RUNNING, migratable, false))
+}
+
+/// The handle without the lifetimes.
+struct RawHandle<T> {
+    g: *mut G,
+    result: *mut JoinResult<T>,
+    /// `result` is a box of its own.
+    boxed: bool,
+}
+
+impl<T> RawHandle<T> {
+    fn g(&self) -> &G {
+        // SAFETY: immortal; it stays this goroutine's while the handle exists.
+        unsafe { &*self.g }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.g().join.load(Ordering::Acquire) == join_state::DONE
+    }
+
+    fn join(self) -> JoinResult<T> {
+        let me = ManuallyDrop::new(self);
+        let join = &me.g().join;
+        if join.load(Ordering::Acquire) == join_state::RUNNING {
+            let waiter = current();
+            let mut registered = false;
+            // SAFETY: if the exchange succeeds, `goexit0` (or the end of the run) finds the
+            // address and readies this goroutine once. If it fails, the goroutine has ended; then
+            // this one readies itself, which its own thread (or, for a migratable one, the system
+            // stack that `unlock` runs on) may do.
+            unsafe {
+                gopark(WaitReason::Join, || {
+                    registered = join
+                        .compare_exchange(
+                            join_state::RUNNING,
+                            waiter.into_raw(),
+                            Ordering::AcqRel,
+                            Ordering::Acquire,
+                        )
+                        .is_ok();
+                    if !registered {
+                        goready(waiter);
+                    }
+                });
+            }
+        }
+        if join.load(Ordering::Acquire) == join_state::ABANDONED {
+            return Err(Box::new(Abandoned));
+        }
+        // SAFETY: the goroutine has ended and its result is ours; then nobody refers to the G.
+        unsafe {
+            let result = me.result.read();
+            me.release();
+            result
+        }
+    }
+
+    /// # Safety
+    /// The goroutine has ended, its result was taken or dropped, and the handle is not used again.
+    unsafe fn release(&self) {
+        if self.boxed {
+            // SAFETY: made by `spawn_boxed`; what was in it is gone.
+            drop(unsafe { Box::from_raw(self.result.cast::<std::mem::MaybeUninit<JoinResult<T>>>()) });
+        }
+        free_g(self.g);
+    }
+}
+
+impl<T> Drop for RawHandle<T> {
+    fn drop(&mut self) {
+        let exchanged = self.g().join.compare_exchange(
+            join_state::RUNNING,
+            join_state::DETACHED,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        if exchanged == Err(join_state::DONE) {
+            // SAFETY: the goroutine has ended and nobody took its result.
+            unsafe {
+                std::ptr::drop_in_place(self.result);
+                self.release();
+            }
+        }
+    }
+}
+
+/// The right to wait for a goroutine. Dropping it lets the goroutine run on its own.
+pub struct JoinHandle<T>(RawHandle<T>);
+
+// SAFETY: the result goes from the goroutine to whoever joins, which needs T: Send only.
+unsafe impl<T: Send> Send for JoinHandle<T> {}
+// SAFETY: nothing but whether the goroutine has finished is reached through a shared reference.
+unsafe impl<T: Send> Sync for JoinHandle<T> {}
+
+impl<T> JoinHandle<T> {
+    /// Waits for the goroutine to end. On a goroutine this parks; on a foreign thread it blocks.
+    ///
+    /// # Errors
+    /// The payload of its panic, or [`Abandoned`].
+    pub fn join(self) -> JoinResult<T> {
+        self.0.join()
+    }
+
+    /// Whether `join` would return at once with a result.
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// The number of the goroutine, as tracebacks print it.
+    pub fn goid(&self) -> u64 {
+        self.0.g().goid.load(Ordering::Relaxed)
+    }
+}
+
+impl<T> fmt::Debug for JoinHandle<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JoinHandle(goroutine {})", self.goid())
+    }
+}
+
+/// Starts a goroutine. From its first instruction on it stays on one thread.
+///
+/// # Panics
+/// On a thread that no [`run`](super::run) owns; when there is no memory for a stack (use
+/// [`try_go`] to handle that).
+pub fn go<F, T>(f: F) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    match try_go(f) {
+        Ok(handle) => handle,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// As [`go`], with the closure given back when no goroutine could be made.
+///
+/// # Errors
+/// There is no memory for a stack.
+///
+/// # Panics
+/// On a thread that no [`run`](super::run) owns.
+pub fn try_go<F, T>(f: F) -> Result<JoinHandle<T>, SpawnError<F>>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    // SAFETY: nothing is borrowed, and both types may go to another thread.
+    unsafe { spawn(f, false) }.map(JoinHandle)
+}
+
+/// Starts a goroutine that may continue on another thread after each park.
+///
+/// # Safety
+/// From a park on, the goroutine's code may run on another thread. So nowhere on its stack, in
+/// whatever it calls, is there a value over a park that is not `Send`, or a reference to a
+/// `thread_local!`.
+///
+/// # Panics
+/// As [`go`].
+pub unsafe fn go_migratable<F, T>(f: F) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    // SAFETY: nothing is borrowed, and both types may go to another thread.
+    match unsafe { spawn(f, true) } {
+        Ok(handle) => JoinHandle(handle),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// What the goroutines of a scope share with it.
+struct ScopeData {
+    /// Goroutines that have not ended, and one for the scope itself.
+    running: AtomicUsize,
+    panicked: AtomicBool,
+    waiter: Mutex<Parker>,
+}
+
+impl ScopeData {
+    /// Counts one down; the last one wakes the scope.
+    fn leave(&self) {
+        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // The scope has left too, so it has set the waiter, and parks until it is readied.
+            let waiter = *self.waiter.lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: one call brings the count to zero.
+            unsafe { goready(waiter) };
+        }
+    }
+}
+
+/// Where goroutines can be started that borrow from the surroundings. See [`scope`].
+pub struct Scope<'scope, 'env: 'scope> {
+    data: ScopeData,
+    scope: PhantomData<&'scope mut &'scope ()>,
+    env: PhantomData<&'env mut &'env ()>,
+}
+
+/// A [`JoinHandle`] of a scope.
+pub struct ScopedJoinHandle<'scope, T> {
+    handle: JoinHandle<T>,
+    scope: PhantomData<&'scope ()>,
+}
+
+impl<T> ScopedJoinHandle<'_, T> {
+    /// Waits for the goroutine to end.
+    ///
+    /// # Errors
+    /// The payload of its panic.
+    pub fn join(self) -> JoinResult<T> {
+        self.handle.join()
+    }
+}
+
+impl<'scope> Scope<'scope, '_> {
+    /// Starts a goroutine that ends before the scope does.
+    ///
+    /// # Panics
+    /// As [`go`].
+    pub fn go<F, T>(&'scope self, f: F) -> ScopedJoinHandle<'scope, T>
+    where
+        F: FnOnce() -> T + Send + 'scope,
+        T: Send + 'scope,
+    {
+        /// Leaves the scope when the closure and all it owns are gone.
+        struct Leave<'a> {
+            data: &'a ScopeData,
+            returned: bool,
+        }
+        impl Drop for Leave<'_> {
+            fn drop(&mut self) {
+                if !self.returned {
+                    self.data.panicked.store(true, Ordering::Relaxed);
+                }
+                self.data.leave();
+            }
+        }
+        self.data.running.fetch_add(1, Ordering::Relaxed);
+        let data = &self.data;
+        let body = move || {
+            let mut leave = Leave { data, returned: false };
+            let value = f();
+            leave.returned = true;
+            value
+        };
+        // SAFETY: the scope does not return before every goroutine has left it, and `scope` does
+        // not unwind past that either. A goroutine leaves when its closure is gone; its result
+        // lives on for the handle, which cannot outlive 'scope.
+        match unsafe { spawn(body, false) } {
+            Ok(handle) => ScopedJoinHandle { handle: JoinHandle(handle), scope: PhantomData },
+            Err(error) => {
+                self.data.running.fetch_sub(1, Ordering::Relaxed);
+                panic!("{error}");
+            }
+        }
+    }
+}
+
+/// Runs `f` with a [`Scope`], then waits for every goroutine that was started in it.
+///
+/// ```
+/// use footbridge::runtime;
+/// let mut words = vec!["left", "right"];
+/// runtime::run(|| {
+///     runtime::scope(|s| {
+///         for word in &mut words {
+///             s.go(move || *word = &word[1..]);
+///         }
+///     });
+/// });
+/// assert_eq!(words, ["eft", "ight"]);
+/// ```
+///
+/// # Panics
+/// With the panic of `f`; or, when a goroutine of the scope panicked, whether it was joined or not.
+pub fn scope<'env, F, T>(f: F) -> T
+where
+    F: for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> T,
+{
+    let scope = Scope {
+        data: ScopeData {
+            running: AtomicUsize::new(1),
+            panicked: AtomicBool::new(false),
+            waiter: Mutex::new(Parker::NONE),
+        },
+        scope: PhantomData,
+        env: PhantomData,
+    };
+    let result = panic::catch_unwind(AssertUnwindSafe(|| f(&scope)));
+    let data = &scope.data;
+    if data.running.load(Ordering::Acquire) != 1 {
+        let me = current();
+        *data.waiter.lock().unwrap_or_else(PoisonError::into_inner) = me;
+        // SAFETY: whoever brings the count to zero readies this goroutine; that is the last
+        // goroutine, or this one if all have left.
+        unsafe { gopark(WaitReason::Scope, || data.leave()) };
+    }
+    match result {
+        Err(payload) => panic::resume_unwind(payload),
+        Ok(_) if data.panicked.load(Ordering::Relaxed) => panic!("a scoped goroutine panicked"),
+        Ok(value) => value,
+    }
+}

@@ -1,0 +1,70 @@
+//! Goroutines: scheduling, channels, bridges to JIT code, and tracebacks.
+//!
+//! The names are Go's where the thing is. A goroutine is sound Rust: after its first instruction it
+//! stays on one thread, so that values that are not `Send` may live over a park.
+//!
+//! ```
+//! use footbridge::runtime::{self, Chan, go};
+//!
+//! let sum = runtime::run(|| {
+//!     let numbers = Chan::new(4);
+//!     let producer = numbers.clone();
+//!     let handle = go(move || {
+//!         for n in 1..=10u64 {
+//!             producer.send(n).expect("nobody closes it but this goroutine");
+//!         }
+//!         producer.close();
+//!     });
+//!     let sum: u64 = numbers.iter().sum();
+//!     handle.join().expect("the producer does not panic");
+//!     sum
+//! });
+//! assert_eq!(sum, 55);
+//! ```
+
+mod bridge;
+mod chan;
+mod config;
+mod futex;
+mod g;
+mod join;
+mod m;
+mod sched;
+mod signal;
+mod stack;
+mod switch;
+mod throw;
+mod time;
+mod tls;
+mod traceback;
+mod unwind;
+
+pub use bridge::{Entry, EntryType, GoroutineClosure, GoroutineFn, SpawnFn};
+pub use chan::{Case, Chan, Iter, SendError, TryRecvError, TrySendError, select, try_select};
+pub use config::{Config, MAX_PROCESSORS, RunError};
+pub use g::{Status, WaitReason};
+pub use join::{
+    Abandoned, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, go, go_migratable,
+    scope, try_go,
+};
+pub use sched::{Parker, current, gopark, goready, gosched};
+pub use stack::StackError;
+pub use switch::systemstack;
+pub use time::sleep;
+pub use traceback::{TraceFrame, Traceback, jit_frames, jit_frames_from, traceback, traceback_all};
+pub use unwind::{JitFrame, Registers, WalkEnd};
+
+pub(crate) use futex::probe_fences;
+pub(crate) use stack::probe_guards;
+
+/// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].
+///
+/// # Panics
+/// With the panic of `f`; if the run cannot start, with the [`RunError`] (use [`Config::run`] to
+/// handle that).
+pub fn run<R>(f: impl FnOnce() -> R) -> R {
+    match Config::default().run(f) {
+        Ok(result) => result,
+        Err(error) => panic!("{error}"),
+    }
+}

@@ -1,0 +1,241 @@
+#![allow(unsafe_code, reason = "signal handlers")]
+//! The handler of faults: a goroutine that overflows its stack ends the process with a message.
+//!
+//! What a handler here may do: read the goroutine, the registry and its own stack, and write(2).
+//! No lock, no allocation, no unwinding. Every M has an alternate stack, since a goroutine that
+//! overflowed has none left. Faults that are not ours go to whoever handled them before.
+
+use std::cell::UnsafeCell;
+use std::fmt::Write;
+use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::Ordering;
+
+use object::elf::{STT_FUNC, FileHeader64};
+use object::read::elf::{FileHeader, Sym};
+use object::Endianness;
+
+use super::stack::GUARD_BYTES;
+use super::throw::RawStderr;
+use super::tls::getg;
+use super::unwind::{Bounds, Registers, Start, exact_walk};
+use crate::jit::look_up;
+
+/// Bytes of an M's alternate stack: the frame that the kernel writes (with AVX-512 about 3 KiB),
+/// and room to read a symbol table.
+const ALT_STACK_BYTES: usize = 128 << 10;
+
+struct Previous(UnsafeCell<[MaybeUninit<libc::sigaction>; 2]>);
+// SAFETY: written once before the handler is installed, read only afterwards.
+unsafe impl Sync for Previous {}
+static PREVIOUS: Previous = Previous(UnsafeCell::new([MaybeUninit::uninit(); 2]));
+const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
+
+/// Installs the handlers, once for the process.
+pub(crate) fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for (i, signal) in SIGNALS.into_iter().enumerate() {
+            // SAFETY: the previous action is stored before ours can run; the handler keeps the
+            // rules at the head of this file.
+            unsafe {
+                let previous = (*PREVIOUS.0.get())[i].as_mut_ptr();
+                libc::sigaction(signal, ptr::null(), previous);
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = handler as *const () as usize;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+                libc::sigemptyset(&raw mut action.sa_mask);
+                libc::sigaction(signal, &raw const action, ptr::null_mut());
+            }
+        }
+    });
+}
+
+unsafe extern "C" fn handler(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    // SAFETY: the kernel passes valid structures; the goroutine is immortal.
+    unsafe {
+        let fault = (*info).si_addr() as usize;
+        if let Some(g) = getg().as_ref() {
+            let stack = g.stack.get();
+            if (stack.lo - GUARD_BYTES..stack.lo).contains(&fault) {
+                let ucontext = &*context.cast::<libc::ucontext_t>();
+                let register = |r: i32| ucontext.uc_mcontext.gregs[r as usize] as usize;
+                let at = Registers {
+                    pc: register(libc::REG_RIP),
+                    sp: register(libc::REG_RSP),
+                    fp: register(libc::REG_RBP),
+                };
+                report_overflow(g.goid.load(Ordering::Relaxed), stack.hi - stack.lo, at);
+            }
+        }
+        chain(signal, info, context);
+    }
+}
+
+/// Writes the message and aborts. In a signal handler.
+fn report_overflow(goid: u64, stack_bytes: usize, at: Registers) -> ! {
+    let mut out = RawStderr;
+    let kib = stack_bytes >> 10;
+    // Nothing can be done about a standard error that is closed.
+    let _ = write!(out, "footbridge: fatal: goroutine {goid} overflowed its {kib} KiB stack in ");
+    let _ = match look_up(at.pc) {
+        Some(stub) => writeln!(out, "{stub}"),
+        None => with_symbol(at.pc, |name| match name {
+            Some(name) => writeln!(out, "rust {:#}", rustc_demangle::demangle(name)),
+            None => writeln!(RawStderr, "native code at {:#x}", at.pc),
+        }),
+    };
+    let _ = writeln!(out, "raise Config::stack_size, or recurse less; JIT frames, innermost first:");
+    // SAFETY: immortal; the current goroutine of this thread.
+    if let Some(g) = unsafe { getg().as_ref() } {
+        let anchor = (g.anchor.fp.get(), g.anchor.pc.get());
+        let mut shown = 0;
+        exact_walk(Start::Registers { at, anchor }, &Bounds::of(g), &mut |frame| {
+            shown += 1;
+            let _ = writeln!(RawStderr, "    {}", frame.stub);
+            shown < 16
+        });
+        if shown == 0 {
+            let _ = writeln!(out, "    (none)");
+        }
+    }
+    std::process::abort()
+}
+
+/// Passes the name of the function at `pc` of the main program, read from its symbol table
+/// without allocating.
+fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>) -> R) -> R {
+    // SAFETY: plain system calls; the mapping is private, read-only, and as long as the file.
+    unsafe {
+        let fd = libc::open(c"/proc/self/exe".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if fd < 0 {
+            return f(None);
+        }
+        let _fd = OwnedFd::from_raw_fd(fd);
+        let mut stat: libc::stat = std::mem::zeroed();
+        if libc::fstat(fd, &raw mut stat) != 0 {
+            return f(None);
+        }
+        let len = stat.st_size as usize;
+        let at = libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, fd, 0);
+        if at == libc::MAP_FAILED {
+            return f(None);
+        }
+        let file = std::slice::from_raw_parts(at.cast::<u8>(), len);
+        // The program is mapped as a whole: its base is where its own header is.
+        let base = libc::getauxval(libc::AT_PHDR) as usize;
+        f(symbol_name(file, pc, base))
+    }
+}
+
+/// The function symbol that covers `pc`. `phdr` is where the program headers are loaded.
+fn symbol_name(file: &[u8], pc: usize, phdr: usize) -> Option<&str> {
+    let elf = FileHeader64::<Endianness>::parse(file).ok()?;
+    let endian = elf.endian().ok()?;
+    let bias = phdr as u64 - elf.e_phoff.get(endian);
+    let first = elf.program_headers(endian, file).ok()?.iter().find(|h| {
+        h.p_type.get(endian) == object::elf::PT_LOAD
+    })?;
+    let address = (pc as u64).wrapping_sub(bias).wrapping_add(first.p_vaddr.get(endian));
+    let symbols = elf.sections(endian, file).ok()?;
+    let symbols = symbols.symbols(endian, file, object::elf::SHT_SYMTAB).ok()?;
+    let covers = symbols.iter().find(|symbol| {
+        let start = symbol.st_value(endian);
+        symbol.st_type() == STT_FUNC && (start..start + symbol.st_size(endian)).contains(&address)
+    })?;
+    std::str::from_utf8(covers.name(endian, symbols.strings()).ok()?).ok()
+}
+
+/// Does what would have been done without us.
+///
+/// # Safety
+/// Called in the handler with its arguments.
+unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let i = usize::from(signal == libc::SIGBUS);
+    // SAFETY: stored before the handler was installed.
+    unsafe {
+        let previous = (*PREVIOUS.0.get())[i].assume_init_ref();
+        match previous.sa_sigaction {
+            libc::SIG_DFL | libc::SIG_IGN => {
+                // The instruction faults again, with nobody in the way.
+                libc::sigaction(signal, previous, ptr::null_mut());
+            }
+            action if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+                type Action = unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+                let action: Action = crate::jit::as_fn(action);
+                action(signal, info, context);
+            }
+            action => {
+                let action: unsafe extern "C" fn(libc::c_int) = crate::jit::as_fn(action);
+                action(signal);
+            }
+        }
+    }
+}
+
+/// The alternate signal stack of a thread while it is an M.
+pub(crate) struct AltStack {
+    memory: *mut libc::c_void,
+    previous: libc::stack_t,
+}
+
+impl AltStack {
+    /// Gives the calling thread an alternate stack of its own until the value is dropped.
+    /// `None` if there is no memory: an overflow then ends the process without a message.
+    pub(crate) fn install() -> Option<Self> {
+        // SAFETY: a fresh mapping with a guard page below, and then our own structures.
+        unsafe {
+            let memory = libc::mmap(
+                ptr::null_mut(),
+                ALT_STACK_BYTES + GUARD_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
+                -1,
+                0,
+            );
+            if memory == libc::MAP_FAILED {
+                return None;
+            }
+            libc::mprotect(memory, GUARD_BYTES, libc::PROT_NONE);
+            let stack = libc::stack_t {
+                ss_sp: memory.byte_add(GUARD_BYTES),
+                ss_flags: 0,
+                ss_size: ALT_STACK_BYTES,
+            };
+            let mut previous: libc::stack_t = std::mem::zeroed();
+            libc::sigaltstack(&raw const stack, &raw mut previous);
+            Some(Self { memory, previous })
+        }
+    }
+}
+
+impl Drop for AltStack {
+    fn drop(&mut self) {
+        // SAFETY: ours, and not in use: this is no signal handler.
+        unsafe {
+            libc::sigaltstack(&raw const self.previous, ptr::null_mut());
+            libc::munmap(self.memory, ALT_STACK_BYTES + GUARD_BYTES);
+        }
+    }
+}
+
+/// Lowest address and end of the calling thread's stack; zeroes if pthreads does not tell.
+pub(crate) fn thread_stack_bounds() -> (usize, usize) {
+    // SAFETY: our own structures, destroyed after use.
+    unsafe {
+        let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
+        if libc::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) != 0 {
+            return (0, 0);
+        }
+        let (mut lowest, mut size) = (ptr::null_mut(), 0);
+        libc::pthread_attr_getstack(&raw const attributes, &raw mut lowest, &raw mut size);
+        libc::pthread_attr_destroy(&raw mut attributes);
+        (lowest as usize, lowest as usize + size)
+    }
+}

@@ -1,0 +1,185 @@
+#![allow(unsafe_code, reason = "switches stacks")]
+//! The Rust side of the switch stubs: asm call sites that leave for another stack.
+//!
+//! A call site states that every register is lost except rsp, and rbp and rbx, which the stub
+//! keeps in the Gobuf because an asm block cannot name them. The compiler then saves what is live
+//! and nothing else. The site gives its resume address in rcx and *jumps* to the stub:
+//!
+//! ```text
+//!        lea rcx, [rip + 2f]          the goroutine's stack, addresses grow upwards
+//!        jmp stub                      |  frames of the caller    |
+//!     2: (resumed here)                |  frame of this function  | <- rsp, saved as it is
+//! ```
+//!
+//! Nothing is pushed, so that at label 2 the compiler's own call frame information is right and
+//! a parked goroutine can be unwound from (pc, sp, bp) of its Gobuf.
+
+use std::arch::asm;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::g::{G, Gobuf};
+use super::m::M;
+use crate::jit::stubs::switch::{self, SwitchStubs};
+use crate::jit::{Jit, JitError};
+
+static GOSWITCH: AtomicUsize = AtomicUsize::new(0);
+static GOGO: AtomicUsize = AtomicUsize::new(0);
+static MCALL: AtomicUsize = AtomicUsize::new(0);
+static SYSTEMSTACK: AtomicUsize = AtomicUsize::new(0);
+static GOROUTINE_ENTRY: AtomicUsize = AtomicUsize::new(0);
+
+/// Emits the stubs, once. Must have succeeded before any goroutine is made.
+pub(crate) fn emit_stubs() -> Result<(), JitError> {
+    static DONE: OnceLock<()> = OnceLock::new();
+    if DONE.get().is_some() {
+        return Ok(());
+    }
+    let jit = Jit::new()?;
+    let main = super::sched::goroutine_main as *const () as usize;
+    let SwitchStubs { goswitch, gogo, mcall, systemstack, goroutine_entry } =
+        switch::emit(jit.arena(), Gobuf::LAYOUT, main)?;
+    GOSWITCH.store(goswitch, Ordering::Relaxed);
+    GOGO.store(gogo, Ordering::Relaxed);
+    MCALL.store(mcall, Ordering::Relaxed);
+    SYSTEMSTACK.store(systemstack, Ordering::Relaxed);
+    GOROUTINE_ENTRY.store(goroutine_entry, Ordering::Relaxed);
+    // Two threads may both come here: each set of stubs is whole, and either will do.
+    let _ = DONE.set(());
+    Ok(())
+}
+
+/// Where a goroutine starts.
+pub(crate) fn goroutine_entry() -> usize {
+    GOROUTINE_ENTRY.load(Ordering::Relaxed)
+}
+
+/// Saves the running context to `from` and continues `to`. Returns when somebody continues `from`.
+///
+/// # Safety
+/// 1. The caller runs on the stack that `from` is the Gobuf of.
+/// 2. `to` holds a saved context that nobody else continues.
+#[inline(always)]
+pub(crate) unsafe fn goswitch(from: *const Gobuf, to: *const Gobuf) {
+    // SAFETY: the stub saves rsp, rbp, rbx and rcx to `from` and loads those of `to`; everything
+    // else is declared lost.
+    unsafe {
+        asm!(
+            "lea rcx, [rip + 2f]",
+            "jmp {stub}",
+            "2:",
+            stub = in(reg) GOSWITCH.load(Ordering::Relaxed),
+            inout("rdi") from => _,
+            inout("rsi") to => _,
+            out("rcx") _,
+            lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
+            clobber_abi("sysv64"),
+        );
+    }
+}
+
+/// Continues `to` and forgets the running context.
+///
+/// # Safety
+/// 1. `to` holds a saved context that nobody else continues.
+/// 2. Nothing on the running stack is needed any more.
+pub(crate) unsafe fn gogo(to: *const Gobuf) -> ! {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "jmp {stub}",
+            stub = in(reg) GOGO.load(Ordering::Relaxed),
+            in("rsi") to,
+            options(noreturn),
+        );
+    }
+}
+
+/// Saves the running context to `from` and calls `f(argument)` on the system stack of `m`.
+/// Returns when somebody continues `from`.
+///
+/// # Safety
+/// 1. The caller runs on the stack that `from` is the Gobuf of, not on that system stack.
+/// 2. What is on the system stack below its saved rsp is dead.
+#[inline(always)]
+pub(crate) unsafe fn mcall<T>(
+    from: *const Gobuf,
+    system_sp: usize,
+    f: unsafe extern "C" fn(*const T) -> !,
+    argument: *const T,
+) {
+    // SAFETY: as in `goswitch`; the function gets a fresh stack, 16-aligned.
+    unsafe {
+        asm!(
+            "lea rcx, [rip + 2f]",
+            "jmp {stub}",
+            "2:",
+            stub = in(reg) MCALL.load(Ordering::Relaxed),
+            inout("rdi") from => _,
+            inout("rsi") system_sp => _,
+            inout("rdx") f => _,
+            inout("r8") argument => _,
+            out("rcx") _,
+            lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
+            clobber_abi("sysv64"),
+        );
+    }
+}
+
+/// rsp in the frame of the caller.
+#[inline(always)]
+pub(crate) fn stack_pointer() -> usize {
+    let sp: usize;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rsp", out(reg) sp, options(nomem, nostack, preserves_flags)) };
+    sp
+}
+
+/// Calls `f` on the system stack of this thread's M and returns its result.
+///
+/// On a goroutine this gives native code the deep stack of a thread; elsewhere it is a plain
+/// call. A panic in `f` comes out here.
+///
+/// # Panics
+/// With the panic of `f`; and if `f` parks, which it must not: the system stack is shared.
+pub fn systemstack<R>(f: impl FnOnce() -> R) -> R {
+    /// Marks the M while its system stack is in use, also when a panic leaves it.
+    struct Busy(*mut M);
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            // SAFETY: the M of this thread; a goroutine stays on it while it cannot park.
+            unsafe { (*self.0).on_system_stack.set(false) };
+        }
+    }
+    struct Call<F, R> {
+        f: Option<F>,
+        result: Option<R>,
+    }
+    extern "C-unwind" fn run<F: FnOnce() -> R, R>(call: *mut Call<F, R>) {
+        // SAFETY: the address of the local below, for the time of the call.
+        let call = unsafe { &mut *call };
+        let f = call.f.take().expect("called once");
+        call.result = Some(f());
+    }
+    let g: *mut G = super::tls::getg();
+    let m = super::tls::getm();
+    // SAFETY: an M of this thread lives for ever.
+    if g.is_null() || unsafe { (*m).on_system_stack.get() } {
+        return f();
+    }
+    let mut call = Call { f: Some(f), result: None };
+    // SAFETY: the stub calls `run` with the address of `call` on the system stack, which is free
+    // below its saved rsp while a goroutine runs, and marked busy here.
+    unsafe {
+        (*m).on_system_stack.set(true);
+        let _busy = Busy(m);
+        type Stub<F, R> = extern "C-unwind" fn(
+            *mut Call<F, R>,
+            extern "C-unwind" fn(*mut Call<F, R>),
+            usize,
+        );
+        let stub: Stub<_, R> = crate::jit::as_fn(SYSTEMSTACK.load(Ordering::Relaxed));
+        stub(&raw mut call, run, (*m).system_sp.get());
+    }
+    call.result.expect("the call returned, so it left its result")
+}

@@ -1,0 +1,275 @@
+#![allow(unsafe_code, reason = "reads the stacks of parked goroutines")]
+//! Tracebacks: which goroutine, what it does, and its frames with names.
+
+use std::arch::asm;
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::atomic::Ordering;
+
+use super::g::{self, G, Status, WaitReason};
+use super::sched::{Sched, this_sched};
+use super::tls::getg;
+use super::unwind::{
+    Bounds, JitFrame, Registers, Start, WalkEnd, exact_walk, full_walk,
+};
+
+/// One line of a traceback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TraceFrame {
+    /// Code that this crate's registry knows.
+    Jit {
+        /// The name it was installed with.
+        name: String,
+        /// Bytes from its start to the pc.
+        offset_bytes: usize,
+        /// What the code is for: `user code`, `goroutine function`, ...
+        kind: &'static str,
+    },
+    /// A Rust function.
+    Rust {
+        /// Its path, without the hash.
+        name: String,
+        /// File and line, where debug information tells.
+        location: Option<String>,
+    },
+    /// Any other function that has a symbol.
+    C {
+        /// The symbol.
+        name: String,
+    },
+    /// An address that no symbol covers.
+    Unknown {
+        /// The address.
+        pc: usize,
+    },
+}
+
+impl fmt::Display for TraceFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Jit { name, offset_bytes, kind: "user code" } => {
+                write!(f, "jit {name}+{offset_bytes:#x}")
+            }
+            Self::Jit { name, offset_bytes, kind } => {
+                write!(f, "jit {name}+{offset_bytes:#x} ({kind})")
+            }
+            Self::Rust { name, location: Some(at) } => write!(f, "rust {name} at {at}"),
+            Self::Rust { name, location: None } => write!(f, "rust {name}"),
+            Self::C { name } => write!(f, "c {name}"),
+            Self::Unknown { pc } => write!(f, "? {pc:#x}"),
+        }
+    }
+}
+
+/// What a goroutine does and where. Prints like Go's tracebacks.
+#[derive(Debug, Clone)]
+pub struct Traceback {
+    /// The number of the goroutine; 0 for a thread that runs none.
+    pub goid: u64,
+    /// What it does.
+    pub status: Status,
+    /// Why it waits, if it does.
+    pub wait_reason: WaitReason,
+    /// Its frames, innermost first. Empty where the stack could not be read: the goroutine runs
+    /// on another thread, or has not started.
+    pub frames: Vec<TraceFrame>,
+}
+
+impl fmt::Display for Traceback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { goid, status, wait_reason, frames } = self;
+        match (goid, wait_reason) {
+            (0, _) => writeln!(f, "thread without goroutine:")?,
+            (_, WaitReason::None) => writeln!(f, "goroutine {goid} [{}]:", status.name())?,
+            (_, reason) => writeln!(f, "goroutine {goid} [{}]:", reason.name())?,
+        }
+        if frames.is_empty() {
+            return match status {
+                Status::Runnable => writeln!(f, "    (not started)"),
+                _ => writeln!(f, "    (running on another thread; its stack is not read)"),
+            };
+        }
+        frames.iter().try_for_each(|frame| writeln!(f, "    {frame}"))
+    }
+}
+
+/// Registers at this place.
+#[inline(always)]
+fn registers_here() -> Registers {
+    let (pc, sp, fp): (usize, usize, usize);
+    // SAFETY: reads registers.
+    unsafe {
+        asm!(
+            "lea {pc}, [rip]",
+            "mov {sp}, rsp",
+            "mov {fp}, rbp",
+            pc = out(reg) pc,
+            sp = out(reg) sp,
+            fp = out(reg) fp,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    Registers { pc, sp, fp }
+}
+
+/// Where the calling goroutine (or thread) is, with Rust, JIT and C frames across stacks.
+///
+/// It allocates and reads debug information: for people to read, not for hot paths. Frames of
+/// this function itself are left out.
+#[inline(never)]
+pub fn traceback() -> Traceback {
+    let here = registers_here();
+    let g = getg();
+    // SAFETY: immortal.
+    match unsafe { g.as_ref() } {
+        Some(g) => {
+            let frames = frames(here, &Bounds::of(g), 1);
+            Traceback {
+                goid: g.goid.load(Ordering::Relaxed),
+                status: Status::Running,
+                wait_reason: WaitReason::None,
+                frames,
+            }
+        }
+        None => {
+            let bounds = Bounds::new(super::signal::thread_stack_bounds(), (0, 0));
+            Traceback {
+                goid: 0,
+                status: Status::Running,
+                wait_reason: WaitReason::None,
+                frames: frames(here, &bounds, 1),
+            }
+        }
+    }
+}
+
+/// Where every goroutine of this run is, by number. Goroutines that run on other threads, or
+/// begin to while they are looked at, come without frames.
+///
+/// # Panics
+/// On a thread that no run owns.
+pub fn traceback_all() -> Vec<Traceback> {
+    let sched = this_sched().expect("traceback_all is called on a thread of a run");
+    let own = getg();
+    let mut all: Vec<Traceback> = goroutines(sched)
+        .into_iter()
+        .filter_map(|g| {
+            if std::ptr::eq(g, own) { Some(traceback()) } else { of_other(g) }
+        })
+        .collect();
+    all.sort_by_key(|traceback| traceback.goid);
+    all
+}
+
+fn goroutines(sched: &Sched) -> Vec<&'static G> {
+    let mut all = g::all();
+    all.retain(|g| g.run_id.load(Ordering::Relaxed) == sched.run_id());
+    all
+}
+
+/// A goroutine that somebody else runs or parked. `None` if it ends meanwhile.
+fn of_other(g: &G) -> Option<Traceback> {
+    let switches = g.switches.load(Ordering::Acquire);
+    let status = g.status();
+    let goid = g.goid.load(Ordering::Relaxed);
+    let wait_reason = g.wait_reason();
+    let started = !g.m.load(Ordering::Relaxed).is_null();
+    let mut frames = Vec::new();
+    match status {
+        Status::Idle | Status::Dead => return None,
+        Status::Waiting | Status::Runnable if started => {
+            let at = Registers { pc: g.sched.pc.get(), sp: g.sched.sp.get(), fp: g.sched.bp.get() };
+            frames = self::frames(at, &Bounds::of(g), 0);
+        }
+        _ => {}
+    }
+    // What was read of a goroutine that ran meanwhile means nothing.
+    std::sync::atomic::fence(Ordering::SeqCst);
+    if g.switches.load(Ordering::Relaxed) == switches && g.status() == status {
+        return Some(Traceback { goid, status, wait_reason, frames });
+    }
+    let frames = Vec::new();
+    Some(Traceback { goid, status: Status::Running, wait_reason: WaitReason::None, frames })
+}
+
+/// Names the frames from `at` on, without the first `skip`.
+fn frames(at: Registers, bounds: &Bounds, skip: usize) -> Vec<TraceFrame> {
+    let mut frames = Vec::new();
+    let mut walked = 0;
+    full_walk(at, true, bounds, &mut |frame| {
+        walked += 1;
+        if walked <= skip {
+            return;
+        }
+        if let Some(stub) = frame.stub {
+            frames.push(TraceFrame::Jit {
+                name: stub.name().into(),
+                offset_bytes: stub.offset_bytes(),
+                kind: stub.kind().name(),
+            });
+        } else {
+            // A return address may be the first byte of the next function or line.
+            let pc = frame.pc - usize::from(frame.is_return_address);
+            native_frames(pc, &mut frames);
+        }
+    });
+    frames
+}
+
+/// The function at a pc, and those inlined into it, innermost first.
+fn native_frames(pc: usize, frames: &mut Vec<TraceFrame>) {
+    let before = frames.len();
+    backtrace::resolve(pc as *mut c_void, |symbol| {
+        let Some(raw) = symbol.name() else { return };
+        let mangled = raw.as_str().unwrap_or("?");
+        frames.push(match rustc_demangle::try_demangle(mangled) {
+            Ok(name) => {
+                let at = symbol.filename().zip(symbol.lineno());
+                let location = at.map(|(file, line)| format!("{}:{line}", file.display()));
+                TraceFrame::Rust { name: format!("{name:#}"), location }
+            }
+            Err(_) => TraceFrame::C { name: mangled.into() },
+        });
+    });
+    if frames.len() == before {
+        frames.push(TraceFrame::Unknown { pc });
+    }
+}
+
+/// Visits the JIT frames of the calling goroutine, innermost first, until `visit` returns `false`.
+/// Native code is skipped: this is the exact walk, without locks or allocation.
+///
+/// On a thread that runs no goroutine there is none.
+pub fn jit_frames(mut visit: impl FnMut(JitFrame) -> bool) -> WalkEnd {
+    // SAFETY: immortal.
+    let Some(g) = (unsafe { getg().as_ref() }) else { return WalkEnd::Complete };
+    let start = Start::Anchor { fp: g.anchor.fp.get(), pc: g.anchor.pc.get() };
+    exact_walk(start, &Bounds::of(g), &mut visit)
+}
+
+/// As [`jit_frames`], from registers that a signal handler found on this thread. Callable there.
+///
+/// # Safety
+/// The registers are those of this thread where the signal interrupted it.
+pub unsafe fn jit_frames_from(
+    at: Registers,
+    mut visit: impl FnMut(JitFrame) -> bool,
+) -> WalkEnd {
+    // SAFETY: immortal.
+    let Some(g) = (unsafe { getg().as_ref() }) else { return WalkEnd::Complete };
+    let anchor = (g.anchor.fp.get(), g.anchor.pc.get());
+    exact_walk(Start::Registers { at, anchor }, &Bounds::of(g), &mut visit)
+}
+
+/// Every goroutine is parked and nothing can wake one: says so, like Go does, and exits.
+#[cold]
+pub(crate) fn report_deadlock(sched: &Sched) -> ! {
+    eprintln!("footbridge: fatal: all goroutines are asleep - deadlock!\n");
+    let mut all: Vec<_> = goroutines(sched).into_iter().filter_map(of_other).collect();
+    all.sort_by_key(|traceback| traceback.goid);
+    for traceback in all {
+        eprintln!("{traceback}");
+    }
+    std::process::exit(2)
+}

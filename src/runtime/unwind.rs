@@ -1,0 +1,370 @@
+#![allow(unsafe_code, reason = "reads stacks")]
+//! Walking stacks.
+//!
+//! Two walks share the rules of JIT frames:
+//!
+//! * The **exact walk** visits JIT frames only, and skips native code by anchors. It reads the
+//!   stack, the registry and nothing else: no lock, no allocation. It may run in a signal handler.
+//! * The **full walk** also decodes native frames, with framehop and the unwind tables of the
+//!   loaded modules. It is for people to read, and nothing is decided by it.
+//!
+//! Why anchors: Rust and C frames need not keep rbp, so that a chain of frame pointers can be
+//! trusted inside of one JIT segment only.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use framehop::x86_64::{CacheX86_64, Reg, UnwindRegsX86_64, UnwinderX86_64};
+use framehop::{ExplicitModuleSectionInfo, FrameAddress, Module, Unwinder};
+
+use super::g::G;
+use crate::jit::{FrameClass, StubInfo, StubKind, entry_frame, look_up};
+
+/// No walk goes on for longer.
+const MAX_FRAMES: usize = 10_000;
+
+/// Registers that a walk starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// rip.
+    pub pc: usize,
+    /// rsp.
+    pub sp: usize,
+    /// rbp.
+    pub fp: usize,
+}
+
+/// A frame of JIT code.
+#[derive(Clone, Copy)]
+pub struct JitFrame {
+    /// Where the code is: a return address, except perhaps in the first frame of a walk.
+    pub pc: usize,
+    /// What code that is.
+    pub stub: StubInfo,
+    /// Its frame pointer; 0 if it has no frame.
+    pub fp: usize,
+}
+
+/// Why an exact walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WalkEnd {
+    /// No older JIT frame is on the stack.
+    Complete,
+    /// The pc is in a stub that is between two stacks: what is older cannot be told now.
+    Switching,
+    /// A frame pointer or return address is not what the frame law demands.
+    Broken {
+        /// Address of the frame that is wrong.
+        at: usize,
+    },
+    /// The walk was stopped by its visitor or by the limit of frames.
+    Stopped,
+}
+
+/// Stacks that a walk may read: usually a goroutine's and its thread's.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds {
+    ranges: [(usize, usize); 2],
+}
+
+impl Bounds {
+    pub(crate) fn new(first: (usize, usize), second: (usize, usize)) -> Self {
+        Self { ranges: [first, second] }
+    }
+
+    /// Bounds of the stacks that goroutine code of `g` can be on.
+    pub(crate) fn of(g: &G) -> Self {
+        let stack = g.stack.get();
+        let m = g.m.load(std::sync::atomic::Ordering::Relaxed);
+        // SAFETY: Ms are immortal.
+        let system = if m.is_null() { (0, 0) } else { unsafe { (*m).system_stack.get() } };
+        Self::new((stack.lo, stack.hi), system)
+    }
+
+    /// Reads a word of a stack.
+    fn read(&self, at: usize) -> Option<usize> {
+        let inside = |&(lo, hi): &(usize, usize)| at >= lo && at < hi && hi - at >= 8;
+        if !at.is_multiple_of(8) || !self.ranges.iter().any(inside) {
+            return None;
+        }
+        // SAFETY: an aligned word of a stack, which is never unmapped while it may be walked.
+        // Another thread may write to it: then the value is of no use but harmless.
+        Some(unsafe { (at as *const usize).read_volatile() })
+    }
+}
+
+/// One step out of a JIT frame.
+enum Out {
+    Caller(Registers),
+    /// Native code entered here: the anchor that was current before (`None`: it still is the
+    /// goroutine's), and the native caller.
+    Native { anchor: Option<(usize, usize)>, caller: Registers },
+    Root,
+    Switching,
+    Broken,
+}
+
+/// The rules of frame classes. `exact_pc`: the code was interrupted at any instruction; otherwise
+/// the pc is a return address.
+fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> Out {
+    let class = stub.frame_class();
+    if matches!(stub.kind(), StubKind::Switch) && exact_pc {
+        return Out::Switching;
+    }
+    let caller_at = |cfa: usize, fp: Option<usize>| {
+        Some(Registers { pc: bounds.read(cfa.checked_sub(8)?)?, sp: cfa, fp: fp? })
+    };
+    let caller = match class {
+        FrameClass::Root => return Out::Root,
+        FrameClass::Leaf => caller_at(r.sp.wrapping_add(8), Some(r.fp)),
+        // Before `push rbp`, between it and `mov rbp, rsp`, and at `ret` the frame is not there.
+        _ if exact_pc && (stub.offset_bytes() == 0 || is_ret(r.pc)) => {
+            caller_at(r.sp.wrapping_add(8), Some(r.fp))
+        }
+        _ if exact_pc && stub.offset_bytes() == 1 => {
+            caller_at(r.sp.wrapping_add(16), bounds.read(r.sp))
+        }
+        _ => caller_at(r.fp.wrapping_add(16), bounds.read(r.fp)),
+    };
+    let Some(caller) = caller else { return Out::Broken };
+    if class != FrameClass::Entry {
+        return Out::Caller(caller);
+    }
+    // Before the slots are written the goroutine's anchor is what they will hold, and at `ret` it
+    // is what they held.
+    if exact_pc && (stub.offset_bytes() < stub.prologue_bytes() || is_ret(r.pc)) {
+        return Out::Native { anchor: None, caller };
+    }
+    let slot = |offset: i32| bounds.read(r.fp.wrapping_add_signed(offset as isize));
+    match slot(entry_frame::PREVIOUS_FP).zip(slot(entry_frame::PREVIOUS_PC)) {
+        Some(anchor) => Out::Native { anchor: Some(anchor), caller },
+        None => Out::Broken,
+    }
+}
+
+/// Whether the instruction at a pc in emitted code is `ret`.
+fn is_ret(pc: usize) -> bool {
+    // SAFETY: the registry knows the pc, so it lies in code, which is readable.
+    unsafe { (pc as *const u8).read() == 0xc3 }
+}
+
+/// Where an exact walk begins.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// In native code that JIT code called, directly or not: at the goroutine's anchor.
+    Anchor { fp: usize, pc: usize },
+    /// At registers, taken anywhere; the anchor is the goroutine's.
+    Registers { at: Registers, anchor: (usize, usize) },
+}
+
+/// Visits the JIT frames of a stack, innermost first, until the visitor says `false`.
+pub(crate) fn exact_walk(
+    start: Start,
+    bounds: &Bounds,
+    visit: &mut dyn FnMut(JitFrame) -> bool,
+) -> WalkEnd {
+    let (mut at, mut exact_pc, current) = match start {
+        Start::Registers { at, anchor } if look_up(at.pc).is_some() => (at, true, anchor),
+        // In native code: what is older begins at the anchor.
+        Start::Anchor { fp, pc } | Start::Registers { anchor: (fp, pc), .. } => {
+            if fp == 0 {
+                return WalkEnd::Complete;
+            }
+            (Registers { pc, sp: 0, fp }, false, (fp, pc))
+        }
+    };
+    for _ in 0..MAX_FRAMES {
+        let Some(stub) = look_up(at.pc) else { return WalkEnd::Broken { at: at.fp } };
+        let has_frame = stub.frame_class() != FrameClass::Leaf;
+        if !visit(JitFrame { pc: at.pc, stub, fp: if has_frame { at.fp } else { 0 } }) {
+            return WalkEnd::Stopped;
+        }
+        let lowest = at.fp;
+        match step_out(at, &stub, exact_pc, bounds) {
+            Out::Caller(caller) => at = caller,
+            Out::Native { anchor, .. } => {
+                let (fp, pc) = anchor.unwrap_or(current);
+                if fp == 0 {
+                    return WalkEnd::Complete;
+                }
+                // Older frames of one stack lie higher.
+                if fp <= lowest && same_stack(fp, lowest, bounds) {
+                    return WalkEnd::Broken { at: fp };
+                }
+                at = Registers { pc, sp: 0, fp };
+            }
+            Out::Root => return WalkEnd::Complete,
+            Out::Switching => return WalkEnd::Switching,
+            Out::Broken => return WalkEnd::Broken { at: at.fp },
+        }
+        exact_pc = false;
+    }
+    WalkEnd::Stopped
+}
+
+/// Whether two addresses lie in the same stack of the bounds.
+fn same_stack(a: usize, b: usize, bounds: &Bounds) -> bool {
+    bounds.ranges.iter().any(|&(lo, hi)| (lo..hi).contains(&a) && (lo..hi).contains(&b))
+}
+
+/// A frame of the full walk.
+pub(crate) struct Frame {
+    pub(crate) pc: usize,
+    /// Whether the pc is a return address: then what called is in front of it.
+    pub(crate) is_return_address: bool,
+    pub(crate) stub: Option<StubInfo>,
+}
+
+/// Visits all frames, native and JIT, innermost first.
+pub(crate) fn full_walk(
+    start: Registers,
+    exact_pc: bool,
+    bounds: &Bounds,
+    visit: &mut dyn FnMut(Frame),
+) {
+    let unwinder = native_unwinder();
+    let mut cache = Box::new(CacheX86_64::<framehop::MayAllocateDuringUnwind>::new());
+    let mut regs = UnwindRegsX86_64::new(start.pc as u64, start.sp as u64, start.fp as u64);
+    let mut pc = start.pc;
+    let mut is_return_address = !exact_pc;
+    for _ in 0..MAX_FRAMES {
+        let stub = look_up(pc);
+        visit(Frame { pc, is_return_address, stub });
+        let next = if let Some(stub) = stub {
+            let at = Registers { pc, sp: regs.sp() as usize, fp: regs.bp() as usize };
+            let caller = match step_out(at, &stub, !is_return_address, bounds) {
+                Out::Caller(caller) | Out::Native { caller, .. } => caller,
+                Out::Root | Out::Switching | Out::Broken => return,
+            };
+            if matches!(stub.frame_class(), FrameClass::Saved | FrameClass::Entry) {
+                // Native frames further out may be found from registers that this frame keeps.
+                let saved = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
+                for (register, slot) in saved.into_iter().zip(1..) {
+                    if let Some(value) = bounds.read(at.fp.wrapping_sub(8 * slot)) {
+                        regs.set(register, value as u64);
+                    }
+                }
+            }
+            regs.set_ip(caller.pc as u64);
+            regs.set_sp(caller.sp as u64);
+            regs.set_bp(caller.fp as u64);
+            caller.pc
+        } else {
+            let address = if is_return_address {
+                match FrameAddress::from_return_address(pc as u64) {
+                    Some(address) => address,
+                    None => return,
+                }
+            } else {
+                FrameAddress::from_instruction_pointer(pc as u64)
+            };
+            let mut read = |at: u64| bounds.read(at as usize).map(|word| word as u64).ok_or(());
+            match unwinder.unwind_frame(address, &mut regs, &mut cache, &mut read) {
+                Ok(Some(caller)) => caller as usize,
+                Ok(None) | Err(_) => return,
+            }
+        };
+        if next == 0 {
+            return;
+        }
+        pc = next;
+        is_return_address = true;
+    }
+}
+
+type NativeUnwinder = UnwinderX86_64<&'static [u8]>;
+
+/// An unwinder for the modules that are loaded now.
+fn native_unwinder() -> NativeUnwinder {
+    struct Known {
+        loaded: (u64, u64),
+        unwinder: NativeUnwinder,
+    }
+    static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+    let modules = loaded_modules();
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = &*known
+        && known.loaded == modules.counters
+    {
+        return known.unwinder.clone();
+    }
+    let mut unwinder = NativeUnwinder::new();
+    for module in modules.modules {
+        unwinder.add_module(module);
+    }
+    *known = Some(Known { loaded: modules.counters, unwinder: unwinder.clone() });
+    unwinder
+}
+
+#[derive(Default)]
+struct Modules {
+    modules: Vec<Module<&'static [u8]>>,
+    /// How many modules were ever loaded and unloaded.
+    counters: (u64, u64),
+}
+
+fn loaded_modules() -> Modules {
+    unsafe extern "C" fn visit(
+        info: *mut libc::dl_phdr_info,
+        _size: libc::size_t,
+        modules: *mut libc::c_void,
+    ) -> libc::c_int {
+        // SAFETY: dl_iterate_phdr passes a valid description and our own pointer.
+        let (info, modules) = unsafe { (&*info, &mut *modules.cast::<Modules>()) };
+        modules.counters = (info.dlpi_adds, info.dlpi_subs);
+        // SAFETY: as above.
+        modules.modules.extend(unsafe { module(info) });
+        0
+    }
+    let mut modules = Modules::default();
+    // SAFETY: the callback gets the address of the local.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut modules).cast()) };
+    modules
+}
+
+/// What framehop must know of a module: its addresses and its unwind tables, read where they are
+/// loaded.
+///
+/// # Safety
+/// The description is one that dl_iterate_phdr passes.
+unsafe fn module(info: &libc::dl_phdr_info) -> Option<Module<&'static [u8]>> {
+    let base = info.dlpi_addr;
+    // SAFETY: the program headers of a loaded module.
+    let headers =
+        unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    let loads = || headers.iter().filter(|h| h.p_type == libc::PT_LOAD);
+    let segment = |address: u64| {
+        loads().map(|h| h.p_vaddr..h.p_vaddr + h.p_memsz).find(|s| s.contains(&address))
+    };
+    let hdr = headers.iter().find(|h| h.p_type == libc::PT_GNU_EH_FRAME)?;
+    let start = loads().map(|h| h.p_vaddr).min()?;
+    let end = loads().map(|h| h.p_vaddr + h.p_memsz).max()?;
+    let text = loads().find(|h| h.p_flags & libc::PF_X != 0)?;
+    // SAFETY: ranges of segments that are loaded and readable. A module that is unloaded later
+    // changes the counters; its tables are not read again.
+    let bytes = |range: &Range<u64>| unsafe {
+        let len = (range.end - range.start) as usize;
+        std::slice::from_raw_parts((base + range.start) as *const u8, len)
+    };
+    let hdr_range = hdr.p_vaddr..hdr.p_vaddr + hdr.p_memsz;
+    let hdr_bytes = bytes(&hdr_range);
+    // LSB Core 5.0, section 10.6.2: the fifth byte on is eh_frame_ptr, usually pcrel sdata4.
+    if hdr_bytes.len() < 8 || hdr_bytes[1] != 0x1b {
+        return None;
+    }
+    let offset = i32::from_le_bytes(hdr_bytes[4..8].try_into().ok()?);
+    let eh_frame = (hdr.p_vaddr + 4).checked_add_signed(i64::from(offset))?;
+    // The section ends somewhere before its segment does; a zero word ends the table.
+    let eh_frame_range = eh_frame..segment(eh_frame)?.end;
+    let sections = ExplicitModuleSectionInfo {
+        base_svma: 0,
+        text_svma: Some(text.p_vaddr..text.p_vaddr + text.p_memsz),
+        eh_frame_svma: Some(eh_frame_range.clone()),
+        eh_frame: Some(bytes(&eh_frame_range)),
+        eh_frame_hdr_svma: Some(hdr_range),
+        eh_frame_hdr: Some(hdr_bytes),
+        ..Default::default()
+    };
+    Some(Module::new(String::new(), base + start..base + end, base, sections))
+}
