@@ -10,6 +10,9 @@
 //!
 //! The front page of the repository has a program to start from: `examples/quickstart.rs`.
 
+#![deny(unsafe_code, missing_docs)]
+#![warn(unreachable_pub, clippy::unwrap_used)]
+
 pub mod abi;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod environment;

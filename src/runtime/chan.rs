@@ -621,7 +621,7 @@ impl<T> Channel for Inner<T> {
         unsafe {
             let room = Box::from_raw(staging.0.cast::<MaybeUninit<T>>());
             if passed != sending {
-                *slot.cast::<Option<T>>() = Some(room.assume_init());
+                *slot.cast::<Option<T>>() = Some(*room.assume_init());
             }
         }
     }

@@ -292,11 +292,6 @@ impl GQueue {
     }
 
     #[inline(always)]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.head.get().is_null()
-    }
-
-    #[inline(always)]
     pub(crate) fn push(&self, g: *mut G) {
         // SAFETY: G structures are immortal, and a queued one belongs to its queue.
         unsafe {
@@ -389,10 +384,9 @@ mod tests {
             queue.push(g);
         }
         for &g in &gs {
-            assert!(!queue.is_empty());
             assert_eq!(queue.pop(), g);
         }
-        assert!(queue.is_empty() && queue.pop().is_null());
+        assert!(queue.pop().is_null());
         queue.push(gs[3]);
         assert_eq!(queue.pop(), gs[3]);
     }

@@ -85,10 +85,6 @@ impl Sched {
         self.run_id
     }
 
-    pub(crate) fn ms(&self) -> &[&'static M] {
-        &self.ms
-    }
-
     fn push_global(&self, g: *mut G) {
         let global = self.global.lock().unwrap_or_else(PoisonError::into_inner);
         global.0.push(g);

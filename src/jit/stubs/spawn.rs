@@ -1,7 +1,7 @@
 //! JIT code starts a goroutine: the arguments become a record of words, and a Rust function takes
 //! the record. The frame is that of a goroutine function (`goroutine_fn.rs`).
 
-use dynasmrt::{DynasmApi, dynasm};
+use dynasmrt::dynasm;
 
 use super::StubEnv;
 use super::goroutine_fn::NativeCall;
