@@ -82,18 +82,30 @@ impl JitError {
     /// The error of the system call that failed last on this thread.
     pub(crate) fn last_os(call: &'static str, purpose: &'static str) -> Self {
         let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
-        Self::System { call, errno, purpose }
+        Self::System {
+            call,
+            errno,
+            purpose,
+        }
     }
 }
 
 impl fmt::Display for JitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::System { call, errno, purpose } => {
+            Self::System {
+                call,
+                errno,
+                purpose,
+            } => {
                 let text = std::io::Error::from_raw_os_error(*errno);
                 write!(f, "{call} failed: {text}; {purpose}")
             }
-            Self::OutOfCodeSpace { needed_bytes, class, class_bytes } => write!(
+            Self::OutOfCodeSpace {
+                needed_bytes,
+                class,
+                class_bytes,
+            } => write!(
                 f,
                 "out of code space: {needed_bytes} bytes do not fit in what is left of the \
                  {class_bytes} bytes for {class} frames; build the Jit with a larger \
@@ -108,14 +120,22 @@ impl fmt::Display for JitError {
                 f,
                 "the registry holds {limit} arenas and foreign regions at most; share one Jit"
             ),
-            Self::FrameLaw { name, rule } => write!(f, "code {name:?} breaks the frame law: {rule}"),
-            Self::Assemble { name, reason } => write!(f, "code {name:?} does not assemble: {reason}"),
+            Self::FrameLaw { name, rule } => {
+                write!(f, "code {name:?} breaks the frame law: {rule}")
+            }
+            Self::Assemble { name, reason } => {
+                write!(f, "code {name:?} does not assemble: {reason}")
+            }
             Self::ForkedChild => f.write_str(
                 "a forked child shares its code memory with its parent and cannot emit; \
                  existing stubs may run, and an exec'ed program may emit",
             ),
             Self::ForeignRange { range, rule } => {
-                write!(f, "foreign code {:#x}..{:#x} cannot be registered: {rule}", range.start, range.end)
+                write!(
+                    f,
+                    "foreign code {:#x}..{:#x} cannot be registered: {rule}",
+                    range.start, range.end
+                )
             }
             Self::Assign(e) => e.fmt(f),
             Self::Plan(e) => e.fmt(f),

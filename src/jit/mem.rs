@@ -95,8 +95,11 @@ impl CodeMemory {
     fn dual_map(size: usize, placement: Placement) -> Result<Self, JitError> {
         // A kernel with vm.memfd_noexec=2 wants the seal (it speaks of the file's mode bits, not
         // of mappings); kernels before 6.3 know neither flag; a security module may want MFD_EXEC.
-        let attempts =
-            [(MFD_NOEXEC_SEAL, "MFD_NOEXEC_SEAL"), (0, "no flag"), (MFD_EXEC, "MFD_EXEC")];
+        let attempts = [
+            (MFD_NOEXEC_SEAL, "MFD_NOEXEC_SEAL"),
+            (0, "no flag"),
+            (MFD_EXEC, "MFD_EXEC"),
+        ];
         let mut first_error = None;
         for (flag, flag_name) in attempts {
             match Self::dual_map_with(size, placement, flag, flag_name) {
@@ -114,9 +117,13 @@ impl CodeMemory {
         flag_name: &str,
     ) -> Result<Self, JitError> {
         // SAFETY: a NUL-terminated name and flags; the result is checked.
-        let fd = unsafe { libc::memfd_create(c"footbridge-code".as_ptr(), libc::MFD_CLOEXEC | flag) };
+        let fd =
+            unsafe { libc::memfd_create(c"footbridge-code".as_ptr(), libc::MFD_CLOEXEC | flag) };
         if fd < 0 {
-            return Err(JitError::last_os("memfd_create(2)", "it holds the code of the dual map"));
+            return Err(JitError::last_os(
+                "memfd_create(2)",
+                "it holds the code of the dual map",
+            ));
         }
         // SAFETY: `fd` was just made and nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -124,26 +131,38 @@ impl CodeMemory {
         if unsafe { libc::ftruncate(fd.as_raw_fd(), size as libc::off_t) } != 0 {
             return Err(JitError::last_os("ftruncate(2)", "it sizes the code memfd"));
         }
-        let writable = MmapOptions::new().len(size).map_raw(&fd).map_err(|error| {
-            JitError::System {
-                call: "mmap(2)",
-                errno: error.raw_os_error().unwrap_or(0),
-                purpose: "the writable view of code memory; check RLIMIT_AS",
-            }
-        })?;
+        let writable =
+            MmapOptions::new()
+                .len(size)
+                .map_raw(&fd)
+                .map_err(|error| JitError::System {
+                    call: "mmap(2)",
+                    errno: error.raw_os_error().unwrap_or(0),
+                    purpose: "the writable view of code memory; check RLIMIT_AS",
+                })?;
         // A child must not be able to change its parent's code.
         // SAFETY: the range is the mapping that was just made.
         if unsafe { libc::madvise(writable.as_mut_ptr().cast(), size, libc::MADV_DONTFORK) } != 0 {
-            return Err(JitError::last_os("madvise(2) MADV_DONTFORK", "it keeps code memory out of forked children"));
+            return Err(JitError::last_os(
+                "madvise(2) MADV_DONTFORK",
+                "it keeps code memory out of forked children",
+            ));
         }
         let (base, near) = map_code(size, placement, libc::MAP_SHARED, fd.as_raw_fd())?;
         // Only an mprotect tells whether this host lets a memfd be executable.
         // SAFETY: the first chunk of the mapping that was just made; it holds no code yet.
         let refused = unsafe {
-            libc::mprotect(base as *mut _, CHUNK_BYTES, libc::PROT_READ | libc::PROT_EXEC) != 0
+            libc::mprotect(
+                base as *mut _,
+                CHUNK_BYTES,
+                libc::PROT_READ | libc::PROT_EXEC,
+            ) != 0
         };
         if refused {
-            let error = JitError::last_os("mprotect(2) PROT_EXEC", "the host refuses executable memfds");
+            let error = JitError::last_os(
+                "mprotect(2) PROT_EXEC",
+                "the host refuses executable memfds",
+            );
             // SAFETY: the mapping is ours, holds nothing, and no address in it has escaped.
             unsafe { libc::munmap(base as *mut _, size) };
             return Err(error);
@@ -153,16 +172,32 @@ impl CodeMemory {
         let report = format!(
             "dual map (memfd, {flag_name}), {} MiB at {base:#x}, {}",
             size >> 20,
-            if near { "within reach of the text" } else { "out of reach of the text: calls go through cells" },
+            if near {
+                "within reach of the text"
+            } else {
+                "out of reach of the text: calls go through cells"
+            },
         );
-        Ok(Self { base, size, backend: Backend::DualMap { writable }, near, report })
+        Ok(Self {
+            base,
+            size,
+            backend: Backend::DualMap { writable },
+            near,
+            report,
+        })
     }
 
     fn mprotect_batch(size: usize, placement: Placement, why: &str) -> Result<Self, JitError> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let (base, near) = map_code(size, placement, flags, -1)?;
         let report = format!("mprotect batch, {} MiB at {base:#x} ({why})", size >> 20);
-        Ok(Self { base, size, backend: Backend::MprotectBatch, near, report })
+        Ok(Self {
+            base,
+            size,
+            backend: Backend::MprotectBatch,
+            near,
+            report,
+        })
     }
 
     pub(crate) fn base(&self) -> usize {
@@ -193,7 +228,9 @@ impl CodeMemory {
     /// Makes the chunk at offset `at` ready to take code: `int3` everywhere, then executable.
     pub(crate) fn commit_chunk(&self, at: usize) -> Result<(), JitError> {
         debug_assert!(at.is_multiple_of(CHUNK_BYTES) && at < self.size);
-        let Backend::DualMap { writable } = &self.backend else { return Ok(()) };
+        let Backend::DualMap { writable } = &self.backend else {
+            return Ok(());
+        };
         // SAFETY: the chunk lies in the writable view, holds no code, and only the caller (who
         // holds the window that it belongs to) writes to it.
         unsafe { ptr::write_bytes(writable.as_mut_ptr().add(at), INT3, CHUNK_BYTES) };
@@ -217,13 +254,20 @@ impl CodeMemory {
     /// Copies finished code to offset `at`, which must be committed, unpublished and aligned to
     /// the publish unit.
     pub(crate) fn write(&self, at: usize, code: &[u8]) -> Result<(), JitError> {
-        assert!(at.checked_add(code.len()).is_some_and(|end| end <= self.size));
+        assert!(
+            at.checked_add(code.len())
+                .is_some_and(|end| end <= self.size)
+        );
         match &self.backend {
             Backend::DualMap { writable } => {
                 // SAFETY: in bounds by the assertion; the caller owns the range and nothing in it
                 // is published, so nobody reads or runs these bytes.
                 unsafe {
-                    ptr::copy_nonoverlapping(code.as_ptr(), writable.as_mut_ptr().add(at), code.len());
+                    ptr::copy_nonoverlapping(
+                        code.as_ptr(),
+                        writable.as_mut_ptr().add(at),
+                        code.len(),
+                    );
                 }
             }
             Backend::MprotectBatch => {
@@ -271,7 +315,11 @@ fn map_code(
                 0,
             )
         };
-        if at == libc::MAP_FAILED { None } else { Some(at as usize) }
+        if at == libc::MAP_FAILED {
+            None
+        } else {
+            Some(at as usize)
+        }
     };
     if placement == Placement::Near {
         for address in near_candidates(size) {
@@ -287,7 +335,10 @@ fn map_code(
         }
     }
     let at = map(0, 0).ok_or_else(|| {
-        JitError::last_os("mmap(2)", "it reserves code memory; check RLIMIT_AS or reserve less")
+        JitError::last_os(
+            "mmap(2)",
+            "it reserves code memory; check RLIMIT_AS or reserve less",
+        )
     })?;
     let text = text_address();
     let near = at.abs_diff(text).max((at + size).abs_diff(text)) < REACH_BYTES;
@@ -299,7 +350,9 @@ fn near_candidates(size: usize) -> impl Iterator<Item = usize> {
     const STEP: usize = 32 << 20;
     let text = text_address() & !(CHUNK_BYTES - 1);
     let lowest = text.saturating_sub(REACH_BYTES).max(1 << 20);
-    let below = (1..).map(move |i| text.checked_sub(size + i * STEP)).map_while(|a| a);
+    let below = (1..)
+        .map(move |i| text.checked_sub(size + i * STEP))
+        .map_while(|a| a);
     let above = (16..).map(move |i| text + i * STEP);
     below
         .take_while(move |&a| a >= lowest)

@@ -1,4 +1,7 @@
-#![allow(unsafe_code, reason = "the one place that turns code addresses into function pointers")]
+#![allow(
+    unsafe_code,
+    reason = "the one place that turns code addresses into function pointers"
+)]
 //! Code memory, the registry of every stub, and what emits them.
 //!
 //! The way of a stub: a [`Signature`](crate::abi::Signature) gives two assignments, those give a
@@ -8,10 +11,10 @@
 mod arena;
 mod eh_frame;
 pub(crate) mod emit;
-pub mod scalar;
 mod error;
 mod mem;
 mod registry;
+pub mod scalar;
 pub(crate) mod stubs;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -69,7 +72,9 @@ impl JitBuilder {
     /// # Errors
     /// A mapping was refused ([`JitError::System`]), or there are too many arenas.
     pub fn build(self) -> Result<Jit, JitError> {
-        Ok(Jit { arena: Arena::new(self.reserve_bytes, self.memory, self.placement)? })
+        Ok(Jit {
+            arena: Arena::new(self.reserve_bytes, self.memory, self.placement)?,
+        })
     }
 }
 
@@ -141,10 +146,18 @@ impl Jit {
     ) -> Result<Code, JitError> {
         if matches!(class, FrameClass::Entry | FrameClass::Root) {
             let rule = "entry and root frames are made by the crate's own stubs only";
-            return Err(JitError::FrameLaw { name: name.into(), rule });
+            return Err(JitError::FrameLaw {
+                name: name.into(),
+                rule,
+            });
         }
-        let spec =
-            StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 };
+        let spec = StubSpec {
+            name,
+            kind: StubKind::User,
+            class,
+            signature: None,
+            user_data: 0,
+        };
         let bound = self.arena.max_code_bytes();
         let prologue_bytes = if class == FrameClass::Leaf { 0 } else { 4 };
         let id = self.arena.emit(&spec, bound, |ops| {
@@ -207,7 +220,12 @@ impl Code {
 impl std::fmt::Debug for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = look_up(self.address()).map_or("?", |stub| stub.name());
-        write!(f, "Code({name:?} at {:#x}, {} bytes)", self.address(), self.len())
+        write!(
+            f,
+            "Code({name:?} at {:#x}, {} bytes)",
+            self.address(),
+            self.len()
+        )
     }
 }
 

@@ -1,4 +1,7 @@
-#![allow(unsafe_code, reason = "promises that Rust types are passed as their ABI types")]
+#![allow(
+    unsafe_code,
+    reason = "promises that Rust types are passed as their ABI types"
+)]
 //! Rust types that calls carry, and what each is in a signature.
 
 use std::ptr::NonNull;

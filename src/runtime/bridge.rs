@@ -1,4 +1,7 @@
-#![allow(unsafe_code, reason = "hands Rust functions to emitted code and calls emitted code")]
+#![allow(
+    unsafe_code,
+    reason = "hands Rust functions to emitted code and calls emitted code"
+)]
 //! JIT code and Rust on one goroutine: goroutine functions, entries, and starts from JIT code.
 
 use std::any::type_name;
@@ -159,9 +162,9 @@ macro_rules! entry_type {
             #[inline]
             #[allow(clippy::too_many_arguments, reason = "as many as the code has")]
             pub unsafe fn call(&self, $($arg: $ty),*) -> Ret {
+                type Stub<Ret, $($ty),*> = unsafe extern "C-unwind" fn($($ty),*) -> Ret;
                 // SAFETY: the stub's entry side was made for exactly these types.
-                let stub: unsafe extern "C-unwind" fn($($ty),*) -> Ret =
-                    unsafe { as_fn(self.id.start()) };
+                let stub = unsafe { as_fn::<Stub<Ret, $($ty),*>>(self.id.start()) };
                 // SAFETY: the caller's promise.
                 unsafe { stub($($arg),*) }
             }
@@ -180,7 +183,11 @@ impl Jit {
     ///
     /// # Errors
     /// The convention cannot carry the signature, or there is no code space.
-    pub fn goroutine_fn<Args, F>(&self, convention: Convention, f: F) -> Result<GoroutineFn, JitError>
+    pub fn goroutine_fn<Args, F>(
+        &self,
+        convention: Convention,
+        f: F,
+    ) -> Result<GoroutineFn, JitError>
     where
         F: GoroutineClosure<Args>,
     {
@@ -253,7 +260,10 @@ impl Jit {
             signature,
             code.address(),
         )?;
-        let start = leak(Start { enter: enter.start(), words: signature.params().len() });
+        let start = leak(Start {
+            enter: enter.start(),
+            words: signature.params().len(),
+        });
         let target = start_goroutine as *const () as usize;
         let context = std::ptr::from_ref(start) as u64;
         let id = spawn::emit(arena, env, name, convention, signature, target, context)?;
@@ -282,7 +292,10 @@ impl Code {
             signature,
             self.address(),
         )?;
-        Ok(Entry { id, types: PhantomData })
+        Ok(Entry {
+            id,
+            types: PhantomData,
+        })
     }
 }
 
@@ -302,7 +315,9 @@ unsafe extern "C-unwind" fn start_goroutine(start: *const Start, arguments: *con
         (as_fn((*start).enter), arguments.into())
     };
     // SAFETY: by the contract of `spawn_fn`; there are no results.
-    drop(go(move || unsafe { enter(arguments.as_ptr(), std::ptr::null_mut()) }));
+    drop(go(move || unsafe {
+        enter(arguments.as_ptr(), std::ptr::null_mut())
+    }));
 }
 
 /// What stubs are bound to lives as long as the code: for ever.

@@ -1,7 +1,7 @@
 #![allow(unsafe_code, reason = "futex(2) and membarrier(2)")]
 //! Sleeping on a word, and a fence whose whole cost is on one side.
 
-use std::sync::atomic::{AtomicU32, AtomicU8, Ordering, compiler_fence, fence};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering, compiler_fence, fence};
 use std::time::Duration;
 use std::{io, ptr};
 
@@ -24,7 +24,12 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
 pub(crate) fn wake(word: &AtomicU32) {
     // SAFETY: only the address of the word is used.
     unsafe {
-        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1);
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+            1,
+        );
     }
 }
 
@@ -49,7 +54,10 @@ pub(crate) fn probe_fences() -> &'static str {
     if MODE.load(Ordering::Relaxed) == UNKNOWN {
         let usable = membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)
             .and_then(|()| membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED));
-        MODE.store(if usable.is_ok() { MEMBARRIER } else { PLAIN }, Ordering::Relaxed);
+        MODE.store(
+            if usable.is_ok() { MEMBARRIER } else { PLAIN },
+            Ordering::Relaxed,
+        );
     }
     match MODE.load(Ordering::Relaxed) {
         MEMBARRIER => "membarrier(2) private expedited",

@@ -41,7 +41,10 @@ union Task<F, T> {
 }
 
 impl<F: FnOnce() -> T, T> Task<F, T> {
-    const TYPE: TaskType = TaskType { run: Self::run, drop_result: Self::drop_result };
+    const TYPE: TaskType = TaskType {
+        run: Self::run,
+        drop_result: Self::drop_result,
+    };
 
     unsafe fn run(data: *mut u8) {
         let task = data.cast::<Self>();
@@ -69,7 +72,9 @@ pub struct SpawnError<F> {
 
 impl<F> fmt::Debug for SpawnError<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SpawnError").field("error", &self.error).finish_non_exhaustive()
+        f.debug_struct("SpawnError")
+            .field("error", &self.error)
+            .finish_non_exhaustive()
     }
 }
 
@@ -85,7 +90,10 @@ impl<F> std::error::Error for SpawnError<F> {}
 ///
 /// # Safety
 /// The goroutine ends before anything that `F` borrows does, and F and T may go to another thread.
-unsafe fn spawn<F: FnOnce() -> T, T>(f: F, migratable: bool) -> Result<RawHandle<T>, SpawnError<F>> {
+unsafe fn spawn<F: FnOnce() -> T, T>(
+    f: F,
+    migratable: bool,
+) -> Result<RawHandle<T>, SpawnError<F>> {
     let size = size_of::<Task<F, T>>();
     if size > task_room(current_class()) || align_of::<Task<F, T>>() > 4096 {
         // Too large for the stack: the heap holds the closure and the result.
@@ -98,11 +106,24 @@ unsafe fn spawn<F: FnOnce() -> T, T>(f: F, migratable: bool) -> Result<RawHandle
     };
     let task = new.data().cast::<Task<F, T>>();
     // SAFETY: room of that size and alignment was reserved there.
-    unsafe { task.write(Task { f: ManuallyDrop::new(f) }) };
-    let g = new.start(const { &Task::<F, T>::TYPE }, join_state::RUNNING, migratable, false);
+    unsafe {
+        task.write(Task {
+            f: ManuallyDrop::new(f),
+        })
+    };
+    let g = new.start(
+        const { &Task::<F, T>::TYPE },
+        join_state::RUNNING,
+        migratable,
+        false,
+    );
     // SAFETY: the task is of these types.
     let result = unsafe { (&raw mut (*task).result).cast() };
-    Ok(RawHandle { g, result, boxed: false })
+    Ok(RawHandle {
+        g,
+        result,
+        boxed: false,
+    })
 }
 
 /// # Safety
@@ -115,7 +136,11 @@ unsafe fn spawn_boxed<F: FnOnce() -> T, T>(
     let inner = Boxed { f, out };
     // SAFETY: the caller's promise; the room is a box that the handle or the goroutine frees.
     match unsafe { spawn_in_place(inner, migratable) } {
-        Ok(g) => Ok(RawHandle { g, result: out.cast(), boxed: true }),
+        Ok(g) => Ok(RawHandle {
+            g,
+            result: out.cast(),
+            boxed: true,
+        }),
         Err((error, inner)) => {
             // SAFETY: from `into_raw` above, never written.
             drop(unsafe { Box::from_raw(inner.out) });
@@ -152,7 +177,10 @@ unsafe fn drop_boxed<F, T>(data: *mut u8) {
 struct BoxedType<F, T>(PhantomData<(F, T)>);
 
 impl<F: FnOnce() -> T, T> BoxedType<F, T> {
-    const TYPE: TaskType = TaskType { run: run_boxed::<F, T>, drop_result: drop_boxed::<F, T> };
+    const TYPE: TaskType = TaskType {
+        run: run_boxed::<F, T>,
+        drop_result: drop_boxed::<F, T>,
+    };
 }
 
 /// # Safety
@@ -231,7 +259,9 @@ impl<T> RawHandle<T> {
     unsafe fn release(&self) {
         if self.boxed {
             // SAFETY: made by `spawn_boxed`; what was in it is gone.
-            drop(unsafe { Box::from_raw(self.result.cast::<std::mem::MaybeUninit<JoinResult<T>>>()) });
+            drop(unsafe {
+                Box::from_raw(self.result.cast::<std::mem::MaybeUninit<JoinResult<T>>>())
+            });
         }
         free_g(self.g);
     }
@@ -411,7 +441,10 @@ impl<'scope> Scope<'scope, '_> {
         self.data.running.fetch_add(1, Ordering::Relaxed);
         let data = &self.data;
         let body = move || {
-            let mut leave = Leave { data, returned: false };
+            let mut leave = Leave {
+                data,
+                returned: false,
+            };
             let value = f();
             leave.returned = true;
             value
@@ -420,7 +453,10 @@ impl<'scope> Scope<'scope, '_> {
         // not unwind past that either. A goroutine leaves when its closure is gone; its result
         // lives on for the handle, which cannot outlive 'scope.
         match unsafe { spawn(body, false) } {
-            Ok(handle) => ScopedJoinHandle { handle: JoinHandle(handle), scope: PhantomData },
+            Ok(handle) => ScopedJoinHandle {
+                handle: JoinHandle(handle),
+                scope: PhantomData,
+            },
             Err(error) => {
                 self.data.running.fetch_sub(1, Ordering::Relaxed);
                 panic!("{error}");

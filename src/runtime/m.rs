@@ -12,8 +12,8 @@
 //! * `Sched::global`: the overflow of those, and what foreign threads make.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BinaryHeap;
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -70,7 +70,10 @@ impl RunQueue {
         while head != tail {
             let g = self.slot(head).load(Ordering::Relaxed);
             let next = head.wrapping_add(1);
-            match self.head.compare_exchange_weak(head, next, Ordering::Release, Ordering::Acquire) {
+            match self
+                .head
+                .compare_exchange_weak(head, next, Ordering::Release, Ordering::Acquire)
+            {
                 Ok(_) => return g,
                 Err(now) => head = now,
             }
@@ -98,7 +101,11 @@ impl RunQueue {
                 to.slot(to_tail.wrapping_add(i)).store(g, Ordering::Relaxed);
             }
             let next = head.wrapping_add(take);
-            if self.head.compare_exchange(head, next, Ordering::Release, Ordering::Relaxed).is_ok() {
+            if self
+                .head
+                .compare_exchange(head, next, Ordering::Release, Ordering::Relaxed)
+                .is_ok()
+            {
                 let last = to_tail.wrapping_add(take - 1);
                 let g = to.slot(last).load(Ordering::Relaxed);
                 to.tail.store(last, Ordering::Release);
@@ -199,7 +206,10 @@ impl M {
                 timers: RefCell::default(),
                 timer_seq: Cell::new(0),
                 has_timers: AtomicBool::new(false),
-                inbox: Inbox { stack: AtomicPtr::new(ptr::null_mut()), park: AtomicU32::new(AWAKE) },
+                inbox: Inbox {
+                    stack: AtomicPtr::new(ptr::null_mut()),
+                    park: AtomicU32::new(AWAKE),
+                },
             }))
         })
     }
@@ -214,7 +224,10 @@ impl M {
         self.inbox.stack.store(ptr::null_mut(), Ordering::Relaxed);
         self.inbox.park.store(AWAKE, Ordering::Relaxed);
         self.run_id.store(0, Ordering::Release);
-        FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+        FREE_MS
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(self);
     }
 
     /// Hands a goroutine of this M to it. Called by other threads; the goroutine is runnable.
@@ -223,7 +236,12 @@ impl M {
         loop {
             // SAFETY: immortal, and ours until the exchange succeeds.
             unsafe { (*g).link.set(head) };
-            match self.inbox.stack.compare_exchange_weak(head, g, Ordering::Release, Ordering::Relaxed) {
+            match self.inbox.stack.compare_exchange_weak(
+                head,
+                g,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => break,
                 Err(now) => head = now,
             }
@@ -251,8 +269,12 @@ impl M {
         }
         while !oldest.is_null() {
             // SAFETY: as above; `push` overwrites the link, so read it before.
-            let (next, run_id) =
-                unsafe { ((*oldest).link.get(), (*oldest).run_id.load(Ordering::Relaxed)) };
+            let (next, run_id) = unsafe {
+                (
+                    (*oldest).link.get(),
+                    (*oldest).run_id.load(Ordering::Relaxed),
+                )
+            };
             // A goroutine that an earlier run left behind belongs to a thread that is gone.
             if run_id == self.run_id.load(Ordering::Relaxed) {
                 self.local.push(oldest);
@@ -275,7 +297,9 @@ impl M {
     /// Sleeps until somebody unparks this M or its next timer is due. Returns whether the waker
     /// counted it as spinning.
     pub(crate) fn park(&self) -> bool {
-        let timeout = self.next_timer().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = self
+            .next_timer()
+            .map(|at| at.saturating_duration_since(Instant::now()));
         if self.inbox.park.load(Ordering::Acquire) == PARKED && timeout != Some(Duration::ZERO) {
             futex::wait(&self.inbox.park, PARKED, timeout);
         }
@@ -295,7 +319,9 @@ impl M {
     fn notify(&self, state: u32) -> bool {
         let park = &self.inbox.park;
         let parked = park.load(Ordering::SeqCst) == PARKED
-            && park.compare_exchange(PARKED, state, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            && park
+                .compare_exchange(PARKED, state, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok();
         if parked {
             futex::wake(park);
         }
@@ -311,7 +337,9 @@ impl M {
     pub(crate) fn set_timer(&self, at: Instant, g: *mut G) {
         let seq = self.timer_seq.get();
         self.timer_seq.set(seq + 1);
-        self.timers.borrow_mut().push(Reverse((at, seq, g as usize)));
+        self.timers
+            .borrow_mut()
+            .push(Reverse((at, seq, g as usize)));
         self.has_timers.store(true, Ordering::Relaxed);
     }
 

@@ -13,9 +13,9 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::Ordering;
 
-use object::elf::{STT_FUNC, FileHeader64};
-use object::read::elf::{FileHeader, Sym};
 use object::Endianness;
+use object::elf::{FileHeader64, STT_FUNC};
+use object::read::elf::{FileHeader, Sym};
 
 use super::stack::GUARD_BYTES;
 use super::throw::RawStderr;
@@ -83,7 +83,10 @@ fn report_overflow(goid: u64, stack_bytes: usize, at: Registers) -> ! {
     let mut out = RawStderr;
     let kib = stack_bytes >> 10;
     // Nothing can be done about a standard error that is closed.
-    let _ = write!(out, "footbridge: fatal: goroutine {goid} overflowed its {kib} KiB stack in ");
+    let _ = write!(
+        out,
+        "footbridge: fatal: goroutine {goid} overflowed its {kib} KiB stack in "
+    );
     let _ = match look_up(at.pc) {
         Some(stub) => writeln!(out, "{stub}"),
         None => with_symbol(at.pc, |name| match name {
@@ -91,16 +94,23 @@ fn report_overflow(goid: u64, stack_bytes: usize, at: Registers) -> ! {
             None => writeln!(RawStderr, "native code at {:#x}", at.pc),
         }),
     };
-    let _ = writeln!(out, "raise Config::stack_size, or recurse less; JIT frames, innermost first:");
+    let _ = writeln!(
+        out,
+        "raise Config::stack_size, or recurse less; JIT frames, innermost first:"
+    );
     // SAFETY: immortal; the current goroutine of this thread.
     if let Some(g) = unsafe { getg().as_ref() } {
         let anchor = (g.anchor.fp.get(), g.anchor.pc.get());
         let mut shown = 0;
-        exact_walk(Start::Registers { at, anchor }, &Bounds::of(g), &mut |frame| {
-            shown += 1;
-            let _ = writeln!(RawStderr, "    {}", frame.stub);
-            shown < 16
-        });
+        exact_walk(
+            Start::Registers { at, anchor },
+            &Bounds::of(g),
+            &mut |frame| {
+                shown += 1;
+                let _ = writeln!(RawStderr, "    {}", frame.stub);
+                shown < 16
+            },
+        );
         if shown == 0 {
             let _ = writeln!(out, "    (none)");
         }
@@ -123,7 +133,14 @@ fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>) -> R) -> R {
             return f(None);
         }
         let len = stat.st_size as usize;
-        let at = libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, fd, 0);
+        let at = libc::mmap(
+            ptr::null_mut(),
+            len,
+            libc::PROT_READ,
+            libc::MAP_PRIVATE,
+            fd,
+            0,
+        );
         if at == libc::MAP_FAILED {
             return f(None);
         }
@@ -139,12 +156,18 @@ fn symbol_name(file: &[u8], pc: usize, phdr: usize) -> Option<&str> {
     let elf = FileHeader64::<Endianness>::parse(file).ok()?;
     let endian = elf.endian().ok()?;
     let bias = phdr as u64 - elf.e_phoff.get(endian);
-    let first = elf.program_headers(endian, file).ok()?.iter().find(|h| {
-        h.p_type.get(endian) == object::elf::PT_LOAD
-    })?;
-    let address = (pc as u64).wrapping_sub(bias).wrapping_add(first.p_vaddr.get(endian));
+    let first = elf
+        .program_headers(endian, file)
+        .ok()?
+        .iter()
+        .find(|h| h.p_type.get(endian) == object::elf::PT_LOAD)?;
+    let address = (pc as u64)
+        .wrapping_sub(bias)
+        .wrapping_add(first.p_vaddr.get(endian));
     let symbols = elf.sections(endian, file).ok()?;
-    let symbols = symbols.symbols(endian, file, object::elf::SHT_SYMTAB).ok()?;
+    let symbols = symbols
+        .symbols(endian, file, object::elf::SHT_SYMTAB)
+        .ok()?;
     let covers = symbols.iter().find(|symbol| {
         let start = symbol.st_value(endian);
         symbol.st_type() == STT_FUNC && (start..start + symbol.st_size(endian)).contains(&address)
@@ -167,7 +190,8 @@ unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut l
                 libc::sigaction(signal, previous, ptr::null_mut());
             }
             action if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-                type Action = unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+                type Action =
+                    unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
                 let action: Action = crate::jit::as_fn(action);
                 action(signal, info, context);
             }

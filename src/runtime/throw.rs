@@ -13,7 +13,8 @@ impl Write for RawStderr {
         let mut rest = s.as_bytes();
         while !rest.is_empty() {
             // SAFETY: a valid buffer of that length.
-            let written = unsafe { libc::write(libc::STDERR_FILENO, rest.as_ptr().cast(), rest.len()) };
+            let written =
+                unsafe { libc::write(libc::STDERR_FILENO, rest.as_ptr().cast(), rest.len()) };
             match usize::try_from(written) {
                 Ok(n) if n > 0 => rest = &rest[n..],
                 _ => return Err(fmt::Error),

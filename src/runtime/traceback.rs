@@ -2,6 +2,7 @@
 //! Tracebacks: which goroutine, what it does, and its frames with names.
 
 use std::arch::asm;
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -9,9 +10,7 @@ use std::sync::atomic::Ordering;
 use super::g::{self, G, Status, WaitReason};
 use super::sched::{Sched, this_sched};
 use super::tls::getg;
-use super::unwind::{
-    Bounds, JitFrame, Registers, Start, WalkEnd, exact_walk, full_walk,
-};
+use super::unwind::{Bounds, JitFrame, Registers, Start, WalkEnd, exact_walk, full_walk};
 
 /// One line of a traceback.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,14 +47,28 @@ pub enum TraceFrame {
 impl fmt::Display for TraceFrame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Jit { name, offset_bytes, kind: "user code" } => {
+            Self::Jit {
+                name,
+                offset_bytes,
+                kind: "user code",
+            } => {
                 write!(f, "jit {name}+{offset_bytes:#x}")
             }
-            Self::Jit { name, offset_bytes, kind } => {
+            Self::Jit {
+                name,
+                offset_bytes,
+                kind,
+            } => {
                 write!(f, "jit {name}+{offset_bytes:#x} ({kind})")
             }
-            Self::Rust { name, location: Some(at) } => write!(f, "rust {name} at {at}"),
-            Self::Rust { name, location: None } => write!(f, "rust {name}"),
+            Self::Rust {
+                name,
+                location: Some(at),
+            } => write!(f, "rust {name} at {at}"),
+            Self::Rust {
+                name,
+                location: None,
+            } => write!(f, "rust {name}"),
             Self::C { name } => write!(f, "c {name}"),
             Self::Unknown { pc } => write!(f, "? {pc:#x}"),
         }
@@ -78,7 +91,12 @@ pub struct Traceback {
 
 impl fmt::Display for Traceback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { goid, status, wait_reason, frames } = self;
+        let Self {
+            goid,
+            status,
+            wait_reason,
+            frames,
+        } = self;
         match (goid, wait_reason) {
             (0, _) => writeln!(f, "thread without goroutine:")?,
             (_, WaitReason::None) => writeln!(f, "goroutine {goid} [{}]:", status.name())?,
@@ -90,7 +108,9 @@ impl fmt::Display for Traceback {
                 _ => writeln!(f, "    (running on another thread; its stack is not read)"),
             };
         }
-        frames.iter().try_for_each(|frame| writeln!(f, "    {frame}"))
+        frames
+            .iter()
+            .try_for_each(|frame| writeln!(f, "    {frame}"))
     }
 }
 
@@ -124,7 +144,7 @@ pub fn traceback() -> Traceback {
     // SAFETY: immortal.
     match unsafe { g.as_ref() } {
         Some(g) => {
-            let frames = frames(here, &Bounds::of(g), 1);
+            let frames = Names::default().frames(here, &Bounds::of(g), 1);
             Traceback {
                 goid: g.goid.load(Ordering::Relaxed),
                 status: Status::Running,
@@ -138,7 +158,7 @@ pub fn traceback() -> Traceback {
                 goid: 0,
                 status: Status::Running,
                 wait_reason: WaitReason::None,
-                frames: frames(here, &bounds, 1),
+                frames: Names::default().frames(here, &bounds, 1),
             }
         }
     }
@@ -152,10 +172,15 @@ pub fn traceback() -> Traceback {
 pub fn traceback_all() -> Vec<Traceback> {
     let sched = this_sched().expect("traceback_all is called on a thread of a run");
     let own = getg();
+    let mut names = Names::default();
     let mut all: Vec<Traceback> = goroutines(sched)
         .into_iter()
         .filter_map(|g| {
-            if std::ptr::eq(g, own) { Some(traceback()) } else { of_other(g) }
+            if std::ptr::eq(g, own) {
+                Some(traceback())
+            } else {
+                of_other(g, &mut names)
+            }
         })
         .collect();
     all.sort_by_key(|traceback| traceback.goid);
@@ -169,7 +194,7 @@ fn goroutines(sched: &Sched) -> Vec<&'static G> {
 }
 
 /// A goroutine that somebody else runs or parked. `None` if it ends meanwhile.
-fn of_other(g: &G) -> Option<Traceback> {
+fn of_other(g: &G, names: &mut Names) -> Option<Traceback> {
     let switches = g.switches.load(Ordering::Acquire);
     let status = g.status();
     let goid = g.goid.load(Ordering::Relaxed);
@@ -179,47 +204,68 @@ fn of_other(g: &G) -> Option<Traceback> {
     match status {
         Status::Idle | Status::Dead => return None,
         Status::Waiting | Status::Runnable if started => {
-            let at = Registers { pc: g.sched.pc.get(), sp: g.sched.sp.get(), fp: g.sched.bp.get() };
-            frames = self::frames(at, &Bounds::of(g), 0);
+            let at = Registers {
+                pc: g.sched.pc.get(),
+                sp: g.sched.sp.get(),
+                fp: g.sched.bp.get(),
+            };
+            frames = names.frames(at, &Bounds::of(g), 0);
         }
         _ => {}
     }
     // What was read of a goroutine that ran meanwhile means nothing.
     std::sync::atomic::fence(Ordering::SeqCst);
     if g.switches.load(Ordering::Relaxed) == switches && g.status() == status {
-        return Some(Traceback { goid, status, wait_reason, frames });
+        return Some(Traceback {
+            goid,
+            status,
+            wait_reason,
+            frames,
+        });
     }
     let frames = Vec::new();
-    Some(Traceback { goid, status: Status::Running, wait_reason: WaitReason::None, frames })
+    Some(Traceback {
+        goid,
+        status: Status::Running,
+        wait_reason: WaitReason::None,
+        frames,
+    })
 }
 
-/// Names the frames from `at` on, without the first `skip`.
-fn frames(at: Registers, bounds: &Bounds, skip: usize) -> Vec<TraceFrame> {
-    let mut frames = Vec::new();
-    let mut walked = 0;
-    full_walk(at, true, bounds, &mut |frame| {
-        walked += 1;
-        if walked <= skip {
-            return;
-        }
-        if let Some(stub) = frame.stub {
-            frames.push(TraceFrame::Jit {
-                name: stub.name().into(),
-                offset_bytes: stub.offset_bytes(),
-                kind: stub.kind().name(),
-            });
-        } else {
-            // A return address may be the first byte of the next function or line.
-            let pc = frame.pc - usize::from(frame.is_return_address);
-            native_frames(pc, &mut frames);
-        }
-    });
-    frames
+/// The names of native code that were looked up. Debug information is slow to read, and
+/// goroutines tend to be parked in the same places.
+#[derive(Default)]
+struct Names(HashMap<usize, Vec<TraceFrame>>);
+
+impl Names {
+    /// Names the frames from `at` on, without the first `skip`.
+    fn frames(&mut self, at: Registers, bounds: &Bounds, skip: usize) -> Vec<TraceFrame> {
+        let mut frames = Vec::new();
+        let mut walked = 0;
+        full_walk(at, true, bounds, &mut |frame| {
+            walked += 1;
+            if walked <= skip {
+                return;
+            }
+            if let Some(stub) = frame.stub {
+                frames.push(TraceFrame::Jit {
+                    name: stub.name().into(),
+                    offset_bytes: stub.offset_bytes(),
+                    kind: stub.kind().name(),
+                });
+            } else {
+                // A return address may be the first byte of the next function or line.
+                let pc = frame.pc - usize::from(frame.is_return_address);
+                frames.extend_from_slice(self.0.entry(pc).or_insert_with(|| native_frames(pc)));
+            }
+        });
+        frames
+    }
 }
 
 /// The function at a pc, and those inlined into it, innermost first.
-fn native_frames(pc: usize, frames: &mut Vec<TraceFrame>) {
-    let before = frames.len();
+fn native_frames(pc: usize) -> Vec<TraceFrame> {
+    let mut frames = Vec::new();
     backtrace::resolve(pc as *mut c_void, |symbol| {
         let Some(raw) = symbol.name() else { return };
         let mangled = raw.as_str().unwrap_or("?");
@@ -227,14 +273,20 @@ fn native_frames(pc: usize, frames: &mut Vec<TraceFrame>) {
             Ok(name) => {
                 let at = symbol.filename().zip(symbol.lineno());
                 let location = at.map(|(file, line)| format!("{}:{line}", file.display()));
-                TraceFrame::Rust { name: format!("{name:#}"), location }
+                TraceFrame::Rust {
+                    name: format!("{name:#}"),
+                    location,
+                }
             }
-            Err(_) => TraceFrame::C { name: mangled.into() },
+            Err(_) => TraceFrame::C {
+                name: mangled.into(),
+            },
         });
     });
-    if frames.len() == before {
+    if frames.is_empty() {
         frames.push(TraceFrame::Unknown { pc });
     }
+    frames
 }
 
 /// Visits the JIT frames of the calling goroutine, innermost first, until `visit` returns `false`.
@@ -243,8 +295,13 @@ fn native_frames(pc: usize, frames: &mut Vec<TraceFrame>) {
 /// On a thread that runs no goroutine there is none.
 pub fn jit_frames(mut visit: impl FnMut(JitFrame) -> bool) -> WalkEnd {
     // SAFETY: immortal.
-    let Some(g) = (unsafe { getg().as_ref() }) else { return WalkEnd::Complete };
-    let start = Start::Anchor { fp: g.anchor.fp.get(), pc: g.anchor.pc.get() };
+    let Some(g) = (unsafe { getg().as_ref() }) else {
+        return WalkEnd::Complete;
+    };
+    let start = Start::Anchor {
+        fp: g.anchor.fp.get(),
+        pc: g.anchor.pc.get(),
+    };
     exact_walk(start, &Bounds::of(g), &mut visit)
 }
 
@@ -252,12 +309,11 @@ pub fn jit_frames(mut visit: impl FnMut(JitFrame) -> bool) -> WalkEnd {
 ///
 /// # Safety
 /// The registers are those of this thread where the signal interrupted it.
-pub unsafe fn jit_frames_from(
-    at: Registers,
-    mut visit: impl FnMut(JitFrame) -> bool,
-) -> WalkEnd {
+pub unsafe fn jit_frames_from(at: Registers, mut visit: impl FnMut(JitFrame) -> bool) -> WalkEnd {
     // SAFETY: immortal.
-    let Some(g) = (unsafe { getg().as_ref() }) else { return WalkEnd::Complete };
+    let Some(g) = (unsafe { getg().as_ref() }) else {
+        return WalkEnd::Complete;
+    };
     let anchor = (g.anchor.fp.get(), g.anchor.pc.get());
     exact_walk(Start::Registers { at, anchor }, &Bounds::of(g), &mut visit)
 }
@@ -266,7 +322,11 @@ pub unsafe fn jit_frames_from(
 #[cold]
 pub(crate) fn report_deadlock(sched: &Sched) -> ! {
     eprintln!("footbridge: fatal: all goroutines are asleep - deadlock!\n");
-    let mut all: Vec<_> = goroutines(sched).into_iter().filter_map(of_other).collect();
+    let mut names = Names::default();
+    let mut all: Vec<_> = goroutines(sched)
+        .into_iter()
+        .filter_map(|g| of_other(g, &mut names))
+        .collect();
     all.sort_by_key(|traceback| traceback.goid);
     for traceback in all {
         eprintln!("{traceback}");

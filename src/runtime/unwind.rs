@@ -70,15 +70,17 @@ pub(crate) struct Bounds {
 
 impl Bounds {
     pub(crate) fn new(first: (usize, usize), second: (usize, usize)) -> Self {
-        Self { ranges: [first, second] }
+        Self {
+            ranges: [first, second],
+        }
     }
 
     /// Bounds of the stacks that goroutine code of `g` can be on.
     pub(crate) fn of(g: &G) -> Self {
         let stack = g.stack.get();
         let m = g.m.load(std::sync::atomic::Ordering::Relaxed);
-        // SAFETY: Ms are immortal.
-        let system = if m.is_null() { (0, 0) } else { unsafe { (*m).system_stack.get() } };
+        // SAFETY: null, or an M, which is immortal.
+        let system = unsafe { m.as_ref() }.map_or((0, 0), |m| m.system_stack.get());
         Self::new((stack.lo, stack.hi), system)
     }
 
@@ -99,7 +101,10 @@ enum Out {
     Caller(Registers),
     /// Native code entered here: the anchor that was current before (`None`: it still is the
     /// goroutine's), and the native caller.
-    Native { anchor: Option<(usize, usize)>, caller: Registers },
+    Native {
+        anchor: Option<(usize, usize)>,
+        caller: Registers,
+    },
     Root,
     Switching,
     Broken,
@@ -113,7 +118,11 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
         return Out::Switching;
     }
     let caller_at = |cfa: usize, fp: Option<usize>| {
-        Some(Registers { pc: bounds.read(cfa.checked_sub(8)?)?, sp: cfa, fp: fp? })
+        Some(Registers {
+            pc: bounds.read(cfa.checked_sub(8)?)?,
+            sp: cfa,
+            fp: fp?,
+        })
     };
     let caller = match class {
         FrameClass::Root => return Out::Root,
@@ -127,18 +136,26 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
         }
         _ => caller_at(r.fp.wrapping_add(16), bounds.read(r.fp)),
     };
-    let Some(caller) = caller else { return Out::Broken };
+    let Some(caller) = caller else {
+        return Out::Broken;
+    };
     if class != FrameClass::Entry {
         return Out::Caller(caller);
     }
     // Before the slots are written the goroutine's anchor is what they will hold, and at `ret` it
     // is what they held.
     if exact_pc && (stub.offset_bytes() < stub.prologue_bytes() || is_ret(r.pc)) {
-        return Out::Native { anchor: None, caller };
+        return Out::Native {
+            anchor: None,
+            caller,
+        };
     }
     let slot = |offset: i32| bounds.read(r.fp.wrapping_add_signed(offset as isize));
     match slot(entry_frame::PREVIOUS_FP).zip(slot(entry_frame::PREVIOUS_PC)) {
-        Some(anchor) => Out::Native { anchor: Some(anchor), caller },
+        Some(anchor) => Out::Native {
+            anchor: Some(anchor),
+            caller,
+        },
         None => Out::Broken,
     }
 }
@@ -155,7 +172,10 @@ pub(crate) enum Start {
     /// In native code that JIT code called, directly or not: at the goroutine's anchor.
     Anchor { fp: usize, pc: usize },
     /// At registers, taken anywhere; the anchor is the goroutine's.
-    Registers { at: Registers, anchor: (usize, usize) },
+    Registers {
+        at: Registers,
+        anchor: (usize, usize),
+    },
 }
 
 /// Visits the JIT frames of a stack, innermost first, until the visitor says `false`.
@@ -167,7 +187,10 @@ pub(crate) fn exact_walk(
     let (mut at, mut exact_pc, current) = match start {
         Start::Registers { at, anchor } if look_up(at.pc).is_some() => (at, true, anchor),
         // In native code: what is older begins at the anchor.
-        Start::Anchor { fp, pc } | Start::Registers { anchor: (fp, pc), .. } => {
+        Start::Anchor { fp, pc }
+        | Start::Registers {
+            anchor: (fp, pc), ..
+        } => {
             if fp == 0 {
                 return WalkEnd::Complete;
             }
@@ -175,9 +198,15 @@ pub(crate) fn exact_walk(
         }
     };
     for _ in 0..MAX_FRAMES {
-        let Some(stub) = look_up(at.pc) else { return WalkEnd::Broken { at: at.fp } };
+        let Some(stub) = look_up(at.pc) else {
+            return WalkEnd::Broken { at: at.fp };
+        };
         let has_frame = stub.frame_class() != FrameClass::Leaf;
-        if !visit(JitFrame { pc: at.pc, stub, fp: if has_frame { at.fp } else { 0 } }) {
+        if !visit(JitFrame {
+            pc: at.pc,
+            stub,
+            fp: if has_frame { at.fp } else { 0 },
+        }) {
             return WalkEnd::Stopped;
         }
         let lowest = at.fp;
@@ -205,7 +234,10 @@ pub(crate) fn exact_walk(
 
 /// Whether two addresses lie in the same stack of the bounds.
 fn same_stack(a: usize, b: usize, bounds: &Bounds) -> bool {
-    bounds.ranges.iter().any(|&(lo, hi)| (lo..hi).contains(&a) && (lo..hi).contains(&b))
+    bounds
+        .ranges
+        .iter()
+        .any(|&(lo, hi)| (lo..hi).contains(&a) && (lo..hi).contains(&b))
 }
 
 /// A frame of the full walk.
@@ -230,9 +262,17 @@ pub(crate) fn full_walk(
     let mut is_return_address = !exact_pc;
     for _ in 0..MAX_FRAMES {
         let stub = look_up(pc);
-        visit(Frame { pc, is_return_address, stub });
+        visit(Frame {
+            pc,
+            is_return_address,
+            stub,
+        });
         let next = if let Some(stub) = stub {
-            let at = Registers { pc, sp: regs.sp() as usize, fp: regs.bp() as usize };
+            let at = Registers {
+                pc,
+                sp: regs.sp() as usize,
+                fp: regs.bp() as usize,
+            };
             let caller = match step_out(at, &stub, !is_return_address, bounds) {
                 Out::Caller(caller) | Out::Native { caller, .. } => caller,
                 Out::Root | Out::Switching | Out::Broken => return,
@@ -293,7 +333,10 @@ fn native_unwinder() -> NativeUnwinder {
     for module in modules.modules {
         unwinder.add_module(module);
     }
-    *known = Some(Known { loaded: modules.counters, unwinder: unwinder.clone() });
+    *known = Some(Known {
+        loaded: modules.counters,
+        unwinder: unwinder.clone(),
+    });
     unwinder
 }
 
@@ -335,7 +378,9 @@ unsafe fn module(info: &libc::dl_phdr_info) -> Option<Module<&'static [u8]>> {
         unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     let loads = || headers.iter().filter(|h| h.p_type == libc::PT_LOAD);
     let segment = |address: u64| {
-        loads().map(|h| h.p_vaddr..h.p_vaddr + h.p_memsz).find(|s| s.contains(&address))
+        loads()
+            .map(|h| h.p_vaddr..h.p_vaddr + h.p_memsz)
+            .find(|s| s.contains(&address))
     };
     let hdr = headers.iter().find(|h| h.p_type == libc::PT_GNU_EH_FRAME)?;
     let start = loads().map(|h| h.p_vaddr).min()?;
@@ -366,5 +411,10 @@ unsafe fn module(info: &libc::dl_phdr_info) -> Option<Module<&'static [u8]>> {
         eh_frame_hdr: Some(hdr_bytes),
         ..Default::default()
     };
-    Some(Module::new(String::new(), base + start..base + end, base, sections))
+    Some(Module::new(
+        String::new(),
+        base + start..base + end,
+        base,
+        sections,
+    ))
 }

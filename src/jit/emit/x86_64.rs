@@ -34,7 +34,11 @@ pub(crate) struct Emitter<'a> {
 
 impl<'a> Emitter<'a> {
     pub(crate) fn new(ops: &'a mut Ops, arena: &'static Arena) -> Self {
-        Self { ops, arena, cells: Vec::new() }
+        Self {
+            ops,
+            arena,
+            cells: Vec::new(),
+        }
     }
 
     /// `push rbp; mov rbp, rsp`: the frame law. Returns its length.
@@ -75,7 +79,6 @@ impl<'a> Emitter<'a> {
 
     /// Loads a constant.
     pub(crate) fn constant(&mut self, to: Gpr, value: u64) {
-        let to = to.index();
         match u32::try_from(value) {
             Ok(low) => dynasm!(self.ops; .arch x64; mov Rd(to), low as i32),
             Err(_) => dynasm!(self.ops; .arch x64; mov Rq(to), QWORD value as i64),
@@ -87,9 +90,14 @@ impl<'a> Emitter<'a> {
         for &step in steps {
             match step {
                 Step::SwapGpr(a, b) => {
-                    dynasm!(self.ops; .arch x64; xchg Rq(a.index()), Rq(b.index()));
+                    dynasm!(self.ops; .arch x64; xchg Rq(a), Rq(b));
                 }
-                Step::Move { from, to, width, extend } => {
+                Step::Move {
+                    from,
+                    to,
+                    width,
+                    extend,
+                } => {
                     self.one_move(from, to, width, extend, areas, context);
                 }
             }
@@ -108,7 +116,7 @@ impl<'a> Emitter<'a> {
         match (from, to) {
             (Spot::Gpr(from), Spot::Gpr(to)) => self.gpr_to_gpr(from, to, width, extend),
             (Spot::Xmm(from), Spot::Xmm(to)) => {
-                dynasm!(self.ops; .arch x64; movaps Rx(to.index()), Rx(from.index()));
+                dynasm!(self.ops; .arch x64; movaps Rx(to), Rx(from));
             }
             (Spot::Context, Spot::Gpr(to)) => self.constant(to, context),
             (Spot::Gpr(from), memory) => self.store(from, areas.locate(memory), width),
@@ -120,7 +128,6 @@ impl<'a> Emitter<'a> {
     }
 
     fn gpr_to_gpr(&mut self, from: Gpr, to: Gpr, width: Width, extend: Extend) {
-        let (from, to) = (from.index(), to.index());
         let ops = &mut *self.ops;
         match (width, extend) {
             (Width::B1, Extend::Sign) => dynasm!(ops; .arch x64; movsx Rd(to), Rb(from)),
@@ -133,7 +140,6 @@ impl<'a> Emitter<'a> {
     }
 
     fn store(&mut self, from: Gpr, Base(base, disp): Base, width: Width) {
-        let (from, base) = (from.index(), base.index());
         let ops = &mut *self.ops;
         match width {
             Width::B1 => dynasm!(ops; .arch x64; mov BYTE [Rq(base) + disp], Rb(from)),
@@ -144,7 +150,6 @@ impl<'a> Emitter<'a> {
     }
 
     fn load(&mut self, Base(base, disp): Base, to: Gpr, width: Width, extend: Extend) {
-        let (to, base) = (to.index(), base.index());
         let ops = &mut *self.ops;
         match (width, extend) {
             (Width::B1, Extend::Sign) => {
@@ -161,7 +166,6 @@ impl<'a> Emitter<'a> {
     }
 
     fn store_xmm(&mut self, from: Xmm, Base(base, disp): Base, width: Width) {
-        let (from, base) = (from.index(), base.index());
         if width == Width::B4 {
             dynasm!(self.ops; .arch x64; movss DWORD [Rq(base) + disp], Rx(from));
         } else {
@@ -170,7 +174,6 @@ impl<'a> Emitter<'a> {
     }
 
     fn load_xmm(&mut self, Base(base, disp): Base, to: Xmm, width: Width) {
-        let (to, base) = (to.index(), base.index());
         if width == Width::B4 {
             dynasm!(self.ops; .arch x64; movss Rx(to), DWORD [Rq(base) + disp]);
         } else {

@@ -1,4 +1,7 @@
-#![allow(unsafe_code, reason = "reads and writes descriptors that the words guard")]
+#![allow(
+    unsafe_code,
+    reason = "reads and writes descriptors that the words guard"
+)]
 //! Publish, retire and look up, on memory that somebody else owns.
 //!
 //! One word stands for each granule of code. Zero means that no code is there. Otherwise it holds
@@ -39,7 +42,10 @@ pub(crate) struct Orders {
 }
 
 /// The orders that are right.
-pub(crate) const ORDERS: Orders = Orders { store: Ordering::Release, load: Ordering::Acquire };
+pub(crate) const ORDERS: Orders = Orders {
+    store: Ordering::Release,
+    load: Ordering::Acquire,
+};
 
 /// Makes a word.
 pub(crate) fn word(slot: u32, back: u64, flags: u64) -> u64 {

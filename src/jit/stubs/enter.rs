@@ -20,7 +20,9 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
 use super::goroutine_fn::{pinned_to, restore_zero};
 use super::{ANCHOR_PC, StubEnv};
-use crate::abi::{Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm};
+use crate::abi::{
+    Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm,
+};
 use crate::jit::emit::x86_64::{Areas, Base, Emitter, plan_bytes};
 use crate::jit::{
     Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec, entry_frame,
@@ -70,7 +72,12 @@ pub(crate) fn emit(
     let areas = match side {
         EntrySide::Typed => {
             let caller = Base(Gpr::RBP, 16);
-            Areas { entry: caller, target: own, entry_result: caller, target_result: own }
+            Areas {
+                entry: caller,
+                target: own,
+                entry_result: caller,
+                target_result: own,
+            }
         }
         EntrySide::Words => Areas {
             entry: Base(Gpr::R12, 0),

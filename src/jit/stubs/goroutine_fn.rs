@@ -82,19 +82,29 @@ impl NativeCall {
             result_scratch: scratch,
         })?;
         let (caller, own) = (Base(Gpr::RBP, 16), Base(Gpr::RSP, 0));
-        let areas = Areas { entry: caller, target: own, entry_result: caller, target_result: own };
-        Ok(Self { convention, plan, areas, free })
+        let areas = Areas {
+            entry: caller,
+            target: own,
+            entry_result: caller,
+            target_result: own,
+        };
+        Ok(Self {
+            convention,
+            plan,
+            areas,
+            free,
+        })
     }
 
     /// Frame, anchor, outgoing area. Returns the length of the prologue.
     pub(super) fn open(&self, e: &mut Emitter<'_>, env: &StubEnv) -> usize {
-        let [a, b] = self.free.map(Gpr::index);
+        let [a, b] = self.free;
         let anchor = env.g_anchor_off;
         let prologue_bytes = e.prologue();
         // The goroutine is in its pinned register, or in thread-local storage.
         let pinned = pinned_to(self.convention, Pinned::Goroutine);
         let g = match pinned {
-            Some(Reg::Gpr(g)) => g.index(),
+            Some(Reg::Gpr(g)) => g,
             _ => {
                 dynasm!(e.ops
                     ; .arch x64
@@ -112,7 +122,10 @@ impl NativeCall {
             ; mov [Rq(g) + anchor], rbp
             ; mov [Rq(g) + anchor + ANCHOR_PC], Rq(b)
         );
-        e.outgoing_area(self.plan.target_area_bytes, self.convention.spec().stack_align_bytes);
+        e.outgoing_area(
+            self.plan.target_area_bytes,
+            self.convention.spec().stack_align_bytes,
+        );
         prologue_bytes
     }
 
@@ -132,13 +145,17 @@ impl NativeCall {
 
 /// The register that the convention pins to something.
 pub(super) fn pinned_to(convention: Convention, what: Pinned) -> Option<Reg> {
-    let pinned = convention.spec().pinned.iter().find(|(_, value)| *value == what);
+    let pinned = convention
+        .spec()
+        .pinned
+        .iter()
+        .find(|(_, value)| *value == what);
     pinned.map(|(register, _)| *register)
 }
 
 /// Makes the zero register zero, where the convention has one.
 pub(super) fn restore_zero(e: &mut Emitter<'_>, convention: Convention) {
     if let Some(Reg::Xmm(zero)) = pinned_to(convention, Pinned::Zero) {
-        dynasm!(e.ops; .arch x64; xorps Rx(zero.index()), Rx(zero.index()));
+        dynasm!(e.ops; .arch x64; xorps Rx(zero), Rx(zero));
     }
 }

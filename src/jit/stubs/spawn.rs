@@ -22,7 +22,10 @@ pub(crate) fn emit(
     if !signature.results().is_empty() {
         let rule = "nobody receives the results of a goroutine that JIT code starts: the \
                     signature must have none";
-        return Err(JitError::Signature { stub: "spawn", rule });
+        return Err(JitError::Signature {
+            stub: "spawn",
+            rule,
+        });
     }
     let entry = convention.assign(signature)?;
     let record = Assignment::words(signature);
