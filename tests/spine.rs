@@ -214,7 +214,8 @@ fn a_panic_crosses_three_jit_frames_and_a_system_stack() {
 
 #[test]
 fn a_panic_caught_between_jit_segments_leaves_the_outer_anchor() {
-    static INNER: std::sync::OnceLock<runtime::Entry<fn(u64) -> u64>> = std::sync::OnceLock::new();
+    type Inner = runtime::Entry<fn(u64) -> u64>;
+    static INNER: std::sync::OnceLock<Inner> = std::sync::OnceLock::new();
     fn fails(_: u64) -> u64 {
         panic!("inner");
     }

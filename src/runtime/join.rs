@@ -159,8 +159,10 @@ unsafe fn run_boxed<F: FnOnce() -> T, T>(data: *mut u8) {
     // SAFETY: `spawn_in_place` put the task there; its closure is taken once, and `out` stays.
     unsafe {
         let task = data.cast::<Boxed<F, T>>();
-        let f = std::ptr::read(&raw const (*task).f);
-        let result = panic::catch_unwind(AssertUnwindSafe(*f));
+        // Called through the box: a closure that is too large for the stack stays off it.
+        let f: Box<F> = std::ptr::read(&raw const (*task).f);
+        let f: Box<dyn FnOnce() -> T + '_> = f;
+        let result = panic::catch_unwind(AssertUnwindSafe(f));
         (*(*task).out).write(result);
     }
 }

@@ -655,7 +655,7 @@ fn color(stack: stack::Stack) -> usize {
 
 /// Room that the closure and the result of a goroutine may take of its stack.
 pub(crate) fn task_room(class: SizeClass) -> usize {
-    class.bytes() / 4
+    class.bytes() / 16
 }
 
 /// The stack class of the run that this thread belongs to.
