@@ -320,6 +320,20 @@ impl GQueue {
         self.tail.set(g);
     }
 
+    /// Puts all of another queue behind this one.
+    pub(crate) fn append(&self, other: &Self) {
+        let first = other.head.replace(ptr::null_mut());
+        if first.is_null() {
+            return;
+        }
+        let last = other.tail.replace(ptr::null_mut());
+        match self.tail.replace(last) {
+            tail if tail.is_null() => self.head.set(first),
+            // SAFETY: as in `push`.
+            tail => unsafe { (*tail).link.set(first) },
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn pop(&self) -> *mut G {
         let g = self.head.get();

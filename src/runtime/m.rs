@@ -23,7 +23,8 @@ use super::futex;
 use super::g::{G, GQueue, Gobuf};
 use super::sched::Sched;
 
-const RUNQ: usize = 256;
+/// Slots of a run queue.
+pub(crate) const RUNQ: usize = 256;
 
 /// A queue that its owner fills and empties and others steal from: a ring with a head that all
 /// compete for and a tail that only the owner moves.
@@ -79,6 +80,31 @@ impl RunQueue {
             }
         }
         ptr::null_mut()
+    }
+
+    /// Owner only, when the ring is full: takes the older half of it, linked to a queue.
+    pub(crate) fn take_half(&self) -> Option<GQueue> {
+        let head = self.head.load(Ordering::Acquire);
+        let taken = GQueue::new();
+        if self.tail.load(Ordering::Relaxed).wrapping_sub(head) as usize != RUNQ {
+            return None; // thieves made room
+        }
+        let half: [*mut G; RUNQ / 2] = std::array::from_fn(|i| {
+            self.slot(head.wrapping_add(i as u32))
+                .load(Ordering::Relaxed)
+        });
+        let next = head.wrapping_add(RUNQ as u32 / 2);
+        self.head
+            .compare_exchange(head, next, Ordering::Release, Ordering::Relaxed)
+            .ok()?;
+        half.into_iter().for_each(|g| taken.push(g));
+        Some(taken)
+    }
+
+    /// Free slots, as seen by the owner.
+    pub(crate) fn room(&self) -> usize {
+        let head = self.head.load(Ordering::Acquire);
+        RUNQ - self.tail.load(Ordering::Relaxed).wrapping_sub(head) as usize
     }
 
     /// Moves half of this queue to `to`, which is the thief's own and empty. Returns one of them

@@ -47,6 +47,8 @@ pub use join::{
     Abandoned, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, go, go_migratable,
     scope, try_go,
 };
+#[doc(hidden)]
+pub use sched::measure_raw_switch;
 pub use sched::{Parker, current, gopark, goready, gosched};
 pub use stack::StackError;
 pub use switch::systemstack;

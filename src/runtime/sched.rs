@@ -32,8 +32,8 @@ use std::time::Instant;
 
 use super::config::Config;
 use super::futex;
-use super::g::{self, G, GQueue, Status, TaskType, WaitReason, join_state};
-use super::m::M;
+use super::g::{self, G, GQueue, Gobuf, Status, TaskType, WaitReason, join_state};
+use super::m::{M, RUNQ};
 use super::signal::AltStack;
 use super::stack::{self, SizeClass, StackError};
 use super::switch::{gogo, goroutine_entry, goswitch, mcall};
@@ -45,6 +45,8 @@ use super::{RunError, traceback};
 const GLOBAL_EVERY: u32 = 61;
 /// Timers of a busy M are looked at once in so many rounds.
 const TIMERS_EVERY: u32 = 16;
+/// The local queue goes before the run queue once in so many rounds.
+const LOCAL_EVERY: u32 = 8;
 /// How often in a row the run-next slot goes before the queues.
 const RUN_NEXT_STREAK: u32 = 128;
 /// Dead goroutines that a P keeps for itself.
@@ -85,21 +87,38 @@ impl Sched {
         self.run_id
     }
 
-    fn push_global(&self, g: *mut G) {
+    /// Puts `count` goroutines at the end of the global queue.
+    fn push_global(&self, gs: &GQueue, count: usize) {
         let global = self.global.lock().unwrap_or_else(PoisonError::into_inner);
-        global.0.push(g);
-        self.global_len.fetch_add(1, Ordering::Release);
+        global.0.append(gs);
+        self.global_len.fetch_add(count, Ordering::Release);
     }
 
-    fn pop_global(&self) -> *mut G {
-        if self.global_len.load(Ordering::Acquire) == 0 {
+    /// Takes one goroutine from the global queue, and with it, for the M's own queue, a fair share
+    /// of the others: one lock for many.
+    fn pop_global(&self, m: &M) -> *mut G {
+        let len = self.global_len.load(Ordering::Acquire);
+        if len == 0 {
             return ptr::null_mut();
         }
+        let share = (len / self.ms.len()).min(RUNQ / 2).min(m.p.runq.room());
         let global = self.global.lock().unwrap_or_else(PoisonError::into_inner);
         let g = global.0.pop();
-        if !g.is_null() {
-            self.global_len.fetch_sub(1, Ordering::Release);
+        if g.is_null() {
+            return g;
         }
+        let mut taken = 1;
+        while taken < share {
+            let more = global.0.pop();
+            if more.is_null() {
+                break;
+            }
+            m.p.runq
+                .push(more)
+                .expect("there was room, and thieves only make more");
+            taken += 1;
+        }
+        self.global_len.fetch_sub(taken, Ordering::Release);
         g
     }
 
@@ -164,10 +183,20 @@ fn enqueue(m: &M, g: *mut G) {
     // SAFETY: immortal.
     if belongs_to_thread(unsafe { &*g }) {
         m.local.push(g);
-    } else if let Err(g) = m.p.runq.push(g) {
-        // SAFETY: `m` is this thread's M.
-        unsafe { sched_of(m) }.push_global(g);
+    } else if m.p.runq.push(g).is_err() {
+        spill(m, g);
     }
+}
+
+/// The run queue is full: half of it and the goroutine go to the global queue.
+#[cold]
+fn spill(m: &M, g: *mut G) {
+    let Some(half) = m.p.runq.take_half() else {
+        return enqueue(m, g); // there is room now
+    };
+    half.push(g);
+    // SAFETY: `m` is this thread's M.
+    unsafe { sched_of(m) }.push_global(&half, RUNQ / 2 + 1);
 }
 
 /// Whether the goroutine may run on its M only.
@@ -195,7 +224,7 @@ fn pick_next(m: &M) -> *mut G {
         run_timers(m);
     }
     if tick.is_multiple_of(GLOBAL_EVERY) {
-        let g = sched.pop_global();
+        let g = sched.pop_global(m);
         if !g.is_null() {
             return g;
         }
@@ -207,8 +236,9 @@ fn pick_next(m: &M) -> *mut G {
         return next;
     }
     p.run_next_streak.set(0);
-    // The two queues take turns.
-    let g = if tick & 1 == 0 {
+    // Goroutines that have not started go first, so that who waits for many of them waits once;
+    // the others have their turn in any case.
+    let g = if tick.is_multiple_of(LOCAL_EVERY) {
         let g = m.local.pop();
         if g.is_null() { p.runq.pop() } else { g }
     } else {
@@ -365,7 +395,7 @@ fn find_without_sleep(m: &M, sched: &Sched) -> Option<*mut G> {
     if !g.is_null() {
         return Some(g);
     }
-    let g = sched.pop_global();
+    let g = sched.pop_global(m);
     if !g.is_null() {
         return Some(g);
     }
@@ -547,6 +577,16 @@ pub fn current() -> Parker {
 /// The goroutine is in a [`gopark`] whose `unlock` was called, and nobody else readies it.
 #[inline]
 pub unsafe fn goready(parker: Parker) {
+    // SAFETY: the caller's promise.
+    unsafe { ready(parker, true) };
+}
+
+/// [`goready`], or with `next` false: behind what is runnable already.
+///
+/// # Safety
+/// As for [`goready`].
+#[inline]
+unsafe fn ready(parker: Parker, next: bool) {
     // SAFETY: immortal.
     let g = unsafe { &*parker.0 };
     if g.is_thread.get() {
@@ -563,10 +603,14 @@ pub unsafe fn goready(parker: Parker) {
         if run_id != g.run_id.load(Ordering::Relaxed) {
             return; // left behind by an earlier run that used this M
         }
-        let before = p.run_next.replace(parker.0);
-        if !before.is_null() {
+        let queued = if next {
+            p.run_next.replace(parker.0)
+        } else {
+            parker.0
+        };
+        if !queued.is_null() {
             // SAFETY: this thread's M.
-            enqueue(unsafe { &*m }, before);
+            enqueue(unsafe { &*m }, queued);
         }
         return;
     }
@@ -752,6 +796,63 @@ fn next_goid(m: &M) -> u64 {
     first
 }
 
+/// Switches `2 * rounds` times between this stack and a goroutine that does nothing else, without
+/// the scheduler: the floor of what any switch here costs. For benchmarks.
+///
+/// # Errors
+/// There is no memory for stubs or a stack.
+#[doc(hidden)]
+pub fn measure_raw_switch(rounds: u64) -> Result<std::time::Duration, RunError> {
+    struct Pair {
+        home: Gobuf,
+        partner: *mut G,
+    }
+    unsafe fn partner(data: *mut u8) {
+        // SAFETY: the pair outlives the partner's last switch.
+        unsafe {
+            let pair = data.cast::<*const Pair>().read();
+            loop {
+                goswitch(&(*(*pair).partner).sched, &(*pair).home);
+            }
+        }
+    }
+    unsafe fn drop_nothing(_: *mut u8) {}
+    static TASK: TaskType = TaskType {
+        run: partner,
+        drop_result: drop_nothing,
+    };
+    super::switch::emit_stubs().map_err(RunError::Code)?;
+    let class = Config::default().class()?;
+    let g = take_g(None, class).map_err(|NewError { error }| RunError::Stack(error))?;
+    let pair = Pair {
+        home: Gobuf::new(),
+        partner: g,
+    };
+    // SAFETY: the G is ours; the word at the top of its stack too.
+    unsafe {
+        let data = ((*g).stack.get().hi - 64) as *mut *const Pair;
+        data.write(&raw const pair);
+        (*g).task.set(Some(&TASK));
+        (*g).data.set(data.cast());
+        (*g).sched.sp.set(data as usize - 64);
+        (*g).sched.pc.set(goroutine_entry());
+        (*g).sched.bp.set(0);
+        goswitch(&pair.home, &(*g).sched);
+        let started = Instant::now();
+        for _ in 0..rounds {
+            goswitch(&pair.home, &(*g).sched);
+        }
+        let elapsed = started.elapsed();
+        // Idle again: what is on its stack is never resumed.
+        FREE[class.index()]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .push(g);
+        Ok(elapsed)
+    }
+}
+
 /// Where every goroutine starts, called by the entry stub with the address of its G (a Gobuf is
 /// the first field of it).
 pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
@@ -810,7 +911,8 @@ unsafe extern "C" fn goexit0(g: *const G) -> ! {
                 make_current(m, g.cast_mut());
                 gogo(&gr.sched);
             }
-            waiter => goready(Parker::from_raw(waiter)),
+            // Who joins one goroutine often joins many: when its turn comes, more have ended.
+            waiter => ready(Parker::from_raw(waiter), false),
         }
         schedule(m)
     }
