@@ -29,3 +29,8 @@ compile_error!(
     "footbridge executes on x86-64 Linux only, for now; on other hosts its `abi` layer builds as a \
      module of its own"
 );
+
+/// The program on the front page is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
