@@ -650,7 +650,7 @@ fn park_and_ready_are_enough_to_build_a_lock() {
                     for _ in 0..500 {
                         lock.lock();
                         let seen = counter.load(Ordering::Relaxed);
-                        if seen % 16 == 0 {
+                        if seen.is_multiple_of(16) {
                             gosched();
                         }
                         counter.store(seen + 1, Ordering::Relaxed);

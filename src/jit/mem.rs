@@ -58,7 +58,7 @@ enum Backend {
     MprotectBatch,
 }
 
-/// A reservation of executable memory. It is never unmapped.
+/// A reservation of executable memory.
 pub(crate) struct CodeMemory {
     base: usize,
     size: usize,
@@ -293,6 +293,14 @@ impl CodeMemory {
             }
         }
         Ok(())
+    }
+}
+
+/// Only where an arena could not be made: one that was made lives for ever.
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; no address in it has escaped.
+        unsafe { libc::munmap(self.base as *mut _, self.size) };
     }
 }
 

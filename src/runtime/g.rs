@@ -18,15 +18,16 @@ use std::sync::{Mutex, PoisonError};
 use super::m::M;
 use super::stack::Stack;
 use super::throw::throw;
+use super::unwind::Registers;
 use crate::jit::stubs::switch::GobufLayout;
 
 /// A saved context. The stubs read and write it; everything else the compiler saves.
 #[repr(C)]
 pub(crate) struct Gobuf {
-    pub(crate) sp: Cell<usize>,
-    pub(crate) pc: Cell<usize>,
-    pub(crate) bp: Cell<usize>,
-    bx: Cell<usize>,
+    sp: AtomicUsize,
+    pc: AtomicUsize,
+    bp: AtomicUsize,
+    bx: AtomicUsize,
 }
 
 impl Gobuf {
@@ -39,10 +40,26 @@ impl Gobuf {
 
     pub(crate) const fn new() -> Self {
         Self {
-            sp: Cell::new(0),
-            pc: Cell::new(0),
-            bp: Cell::new(0),
-            bx: Cell::new(0),
+            sp: AtomicUsize::new(0),
+            pc: AtomicUsize::new(0),
+            bp: AtomicUsize::new(0),
+            bx: AtomicUsize::new(0),
+        }
+    }
+
+    /// A context that begins at `pc` with this stack and no frame.
+    pub(crate) fn start_at(&self, pc: usize, sp: usize) {
+        self.sp.store(sp, Ordering::Relaxed);
+        self.pc.store(pc, Ordering::Relaxed);
+        self.bp.store(0, Ordering::Relaxed);
+    }
+
+    /// What is saved. Where somebody else runs the context this is of no use, but harmless.
+    pub(crate) fn registers(&self) -> Registers {
+        Registers {
+            pc: self.pc.load(Ordering::Relaxed),
+            sp: self.sp.load(Ordering::Relaxed),
+            fp: self.bp.load(Ordering::Relaxed),
         }
     }
 }
@@ -51,8 +68,23 @@ impl Gobuf {
 /// left it and a pc inside that stub. fp = 0: no JIT code is on the stack.
 #[repr(C)]
 pub(crate) struct Anchor {
-    pub(crate) fp: Cell<usize>,
-    pub(crate) pc: Cell<usize>,
+    fp: AtomicUsize,
+    pc: AtomicUsize,
+}
+
+impl Anchor {
+    /// fp and pc.
+    pub(crate) fn get(&self) -> (usize, usize) {
+        (
+            self.fp.load(Ordering::Relaxed),
+            self.pc.load(Ordering::Relaxed),
+        )
+    }
+
+    pub(crate) fn clear(&self) {
+        self.fp.store(0, Ordering::Relaxed);
+        self.pc.store(0, Ordering::Relaxed);
+    }
 }
 
 /// What a goroutine does.
@@ -235,8 +267,8 @@ impl G {
             m: AtomicPtr::new(ptr::null_mut()),
             switches: AtomicU64::new(0),
             anchor: Anchor {
-                fp: Cell::new(0),
-                pc: Cell::new(0),
+                fp: AtomicUsize::new(0),
+                pc: AtomicUsize::new(0),
             },
             link: Cell::new(ptr::null_mut()),
             goid: AtomicU64::new(0),

@@ -320,16 +320,24 @@ impl M {
         self.inbox.park.swap(AWAKE, Ordering::SeqCst) == NOTIFIED_SPINNING
     }
 
-    /// Sleeps until somebody unparks this M or its next timer is due. Returns whether the waker
-    /// counted it as spinning.
-    pub(crate) fn park(&self) -> bool {
-        let timeout = self
+    /// Sleeps until somebody unparks this M or its next timer is due; returns whether the waker
+    /// counted it as spinning. `None`: the limit was reached first, and the M is still announced.
+    pub(crate) fn park(&self, limit: Option<Duration>) -> Option<bool> {
+        let timer = self
             .next_timer()
             .map(|at| at.saturating_duration_since(Instant::now()));
-        if self.inbox.park.load(Ordering::Acquire) == PARKED && timeout != Some(Duration::ZERO) {
-            futex::wait(&self.inbox.park, PARKED, timeout);
+        let timeout = match (timer, limit) {
+            (Some(timer), Some(limit)) => Some(timer.min(limit)),
+            (timer, limit) => timer.or(limit),
+        };
+        let park = &self.inbox.park;
+        if park.load(Ordering::Acquire) == PARKED && timeout != Some(Duration::ZERO) {
+            futex::wait(park, PARKED, timeout);
         }
-        self.inbox.park.swap(AWAKE, Ordering::SeqCst) == NOTIFIED_SPINNING
+        if timer.is_none() && limit.is_some() && park.load(Ordering::SeqCst) == PARKED {
+            return None;
+        }
+        Some(park.swap(AWAKE, Ordering::SeqCst) == NOTIFIED_SPINNING)
     }
 
     /// Wakes the thread if it sleeps or is about to. Returns whether this call did it.

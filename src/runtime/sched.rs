@@ -28,7 +28,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::config::Config;
 use super::futex;
@@ -51,6 +51,9 @@ const LOCAL_EVERY: u32 = 8;
 const RUN_NEXT_STREAK: u32 = 128;
 /// Dead goroutines that a P keeps for itself.
 const FREE_PER_P: usize = 1024;
+/// How long all Ms have slept when a deadlock is looked for, and how often then.
+const DEADLOCK_AFTER: Duration = Duration::from_millis(10);
+const DEADLOCK_EVERY: Duration = Duration::from_secs(1);
 /// How often an M without work tries to steal before it sleeps.
 const SPINS: u32 = 30;
 
@@ -426,16 +429,22 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
     let woken_spinning = if stay {
         m.cancel_park()
     } else {
-        if idle == sched.ms.len() {
+        // The last one to sleep looks for a deadlock: soon, and then from time to time, since a
+        // foreign thread that could wake a goroutine may end.
+        let mut limit = (idle == sched.ms.len()).then_some(DEADLOCK_AFTER);
+        loop {
+            if let Some(spinning) = m.park(limit) {
+                break spinning;
+            }
             check_deadlock(sched);
+            limit = Some(DEADLOCK_EVERY);
         }
-        m.park()
     };
     sched.idle.fetch_sub(1, Ordering::SeqCst);
     woken_spinning
 }
 
-/// Called by the last M that goes to sleep. With no timer set and no other thread in the process,
+/// Called by the last M that went to sleep. With no timer set and no other thread in the process,
 /// nothing can wake a goroutine any more.
 fn check_deadlock(sched: &Sched) {
     let asleep = sched.ms.iter().all(|other| {
@@ -768,12 +777,9 @@ impl NewG {
         gr.run_id
             .store(m.run_id.load(Ordering::Relaxed), Ordering::Relaxed);
         gr.goid.store(next_goid(m), Ordering::Relaxed);
-        gr.anchor.fp.set(0);
-        gr.anchor.pc.set(0);
+        gr.anchor.clear();
         // The entry stub calls: rsp is 16-aligned there.
-        gr.sched.sp.set(data as usize & !15);
-        gr.sched.pc.set(goroutine_entry());
-        gr.sched.bp.set(0);
+        gr.sched.start_at(goroutine_entry(), data as usize & !15);
         gr.transition(Status::Idle, Status::Runnable);
         enqueue(m, g);
         if !pinned {
@@ -802,7 +808,7 @@ fn next_goid(m: &M) -> u64 {
 /// # Errors
 /// There is no memory for stubs or a stack.
 #[doc(hidden)]
-pub fn measure_raw_switch(rounds: u64) -> Result<std::time::Duration, RunError> {
+pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
     struct Pair {
         home: Gobuf,
         partner: *mut G,
@@ -834,9 +840,7 @@ pub fn measure_raw_switch(rounds: u64) -> Result<std::time::Duration, RunError> 
         data.write(&raw const pair);
         (*g).task.set(Some(&TASK));
         (*g).data.set(data.cast());
-        (*g).sched.sp.set(data as usize - 64);
-        (*g).sched.pc.set(goroutine_entry());
-        (*g).sched.bp.set(0);
+        (*g).sched.start_at(goroutine_entry(), data as usize - 64);
         goswitch(&pair.home, &(*g).sched);
         let started = Instant::now();
         for _ in 0..rounds {

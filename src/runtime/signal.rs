@@ -100,7 +100,7 @@ fn report_overflow(goid: u64, stack_bytes: usize, at: Registers) -> ! {
     );
     // SAFETY: immortal; the current goroutine of this thread.
     if let Some(g) = unsafe { getg().as_ref() } {
-        let anchor = (g.anchor.fp.get(), g.anchor.pc.get());
+        let anchor = g.anchor.get();
         let mut shown = 0;
         exact_walk(
             Start::Registers { at, anchor },

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::g::{self, G, Status, WaitReason};
 use super::sched::{Sched, this_sched};
 use super::tls::getg;
-use super::unwind::{Bounds, JitFrame, Registers, Start, WalkEnd, exact_walk, full_walk};
+use super::unwind::{Bounds, FullWalker, JitFrame, Registers, Start, WalkEnd, exact_walk};
 
 /// One line of a traceback.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,7 +144,7 @@ pub fn traceback() -> Traceback {
     // SAFETY: immortal.
     match unsafe { g.as_ref() } {
         Some(g) => {
-            let frames = Names::default().frames(here, &Bounds::of(g), 1);
+            let frames = Names::new().frames(here, &Bounds::of(g), 1);
             Traceback {
                 goid: g.goid.load(Ordering::Relaxed),
                 status: Status::Running,
@@ -158,7 +158,7 @@ pub fn traceback() -> Traceback {
                 goid: 0,
                 status: Status::Running,
                 wait_reason: WaitReason::None,
-                frames: Names::default().frames(here, &bounds, 1),
+                frames: Names::new().frames(here, &bounds, 1),
             }
         }
     }
@@ -172,7 +172,7 @@ pub fn traceback() -> Traceback {
 pub fn traceback_all() -> Vec<Traceback> {
     let sched = this_sched().expect("traceback_all is called on a thread of a run");
     let own = getg();
-    let mut names = Names::default();
+    let mut names = Names::new();
     let mut all: Vec<Traceback> = goroutines(sched)
         .into_iter()
         .filter_map(|g| {
@@ -204,12 +204,7 @@ fn of_other(g: &G, names: &mut Names) -> Option<Traceback> {
     match status {
         Status::Idle | Status::Dead => return None,
         Status::Waiting | Status::Runnable if started => {
-            let at = Registers {
-                pc: g.sched.pc.get(),
-                sp: g.sched.sp.get(),
-                fp: g.sched.bp.get(),
-            };
-            frames = names.frames(at, &Bounds::of(g), 0);
+            frames = names.frames(g.sched.registers(), &Bounds::of(g), 0);
         }
         _ => {}
     }
@@ -232,17 +227,27 @@ fn of_other(g: &G, names: &mut Names) -> Option<Traceback> {
     })
 }
 
-/// The names of native code that were looked up. Debug information is slow to read, and
-/// goroutines tend to be parked in the same places.
-#[derive(Default)]
-struct Names(HashMap<usize, Vec<TraceFrame>>);
+/// Walks stacks and names frames. Debug information is slow to read, and goroutines tend to be
+/// parked in the same places, so what was looked up is kept for the next goroutine.
+struct Names {
+    walker: FullWalker,
+    native: HashMap<usize, Vec<TraceFrame>>,
+}
 
 impl Names {
+    fn new() -> Self {
+        Self {
+            walker: FullWalker::new(),
+            native: HashMap::new(),
+        }
+    }
+
     /// Names the frames from `at` on, without the first `skip`.
     fn frames(&mut self, at: Registers, bounds: &Bounds, skip: usize) -> Vec<TraceFrame> {
         let mut frames = Vec::new();
         let mut walked = 0;
-        full_walk(at, true, bounds, &mut |frame| {
+        let Self { walker, native } = self;
+        walker.walk(at, true, bounds, &mut |frame| {
             walked += 1;
             if walked <= skip {
                 return;
@@ -256,7 +261,7 @@ impl Names {
             } else {
                 // A return address may be the first byte of the next function or line.
                 let pc = frame.pc - usize::from(frame.is_return_address);
-                frames.extend_from_slice(self.0.entry(pc).or_insert_with(|| native_frames(pc)));
+                frames.extend_from_slice(native.entry(pc).or_insert_with(|| native_frames(pc)));
             }
         });
         frames
@@ -298,10 +303,8 @@ pub fn jit_frames(mut visit: impl FnMut(JitFrame) -> bool) -> WalkEnd {
     let Some(g) = (unsafe { getg().as_ref() }) else {
         return WalkEnd::Complete;
     };
-    let start = Start::Anchor {
-        fp: g.anchor.fp.get(),
-        pc: g.anchor.pc.get(),
-    };
+    let (fp, pc) = g.anchor.get();
+    let start = Start::Anchor { fp, pc };
     exact_walk(start, &Bounds::of(g), &mut visit)
 }
 
@@ -314,7 +317,7 @@ pub unsafe fn jit_frames_from(at: Registers, mut visit: impl FnMut(JitFrame) -> 
     let Some(g) = (unsafe { getg().as_ref() }) else {
         return WalkEnd::Complete;
     };
-    let anchor = (g.anchor.fp.get(), g.anchor.pc.get());
+    let anchor = g.anchor.get();
     exact_walk(Start::Registers { at, anchor }, &Bounds::of(g), &mut visit)
 }
 
@@ -322,7 +325,7 @@ pub unsafe fn jit_frames_from(at: Registers, mut visit: impl FnMut(JitFrame) -> 
 #[cold]
 pub(crate) fn report_deadlock(sched: &Sched) -> ! {
     eprintln!("footbridge: fatal: all goroutines are asleep - deadlock!\n");
-    let mut names = Names::default();
+    let mut names = Names::new();
     let mut all: Vec<_> = goroutines(sched)
         .into_iter()
         .filter_map(|g| of_other(g, &mut names))

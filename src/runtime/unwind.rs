@@ -248,15 +248,42 @@ pub(crate) struct Frame {
     pub(crate) stub: Option<StubInfo>,
 }
 
-/// Visits all frames, native and JIT, innermost first.
-pub(crate) fn full_walk(
+/// What the full walk needs of the loaded modules. Made anew for each traceback, used for all
+/// goroutines of one.
+pub(crate) struct FullWalker {
+    unwinder: NativeUnwinder,
+    cache: Box<CacheX86_64>,
+}
+
+impl FullWalker {
+    pub(crate) fn new() -> Self {
+        Self {
+            unwinder: native_unwinder(),
+            cache: Box::new(CacheX86_64::new()),
+        }
+    }
+
+    /// Visits all frames, native and JIT, innermost first.
+    pub(crate) fn walk(
+        &mut self,
+        start: Registers,
+        exact_pc: bool,
+        bounds: &Bounds,
+        visit: &mut dyn FnMut(Frame),
+    ) {
+        let Self { unwinder, cache } = self;
+        full_walk(unwinder, cache, start, exact_pc, bounds, visit);
+    }
+}
+
+fn full_walk(
+    unwinder: &NativeUnwinder,
+    cache: &mut CacheX86_64,
     start: Registers,
     exact_pc: bool,
     bounds: &Bounds,
     visit: &mut dyn FnMut(Frame),
 ) {
-    let unwinder = native_unwinder();
-    let mut cache = Box::new(CacheX86_64::<framehop::MayAllocateDuringUnwind>::new());
     let mut regs = UnwindRegsX86_64::new(start.pc as u64, start.sp as u64, start.fp as u64);
     let mut pc = start.pc;
     let mut is_return_address = !exact_pc;
@@ -300,7 +327,7 @@ pub(crate) fn full_walk(
                 FrameAddress::from_instruction_pointer(pc as u64)
             };
             let mut read = |at: u64| bounds.read(at as usize).map(|word| word as u64).ok_or(());
-            match unwinder.unwind_frame(address, &mut regs, &mut cache, &mut read) {
+            match unwinder.unwind_frame(address, &mut regs, cache, &mut read) {
                 Ok(Some(caller)) => caller as usize,
                 Ok(None) | Err(_) => return,
             }
