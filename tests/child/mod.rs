@@ -1,0 +1,219 @@
+//! Runs the body of a test in a process of its own, and what that process may be denied.
+//!
+//! The test binary starts itself again for one test; that process forks before anything of the
+//! crate was touched, so that the body runs in a process with a single thread.
+
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
+
+const VARIABLE: &str = "FOOTBRIDGE_TEST_CHILD";
+/// A child that takes longer is killed by SIGALRM.
+const LIMIT_SECONDS: u32 = 50;
+
+/// How a child ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// The body returned without a panic.
+    #[track_caller]
+    pub fn assert_success(&self) {
+        assert!(self.code == Some(0), "the child failed: {self:#?}");
+    }
+
+    /// abort(3) ended it, and it wrote exactly this to its standard error.
+    #[track_caller]
+    pub fn assert_aborted_with(&self, masked_stderr: &str) {
+        assert_eq!(mask(&self.stderr), masked_stderr, "{self:#?}");
+        assert_eq!(self.signal, Some(libc::SIGABRT), "{self:#?}");
+    }
+}
+
+/// Runs `body` in a child of the test called `test`, and returns how that ended.
+///
+/// In the child itself this does not return.
+pub fn run(test: &str, body: impl FnOnce()) -> Outcome {
+    if std::env::var(VARIABLE).is_ok_and(|name| name == test) {
+        alone(body)
+    }
+    let program = std::env::current_exe().expect("the test binary has a path");
+    let output = Command::new(program)
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(VARIABLE, test)
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .expect("the test binary starts");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let outcome = Outcome {
+        code: output.status.code(),
+        signal: output.status.signal(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    };
+    assert!(
+        outcome.stdout.contains(BEGIN),
+        "{test} is not the name of the test: {outcome:#?}"
+    );
+    outcome
+}
+
+/// Written to standard output before the body runs.
+const BEGIN: &str = "[child]";
+
+fn alone(body: impl FnOnce()) -> ! {
+    println!("{BEGIN}");
+    // SAFETY: the other thread of this process is libtest's, which waits for this one and holds
+    // no lock; the forked process goes on with a copy of this thread only.
+    match unsafe { libc::fork() } {
+        0 => {
+            // SAFETY: plain system calls.
+            unsafe {
+                let none = libc::rlimit {
+                    rlim_cur: 0,
+                    rlim_max: 0,
+                };
+                libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
+                libc::alarm(LIMIT_SECONDS);
+            }
+            let returned = catch_unwind(AssertUnwindSafe(body)).is_ok();
+            // A standard output that is closed is the parent's business.
+            let _ = std::io::stdout().flush();
+            // SAFETY: ends the process; nothing is left to run.
+            unsafe { libc::_exit(if returned { 0 } else { 101 }) }
+        }
+        pid => {
+            let status = wait(pid);
+            // SAFETY: passes the end of the child on as the end of this process.
+            unsafe {
+                if libc::WIFSIGNALED(status) {
+                    let none = libc::rlimit {
+                        rlim_cur: 0,
+                        rlim_max: 0,
+                    };
+                    libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
+                    libc::signal(libc::WTERMSIG(status), libc::SIG_DFL);
+                    libc::raise(libc::WTERMSIG(status));
+                }
+                libc::_exit(libc::WEXITSTATUS(status))
+            }
+        }
+    }
+}
+
+/// Waits for a child and returns its status as waitpid(2) gives it.
+pub fn wait(pid: libc::pid_t) -> libc::c_int {
+    assert!(pid > 0, "fork failed: {}", std::io::Error::last_os_error());
+    let mut status = 0;
+    // SAFETY: the address of a local.
+    while unsafe { libc::waitpid(pid, &raw mut status, 0) } != pid {}
+    status
+}
+
+/// Replaces hexadecimal numbers by `0x_`, and the source locations of frames by nothing.
+pub fn mask(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.split_inclusive('\n') {
+        let frame = line.trim_start().starts_with("rust ");
+        let line = match line.rfind(" at /").filter(|_| frame) {
+            Some(at) => &format!("{}\n", &line[..at]),
+            None => line,
+        };
+        let mut rest = line;
+        while let Some(at) = rest.find("0x") {
+            out.push_str(&rest[..at]);
+            out.push_str("0x_");
+            rest = rest[at + 2..].trim_start_matches(|c: char| c.is_ascii_hexdigit());
+        }
+        out.push_str(rest);
+    }
+    out
+}
+
+/// Limits the address space to what is used now and `more_bytes`.
+pub fn limit_address_space(more_bytes: usize) {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("procfs");
+    let pages: usize = statm
+        .split(' ')
+        .next()
+        .and_then(|n| n.parse().ok())
+        .expect("a number");
+    let limit = (pages * 4096 + more_bytes) as libc::rlim_t;
+    // SAFETY: the address of a local.
+    let failed = unsafe {
+        let limit = libc::rlimit {
+            rlim_cur: limit,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        libc::setrlimit(libc::RLIMIT_AS, &raw const limit)
+    };
+    assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Takes the limit of [`limit_address_space`] back.
+pub fn unlimit_address_space() {
+    // SAFETY: the address of a local.
+    unsafe {
+        let limit = libc::rlimit {
+            rlim_cur: libc::RLIM_INFINITY,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &raw const limit), 0);
+    }
+}
+
+/// A system call that [`refuse`] refuses.
+pub struct Refusal {
+    pub call: libc::c_long,
+    /// Only if `argument.0`, masked with `argument.1`, is `argument.2`.
+    pub argument: Option<(u32, u32, u32)>,
+    pub errno: libc::c_int,
+}
+
+/// From now on this thread, and those it makes, cannot make the calls: seccomp(2) answers.
+pub fn refuse(refusals: &[Refusal]) {
+    const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+    const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
+    const IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const ERRNO: u32 = 0x0005_0000;
+    const ALLOW: u32 = 0x7fff_0000;
+    /// struct seccomp_data: the number of the call, and the first of six 64-bit arguments.
+    const NUMBER: u32 = 0;
+    const ARGUMENTS: u32 = 16;
+    let op = |code, k, jf| libc::sock_filter { code, jt: 0, jf, k };
+    let mut program = Vec::new();
+    for refusal in refusals {
+        let body = match refusal.argument {
+            None => vec![],
+            Some((index, mask, value)) => vec![
+                op(LOAD, ARGUMENTS + 8 * index, 0),
+                op(AND, mask, 0),
+                op(IF_EQUAL, value, 1),
+            ],
+        };
+        program.push(op(LOAD, NUMBER, 0));
+        program.push(op(IF_EQUAL, refusal.call as u32, body.len() as u8 + 1));
+        program.extend(body);
+        program.push(op(RETURN, ERRNO | refusal.errno as u32, 0));
+    }
+    program.push(op(RETURN, ALLOW, 0));
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: a valid program of that length, copied by the kernel.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let set = libc::prctl(libc::PR_SET_SECCOMP, 2, &raw const filter, 0, 0);
+        assert_eq!(set, 0, "seccomp: {}", std::io::Error::last_os_error());
+    }
+}
