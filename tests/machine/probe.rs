@@ -221,8 +221,8 @@ fn store_rax(ops: &mut Ops, address: *mut u64) {
 /// Stores every register but rax to the state at rax + `at`. Leaves everything as it is.
 fn store_all_but_rax(ops: &mut Ops, at: i32) {
     for register in Gpr::ALL.into_iter().filter(|&r| r != Gpr::RAX) {
-        let n = register.index();
-        dynasm!(ops; .arch x64; mov [rax + at + i32::from(n) * 8], Rq(n));
+        let at = at + i32::from(register.index()) * 8;
+        dynasm!(ops; .arch x64; mov [rax + at], Rq(register));
     }
     dynasm!(ops; .arch x64; fxsave64 [rax + at + offset_of!(State, fx) as i32]);
 }
@@ -239,8 +239,8 @@ fn load_all_but_rsp(ops: &mut Ops, at: i32) {
         .into_iter()
         .filter(|&r| r != Gpr::RSP && r != Gpr::RAX)
     {
-        let n = register.index();
-        dynasm!(ops; .arch x64; mov Rq(n), [rax + at + i32::from(n) * 8]);
+        let at = at + i32::from(register.index()) * 8;
+        dynasm!(ops; .arch x64; mov Rq(register), [rax + at]);
     }
     dynasm!(ops; .arch x64; mov rax, [rax + at]);
 }
@@ -250,10 +250,9 @@ fn load_all_but_rsp(ops: &mut Ops, at: i32) {
 fn emit_clobber(ops: &mut Ops, clobber: Clobber) {
     match clobber {
         Change::Gpr(Gpr::RSP) => dynasm!(ops; .arch x64; lea rsp, [rsp - 8]),
-        Change::Gpr(register) => dynasm!(ops; .arch x64; not Rq(register.index())),
+        Change::Gpr(register) => dynasm!(ops; .arch x64; not Rq(register)),
         Change::Xmm(register) => {
-            let n = register.index();
-            dynasm!(ops; .arch x64; pcmpeqd Rx(n), Rx(n));
+            dynasm!(ops; .arch x64; pcmpeqd Rx(register), Rx(register));
         }
         Change::Df => dynasm!(ops; .arch x64; std),
         Change::Mxcsr => {
