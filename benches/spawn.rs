@@ -18,7 +18,7 @@ fn main() {
     let mode = driver::drive("spawn", spawn::subjects());
     let million = std::env::var_os("FOOTBRIDGE_BENCH_MILLION").is_some();
     match mode {
-        Mode::List => return,
+        Mode::Silent => return,
         Mode::Smoke => spawn::report_parked(1_000),
         Mode::Quick | Mode::Full => spawn::report_parked(100_000),
     }

@@ -9,8 +9,8 @@ use crate::meter::{Meter, Subject};
 /// How this process was started.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// To name the benchmarks only.
-    List,
+    /// To name the benchmarks only, or to run them under a profiler: no table.
+    Silent,
     /// To see whether they run: `cargo test --benches`, `cargo bench -- --test`.
     Smoke,
     /// `cargo bench -- --quick`.
@@ -22,8 +22,8 @@ pub enum Mode {
 impl Mode {
     fn of_process() -> Self {
         let has = |flag: &str| std::env::args().any(|argument| argument == flag);
-        if has("--list") {
-            Self::List
+        if has("--list") || has("--profile-time") {
+            Self::Silent
         } else if has("--test") || !has("--bench") {
             Self::Smoke
         } else if has("--quick") {
@@ -51,7 +51,7 @@ pub fn drive(group: &str, mut subjects: Vec<Subject>) -> Mode {
     benches.finish();
     criterion.final_summary();
     match mode {
-        Mode::List => {}
+        Mode::Silent => {}
         Mode::Smoke => Meter::SMOKE.print(group, &mut subjects),
         Mode::Quick | Mode::Full => Meter::FULL.print(group, &mut subjects),
     }
