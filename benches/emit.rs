@@ -1,0 +1,12 @@
+//! `cargo bench --bench emit`: making stubs.
+
+#[path = "measure/driver.rs"]
+mod driver;
+#[path = "subjects/emit.rs"]
+mod emit;
+#[path = "measure/meter.rs"]
+mod meter;
+
+fn main() {
+    driver::drive("emit", emit::subjects());
+}

@@ -1,0 +1,232 @@
+#![allow(
+    dead_code,
+    reason = "each bench has a use for some kinds of comparison only"
+)]
+//! How a time is taken, and how a table of times is printed. The one place where the numbers of
+//! the benches and of `examples/overhead.rs` come from.
+//!
+//! A time is the minimum over rounds. In each round every subject of a group is run once, so that
+//! whatever else the machine does meets all of them: the ratios within a group are of one run.
+//!
+//! Nothing here fails when a number is bad. The table says `MISSED` and goes on: other processes
+//! share the machine.
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+/// Runs something so many times, and says how long that took.
+type Run = Box<dyn FnMut(u64) -> Duration>;
+
+/// One thing that is measured.
+pub struct Subject {
+    /// What one iteration is.
+    pub name: &'static str,
+    run: Run,
+    limit: u64,
+    comparisons: Vec<Comparison>,
+}
+
+/// What a subject is compared with.
+#[derive(Clone, Copy)]
+enum Peer {
+    /// Another subject of the group, by its name.
+    Here(&'static str),
+    /// A number of another run: who, and nanoseconds.
+    Recorded(&'static str, f64),
+}
+
+/// A line of the table behind the time of a subject.
+enum Comparison {
+    /// At most so many nanoseconds.
+    Limit { aim: f64 },
+    /// So many times as fast as the peer; without an aim, whatever it is.
+    Ratio { peer: Peer, aim: Option<f64> },
+    /// At most so many nanoseconds more than the peer.
+    Above { peer: &'static str, aim: f64 },
+}
+
+impl Subject {
+    /// Something that can run any number of times in a row.
+    pub fn new(name: &'static str, run: impl FnMut(u64) -> Duration + 'static) -> Self {
+        Self {
+            name,
+            run: Box::new(run),
+            limit: u64::MAX,
+            comparisons: Vec::new(),
+        }
+    }
+
+    /// No more than so many iterations in a row. A longer request is answered in proportion.
+    pub fn limit(mut self, iterations: u64) -> Self {
+        self.limit = iterations;
+        self
+    }
+
+    /// Aims at no more than so many nanoseconds.
+    pub fn at_most(mut self, aim: f64) -> Self {
+        self.comparisons.push(Comparison::Limit { aim });
+        self
+    }
+
+    /// Shows the ratio to another subject of the group.
+    pub fn against(self, peer: &'static str) -> Self {
+        self.ratio(Peer::Here(peer), None)
+    }
+
+    /// Aims at being so many times as fast as another subject of the group.
+    pub fn faster_than(self, peer: &'static str, aim: f64) -> Self {
+        self.ratio(Peer::Here(peer), Some(aim))
+    }
+
+    /// Aims at being so many times as fast as a number that was measured elsewhere.
+    pub fn faster_than_recorded(self, who: &'static str, ns: f64, aim: f64) -> Self {
+        self.ratio(Peer::Recorded(who, ns), Some(aim))
+    }
+
+    /// Aims at costing at most so many nanoseconds more than another subject of the group.
+    pub fn above(mut self, peer: &'static str, aim: f64) -> Self {
+        self.comparisons.push(Comparison::Above { peer, aim });
+        self
+    }
+
+    fn ratio(mut self, peer: Peer, aim: Option<f64>) -> Self {
+        self.comparisons.push(Comparison::Ratio { peer, aim });
+        self
+    }
+
+    /// The time of so many iterations.
+    pub fn time(&mut self, iterations: u64) -> Duration {
+        let run = iterations.clamp(1, self.limit);
+        let time = (self.run)(run);
+        if run == iterations {
+            return time;
+        }
+        time.mul_f64(iterations as f64 / run as f64)
+    }
+}
+
+/// How much effort goes into a table.
+#[derive(Clone, Copy)]
+pub struct Meter {
+    /// Every subject is run so often.
+    pub rounds: u32,
+    /// How long one run is to take.
+    pub run: Duration,
+}
+
+impl Meter {
+    /// A number to quote.
+    pub const FULL: Self = Self {
+        rounds: 30,
+        run: Duration::from_millis(5),
+    };
+
+    /// Just whether everything runs.
+    pub const SMOKE: Self = Self {
+        rounds: 2,
+        run: Duration::from_micros(50),
+    };
+
+    /// Nanoseconds of one iteration of each subject.
+    fn measure(self, subjects: &mut [Subject]) -> Vec<f64> {
+        let iterations: Vec<u64> = subjects.iter_mut().map(|s| self.calibrate(s)).collect();
+        let mut best = vec![f64::INFINITY; subjects.len()];
+        for _ in 0..self.rounds {
+            for ((subject, &n), best) in subjects.iter_mut().zip(&iterations).zip(&mut best) {
+                let ns = subject.time(n).as_nanos() as f64 / n as f64;
+                *best = best.min(ns);
+            }
+        }
+        best
+    }
+
+    /// How many iterations take about as long as one run is to take.
+    fn calibrate(self, subject: &mut Subject) -> u64 {
+        let mut iterations = 1;
+        while iterations < subject.limit {
+            let time = subject.time(iterations);
+            if time >= self.run {
+                break;
+            }
+            iterations = (iterations * 2).min(subject.limit);
+        }
+        iterations
+    }
+
+    /// Measures a group and prints its table.
+    pub fn print(self, group: &str, subjects: &mut [Subject]) {
+        let start = Instant::now();
+        let times = self.measure(subjects);
+        let mut table = format!("\n{group} (ns, minimum of {} rounds)\n", self.rounds);
+        for (subject, &ns) in subjects.iter().zip(&times) {
+            let of = |peer: &str| {
+                let at = subjects.iter().position(|s| s.name == peer);
+                times[at.unwrap_or_else(|| panic!("{peer:?} is no subject of {group}"))]
+            };
+            let mut columns = format!("  {:<46}{:>11}", subject.name, number(ns));
+            for comparison in &subject.comparisons {
+                columns = format!("{columns:<59}  {}", comparison.line(ns, of));
+                writeln!(table, "{columns}").expect("a String takes everything");
+                columns.clear();
+            }
+            if subject.comparisons.is_empty() {
+                writeln!(table, "{columns}").expect("a String takes everything");
+            }
+        }
+        print!("{table}");
+        println!("  ({:.1} s)", start.elapsed().as_secs_f64());
+    }
+}
+
+impl Comparison {
+    fn line(&self, ns: f64, of: impl Fn(&str) -> f64) -> String {
+        match *self {
+            Self::Limit { aim } => {
+                format!("aim <= {} ns: {}", number(aim), verdict(ns <= aim))
+            }
+            Self::Above { peer, aim } => {
+                let above = ns - of(peer);
+                format!(
+                    "{above:+.2} ns to {peer}; aim <= {aim:+}: {}",
+                    verdict(above <= aim)
+                )
+            }
+            Self::Ratio { peer, aim } => {
+                let (who, peer_ns) = match peer {
+                    Peer::Here(name) => (name.to_string(), of(name)),
+                    Peer::Recorded(who, ns) => (format!("{who}'s {ns} (recorded)"), ns),
+                };
+                let ratio = peer_ns / ns;
+                let relation = if ratio >= 1.0 {
+                    format!("{} times as fast as {who}", number(ratio))
+                } else {
+                    format!("{} times the time of {who}", number(1.0 / ratio))
+                };
+                match aim {
+                    Some(aim) => format!("{relation}; aim >= {aim}: {}", verdict(ratio >= aim)),
+                    None => relation,
+                }
+            }
+        }
+    }
+}
+
+fn verdict(reached: bool) -> &'static str {
+    if reached { "reached" } else { "MISSED" }
+}
+
+/// Three digits or so, thousands set apart.
+fn number(value: f64) -> String {
+    if value < 100.0 {
+        return format!("{value:.2}");
+    }
+    let digits = format!("{value:.0}");
+    let mut grouped = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}

@@ -1,0 +1,170 @@
+//! Making code: nanoseconds from the call to the published stub.
+//!
+//! Code memory is not given back: a bench that ran for long would fill the machine. So each kind
+//! makes a bounded number in a row, and criterion's requests for more are answered in proportion.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynasmApi, VecAssembler, dynasm};
+use footbridge::abi::Convention;
+use footbridge::jit::{Code, FrameClass, Jit, JitError, look_up};
+use footbridge::runtime::{Entry, GoroutineFn};
+
+use crate::meter::Subject;
+
+const ASSEMBLER: &str = "VecAssembler alone, into a Vec";
+/// The most stubs that are made in a row.
+const LIMIT: u64 = 5_000;
+
+/// What cranelift-jit took for one adapter on this machine.
+const CRANELIFT_NS: f64 = 25_000.0;
+
+/// The group.
+pub fn subjects() -> Vec<Subject> {
+    vec![
+        Subject::new(ASSEMBLER, assemble),
+        made("install, a leaf", install).against(ASSEMBLER),
+        made("goroutine fn, u64 -> u64, SystemV", |jit, n| {
+            goroutine_fn(jit, Convention::SystemV, n)
+        })
+        .faster_than_recorded("cranelift-jit", CRANELIFT_NS, 25.0)
+        .against(ASSEMBLER),
+        made("goroutine fn, u64 -> u64, GoAbiInternal", |jit, n| {
+            goroutine_fn(jit, Convention::GoAbiInternal, n)
+        })
+        .against(ASSEMBLER),
+        made(
+            "goroutine fn, 12 arguments, GoAbiInternal",
+            wide_goroutine_fn,
+        )
+        .against(ASSEMBLER),
+        made("enter, u64 -> u64, GoAbiInternal", enter).against(ASSEMBLER),
+    ]
+}
+
+/// A subject that makes stubs.
+fn made(name: &'static str, make: impl Fn(Jit, u64) -> Duration + 'static) -> Subject {
+    let mut place = Place::new();
+    Subject::new(name, move |n| make(place.take(n), n))
+        .limit(LIMIT)
+        .at_most(1000.0)
+}
+
+/// Code memory of one subject. It takes a new arena when it has made so many stubs.
+struct Place {
+    jit: Option<Jit>,
+    made: u64,
+}
+
+impl Place {
+    const STUBS: u64 = 200_000;
+
+    fn new() -> Self {
+        Self { jit: None, made: 0 }
+    }
+
+    /// Room for so many stubs.
+    fn take(&mut self, stubs: u64) -> Jit {
+        self.made += stubs;
+        if self.made > Self::STUBS {
+            self.jit = None;
+            self.made = stubs;
+        }
+        *self
+            .jit
+            .get_or_insert_with(|| Jit::builder().build().expect("code memory"))
+    }
+}
+
+/// Makes so many, and looks up each. The time is that of making.
+fn time<T>(
+    iterations: u64,
+    address: impl Fn(&T) -> usize,
+    mut make: impl FnMut(u64) -> Result<T, JitError>,
+) -> Duration {
+    let mut made = Vec::with_capacity(iterations as usize);
+    let start = Instant::now();
+    for n in 0..iterations {
+        made.push(make(n).expect("the stub"));
+    }
+    let time = start.elapsed();
+    for stub in &made {
+        let found = look_up(address(stub)).expect("it was published");
+        assert_eq!(found.start(), address(stub));
+    }
+    time
+}
+
+fn assemble(iterations: u64) -> Duration {
+    let start = Instant::now();
+    let mut bytes = 0;
+    for n in 0..iterations {
+        let mut ops = VecAssembler::<X64Relocation>::new_with_capacity(0, 256, 0, 0, 8, 0, 8);
+        dynasm!(ops; .arch x64; lea rax, [rdi + rsi * 8 + black_box(n as i32)]; ret);
+        bytes += ops.finalize().expect("it assembles").len();
+    }
+    let time = start.elapsed();
+    assert!(black_box(bytes) > 0);
+    time
+}
+
+fn install(jit: Jit, iterations: u64) -> Duration {
+    time(iterations, Code::address, |n| {
+        // SAFETY: a leaf that changes rax only.
+        unsafe {
+            jit.install("leaf", FrameClass::Leaf, |ops| {
+                dynasm!(ops; .arch x64; lea rax, [rdi + rsi * 8 + n as i32]; ret);
+            })
+        }
+    })
+}
+
+fn goroutine_fn(jit: Jit, convention: Convention, iterations: u64) -> Duration {
+    time(iterations, GoroutineFn::address, |n| {
+        jit.named_goroutine_fn("add", convention, move |m: u64| m + n)
+    })
+}
+
+fn wide_goroutine_fn(jit: Jit, iterations: u64) -> Duration {
+    #[allow(clippy::too_many_arguments, reason = "that is what it is for")]
+    fn sum(
+        a: u64,
+        b: u64,
+        c: u64,
+        d: u64,
+        e: u64,
+        f: u64,
+        g: u64,
+        h: u64,
+        i: u64,
+        j: u64,
+        x: f64,
+        y: f64,
+    ) -> u64 {
+        a + b + c + d + e + f + g + h + i + j + (x + y) as u64
+    }
+    time(iterations, GoroutineFn::address, |_| {
+        jit.named_goroutine_fn("sum", Convention::GoAbiInternal, sum)
+    })
+}
+
+fn enter(jit: Jit, iterations: u64) -> Duration {
+    type Unary = fn(u64) -> u64;
+    // SAFETY: a leaf that changes rax only.
+    let code = unsafe {
+        jit.install(
+            "one",
+            FrameClass::Leaf,
+            |ops| dynasm!(ops; .arch x64; add rax, 1; ret),
+        )
+    };
+    let code = code.expect("the leaf installs");
+    time(
+        iterations,
+        Entry::<Unary>::address,
+        // SAFETY: the leaf is an ABIInternal function of that type.
+        |_| unsafe { code.enter::<Unary>(Convention::GoAbiInternal) },
+    )
+}

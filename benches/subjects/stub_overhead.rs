@@ -1,0 +1,271 @@
+//! What a call costs that goes through a stub.
+//!
+//! *From JIT code*: a loop of emitted code that calls the same Rust function, straight or by its
+//! goroutine-function stub. The function adds one to its argument, and each call gets the result
+//! of the one before; the loop makes eight calls a round, all through cells in memory, so that
+//! stub and plain call differ in nothing but the target.
+//!
+//! *From Rust*: a loop of Rust that calls the same emitted leaf, by a function pointer or by its
+//! enter stub.
+
+use std::hint::black_box;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use footbridge::abi::Convention;
+use footbridge::jit::{Code, FrameClass, Jit};
+use footbridge::runtime::{Config, Entry, GoroutineFn};
+
+use crate::meter::Subject;
+
+const PLAIN_FROM_JIT: &str = "JIT loop, plain indirect call";
+const PLAIN_FROM_RUST: &str = "Rust loop, plain indirect call";
+const CALLS_A_ROUND: u64 = 8;
+
+type Unary = fn(u64) -> u64;
+
+/// The group.
+pub fn subjects() -> Vec<Subject> {
+    vec![
+        Subject::new(PLAIN_FROM_JIT, |n| time_entry(&plain_loop().1, n)),
+        Subject::new("JIT loop, goroutine fn, SystemV", |n| {
+            time_entry(&stub_loop(Convention::SystemV).1, n)
+        })
+        .above(PLAIN_FROM_JIT, 3.0)
+        .against(PLAIN_FROM_JIT),
+        Subject::new("JIT loop, goroutine fn, GoAbiInternal", |n| {
+            time_entry(&stub_loop(Convention::GoAbiInternal).1, n)
+        })
+        .above(PLAIN_FROM_JIT, 3.0)
+        .against(PLAIN_FROM_JIT),
+        Subject::new("JIT loop, goroutine fn, six ints and two floats", |n| {
+            time_entry(&wide_loop().1, n)
+        })
+        .against(PLAIN_FROM_JIT),
+        Subject::new(PLAIN_FROM_RUST, plain_from_rust),
+        Subject::new("Rust loop, enter, SystemV", |n| {
+            enter_from_rust(Convention::SystemV, n)
+        })
+        .against(PLAIN_FROM_RUST),
+        Subject::new("Rust loop, enter, GoAbiInternal", |n| {
+            enter_from_rust(Convention::GoAbiInternal, n)
+        })
+        .against(PLAIN_FROM_RUST),
+    ]
+}
+
+extern "C" fn add_one(number: u64) -> u64 {
+    number + 1
+}
+
+#[allow(clippy::too_many_arguments, reason = "that is what it is for")]
+fn add_one_to_last(_: u64, _: u64, _: u64, _: u64, _: u64, last: u64, x: f64, y: f64) -> u64 {
+    debug_assert!(x == y);
+    last + 1
+}
+
+/// Runs `f` on a goroutine of a run with one processor.
+fn on_one_processor<R>(f: impl FnOnce() -> R) -> R {
+    let config = Config {
+        processors: 1,
+        ..Config::default()
+    };
+    config.run(f).expect("the run starts")
+}
+
+fn jit() -> Jit {
+    Jit::new().expect("code memory")
+}
+
+/// Emits `f(rounds)`: that many rounds of eight calls of `target`, each of which gets the result
+/// of the one before, from 0 on. Returns the last result.
+///
+/// # Safety
+/// `target` is a function of the convention that takes a number and returns one.
+unsafe fn loop_of_calls(name: &str, convention: Convention, target: usize) -> Code {
+    // SAFETY: a standard frame. Of what a call must keep it changes nothing: the count of rounds is
+    // in the frame, and so is room for the callee's register arguments (GoAbiInternal). rsp is
+    // 16-aligned at each call.
+    let code = unsafe {
+        jit().install(name, FrameClass::Standard, |ops| {
+            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 32);
+            match convention {
+                Convention::SystemV => dynasm!(ops; .arch x64; mov [rbp - 8], rdi),
+                Convention::GoAbiInternal => dynasm!(ops; .arch x64; mov [rbp - 8], rax),
+                other => unimplemented!("no loop in {other:?}"),
+            }
+            dynasm!(ops; .arch x64; xor eax, eax; again:);
+            for _ in 0..CALLS_A_ROUND {
+                if convention == Convention::SystemV {
+                    dynasm!(ops; .arch x64; mov rdi, rax);
+                }
+                dynasm!(ops; .arch x64; call QWORD [>target]);
+            }
+            dynasm!(ops
+                ; .arch x64
+                ; sub QWORD [rbp - 8], 1
+                ; jnz <again
+                ; leave
+                ; ret
+                ; .align 8
+                ; target:
+                ; .u64 target as u64
+            );
+        })
+    };
+    code.expect("the loop installs")
+}
+
+fn enter(code: &Code, convention: Convention) -> Entry<Unary> {
+    // SAFETY: all code of this file is of type `Unary` in the convention that it is given with.
+    unsafe { code.enter(convention) }.expect("the entry stub")
+}
+
+/// A loop, and what must stay for it.
+type Loop<T> = (T, Entry<Unary>);
+
+fn plain_loop() -> &'static Loop<Code> {
+    static LOOP: OnceLock<Loop<Code>> = OnceLock::new();
+    LOOP.get_or_init(|| {
+        let target = add_one as *const () as usize;
+        // SAFETY: a C function of that type.
+        let code = unsafe { loop_of_calls("plain", Convention::SystemV, target) };
+        let entry = enter(&code, Convention::SystemV);
+        (code, entry)
+    })
+}
+
+fn stub_loop(convention: Convention) -> &'static Loop<(Code, GoroutineFn)> {
+    static SYSTEM_V: OnceLock<Loop<(Code, GoroutineFn)>> = OnceLock::new();
+    static GO_INTERNAL: OnceLock<Loop<(Code, GoroutineFn)>> = OnceLock::new();
+    let (cell, name) = match convention {
+        Convention::SystemV => (&SYSTEM_V, "through SystemV stub"),
+        _ => (&GO_INTERNAL, "through GoAbiInternal stub"),
+    };
+    cell.get_or_init(|| {
+        let stub = jit().named_goroutine_fn("add_one", convention, |n: u64| add_one(n));
+        let stub = stub.expect("the stub");
+        // SAFETY: the stub is of that convention and type.
+        let code = unsafe { loop_of_calls(name, convention, stub.address()) };
+        let entry = enter(&code, convention);
+        ((code, stub), entry)
+    })
+}
+
+/// As the others, with arguments in all integer registers of System V.
+fn wide_loop() -> &'static Loop<(Code, GoroutineFn)> {
+    static LOOP: OnceLock<Loop<(Code, GoroutineFn)>> = OnceLock::new();
+    LOOP.get_or_init(|| {
+        let convention = Convention::SystemV;
+        let stub = jit().named_goroutine_fn("add_one_to_last", convention, add_one_to_last);
+        let stub = stub.expect("the stub");
+        let target = stub.address();
+        // SAFETY: as in `loop_of_calls`; the sixth integer argument is the result before, the
+        // others are whatever the registers hold.
+        let code = unsafe {
+            jit().install("wide", FrameClass::Standard, |ops| {
+                dynasm!(ops
+                    ; .arch x64
+                    ; push rbp
+                    ; mov rbp, rsp
+                    ; sub rsp, 32
+                    ; mov [rbp - 8], rdi
+                    ; xor eax, eax
+                    ; again:
+                );
+                for _ in 0..CALLS_A_ROUND {
+                    dynasm!(ops
+                        ; .arch x64
+                        ; mov r9, rax
+                        ; xorps xmm0, xmm0
+                        ; xorps xmm1, xmm1
+                        ; call QWORD [>target]
+                    );
+                }
+                dynasm!(ops
+                    ; .arch x64
+                    ; sub QWORD [rbp - 8], 1
+                    ; jnz <again
+                    ; leave
+                    ; ret
+                    ; .align 8
+                    ; target:
+                    ; .u64 target as u64
+                );
+            })
+        };
+        let code = code.expect("the loop installs");
+        let entry = enter(&code, convention);
+        ((code, stub), entry)
+    })
+}
+
+/// Time of so many calls made by a loop.
+fn time_entry(entry: &Entry<Unary>, iterations: u64) -> Duration {
+    let rounds = iterations.div_ceil(CALLS_A_ROUND);
+    let time = on_one_processor(|| {
+        let start = Instant::now();
+        // SAFETY: on a goroutine; the loop takes a count of rounds that is not 0.
+        let calls = unsafe { entry.call(black_box(rounds)) };
+        let time = start.elapsed();
+        assert_eq!(calls, rounds * CALLS_A_ROUND);
+        time
+    });
+    time.mul_f64(iterations as f64 / (rounds * CALLS_A_ROUND) as f64)
+}
+
+/// An emitted leaf that adds one, in both conventions.
+fn leaf(convention: Convention) -> &'static Loop<Code> {
+    static SYSTEM_V: OnceLock<Loop<Code>> = OnceLock::new();
+    static GO_INTERNAL: OnceLock<Loop<Code>> = OnceLock::new();
+    let cell = match convention {
+        Convention::SystemV => &SYSTEM_V,
+        _ => &GO_INTERNAL,
+    };
+    cell.get_or_init(|| {
+        // SAFETY: a leaf that changes the result register only.
+        let code = unsafe {
+            jit().install("add one", FrameClass::Leaf, |ops| {
+                if convention == Convention::SystemV {
+                    dynasm!(ops; .arch x64; mov rax, rdi);
+                }
+                dynasm!(ops; .arch x64; add rax, 1; ret);
+            })
+        };
+        let code = code.expect("the leaf installs");
+        let entry = enter(&code, convention);
+        (code, entry)
+    })
+}
+
+fn plain_from_rust(iterations: u64) -> Duration {
+    let address = leaf(Convention::SystemV).0.address();
+    // SAFETY: the leaf is a C function of this type.
+    let function = unsafe { std::mem::transmute::<usize, extern "C" fn(u64) -> u64>(address) };
+    on_one_processor(|| {
+        let start = Instant::now();
+        let mut number = 0;
+        for _ in 0..iterations {
+            number = black_box(function)(number);
+        }
+        let time = start.elapsed();
+        assert_eq!(number, iterations);
+        time
+    })
+}
+
+fn enter_from_rust(convention: Convention, iterations: u64) -> Duration {
+    let entry = &leaf(convention).1;
+    on_one_processor(|| {
+        let start = Instant::now();
+        let mut number = 0;
+        for _ in 0..iterations {
+            // SAFETY: on a goroutine; the leaf takes any number.
+            number = unsafe { black_box(entry).call(number) };
+        }
+        let time = start.elapsed();
+        assert_eq!(number, iterations);
+        time
+    })
+}
