@@ -24,7 +24,9 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use footbridge::abi::{AssignError, Assignment, Convention, Gpr, RegSet, Signature, Xmm};
-use footbridge::jit::{Code, FrameClass, Jit, JitError, StubInfo, StubKind, look_up};
+use footbridge::jit::{
+    Code, FrameClass, GRANULE_BYTES, Jit, JitError, StubInfo, StubKind, look_up,
+};
 use footbridge::runtime::{
     self, Config, GoroutineFn, WaitReason, current, go, go_migratable, gopark, goready, gosched,
     systemstack,
@@ -723,14 +725,16 @@ fn the_switch_stubs_change_the_four_registers_of_a_gobuf_and_no_other() {
     run(|| {
         let jit = jit();
         let entry = stub_on_stack(StubKind::GoroutineEntry);
-        // They lie side by side in the code of their frame class.
+        // They are somewhere in the code of their frame class, which is a sixty-fourth of the
+        // arena. If two runs started at once there are two sets, and either will do.
         let switch = |name: &str| {
-            let before = (1..16).filter_map(|n| look_up(entry.start() - n * 64));
-            let mut found = before.filter(|s| s.kind() == StubKind::Switch && s.name() == name);
-            found
-                .next()
-                .expect("the switch stubs precede the goroutine entry")
-                .start()
+            let around = (0..(16 << 20) / GRANULE_BYTES).flat_map(|n| {
+                let away = n * GRANULE_BYTES;
+                [entry.start() - away, entry.start() + away]
+            });
+            let mut stubs = around.filter_map(look_up);
+            let found = stubs.find(|s| s.kind() == StubKind::Switch && s.name() == name);
+            found.expect("a switch stub of that name").start()
         };
         for name in ["goswitch", "gogo"] {
             let capture = Capture::new(&jit, Convention::SystemV, &parse("fn()"), &[]);
