@@ -139,6 +139,13 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
     let Some(caller) = caller else {
         return Out::Broken;
     };
+    if stub.kind() == StubKind::Systemstack {
+        // Native code calls it, and it leaves the anchor alone.
+        return Out::Native {
+            anchor: None,
+            caller,
+        };
+    }
     if class != FrameClass::Entry {
         return Out::Caller(caller);
     }
@@ -209,7 +216,8 @@ pub(crate) fn exact_walk(
         }) {
             return WalkEnd::Stopped;
         }
-        let lowest = at.fp;
+        // Where the frame is not complete rbp is the caller's, which may be the anchor's already.
+        let lowest = if exact_pc { at.sp } else { at.fp };
         match step_out(at, &stub, exact_pc, bounds) {
             Out::Caller(caller) => at = caller,
             Out::Native { anchor, .. } => {
