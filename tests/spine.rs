@@ -125,14 +125,15 @@ fn a_goroutine_function_parks_under_jit_frames_and_is_woken_from_another_thread(
                 })
         };
         let order = [
-            at("rust spine::receive_from_jit"),
+            at("receive_from_jit"),
             at("jit receive (goroutine function)"),
             at("jit pump (user code)"),
             at("jit pump (enter)"),
-            at("rust spine::enter_pump"),
+            at("enter_pump"),
             at("jit goroutine entry (goroutine entry)"),
         ];
         assert!(order.is_sorted(), "frames out of order:\n{trace}");
+        assert!(shape[order[0]].starts_with("rust ") && shape[order[4]].starts_with("rust "));
         assert_eq!(order[1] + 1, order[2]);
         assert_eq!(order[2] + 1, order[3]);
         assert_eq!(order[5] + 1, shape.len(), "the entry is the root:\n{trace}");

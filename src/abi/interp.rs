@@ -256,7 +256,7 @@ impl<'a> Machine<'a> {
     /// If the number of arguments is not that of the parameters.
     pub fn enter(&mut self, args: &[u64]) {
         let entry = self.entry;
-        self.put_all(entry, entry.params(), Spot::Entry, args);
+        self.put_all(entry.params(), Spot::Entry, entry.narrow(), args);
     }
 
     /// Executes steps.
@@ -294,7 +294,13 @@ impl<'a> Machine<'a> {
             Some(convention) => convention.spec().volatile(),
             None => RegSet::ALL.minus(RegSet::of_gprs(&[Gpr::RSP])),
         });
-        self.put_all(target, target.results(), Spot::TargetResult, results);
+        // Nobody extends results beyond their own size: see `Narrow`.
+        self.put_all(
+            target.results(),
+            Spot::TargetResult,
+            Narrow::Garbage,
+            results,
+        );
     }
 
     /// What the entry's caller finds, one number for each result, as in [`Machine::arrived`].
@@ -404,18 +410,18 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Puts values where `side` has them, with garbage in every bit that is unspecified.
+    /// Puts values where they belong, with garbage in every bit that is unspecified.
     fn put_all(
         &mut self,
-        side: &Assignment,
         values: &[Value],
         area: fn(u32) -> Spot,
+        narrow: Narrow,
         numbers: &[u64],
     ) {
         assert_eq!(values.len(), numbers.len(), "one number for each value");
         for (value, &bits) in values.iter().zip(numbers) {
             let ty = value.ty();
-            let specified = match (side.narrow(), ty.class()) {
+            let specified = match (narrow, ty.class()) {
                 (Narrow::ExtendedTo32, RegClass::Gpr) => ty.size_bytes().max(4),
                 _ => ty.size_bytes(),
             };

@@ -307,17 +307,20 @@ impl Plan {
                 index: ValueIndex::Param(index),
             })
             .collect();
-        let results: Vec<Journey> = (target.results().iter().zip(entry.results()).enumerate())
-            .map(|(index, (from, to))| Journey {
-                from: from.place().spot(Spot::TargetResult),
-                to: to.place().spot(Spot::EntryResult),
-                ty: to.ty(),
-                index: ValueIndex::Result(index),
-            })
-            .collect();
+        let results_journeys: Vec<Journey> =
+            (target.results().iter().zip(entry.results()).enumerate())
+                .map(|(index, (from, to))| Journey {
+                    from: from.place().spot(Spot::TargetResult),
+                    to: to.place().spot(Spot::EntryResult),
+                    ty: to.ty(),
+                    index: ValueIndex::Result(index),
+                })
+                .collect();
 
-        let args = Carrier::between(entry, target, request.arg_scratch).carry(&args)?;
-        let results = Carrier::between(target, entry, request.result_scratch).carry(&results)?;
+        let args = Carrier::between(entry.narrow(), target, request.arg_scratch).carry(&args)?;
+        // Callees do not extend their results: see `Narrow`.
+        let results = Carrier::between(Narrow::Garbage, entry, request.result_scratch);
+        let results = results.carry(&results_journeys)?;
         let writes = args
             .iter()
             .chain(&results)
@@ -411,9 +414,9 @@ struct Carrier {
 }
 
 impl Carrier {
-    fn between(giver: &Assignment, receiver: &Assignment, scratch: RegSet) -> Carrier {
+    fn between(given: Narrow, receiver: &Assignment, scratch: RegSet) -> Carrier {
         Carrier {
-            extends: (giver.narrow(), receiver.narrow()) == (Narrow::Garbage, Narrow::ExtendedTo32),
+            extends: (given, receiver.narrow()) == (Narrow::Garbage, Narrow::ExtendedTo32),
             slots: receiver.slots(),
             scratch,
             steps: Vec::new(),

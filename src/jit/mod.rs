@@ -138,6 +138,11 @@ impl Jit {
     /// 1. All frames of the code keep the law of `class` (see [`FrameClass`]) whenever it calls.
     /// 2. `class` is not `Entry` or `Root`.
     /// 3. Whoever calls the code does so in the convention that it was written for.
+    /// 4. It returns directly after it dropped its frame (`pop rbp; ret` or `leave; ret`), and calls
+    ///    native code that may park, panic or walk stacks through goroutine functions only: other
+    ///    calls leave no anchor, so that walks from there miss this code.
+    /// 5. It calls, and returns, with the floating-point control modes (MXCSR, x87 control word)
+    ///    that it was entered with: they are the thread's, and a switch does not save them.
     pub unsafe fn install(
         &self,
         name: &str,

@@ -36,8 +36,12 @@ extern "C" fn no_goroutine() -> ! {
 }
 
 /// A Rust closure that JIT code can call as a goroutine function: `Fn(A, B, ...) -> R` of up to
-/// twelve [`Scalar`]s. Implemented by the compiler's closures and functions, not by users.
-pub trait GoroutineClosure<Args>: Send + Sync + 'static {
+/// twelve [`Scalar`]s.
+///
+/// # Safety
+/// `shim` is the address of an `extern "C-unwind"` function of `signature` with one more parameter
+/// at the end: a pointer to `Self`.
+pub unsafe trait GoroutineClosure<Args>: Send + Sync + 'static {
     /// The signature that JIT code calls it with.
     fn signature() -> Signature;
 
@@ -48,7 +52,9 @@ pub trait GoroutineClosure<Args>: Send + Sync + 'static {
 macro_rules! goroutine_closure {
     ($($ty:ident $arg:ident),*) => {
         #[allow(clippy::too_many_arguments, reason = "as many as the closure has")]
-        impl<Func, Ret, $($ty),*> GoroutineClosure<(Ret, $($ty,)*)> for Func
+        // SAFETY: `shim` below is generic over the same types as `signature`, and each `Scalar` is
+        // passed as its type.
+        unsafe impl<Func, Ret, $($ty),*> GoroutineClosure<(Ret, $($ty,)*)> for Func
         where
             Func: Fn($($ty),*) -> Ret + Send + Sync + 'static,
             Ret: CallResult,

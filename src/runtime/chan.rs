@@ -340,6 +340,7 @@ impl<T> Inner<T> {
     ///
     /// # Safety
     /// As for `send_locked` or `recv_locked`, whichever queue it is.
+    #[inline(always)]
     unsafe fn park_locked(&self, value: *mut T, reason: WaitReason, sending: bool) -> bool {
         let wait = Wait {
             parker: current(),
@@ -391,7 +392,7 @@ impl<T: Send> Chan<T> {
     ///
     /// # Errors
     /// The channel is or becomes closed; the value comes back.
-    #[inline]
+    #[inline(always)]
     pub fn send(&self, value: T) -> Result<(), SendError<T>> {
         let mut value = MaybeUninit::new(value);
         self.0.lock.lock();
@@ -414,7 +415,7 @@ impl<T: Send> Chan<T> {
     }
 
     /// Receives a value; parks until there is one. `None`: the channel is closed and empty.
-    #[inline]
+    #[inline(always)]
     pub fn recv(&self) -> Option<T> {
         let mut value = MaybeUninit::uninit();
         self.0.lock.lock();

@@ -275,23 +275,41 @@ unsafe fn make_runnable(g: &G) {
 
 /// Gives way: the goroutine goes to the end of its queue. On a foreign thread this is
 /// `std::thread::yield_now`.
-#[inline]
+#[inline(always)]
 pub fn gosched() {
+    let (from, to) = prepare_gosched();
+    if !ptr::eq(from, to) {
+        // SAFETY: `from` runs here and is in a queue of this thread; `to` was taken by us.
+        unsafe { goswitch(&(*from).sched, &(*to).sched) };
+    }
+}
+
+#[inline(never)]
+fn prepare_gosched() -> (*const G, *const G) {
+    let none = (ptr::null(), ptr::null());
     let g = getg();
     if g.is_null() {
-        return std::thread::yield_now();
+        std::thread::yield_now();
+        return none;
     }
     // SAFETY: on a goroutine; immortal structures of this thread.
     let (gr, m) = unsafe { (&*g, this_m()) };
     assert_may_park(m);
     if gr.migratable.get() {
         // SAFETY: a goroutine's stack; the system stack is free below its saved rsp.
-        return unsafe { mcall(&gr.sched, m.system_sp.get(), gosched0, g.cast_const()) };
+        unsafe { mcall(&gr.sched, m.system_sp.get(), gosched0, g.cast_const()) };
+        return none;
     }
     gr.transition(Status::Running, Status::Runnable);
     m.local.push(g);
-    // SAFETY: the goroutine is in a queue of this thread, which is the only one to resume it.
-    unsafe { switch_away(m, gr) };
+    let next = pick_next(m);
+    if next.is_null() {
+        // SAFETY: the system stack is free below its saved rsp.
+        unsafe { mcall(&gr.sched, m.system_sp.get(), schedule0, ptr::from_ref(m)) };
+        return none;
+    }
+    make_current(m, next);
+    (g, next)
 }
 
 /// A migratable goroutine gives way; on the system stack, since others may take it at once.
@@ -338,6 +356,7 @@ unsafe extern "C" fn schedule0(m: *const M) -> ! {
 ///
 /// # Safety
 /// On the system stack of `m`, this thread's M, with nothing below that is needed.
+#[inline(always)]
 unsafe fn schedule(m: &'static M) -> ! {
     m.curg.store(ptr::null_mut(), Ordering::Relaxed);
     match find_runnable(m) {
@@ -352,7 +371,17 @@ unsafe fn schedule(m: &'static M) -> ! {
 }
 
 /// A goroutine to run; sleeps until there is one. `None` when the run is over.
+#[inline(always)]
 fn find_runnable(m: &'static M) -> Option<*mut G> {
+    let next = pick_next(m);
+    if !next.is_null() {
+        return Some(next);
+    }
+    find_runnable_slow(m)
+}
+
+#[inline(never)]
+fn find_runnable_slow(m: &'static M) -> Option<*mut G> {
     // SAFETY: this thread's M.
     let sched = unsafe { sched_of(m) };
     // Whether this M is counted in `sched.spinning`.
@@ -472,7 +501,7 @@ fn check_deadlock(sched: &Sched) {
 ///
 /// # Panics
 /// On a system stack, which cannot park.
-#[inline]
+#[inline(always)]
 pub unsafe fn gopark(reason: WaitReason, unlock: impl FnOnce()) {
     let g = getg();
     if g.is_null() {

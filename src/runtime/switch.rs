@@ -15,8 +15,8 @@
 //! a parked goroutine can be unwound from (pc, sp, bp) of its Gobuf.
 
 use std::arch::asm;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::g::{G, Gobuf};
 use super::m::M;
@@ -32,6 +32,11 @@ static GOROUTINE_ENTRY: AtomicUsize = AtomicUsize::new(0);
 /// Emits the stubs, once. Must have succeeded before any goroutine is made.
 pub(crate) fn emit_stubs() -> Result<(), JitError> {
     static DONE: OnceLock<()> = OnceLock::new();
+    static EMITTING: Mutex<()> = Mutex::new(());
+    if DONE.get().is_some() {
+        return Ok(());
+    }
+    let _one_at_a_time = EMITTING.lock().unwrap_or_else(PoisonError::into_inner);
     if DONE.get().is_some() {
         return Ok(());
     }
@@ -49,8 +54,8 @@ pub(crate) fn emit_stubs() -> Result<(), JitError> {
     MCALL.store(mcall, Ordering::Relaxed);
     SYSTEMSTACK.store(systemstack, Ordering::Relaxed);
     GOROUTINE_ENTRY.store(goroutine_entry, Ordering::Relaxed);
-    // Two threads may both come here: each set of stubs is whole, and either will do.
-    let _ = DONE.set(());
+    DONE.set(())
+        .expect("one thread at a time comes here, and only while it is not set");
     Ok(())
 }
 
@@ -88,6 +93,7 @@ pub(crate) unsafe fn goswitch(from: *const Gobuf, to: *const Gobuf) {
 /// # Safety
 /// 1. `to` holds a saved context that nobody else continues.
 /// 2. Nothing on the running stack is needed any more.
+#[inline(always)]
 pub(crate) unsafe fn gogo(to: *const Gobuf) -> ! {
     // SAFETY: the caller's promise.
     unsafe {

@@ -273,18 +273,17 @@ fn native_frames(pc: usize) -> Vec<TraceFrame> {
     let mut frames = Vec::new();
     backtrace::resolve(pc as *mut c_void, |symbol| {
         let Some(raw) = symbol.name() else { return };
-        let mangled = raw.as_str().unwrap_or("?");
-        frames.push(match rustc_demangle::try_demangle(mangled) {
-            Ok(name) => {
-                let at = symbol.filename().zip(symbol.lineno());
-                let location = at.map(|(file, line)| format!("{}:{line}", file.display()));
-                TraceFrame::Rust {
-                    name: format!("{name:#}"),
-                    location,
-                }
-            }
-            Err(_) => TraceFrame::C {
-                name: mangled.into(),
+        let raw = raw.as_str().unwrap_or("?");
+        let at = symbol.filename().zip(symbol.lineno());
+        // Debug information of line tables only has plain names; then the file tells the language.
+        let is_rust_file = symbol
+            .filename()
+            .is_some_and(|file| file.extension() == Some("rs".as_ref()));
+        frames.push(match rustc_demangle::try_demangle(raw) {
+            Err(_) if !is_rust_file => TraceFrame::C { name: raw.into() },
+            demangled => TraceFrame::Rust {
+                name: demangled.map_or_else(|_| raw.into(), |name| format!("{name:#}")),
+                location: at.map(|(file, line)| format!("{}:{line}", file.display())),
             },
         });
     });

@@ -41,7 +41,7 @@ pub struct JitFrame {
     pub pc: usize,
     /// What code that is.
     pub stub: StubInfo,
-    /// Its frame pointer; 0 if it has no frame.
+    /// Its frame pointer; 0 if it has no frame, or not yet, or not any more.
     pub fp: usize,
 }
 
@@ -84,6 +84,20 @@ impl Bounds {
         Self::new((stack.lo, stack.hi), system)
     }
 
+    /// Reads two words of the first stack.
+    #[inline(always)]
+    fn read_pair(&self, at: usize) -> Option<(usize, usize)> {
+        let (lo, hi) = self.ranges[0];
+        if !at.is_multiple_of(8) || at.wrapping_sub(lo) >= (hi - lo).saturating_sub(15) {
+            return None;
+        }
+        // SAFETY: as in `read`.
+        unsafe {
+            let at = at as *const usize;
+            Some((at.read_volatile(), at.add(1).read_volatile()))
+        }
+    }
+
     /// Reads a word of a stack.
     fn read(&self, at: usize) -> Option<usize> {
         let inside = |&(lo, hi): &(usize, usize)| at >= lo && at < hi && hi - at >= 8;
@@ -112,6 +126,7 @@ enum Out {
 
 /// The rules of frame classes. `exact_pc`: the code was interrupted at any instruction; otherwise
 /// the pc is a return address.
+#[inline(never)]
 fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> Out {
     let class = stub.frame_class();
     if matches!(stub.kind(), StubKind::Switch) && exact_pc {
@@ -167,10 +182,25 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
     }
 }
 
-/// Whether the instruction at a pc in emitted code is `ret`.
+/// Whether the instruction at a pc in emitted code is a `ret`: `ret`, `ret imm16`, `rep ret` or
+/// `bnd ret`.
 fn is_ret(pc: usize) -> bool {
-    // SAFETY: the registry knows the pc, so it lies in code, which is readable.
-    unsafe { (pc as *const u8).read() == 0xc3 }
+    // SAFETY: the registry knows the pc, so it lies in code, which is readable; code ends with
+    // an instruction, so that the byte behind a prefix is code too.
+    unsafe {
+        let code = pc as *const u8;
+        match code.read() {
+            0xc2 | 0xc3 => true,
+            0xf2 | 0xf3 => code.add(1).read() == 0xc3,
+            _ => false,
+        }
+    }
+}
+
+/// Whether rbp is the frame's own at this pc: behind the prologue and not at `ret`.
+fn is_frame_complete(pc: usize, stub: &StubInfo) -> bool {
+    const MOV_RBP_RSP_END: usize = 4;
+    stub.offset_bytes() >= MOV_RBP_RSP_END && !is_ret(pc)
 }
 
 /// Where an exact walk begins.
@@ -186,10 +216,11 @@ pub(crate) enum Start {
 }
 
 /// Visits the JIT frames of a stack, innermost first, until the visitor says `false`.
-pub(crate) fn exact_walk(
+#[inline]
+pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
     start: Start,
     bounds: &Bounds,
-    visit: &mut dyn FnMut(JitFrame) -> bool,
+    visit: &mut V,
 ) -> WalkEnd {
     let (mut at, mut exact_pc, current) = match start {
         Start::Registers { at, anchor } if look_up(at.pc).is_some() => (at, true, anchor),
@@ -208,7 +239,9 @@ pub(crate) fn exact_walk(
         let Some(stub) = look_up(at.pc) else {
             return WalkEnd::Broken { at: at.fp };
         };
-        let has_frame = stub.frame_class() != FrameClass::Leaf;
+        let class = stub.frame_class();
+        let complete = !exact_pc || is_frame_complete(at.pc, &stub);
+        let has_frame = complete && class != FrameClass::Leaf;
         if !visit(JitFrame {
             pc: at.pc,
             stub,
@@ -216,25 +249,37 @@ pub(crate) fn exact_walk(
         }) {
             return WalkEnd::Stopped;
         }
+        // Most frames: a return address into code with a plain frame, below its caller's.
+        if !exact_pc
+            && matches!(class, FrameClass::Standard | FrameClass::Saved)
+            && let Some((fp, pc)) = bounds.read_pair(at.fp)
+            && fp > at.fp
+            && stub.kind() != StubKind::Systemstack
+        {
+            let sp = at.fp + 16;
+            at = Registers { pc, sp, fp };
+            continue;
+        }
         // Where the frame is not complete rbp is the caller's, which may be the anchor's already.
-        let lowest = if exact_pc { at.sp } else { at.fp };
-        match step_out(at, &stub, exact_pc, bounds) {
-            Out::Caller(caller) => at = caller,
+        let lowest = if complete { at.fp } else { at.sp };
+        let older = match step_out(at, &stub, exact_pc, bounds) {
+            Out::Caller(caller) => caller,
             Out::Native { anchor, .. } => {
                 let (fp, pc) = anchor.unwrap_or(current);
                 if fp == 0 {
                     return WalkEnd::Complete;
                 }
-                // Older frames of one stack lie higher.
-                if fp <= lowest && same_stack(fp, lowest, bounds) {
-                    return WalkEnd::Broken { at: fp };
-                }
-                at = Registers { pc, sp: 0, fp };
+                Registers { pc, sp: 0, fp }
             }
             Out::Root => return WalkEnd::Complete,
             Out::Switching => return WalkEnd::Switching,
             Out::Broken => return WalkEnd::Broken { at: at.fp },
+        };
+        // Older frames of one stack lie higher.
+        if has_frame && older.fp <= lowest && same_stack(older.fp, lowest, bounds) {
+            return WalkEnd::Broken { at: older.fp };
         }
+        at = older;
         exact_pc = false;
     }
     WalkEnd::Stopped
@@ -303,16 +348,19 @@ fn full_walk(
             stub,
         });
         let next = if let Some(stub) = stub {
+            let exact_pc = !is_return_address;
             let at = Registers {
                 pc,
                 sp: regs.sp() as usize,
                 fp: regs.bp() as usize,
             };
-            let caller = match step_out(at, &stub, !is_return_address, bounds) {
+            let caller = match step_out(at, &stub, exact_pc, bounds) {
                 Out::Caller(caller) | Out::Native { caller, .. } => caller,
                 Out::Root | Out::Switching | Out::Broken => return,
             };
-            if matches!(stub.frame_class(), FrameClass::Saved | FrameClass::Entry) {
+            if matches!(stub.frame_class(), FrameClass::Saved | FrameClass::Entry)
+                && (!exact_pc || is_frame_complete(pc, &stub))
+            {
                 // Native frames further out may be found from registers that this frame keeps.
                 let saved = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
                 for (register, slot) in saved.into_iter().zip(1..) {

@@ -837,7 +837,8 @@ fn target_signature() -> Signature {
     TARGET.with_borrow(|signature| signature.clone().expect("set by with_target"))
 }
 
-impl GoroutineClosure<Raw> for Raw {
+// SAFETY: whoever makes a `Raw` sets the address of code that is entered so.
+unsafe impl GoroutineClosure<Raw> for Raw {
     fn signature() -> Signature {
         target_signature()
     }

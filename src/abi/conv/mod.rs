@@ -120,8 +120,10 @@ pub enum Pinned {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Narrow {
-    /// Whoever passes or returns the value extends it to 32 bits, by sign or zero as its type
-    /// says, and the other side relies on it.
+    /// Whoever passes an argument extends it to 32 bits, by sign or zero as its type says, and
+    /// the callee relies on it. Results are different: compilers do not extend what they
+    /// return, so a plan takes a result for garbage above its own size, and extends it for a
+    /// caller of this kind, which may have been told otherwise.
     ExtendedTo32,
     /// Anything. Whoever reads the value extends it for himself.
     Garbage,

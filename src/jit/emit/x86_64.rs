@@ -66,15 +66,30 @@ impl<'a> Emitter<'a> {
 
     /// Calls a fixed address.
     pub(crate) fn call(&mut self, target: usize) {
+        match self.cell_for(target) {
+            None => dynasm!(self.ops; .arch x64; call extern target),
+            Some(cell) => dynasm!(self.ops; .arch x64; call QWORD [=>cell]),
+        }
+    }
+
+    /// Jumps to a fixed address.
+    pub(crate) fn jump(&mut self, target: usize) {
+        match self.cell_for(target) {
+            None => dynasm!(self.ops; .arch x64; jmp extern target),
+            Some(cell) => dynasm!(self.ops; .arch x64; jmp QWORD [=>cell]),
+        }
+    }
+
+    /// A cell behind the code that holds the address, unless `rel32` reaches it.
+    fn cell_for(&mut self, target: usize) -> Option<DynamicLabel> {
         let memory = self.arena.memory();
         let (low, high) = (memory.base(), memory.base() + memory.size());
         if target.abs_diff(low).max(target.abs_diff(high)) < REACH_BYTES {
-            dynasm!(self.ops; .arch x64; call extern target);
-        } else {
-            let cell = self.ops.new_dynamic_label();
-            self.cells.push((cell, target));
-            dynasm!(self.ops; .arch x64; call QWORD [=>cell]);
+            return None;
         }
+        let cell = self.ops.new_dynamic_label();
+        self.cells.push((cell, target));
+        Some(cell)
     }
 
     /// Loads a constant.

@@ -131,10 +131,12 @@ impl Flags {
         Self(kind as u64 | (class as u64) << CLASS_SHIFT)
     }
 
+    #[inline]
     fn kind(self) -> StubKind {
         KINDS[(self.0 & 7) as usize]
     }
 
+    #[inline]
     fn class(self) -> FrameClass {
         FrameClass::ALL[((self.0 >> CLASS_SHIFT & 7) as usize).min(4)]
     }
@@ -211,10 +213,10 @@ impl Region {
         }));
         let entry = &REGIONS[count];
         entry.base.store(base, Ordering::Relaxed);
-        entry.size.store(size, Ordering::Relaxed);
         entry
             .region
             .store(ptr::from_ref(region).cast_mut(), Ordering::Relaxed);
+        entry.size.store(size, Ordering::Release);
         REGION_COUNT.store(count + 1, Ordering::Release);
         Ok(region)
     }
@@ -266,6 +268,7 @@ impl Region {
         }
     }
 
+    #[inline]
     fn look_up(&'static self, pc: usize) -> Option<StubInfo> {
         let granule = (pc - self.base) / GRANULE_BYTES;
         let (word, head) = protocol::look_up(self.words, granule, protocol::ORDERS)?;
@@ -342,6 +345,7 @@ pub struct StubInfo {
 }
 
 impl StubInfo {
+    #[inline]
     fn flags(&self) -> Flags {
         Flags(self.word & ((1 << protocol::FLAG_BITS) - 1))
     }
@@ -351,6 +355,7 @@ impl StubInfo {
     }
 
     /// Address of the first byte.
+    #[inline]
     pub fn start(&self) -> usize {
         self.start
     }
@@ -371,6 +376,7 @@ impl StubInfo {
     }
 
     /// The address that was looked up, as bytes from the start.
+    #[inline]
     pub fn offset_bytes(&self) -> usize {
         self.pc - self.start
     }
@@ -391,11 +397,13 @@ impl StubInfo {
     }
 
     /// What the code is for.
+    #[inline]
     pub fn kind(&self) -> StubKind {
         self.flags().kind()
     }
 
     /// The law that its frames keep.
+    #[inline]
     pub fn frame_class(&self) -> FrameClass {
         self.flags().class()
     }
@@ -427,14 +435,27 @@ impl fmt::Display for StubInfo {
 ///
 /// Callable in a signal handler, from any thread, while others publish and retire. The cost does
 /// not depend on the number of stubs.
+#[inline]
 pub fn look_up(pc: usize) -> Option<StubInfo> {
-    let count = REGION_COUNT.load(Ordering::Acquire);
-    for entry in &REGIONS[..count.min(REGION_LIMIT)] {
-        let base = entry.base.load(Ordering::Relaxed);
-        if pc.wrapping_sub(base) < entry.size.load(Ordering::Relaxed) {
-            let region = entry.region.load(Ordering::Relaxed);
-            // SAFETY: the entry was filled before the count was published, and regions are leaked.
-            return unsafe { &*region }.look_up(pc);
+    // The first region is the process's shared arena: nearly every question is about it.
+    let entry = &REGIONS[0];
+    if pc.wrapping_sub(entry.base.load(Ordering::Relaxed)) < entry.size.load(Ordering::Acquire) {
+        // SAFETY: the entry was filled before its size was published, and regions are leaked.
+        return unsafe { &*entry.region.load(Ordering::Relaxed) }.look_up(pc);
+    }
+    look_up_further(pc)
+}
+
+#[inline(never)]
+fn look_up_further(pc: usize) -> Option<StubInfo> {
+    for entry in &REGIONS[1..] {
+        let size = entry.size.load(Ordering::Acquire);
+        if size == 0 {
+            return None;
+        }
+        if pc.wrapping_sub(entry.base.load(Ordering::Relaxed)) < size {
+            // SAFETY: as above.
+            return unsafe { &*entry.region.load(Ordering::Relaxed) }.look_up(pc);
         }
     }
     None

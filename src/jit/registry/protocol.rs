@@ -94,24 +94,34 @@ pub(crate) fn retire(words: &[AtomicU64], (first, count): (usize, usize), orders
 }
 
 /// The word of a granule and the first granule of its code; `None` where no code is.
+#[inline(always)]
 pub(crate) fn look_up(words: &[AtomicU64], granule: usize, orders: Orders) -> Option<(u64, usize)> {
-    let found = words[granule].load(orders.load);
+    let found = words.get(granule)?.load(orders.load);
     if found == 0 {
         return None;
     }
-    let mut head = granule;
-    let mut back = back_of(found);
-    head -= back;
-    while back as u64 == BACK_MAX {
+    let back = back_of(found);
+    if back as u64 == BACK_MAX {
+        return Some((found, far_head(words, granule - back, orders)?));
+    }
+    Some((found, granule - back))
+}
+
+#[cold]
+#[inline(never)]
+fn far_head(words: &[AtomicU64], mut head: usize, orders: Orders) -> Option<usize> {
+    loop {
         // The words in front were stored later than this one but before the address escaped.
         let earlier = words[head].load(orders.load);
         if earlier == 0 {
             return None;
         }
-        back = back_of(earlier);
+        let back = back_of(earlier);
         head -= back;
+        if back as u64 != BACK_MAX {
+            return Some(head);
+        }
     }
-    Some((found, head))
 }
 
 /// Copies the descriptor of a word that a look-up returned.

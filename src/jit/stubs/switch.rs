@@ -17,7 +17,7 @@
 //!
 //! A goroutine that starts is a Gobuf like any other, whose pc is the entry stub.
 
-use dynasmrt::{DynasmApi, dynasm};
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
 use crate::jit::emit::x86_64::Emitter;
 use crate::jit::{Arena, FrameClass, JitError, Ops, STUB_BYTES, StubKind, StubSpec};
@@ -76,13 +76,17 @@ pub(crate) fn emit(
         mcall: stub("mcall", StubKind::Switch, root, &|e| {
             save(e.ops, gobuf);
             // Now on the system stack, from its top: what an earlier mcall left there is dead.
-            // rbp = 0 ends chains. The function does not return: it ends in a gogo.
+            // rbp = 0 ends chains. The function does not return, it ends in a gogo: a `call` would
+            // leave the return predictor one off, so the return address is pushed by hand.
             dynasm!(e.ops
                 ; .arch x64
                 ; mov rsp, rsi
                 ; xor ebp, ebp
                 ; mov rdi, r8
-                ; call rdx
+                ; lea rax, [>after]
+                ; push rax
+                ; jmp rdx
+                ; after:
                 ; ud2
             );
         })?,
@@ -106,10 +110,10 @@ pub(crate) fn emit(
         )?,
         goroutine_entry: stub("goroutine entry", StubKind::GoroutineEntry, root, &|e| {
             // First instruction of a goroutine: rsp at the top of its stack, 16-aligned, rbp = 0,
-            // rsi = its Gobuf.
-            dynasm!(e.ops; .arch x64; mov rdi, rsi);
-            e.call(goroutine_main);
-            dynasm!(e.ops; .arch x64; ud2);
+            // rsi = its Gobuf. Like mcall's, its function does not return.
+            dynasm!(e.ops; .arch x64; mov rdi, rsi; lea rax, [>after]; push rax);
+            e.jump(goroutine_main);
+            dynasm!(e.ops; .arch x64; after:; ud2);
         })?,
     })
 }
