@@ -3,12 +3,13 @@
 #[path = "child/mod.rs"]
 mod child;
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use child::mask;
-use dynasmrt::{DynasmLabelApi, dynasm};
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{Code, FrameClass, Jit};
 use footbridge::runtime::{
@@ -120,6 +121,79 @@ fn jit_code_that_overflows_is_named_with_its_frames() {
         run_alone(|| unsafe { entry.call() });
     })
     .assert_aborted_with(&expected);
+}
+
+/// Code with a frame of 24 bytes that calls the address in `register`: 3 is rbx, 12 is r12.
+fn calls_register(name: &str, register: u8) -> Code {
+    // SAFETY: a standard frame; ABIInternal preserves neither register.
+    unsafe {
+        Jit::new()
+            .expect("code memory")
+            .install(name, FrameClass::Standard, |ops| {
+                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; push rax; call Rq(register));
+            })
+    }
+    .expect("installs")
+}
+
+#[test]
+fn jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame() {
+    let test = "jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame";
+    let mut places = BTreeSet::new();
+    // What is above the frames decides which of their three words meets the guard.
+    for case in 0..3 {
+        let outcome = child::run_case(test, case, || {
+            let above = 8 * case as i32;
+            let (even, odd) = (calls_register("even", 12), calls_register("odd", 3));
+            let (even_at, odd_at) = (even.address() as i64, odd.address() as i64);
+            // SAFETY: a standard frame; ABIInternal preserves no register but rsp and rbp.
+            let first = unsafe {
+                Jit::new()
+                    .expect("code memory")
+                    .install("first", FrameClass::Standard, |ops| {
+                        dynasm!(ops
+                            ; .arch x64
+                            ; push rbp
+                            ; mov rbp, rsp
+                            ; sub rsp, above
+                            ; mov rbx, QWORD even_at
+                            ; mov r12, QWORD odd_at
+                            ; call rbx
+                        );
+                    })
+            }
+            .expect("installs");
+            // SAFETY: ABIInternal code without arguments.
+            let entry = unsafe { first.enter::<fn()>(GO) }.expect("entry");
+            // SAFETY: on a goroutine.
+            run_alone(|| unsafe { entry.call() });
+        });
+        let Some(outcome) = outcome else { continue };
+        assert_eq!(outcome.signal, Some(libc::SIGABRT), "{outcome:#?}");
+        let (head, frames) = outcome
+            .stderr
+            .split_once("innermost first:\n")
+            .expect("two parts");
+        let frames: Vec<&str> = frames
+            .lines()
+            .map(|line| line.trim_start_matches("    jit "))
+            .collect();
+        assert_eq!(frames.len(), 16, "{outcome:#?}");
+        assert!(
+            head.contains(&format!(" stack in jit {}\n", frames[0])),
+            "{outcome:#?}"
+        );
+        // They take turns: none is left out, none is shown twice.
+        let is_even = |frame: &str| frame.starts_with("even+");
+        assert!(
+            frames
+                .windows(2)
+                .all(|pair| is_even(pair[0]) != is_even(pair[1])),
+            "{frames:#?}"
+        );
+        places.insert(frames[0].split_once('+').expect("an offset").1.to_string());
+    }
+    assert_eq!(places.len(), 3, "{places:?}");
 }
 
 #[test]

@@ -392,6 +392,32 @@ fn a_process_has_64_regions() {
 }
 
 #[test]
+fn of_those_who_register_the_same_range_one_succeeds() {
+    child::run("of_those_who_register_the_same_range_one_succeeds", || {
+        const ROUNDS: usize = 60;
+        const THREADS: usize = 4;
+        let base = reserve(ROUNDS * (1 << 20));
+        for round in 0..ROUNDS {
+            let at = base + round * (1 << 20);
+            let barrier = std::sync::Barrier::new(THREADS);
+            let register = || {
+                barrier.wait();
+                // SAFETY: reserved for ever; nothing runs there.
+                unsafe { ForeignRegion::new(at..at + (1 << 20), FrameClass::Leaf) }
+            };
+            let results = std::thread::scope(|s| {
+                [(); THREADS]
+                    .map(|()| s.spawn(register))
+                    .map(|t| t.join().expect("no panic"))
+            });
+            let registered = results.iter().filter(|result| result.is_ok()).count();
+            assert_eq!(registered, 1, "in round {round}");
+        }
+    })
+    .assert_success();
+}
+
+#[test]
 fn code_too_long_for_the_way_back_of_a_word_is_found_from_its_middle() {
     const LEN: usize = 3 << 20;
     /// Granules that a word can count back.

@@ -12,7 +12,7 @@ use std::process::Command;
 
 const VARIABLE: &str = "FOOTBRIDGE_TEST_CHILD";
 /// A child that takes longer is killed by SIGALRM.
-const LIMIT_SECONDS: u32 = 50;
+const LIMIT_SECONDS: u32 = 20;
 
 /// How a child ended.
 #[derive(Debug)]
@@ -42,13 +42,22 @@ impl Outcome {
 ///
 /// In the child itself this does not return.
 pub fn run(test: &str, body: impl FnOnce()) -> Outcome {
-    if std::env::var(VARIABLE).is_ok_and(|name| name == test) {
-        alone(body)
+    run_case(test, 0, body).expect("a test without cases has case 0 only")
+}
+
+/// As [`run`], for one of several cases of a test, by number. In the child of another case this
+/// does nothing.
+pub fn run_case(test: &str, case: usize, body: impl FnOnce()) -> Option<Outcome> {
+    let this = format!("{test}/{case}");
+    match std::env::var(VARIABLE) {
+        Ok(child) if child == this => alone(body),
+        Ok(_) => return None,
+        Err(_) => {}
     }
     let program = std::env::current_exe().expect("the test binary has a path");
     let output = Command::new(program)
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(VARIABLE, test)
+        .env(VARIABLE, this)
         .env("RUST_BACKTRACE", "0")
         .output()
         .expect("the test binary starts");
@@ -63,7 +72,7 @@ pub fn run(test: &str, body: impl FnOnce()) -> Outcome {
         outcome.stdout.contains(BEGIN),
         "{test} is not the name of the test: {outcome:#?}"
     );
-    outcome
+    Some(outcome)
 }
 
 /// Written to standard output before the body runs.
