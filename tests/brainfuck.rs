@@ -200,7 +200,7 @@ fn shipped_programs_print_what_they_say() {
     assert_output(&brainfuck(&["hello.bf"], ""), 0, "Hello, goroutines!\n", "");
     let squares: String = (0..=100).map(|n| format!("{}\n", n * n)).collect();
     assert_output(&brainfuck(&["squares.bf"], ""), 0, squares, "");
-    let is_prime = |n: &u32| (2..*n).all(|d| n % d != 0);
+    let is_prime = |n: &u32| (2..*n).all(|d| !n.is_multiple_of(d));
     let primes: String = (2..256)
         .filter(is_prime)
         .map(|n| format!("{n}\n"))

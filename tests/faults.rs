@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use child::mask;
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use footbridge::abi::Convention;
+use footbridge::abi::{Convention, Gpr};
 use footbridge::jit::{Code, FrameClass, Jit};
 use footbridge::runtime::{
     self, Case, Chan, Config, MAX_PROCESSORS, RunError, WaitReason, current, go, gopark, goready,
@@ -123,8 +123,8 @@ fn jit_code_that_overflows_is_named_with_its_frames() {
     .assert_aborted_with(&expected);
 }
 
-/// Code with a frame of 24 bytes that calls the address in `register`: 3 is rbx, 12 is r12.
-fn calls_register(name: &str, register: u8) -> Code {
+/// Code with a frame of 24 bytes that calls the address in `register`.
+fn calls_register(name: &str, register: Gpr) -> Code {
     // SAFETY: a standard frame; ABIInternal preserves neither register.
     unsafe {
         Jit::new()
@@ -144,7 +144,10 @@ fn jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame() {
     for case in 0..3 {
         let outcome = child::run_case(test, case, || {
             let above = 8 * case as i32;
-            let (even, odd) = (calls_register("even", 12), calls_register("odd", 3));
+            let (even, odd) = (
+                calls_register("even", Gpr::R12),
+                calls_register("odd", Gpr::RBX),
+            );
             let (even_at, odd_at) = (even.address() as i64, odd.address() as i64);
             // SAFETY: a standard frame; ABIInternal preserves no register but rsp and rbp.
             let first = unsafe {

@@ -840,7 +840,7 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
             let run = config.run(|| {
             // Heap that is free already, for the structures of the goroutines to come.
             let heap: Vec<Vec<u8>> = (0..200).map(|_| vec![1; 64 << 10]).collect();
-            let keep = vec![1u8; 64];
+            let keep = [1u8; 64];
             drop(heap);
             limit_address_space(0);
             let gate = Chan::<()>::new(0);

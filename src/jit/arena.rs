@@ -2,20 +2,19 @@
 //! time, and the way of a stub from its bytes to the registry.
 //!
 //! Code is emitted at its final address, so the place must be known before the length is. Whoever
-//! emits leases a *window* that has room for the largest piece it may emit; no lock is held while
-//! code is emitted. A window whose neighbour is still free grows into it, so that one thread that
+//! emits leases a *window* that has room for the largest piece it may emit (towards the end of a
+//! sub-arena, as much room as there is); no lock is held while code is emitted. A window whose neighbour is still free grows into it, so that one thread that
 //! emits leaves no holes.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, Once, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use dynasmrt::VecAssembler;
 use dynasmrt::x64::X64Relocation;
 
 use super::eh_frame;
 use super::error::JitError;
-use super::mem::{CHUNK_BYTES, CodeMemory, MemoryMode, Placement};
+use super::mem::{self, CHUNK_BYTES, CodeMemory, MemoryMode, Placement};
 use super::registry::{Flags, FrameClass, GRANULE_BYTES, Publication, Region, StubId, StubKind};
 use crate::abi::Signature;
 
@@ -69,13 +68,6 @@ pub(crate) struct StubSpec<'a> {
     pub(crate) user_data: u64,
 }
 
-/// Set in a child after fork(2): the code memory is the parent's too.
-static FORKED: AtomicBool = AtomicBool::new(false);
-
-extern "C" fn after_fork_in_child() {
-    FORKED.store(true, Ordering::Relaxed);
-}
-
 impl Arena {
     /// Reserves at least `bytes` of code memory and makes it known to the registry and to the
     /// process's unwinder.
@@ -84,7 +76,7 @@ impl Arena {
         mode: MemoryMode,
         placement: Placement,
     ) -> Result<&'static Self, JitError> {
-        watch_forks();
+        mem::watch_forks();
         // Sixteenths: root 1/64, leaf 2/16, entry 1/16, saved 4/16, standard the rest.
         let size = bytes
             .max(MIN_ARENA_BYTES)
@@ -155,7 +147,7 @@ impl Arena {
         bound_bytes: usize,
         body: impl FnOnce(&mut Ops) -> usize,
     ) -> Result<StubId, JitError> {
-        if FORKED.load(Ordering::Relaxed) {
+        if mem::is_forked_child() {
             return Err(JitError::ForkedChild);
         }
         let mut lease = self.lease(spec.class, bound_bytes)?;
@@ -178,6 +170,9 @@ impl Arena {
                 bytes: code.len(),
                 limit_bytes: bound_bytes,
             });
+        }
+        if code.len() > lease.window().room() {
+            return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
         }
         check_frame_law(spec, &code)?;
         self.place(lease.window(), &code)?;
@@ -205,43 +200,60 @@ impl Arena {
         Ok(())
     }
 
-    /// A window of the class with at least `bytes` of room.
+    /// A window of the class with `bytes` of room, or with as much as there still is.
     fn lease(&'static self, class: FrameClass, bytes: usize) -> Result<Lease, JitError> {
         let sub = &self.classes[class as usize];
         let bytes = bytes.next_multiple_of(self.memory.publish_unit_bytes().max(GRANULE_BYTES));
         let mut space = sub.space.lock().unwrap_or_else(PoisonError::into_inner);
         let Space { next, open } = &mut *space;
         let cut = bytes.next_multiple_of(CHUNK_BYTES).max(sub.window_bytes);
-        let window = if let Some(fits) = open.iter().position(|w| w.end - w.at >= bytes) {
+        let end = (*next + cut).min(sub.range.end);
+        let window = if let Some(fits) = open.iter().position(|w| w.room() >= bytes) {
             open.swap_remove(fits)
-        } else if let Some(last) = open
-            .iter()
-            .position(|w| w.end == *next && w.at + bytes <= sub.range.end)
+        } else if let Some(last) = open.iter().position(|w| w.end == *next)
+            && end > *next
         {
             // The last window that was cut grows in place.
-            let mut window = open.swap_remove(last);
-            window.end = (window.end + cut).min(sub.range.end);
-            *next = window.end;
-            window
-        } else if *next + bytes <= sub.range.end {
-            let at = *next;
-            *next = (at + cut).min(sub.range.end);
+            *next = end;
+            Window {
+                end,
+                ..open.swap_remove(last)
+            }
+        } else if end > *next {
+            let at = std::mem::replace(next, end);
             Window {
                 at,
                 committed: at,
-                end: *next,
+                end,
             }
         } else {
-            return Err(JitError::OutOfCodeSpace {
-                needed_bytes: bytes,
-                class: class.name(),
-                class_bytes: sub.range.len(),
-            });
+            // Nothing is left to cut: what is emitted may be shorter than its bound.
+            let largest = (0..open.len()).max_by_key(|&i| open[i].room());
+            match largest.filter(|&i| open[i].room() > 0) {
+                Some(largest) => open.swap_remove(largest),
+                None => return Err(sub.full(class, bytes)),
+            }
         };
         Ok(Lease {
             sub,
             window: Some(window),
         })
+    }
+}
+
+impl Window {
+    fn room(&self) -> usize {
+        self.end - self.at
+    }
+}
+
+impl SubArena {
+    fn full(&self, class: FrameClass, needed_bytes: usize) -> JitError {
+        JitError::OutOfCodeSpace {
+            needed_bytes,
+            class: class.name(),
+            class_bytes: self.range.len(),
+        }
     }
 }
 
@@ -285,19 +297,6 @@ fn check_frame_law(spec: &StubSpec<'_>, code: &[u8]) -> Result<(), JitError> {
         });
     }
     Ok(())
-}
-
-/// Registers the handler that marks forked children, once.
-fn watch_forks() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| register_fork_handler(after_fork_in_child));
-}
-
-#[allow(unsafe_code, reason = "pthread_atfork")]
-fn register_fork_handler(child: extern "C" fn()) {
-    // SAFETY: the handler only stores to an atomic. Where there is no memory to register it, a
-    // forked child is not told apart, which only matters to children that emit.
-    unsafe { libc::pthread_atfork(None, None, Some(child)) };
 }
 
 /// One copy of each name, for ever: descriptors outlive every handle.

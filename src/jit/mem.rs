@@ -14,6 +14,8 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -73,6 +75,14 @@ pub(crate) struct CodeMemory {
 unsafe impl Sync for CodeMemory {}
 // SAFETY: as above; nothing is tied to the thread that made it.
 unsafe impl Send for CodeMemory {}
+
+impl Drop for CodeMemory {
+    /// Runs only when an arena could not be completed: nothing was published.
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; no address in it has escaped.
+        unsafe { libc::munmap(self.base as *mut _, self.size) };
+    }
+}
 
 impl CodeMemory {
     /// Reserves `size` bytes (a multiple of the chunk size).
@@ -296,12 +306,26 @@ impl CodeMemory {
     }
 }
 
-/// Only where an arena could not be made: one that was made lives for ever.
-impl Drop for CodeMemory {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping; no address in it has escaped.
-        unsafe { libc::munmap(self.base as *mut _, self.size) };
-    }
+/// Set in a child after fork(2): the code memory is the parent's too.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn after_fork_in_child() {
+    FORKED.store(true, Ordering::Relaxed);
+}
+
+/// From now on forked children are told apart.
+pub(crate) fn watch_forks() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: the handler only stores to an atomic. Where there is no memory to register it,
+        // a child is not told apart, which only matters to children that emit.
+        unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) };
+    });
+}
+
+/// Whether this process shares its code memory with its parent.
+pub(crate) fn is_forked_child() -> bool {
+    FORKED.load(Ordering::Relaxed)
 }
 
 /// Maps the view that runs, inaccessible for now. Returns its base and whether it is near.

@@ -1,7 +1,4 @@
-#![allow(
-    unsafe_code,
-    reason = "the one place that turns code addresses into function pointers"
-)]
+#![allow(unsafe_code, reason = "turns code addresses into functions")]
 //! Code memory, the registry of every stub, and what emits them.
 //!
 //! The way of a stub: a [`Signature`](crate::abi::Signature) gives two assignments, those give a
@@ -29,7 +26,7 @@ pub use registry::{
 pub(crate) use arena::{Arena, STUB_BYTES, StubSpec};
 pub(crate) use eh_frame::Unwinder;
 pub(crate) use eh_frame::entry_frame;
-pub(crate) use registry::StubId;
+pub(crate) use registry::{StubId, look_up_return};
 
 /// Default size of the reservation.
 const DEFAULT_RESERVE_BYTES: usize = 1 << 30;

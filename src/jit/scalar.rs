@@ -1,7 +1,4 @@
-#![allow(
-    unsafe_code,
-    reason = "promises that Rust types are passed as their ABI types"
-)]
+#![allow(unsafe_code, reason = "promises how types are passed")]
 //! Rust types that calls carry, and what each is in a signature.
 
 use std::ptr::NonNull;

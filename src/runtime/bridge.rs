@@ -1,7 +1,4 @@
-#![allow(
-    unsafe_code,
-    reason = "hands Rust functions to emitted code and calls emitted code"
-)]
+#![allow(unsafe_code, reason = "calls emitted code and is called")]
 //! JIT code and Rust on one goroutine: goroutine functions, entries, and starts from JIT code.
 
 use std::any::type_name;

@@ -1,7 +1,4 @@
-#![allow(
-    unsafe_code,
-    reason = "values pass between the stacks of parked goroutines"
-)]
+#![allow(unsafe_code, reason = "values pass between stacks")]
 //! Channels, bounded and rendezvous, and select over several of them.
 //!
 //! The rules are Go's: a value goes to a waiting receiver directly, else into the buffer, else the
@@ -22,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::g::WaitReason;
-use super::sched::{Parker, current, gopark, goready};
+use super::sched::{Parker, current, gopark, goready, may_park, refuse_park};
 
 /// A lock for a few dozen instructions: taken by one exchange, given back by a plain store.
 struct SpinLock(AtomicBool);
@@ -342,6 +339,14 @@ impl<T> Inner<T> {
     /// As for `send_locked` or `recv_locked`, whichever queue it is.
     #[inline(always)]
     unsafe fn park_locked(&self, value: *mut T, reason: WaitReason, sending: bool) -> bool {
+        if !may_park() {
+            self.lock.unlock();
+            if sending {
+                // SAFETY: a sender's value, which nobody else will take.
+                unsafe { value.drop_in_place() };
+            }
+            refuse_park();
+        }
         let wait = Wait {
             parker: current(),
             fired: AtomicUsize::new(UNFIRED),
@@ -766,6 +771,10 @@ fn wait(cases: &mut [Case<'_>]) -> usize {
         shared: true,
     };
     let locks = lock_order(cases);
+    if !may_park() {
+        locks.iter().for_each(|lock| lock.unlock());
+        refuse_park();
+    }
     let mut waiters: Vec<Option<(Waiter, Staging)>> = Vec::with_capacity(cases.len());
     for (at, case) in cases.iter().enumerate() {
         // SAFETY: slots are of their channels' types; all locks are held.

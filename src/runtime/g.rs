@@ -1,4 +1,4 @@
-#![allow(unsafe_code, reason = "goroutines are raw, immortal structures")]
+#![allow(unsafe_code, reason = "raw, immortal structures")]
 //! A goroutine: its saved context, its status, its stack, and where it belongs.
 //!
 //! G structures come from slabs that are never freed and are used again for other goroutines, so

@@ -1,4 +1,4 @@
-#![allow(unsafe_code, reason = "the task of a goroutine lies in its stack")]
+#![allow(unsafe_code, reason = "a task lies in a stack")]
 //! Starting goroutines and waiting for their results.
 //!
 //! The closure of a goroutine, and later its result, lie at the top of its own stack, so that a
@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::g::{G, TaskType, WaitReason, join_state};
 use super::sched::{
-    NewError, NewG, Parker, current, current_class, free_g, gopark, goready, new_g, task_room,
+    NewError, NewG, Parker, current, current_class, free_g, gopark, goready, may_park, new_g,
+    refuse_park, task_room,
 };
 use super::stack::StackError;
 
@@ -220,9 +221,13 @@ impl<T> RawHandle<T> {
     }
 
     fn join(self) -> JoinResult<T> {
+        let must_wait = self.g().join.load(Ordering::Acquire) == join_state::RUNNING;
+        if must_wait && !may_park() {
+            refuse_park();
+        }
         let me = ManuallyDrop::new(self);
         let join = &me.g().join;
-        if join.load(Ordering::Acquire) == join_state::RUNNING {
+        if must_wait {
             let waiter = current();
             let mut registered = false;
             // SAFETY: if the exchange succeeds, `goexit0` (or the end of the run) finds the
@@ -488,6 +493,11 @@ pub fn scope<'env, F, T>(f: F) -> T
 where
     F: for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> T,
 {
+    // The wait at the end must not be the place that finds out: it cannot unwind past goroutines
+    // that still run.
+    if !may_park() {
+        refuse_park();
+    }
     let scope = Scope {
         data: ScopeData {
             running: AtomicUsize::new(1),

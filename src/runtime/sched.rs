@@ -669,12 +669,25 @@ unsafe fn ready(parker: Parker, next: bool) {
     }
 }
 
+/// Whether the caller may park now: not on a system stack.
+#[inline(always)]
+pub(crate) fn may_park() -> bool {
+    let m = getm();
+    // SAFETY: this thread's M, which is immortal.
+    m.is_null() || !unsafe { (*m).on_system_stack.get() }
+}
+
+/// What `gopark` does where [`may_park`] says no, for those who must undo something before.
+#[cold]
+pub(crate) fn refuse_park() -> ! {
+    panic!("a goroutine cannot park inside of systemstack: the system stack is its thread's")
+}
+
 #[inline(always)]
 fn assert_may_park(m: &M) {
-    assert!(
-        !m.on_system_stack.get(),
-        "a goroutine cannot park inside of systemstack: the system stack is its thread's"
-    );
+    if m.on_system_stack.get() {
+        refuse_park();
+    }
 }
 
 /// A goroutine that could not be started.

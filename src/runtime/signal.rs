@@ -186,8 +186,12 @@ unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut l
         let previous = (*PREVIOUS.0.get())[i].assume_init_ref();
         match previous.sa_sigaction {
             libc::SIG_DFL | libc::SIG_IGN => {
-                // The instruction faults again, with nobody in the way.
                 libc::sigaction(signal, previous, ptr::null_mut());
+                // The instruction faults again, with nobody in the way. A signal that somebody
+                // sent does not come again by itself.
+                if (*info).si_code <= 0 {
+                    libc::raise(signal);
+                }
             }
             action if previous.sa_flags & libc::SA_SIGINFO != 0 => {
                 type Action =

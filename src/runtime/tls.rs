@@ -1,4 +1,4 @@
-#![allow(unsafe_code, reason = "thread-local words that emitted code reads too")]
+#![allow(unsafe_code, reason = "words that emitted code reads")]
 //! The two thread-local words of the runtime: the current goroutine and the current M.
 //!
 //! They are defined and read in assembly for two reasons. Emitted code needs one offset from `fs`

@@ -1,4 +1,4 @@
-#![allow(unsafe_code, reason = "reads the stacks of parked goroutines")]
+#![allow(unsafe_code, reason = "reads stacks of others")]
 //! Tracebacks: which goroutine, what it does, and its frames with names.
 
 use std::arch::asm;

@@ -18,7 +18,7 @@ use framehop::x86_64::{CacheX86_64, Reg, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{ExplicitModuleSectionInfo, FrameAddress, Module, Unwinder};
 
 use super::g::G;
-use crate::jit::{FrameClass, StubInfo, StubKind, entry_frame, look_up};
+use crate::jit::{FrameClass, StubInfo, StubKind, entry_frame, look_up, look_up_return};
 
 /// No walk goes on for longer.
 const MAX_FRAMES: usize = 10_000;
@@ -236,7 +236,12 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
         }
     };
     for _ in 0..MAX_FRAMES {
-        let Some(stub) = look_up(at.pc) else {
+        let found = if exact_pc {
+            look_up(at.pc)
+        } else {
+            look_up_return(at.pc)
+        };
+        let Some(stub) = found else {
             return WalkEnd::Broken { at: at.fp };
         };
         let class = stub.frame_class();
@@ -341,7 +346,11 @@ fn full_walk(
     let mut pc = start.pc;
     let mut is_return_address = !exact_pc;
     for _ in 0..MAX_FRAMES {
-        let stub = look_up(pc);
+        let stub = if is_return_address {
+            look_up_return(pc)
+        } else {
+            look_up(pc)
+        };
         visit(Frame {
             pc,
             is_return_address,

@@ -1,4 +1,4 @@
-#![allow(unsafe_code, reason = "tables in raw memory that signal handlers read")]
+#![allow(unsafe_code, reason = "tables in raw memory")]
 //! Which code is at an address: the table of every stub, readable in a signal handler.
 //!
 //! A *region* is a range of addresses with two tables beside it: one word per 64-byte granule, and
@@ -203,12 +203,27 @@ impl Region {
                 limit: REGION_LIMIT,
             });
         }
+        for entry in &REGIONS[..count] {
+            let other = entry.base.load(Ordering::Relaxed);
+            if other < base + size && base < other + entry.size.load(Ordering::Relaxed) {
+                let rule = "it overlaps a region that is registered already";
+                return Err(JitError::ForeignRange {
+                    range: base..base + size,
+                    rule,
+                });
+            }
+        }
         let granules = size.div_ceil(GRANULE_BYTES);
+        let words = zeroed_table::<AtomicU64>(granules)?;
+        let slots = zeroed_table(granules).inspect_err(|_| {
+            // SAFETY: the table that was just made, which nobody knows.
+            unsafe { libc::munmap(words.as_ptr().cast_mut().cast(), size_of_val(words)) };
+        })?;
         let region: &'static Self = Box::leak(Box::new(Self {
             base,
             size,
-            words: zeroed_table(granules)?,
-            slots: zeroed_table(granules)?,
+            words,
+            slots,
             next_slot: Mutex::new(0),
         }));
         let entry = &REGIONS[count];
@@ -431,7 +446,19 @@ impl fmt::Display for StubInfo {
     }
 }
 
+/// What code a return address returns to: that of the call in front of it. A call may be the last
+/// instruction of its code.
+#[inline]
+pub(crate) fn look_up_return(pc: usize) -> Option<StubInfo> {
+    let mut stub = look_up(pc.wrapping_sub(1))?;
+    stub.pc = pc;
+    Some(stub)
+}
+
 /// What code is at `pc`, if it was registered.
+///
+/// Code is registered in units of [`GRANULE_BYTES`]: the bytes between the end of a piece of code
+/// and the next multiple are found as that code's, with an offset that is not less than its length.
 ///
 /// Callable in a signal handler, from any thread, while others publish and retire. The cost does
 /// not depend on the number of stubs.
@@ -495,13 +522,6 @@ impl ForeignRegion {
             return Err(refuse(
                 "entry and root frames are made by the crate's own stubs only",
             ));
-        }
-        let count = REGION_COUNT.load(Ordering::Acquire);
-        for entry in &REGIONS[..count] {
-            let base = entry.base.load(Ordering::Relaxed);
-            if base < range.end && range.start < base + entry.size.load(Ordering::Relaxed) {
-                return Err(refuse("it overlaps a region that is registered already"));
-            }
         }
         let region = Region::add(range.start, range.len())?;
         eh_frame::register(&[(range.clone(), class)]);

@@ -1,4 +1,4 @@
-#![allow(unsafe_code, reason = "a cell that the protocol synchronises")]
+#![allow(unsafe_code, reason = "a cell that the protocol guards")]
 //! What the protocol is built from. The model test puts loom's in this place.
 
 use std::cell::UnsafeCell;

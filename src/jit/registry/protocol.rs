@@ -1,7 +1,4 @@
-#![allow(
-    unsafe_code,
-    reason = "reads and writes descriptors that the words guard"
-)]
+#![allow(unsafe_code, reason = "reads and writes descriptors")]
 //! Publish, retire and look up, on memory that somebody else owns.
 //!
 //! One word stands for each granule of code. Zero means that no code is there. Otherwise it holds
