@@ -68,6 +68,8 @@ pub(crate) struct Sched {
     spinning: AtomicUsize,
     /// Ms that sleep or are about to.
     idle: AtomicUsize,
+    /// How often an M left the state that `idle` counts.
+    wakes: AtomicUsize,
     stopping: AtomicBool,
 }
 
@@ -469,6 +471,8 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
             limit = Some(DEADLOCK_EVERY);
         }
     };
+    // Before the mail is taken: see `check_deadlock`.
+    sched.wakes.fetch_add(1, Ordering::SeqCst);
     sched.idle.fetch_sub(1, Ordering::SeqCst);
     woken_spinning
 }
@@ -476,17 +480,25 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
 /// Called by the last M that went to sleep. With no timer set and no other thread in the process,
 /// nothing can wake a goroutine any more.
 fn check_deadlock(sched: &Sched) {
-    let asleep = sched.ms.iter().all(|other| {
-        other.is_parked() && !other.has_mail() && !other.has_timers.load(Ordering::SeqCst)
-    });
-    if !asleep || work_exists(sched) || sched.stopping.load(Ordering::SeqCst) {
+    // The Ms are looked at one after the other. Only if none of them woke meanwhile do the looks
+    // add up to one state.
+    let wakes = sched.wakes.load(Ordering::SeqCst);
+    let is_quiet = || {
+        let asleep =
+            |m: &&M| m.is_parked() && !m.has_mail() && !m.has_timers.load(Ordering::SeqCst);
+        sched.idle.load(Ordering::SeqCst) == sched.ms.len()
+            && sched.ms.iter().all(asleep)
+            && !work_exists(sched)
+            && !sched.stopping.load(Ordering::SeqCst)
+    };
+    if !is_quiet() {
         return;
     }
     let threads = std::fs::read_dir("/proc/self/task").map_or(usize::MAX, Iterator::count);
-    if threads != sched.ms.len() {
-        return;
+    // A foreign thread may have readied a goroutine just before it ended: look again.
+    if threads == sched.ms.len() && is_quiet() && sched.wakes.load(Ordering::SeqCst) == wakes {
+        traceback::report_deadlock(sched);
     }
-    traceback::report_deadlock(sched);
 }
 
 /// Parks the running goroutine until [`goready`]. `unlock` runs when the goroutine can be readied
@@ -984,6 +996,7 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         global_len: AtomicUsize::new(0),
         spinning: AtomicUsize::new(0),
         idle: AtomicUsize::new(0),
+        wakes: AtomicUsize::new(0),
         stopping: AtomicBool::new(false),
     });
     let sched: &'static Sched = Box::leak(sched);
