@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use corosensei::{Coroutine, CoroutineResult};
-use footbridge::runtime::{Chan, Config, gosched, scope};
+use footbridge::runtime::{Chan, Config, gosched, measure_raw_switch, scope};
 
 use crate::meter::Subject;
 
@@ -18,6 +18,9 @@ const MANY: u64 = 1000;
 pub fn subjects() -> Vec<Subject> {
     vec![
         Subject::new(COROSENSEI, corosensei),
+        Subject::new("raw switch, without the scheduler", raw_switch)
+            .at_most(2.6)
+            .against(COROSENSEI),
         Subject::new("gosched, 2 goroutines", |n| gosched_ring(2, n))
             .faster_than_recorded("Go 1.27", 81.0, 5.0)
             .against(COROSENSEI),
@@ -66,6 +69,13 @@ fn corosensei(iterations: u64) -> Duration {
         coroutine.resume(u64::MAX),
         CoroutineResult::Return(())
     ));
+    time.mul_f64(iterations as f64 / (2 * rounds) as f64)
+}
+
+/// Two stacks switch to each other and do nothing else.
+fn raw_switch(iterations: u64) -> Duration {
+    let rounds = iterations.div_ceil(2);
+    let time = measure_raw_switch(rounds).expect("stubs and a stack");
     time.mul_f64(iterations as f64 / (2 * rounds) as f64)
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct Emitter<'a> {
     arena: &'static Arena,
     /// Addresses behind the code, for calls that reach no other way.
     cells: Vec<(DynamicLabel, usize)>,
+    /// Where code goes that needs a goroutine and has none.
+    no_goroutine: Option<DynamicLabel>,
 }
 
 impl<'a> Emitter<'a> {
@@ -38,6 +40,7 @@ impl<'a> Emitter<'a> {
             ops,
             arena,
             cells: Vec::new(),
+            no_goroutine: None,
         }
     }
 
@@ -61,6 +64,22 @@ impl<'a> Emitter<'a> {
         }
         if entry_align_bytes < 16 {
             dynasm!(self.ops; .arch x64; and rsp, -16);
+        }
+    }
+
+    /// Leaves the straight path if the register, which should hold a goroutine, is null.
+    pub(crate) fn require_goroutine(&mut self, g: Gpr) {
+        let label = self.ops.new_dynamic_label();
+        self.no_goroutine = Some(label);
+        dynasm!(self.ops; .arch x64; test Rq(g), Rq(g); jz =>label);
+    }
+
+    /// Where [`Self::require_goroutine`] leads, out of line: calls a function that does not return.
+    pub(crate) fn no_goroutine(&mut self, target: usize) {
+        if let Some(label) = self.no_goroutine {
+            dynasm!(self.ops; .arch x64; =>label; and rsp, -16);
+            self.call(target);
+            dynasm!(self.ops; .arch x64; ud2);
         }
     }
 

@@ -466,7 +466,9 @@ pub(crate) fn look_up_return(pc: usize) -> Option<StubInfo> {
 pub fn look_up(pc: usize) -> Option<StubInfo> {
     // The first region is the process's shared arena: nearly every question is about it.
     let entry = &REGIONS[0];
-    if pc.wrapping_sub(entry.base.load(Ordering::Relaxed)) < entry.size.load(Ordering::Acquire) {
+    // The size is published last.
+    let size = entry.size.load(Ordering::Acquire);
+    if pc.wrapping_sub(entry.base.load(Ordering::Relaxed)) < size {
         // SAFETY: the entry was filled before its size was published, and regions are leaked.
         return unsafe { &*entry.region.load(Ordering::Relaxed) }.look_up(pc);
     }

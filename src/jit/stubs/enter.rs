@@ -16,7 +16,7 @@
 //! and the stub puts it back when it returns. When a panic passes, the personality of the frame
 //! class does that (`eh_frame.rs`).
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynasmApi, dynasm};
 
 use super::goroutine_fn::{pinned_to, restore_zero};
 use super::{ANCHOR_PC, StubEnv};
@@ -106,8 +106,10 @@ pub(crate) fn emit(
             ; push r14
             ; push r15
             ; fs mov r14, QWORD [env.tls_g_off]
-            ; test r14, r14
-            ; jz >no_goroutine
+        );
+        e.require_goroutine(Gpr::R14);
+        dynasm!(e.ops
+            ; .arch x64
             ; lea rbx, [r14 + anchor]
             ; push QWORD [rbx + ANCHOR_PC]
             ; push QWORD [rbx]
@@ -147,9 +149,7 @@ pub(crate) fn emit(
             ; mov r15, [rbp - 40]
         );
         e.epilogue();
-        dynasm!(e.ops; .arch x64; no_goroutine: ; and rsp, -16);
-        e.call(env.no_goroutine);
-        dynasm!(e.ops; .arch x64; ud2);
+        e.no_goroutine(env.no_goroutine);
         e.finish();
         prologue_bytes
     })

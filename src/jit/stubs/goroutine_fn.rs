@@ -14,7 +14,7 @@
 //! next stub that leaves JIT code overwrites it. Frame class Standard: a panic of the Rust function
 //! passes through.
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynasmApi, dynasm};
 
 use super::{ANCHOR_PC, GO_INTERNAL_SCRATCH, SYSTEM_V_SCRATCH, StubEnv};
 use crate::abi::{
@@ -106,19 +106,14 @@ impl NativeCall {
         let g = match pinned {
             Some(Reg::Gpr(g)) => g,
             _ => {
-                dynasm!(e.ops
-                    ; .arch x64
-                    ; fs mov Rq(a), QWORD [env.tls_g_off]
-                    ; test Rq(a), Rq(a)
-                    ; jz >no_goroutine
-                );
+                dynasm!(e.ops; .arch x64; fs mov Rq(a), QWORD [env.tls_g_off]);
+                e.require_goroutine(a);
                 a
             }
         };
         dynasm!(e.ops
             ; .arch x64
-            ; here:
-            ; lea Rq(b), [<here]
+            ; lea Rq(b), [rip]
             ; mov [Rq(g) + anchor], rbp
             ; mov [Rq(g) + anchor + ANCHOR_PC], Rq(b)
         );
@@ -134,11 +129,7 @@ impl NativeCall {
         // The goroutine's register is preserved by System V; the zero register is not.
         restore_zero(&mut e, self.convention);
         e.epilogue();
-        if pinned_to(self.convention, Pinned::Goroutine).is_none() {
-            dynasm!(e.ops; .arch x64; no_goroutine: ; and rsp, -16);
-            e.call(env.no_goroutine);
-            dynasm!(e.ops; .arch x64; ud2);
-        }
+        e.no_goroutine(env.no_goroutine);
         e.finish();
     }
 }
