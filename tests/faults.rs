@@ -297,6 +297,8 @@ fn waits_in_select(a: &Chan<u64>, b: &Chan<u64>) {
 #[inline(never)]
 fn waits_for_nothing() {
     runtime::select(&mut []);
+    // Not a tail call, which would take this frame away.
+    std::hint::black_box(());
 }
 
 #[inline(never)]
@@ -310,6 +312,7 @@ fn waits_for_scope(channel: &Chan<u64>) {
 fn waits_otherwise() {
     // SAFETY: nobody readies it: it waits for ever, which `gopark` does not mind.
     unsafe { gopark(WaitReason::Other, || {}) };
+    std::hint::black_box(());
 }
 
 const DEADLOCK: &str = "\

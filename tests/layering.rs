@@ -22,6 +22,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/signal.rs",
     "src/runtime/stack.rs",
     "src/runtime/switch.rs",
+    "src/runtime/symbol.rs",
     "src/runtime/throw.rs",
     "src/runtime/time.rs",
     "src/runtime/tls.rs",

@@ -33,6 +33,7 @@ mod sched;
 mod signal;
 mod stack;
 mod switch;
+mod symbol;
 mod throw;
 mod time;
 mod tls;

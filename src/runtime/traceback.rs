@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use super::g::{self, G, Status, WaitReason};
 use super::sched::{Sched, this_sched};
+use super::symbol::with_symbol;
 use super::tls::getg;
 use super::unwind::{Bounds, FullWalker, JitFrame, Registers, Start, WalkEnd, exact_walk};
 
@@ -271,11 +272,11 @@ impl Names {
 /// The function at a pc, and those inlined into it, innermost first.
 fn native_frames(pc: usize) -> Vec<TraceFrame> {
     let mut frames = Vec::new();
+    let mut is_plain = false;
     backtrace::resolve(pc as *mut c_void, |symbol| {
         let Some(raw) = symbol.name() else { return };
         let raw = raw.as_str().unwrap_or("?");
         let at = symbol.filename().zip(symbol.lineno());
-        // Debug information of line tables only has plain names; then the file tells the language.
         let is_rust_file = symbol
             .filename()
             .is_some_and(|file| file.extension() == Some("rs".as_ref()));
@@ -286,7 +287,17 @@ fn native_frames(pc: usize) -> Vec<TraceFrame> {
                 location: at.map(|(file, line)| format!("{}:{line}", file.display())),
             },
         });
+        is_plain = rustc_demangle::try_demangle(raw).is_err();
     });
+    // Debug information that has line tables only has names without paths. The symbol table knows
+    // the function that others were inlined into: the last one.
+    if is_plain && let Some(TraceFrame::Rust { name, .. }) = frames.last_mut() {
+        with_symbol(pc, |symbol| {
+            if let Some(Ok(path)) = symbol.map(rustc_demangle::try_demangle) {
+                *name = format!("{path:#}");
+            }
+        });
+    }
     if frames.is_empty() {
         frames.push(TraceFrame::Unknown { pc });
     }
