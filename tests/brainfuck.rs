@@ -325,14 +325,19 @@ fn trace_shows_rust_under_jit_under_rust_for_every_stage() {
     let stderr = String::from_utf8(output.stderr).expect("names are UTF-8");
     let traces: Vec<&str> = stderr.split_terminator("\n\n").collect();
     assert_eq!(traces.len(), 4, "main and three stages:\n{stderr}");
-    assert!(traces[0].contains("rust brainfuck::drain"), "{stderr}");
+    // Where it was inlined, an optimised program may name a function without its path.
+    assert!(traces[0].contains("drain at "), "{stderr}");
     for (i, trace) in traces[1..].iter().enumerate() {
         let mut lines = trace.lines();
-        let mut next = |prefix: &str| {
-            let found = lines.any(|line| line.trim_start().starts_with(prefix));
+        let mut next = |kind: &str, name: &str| {
+            let found = lines.any(|line| {
+                let line = line.trim_start();
+                line.strip_prefix(kind)
+                    .is_some_and(|rest| rest.contains(name))
+            });
             assert!(
                 found,
-                "stage {}: no `{prefix}` where it should be in\n{trace}",
+                "stage {}: no `{kind} {name}` where it should be in\n{trace}",
                 i + 1
             );
         };
@@ -342,12 +347,12 @@ fn trace_shows_rust_under_jit_under_rust_for_every_stage() {
         } else {
             "put"
         };
-        next(&format!("rust brainfuck::{function} at "));
-        next(&format!("jit {function}+0x"));
-        next("jit rot13.bf+0x");
-        next("jit rot13.bf+0x");
-        next("rust brainfuck::Stage::run at ");
-        next("jit goroutine entry+0x");
+        next("rust ", &format!("{function} at "));
+        next("jit ", &format!("{function}+0x"));
+        next("jit ", "rot13.bf+0x");
+        next("jit ", "rot13.bf+0x");
+        next("rust ", "run at ");
+        next("jit ", "goroutine entry+0x");
     }
 }
 

@@ -306,6 +306,7 @@ fn waits_for_scope(channel: &Chan<u64>) {
     runtime::scope(|s| {
         s.go(|| waits_for_receive(channel));
     });
+    std::hint::black_box(());
 }
 
 #[inline(never)]

@@ -59,7 +59,9 @@ fn receive_from_jit(channel: *const Chan<u64>) -> u64 {
 #[inline(never)]
 fn enter_pump(entry: &runtime::Entry<fn(*const Chan<u64>) -> u64>, channel: &Chan<u64>) -> u64 {
     // SAFETY: on a goroutine; pump takes the channel and returns the value.
-    unsafe { entry.call(channel) }
+    let value = unsafe { entry.call(channel) };
+    // Not a tail call, which would take this frame away.
+    std::hint::black_box(value)
 }
 
 fn config(processors: usize) -> Config {
