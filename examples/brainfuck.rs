@@ -39,7 +39,7 @@ use std::sync::{Arc, OnceLock};
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit, JitError, Ops};
+use footbridge::jit::{FrameClass, Jit, JitError, Ops};
 use footbridge::runtime::{self, Chan, Config, Entry, GoroutineFn, MAX_PROCESSORS, TryRecvError};
 
 /// Cells of a tape.
@@ -371,8 +371,6 @@ struct Program {
     path: PathBuf,
     source: Vec<u8>,
     entry: Entry<fn(*const Stage, *mut u8)>,
-    /// Dropping it would retire the code.
-    _code: Code,
 }
 
 impl Program {
@@ -417,7 +415,6 @@ impl Program {
             path: path.into(),
             source,
             entry,
-            _code: code,
         })
     }
 }

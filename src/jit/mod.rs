@@ -14,7 +14,7 @@ mod registry;
 pub mod scalar;
 pub(crate) mod stubs;
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use arena::Ops;
 pub use error::JitError;
@@ -166,7 +166,10 @@ impl Jit {
             body(ops);
             prologue_bytes
         })?;
-        Ok(Code { jit: *self, id })
+        Ok(Code {
+            jit: *self,
+            code: Arc::new(Installed(id)),
+        })
     }
 
     /// How the code memory of this handle is mapped, in one sentence.
@@ -190,32 +193,46 @@ impl std::fmt::Debug for Jit {
     }
 }
 
-/// Code that was installed. Dropping the handle retires the code: it stays where it is, and stays
-/// recognisable, since frames may still return to it.
+/// Code that was installed. When the handle and every entry to the code are dropped, the code is
+/// retired: it stays where it is, and stays recognisable, since frames may still return to it.
 pub struct Code {
     jit: Jit,
-    id: StubId,
+    code: Arc<Installed>,
+}
+
+/// Retires the code when the last one goes who enters it.
+pub(crate) struct Installed(StubId);
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        self.0.retire();
+    }
 }
 
 impl Code {
     /// Address of the first instruction.
     pub fn address(&self) -> usize {
-        self.id.start()
+        self.code.0.start()
     }
 
     /// Bytes of code.
     pub fn len(&self) -> usize {
-        self.id.len()
+        self.code.0.len()
     }
 
     /// Never: code that is installed has at least one byte.
     pub fn is_empty(&self) -> bool {
-        self.id.len() == 0
+        self.code.0.len() == 0
     }
 
     /// The code memory that this code is in.
     pub fn jit(&self) -> Jit {
         self.jit
+    }
+
+    /// Keeps the code from being retired.
+    pub(crate) fn share(&self) -> Arc<Installed> {
+        Arc::clone(&self.code)
     }
 }
 
@@ -228,12 +245,6 @@ impl std::fmt::Debug for Code {
             self.address(),
             self.len()
         )
-    }
-}
-
-impl Drop for Code {
-    fn drop(&mut self) {
-        self.id.retire();
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::any::type_name;
 use std::marker::PhantomData;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use super::g::G_ANCHOR_OFF;
 use super::join::go;
@@ -13,7 +13,7 @@ use crate::abi::{Convention, Signature};
 use crate::jit::scalar::{CallResult, Scalar, for_each_arity};
 use crate::jit::stubs::enter::{self, EntrySide};
 use crate::jit::stubs::{StubEnv, goroutine_fn, spawn};
-use crate::jit::{Code, Jit, JitError, StubId, as_fn};
+use crate::jit::{Code, Installed, Jit, JitError, StubId, as_fn};
 
 /// The numbers that stubs need of this runtime.
 fn stub_env() -> &'static StubEnv {
@@ -100,6 +100,7 @@ impl Drop for GoroutineFn {
 /// A stub by which JIT code starts a goroutine. Dropping it retires the stub.
 pub struct SpawnFn {
     id: StubId,
+    _code: Arc<Installed>,
 }
 
 impl SpawnFn {
@@ -117,6 +118,9 @@ impl Drop for SpawnFn {
 
 /// A function pointer type that code can be entered with: `fn(A, B, ...) -> R` of up to twelve
 /// [`Scalar`]s.
+///
+/// `fn(&T)` is not one, since it stands for a type of function for each lifetime; write
+/// `fn(*const T)`.
 pub trait EntryType {
     /// The signature it stands for.
     fn signature() -> Signature;
@@ -127,6 +131,7 @@ pub trait EntryType {
 pub struct Entry<F> {
     id: StubId,
     types: PhantomData<F>,
+    _code: Arc<Installed>,
 }
 
 // SAFETY: an address of code; F says how it is called.
@@ -270,7 +275,10 @@ impl Jit {
         let target = start_goroutine as *const () as usize;
         let context = std::ptr::from_ref(start) as u64;
         let id = spawn::emit(arena, env, name, convention, signature, target, context)?;
-        Ok(SpawnFn { id })
+        Ok(SpawnFn {
+            id,
+            _code: code.share(),
+        })
     }
 }
 
@@ -298,6 +306,7 @@ impl Code {
         Ok(Entry {
             id,
             types: PhantomData,
+            _code: self.share(),
         })
     }
 }

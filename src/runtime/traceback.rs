@@ -140,28 +140,21 @@ fn registers_here() -> Registers {
 /// this function itself are left out.
 #[inline(never)]
 pub fn traceback() -> Traceback {
-    let here = registers_here();
-    let g = getg();
+    of_caller(registers_here(), &mut Names::new())
+}
+
+/// The caller of the function that `here` is in.
+fn of_caller(here: Registers, names: &mut Names) -> Traceback {
     // SAFETY: immortal.
-    match unsafe { g.as_ref() } {
-        Some(g) => {
-            let frames = Names::new().frames(here, &Bounds::of(g), 1);
-            Traceback {
-                goid: g.goid.load(Ordering::Relaxed),
-                status: Status::Running,
-                wait_reason: WaitReason::None,
-                frames,
-            }
-        }
-        None => {
-            let bounds = Bounds::new(super::signal::thread_stack_bounds(), (0, 0));
-            Traceback {
-                goid: 0,
-                status: Status::Running,
-                wait_reason: WaitReason::None,
-                frames: Names::new().frames(here, &bounds, 1),
-            }
-        }
+    let (goid, bounds) = match unsafe { getg().as_ref() } {
+        Some(g) => (g.goid.load(Ordering::Relaxed), Bounds::of(g)),
+        None => (0, Bounds::new(super::signal::thread_stack_bounds(), (0, 0))),
+    };
+    Traceback {
+        goid,
+        status: Status::Running,
+        wait_reason: WaitReason::None,
+        frames: names.frames(here, &bounds, 1),
     }
 }
 
@@ -170,7 +163,9 @@ pub fn traceback() -> Traceback {
 ///
 /// # Panics
 /// On a thread that no run owns.
+#[inline(never)]
 pub fn traceback_all() -> Vec<Traceback> {
+    let here = registers_here();
     let sched = this_sched().expect("traceback_all is called on a thread of a run");
     let own = getg();
     let mut names = Names::new();
@@ -178,7 +173,7 @@ pub fn traceback_all() -> Vec<Traceback> {
         .into_iter()
         .filter_map(|g| {
             if std::ptr::eq(g, own) {
-                Some(traceback())
+                Some(of_caller(here, &mut names))
             } else {
                 of_other(g, &mut names)
             }

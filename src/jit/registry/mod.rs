@@ -37,7 +37,9 @@ pub enum FrameClass {
     /// `push rbp; mov rbp, rsp` first; callee-saved registers are not changed.
     /// Rule: CFA = rbp+16, return address at CFA-8, rbp at CFA-16.
     Standard = 0,
-    /// As `Standard`, and rbx, r12, r13, r14, r15 are kept at rbp-8, -16, -24, -32, -40.
+    /// As `Standard`, and rbx, r12, r13, r14, r15 are kept at rbp-8, -16, -24, -32, -40: all five
+    /// are pushed in this order behind the prologue, whichever of them the code changes, and
+    /// loaded from there before `leave; ret`. Five pushes leave rsp 8 bytes off a multiple of 16.
     Saved = 1,
     /// As `Saved`, where native code enters JIT code: the previous anchor is kept at rbp-56 (fp)
     /// and rbp-48 (pc), the address of the anchor at rbp-64, and a panic that passes puts it back.
