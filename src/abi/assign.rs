@@ -10,7 +10,8 @@ use super::conv::{Convention, Narrow, Slots};
 use super::error::{AssignError, ValueIndex};
 use super::loc::{Gpr, Reg, RegClass, Xmm};
 use super::plan::Spot;
-use super::sig::{Signature, Type};
+use super::sig::Signature;
+use super::ty::Type;
 
 /// The most bytes that the values of one call may take on the stack: 512 words.
 ///
@@ -51,7 +52,7 @@ impl fmt::Display for Place {
 }
 
 /// A parameter or result and where it is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Value {
     ty: Type,
     place: Place,
@@ -83,8 +84,8 @@ impl Value {
     }
 
     /// The type.
-    pub const fn ty(&self) -> Type {
-        self.ty
+    pub fn ty(&self) -> &Type {
+        &self.ty
     }
 
     /// Where the value is.
@@ -138,7 +139,7 @@ impl Assignment {
             let bytes = u32::try_from(types.len() * 8).expect("a record is smaller than 4 GiB");
             let offsets = (0..bytes).step_by(8);
             let values = types.iter().zip(offsets);
-            let values = values.map(|(&ty, offset)| Value::in_area(ty, offset));
+            let values = values.map(|(ty, offset)| Value::in_area(ty.clone(), offset));
             (values.collect(), bytes)
         };
         let (params, args_bytes) = record(signature.params());
@@ -299,7 +300,7 @@ impl Area {
     pub(super) fn push(
         &mut self,
         value: ValueIndex,
-        ty: Type,
+        ty: &Type,
         size: u32,
         align: u32,
     ) -> Result<u32, AssignError> {
@@ -311,7 +312,7 @@ impl Area {
             return Err(AssignError::AreaTooLarge {
                 convention: self.convention,
                 value,
-                ty,
+                ty: ty.clone(),
                 limit_bytes: MAX_AREA_BYTES,
             });
         }

@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::conv::Convention;
 use super::loc::RegClass;
-use super::sig::Type;
+use super::ty::Type;
 
 /// A value of a signature by its place in the list, counted from 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -27,7 +27,59 @@ impl fmt::Display for ValueIndex {
     }
 }
 
-/// Why a text is not a signature.
+/// Why a type cannot be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum TypeError {
+    /// Composite types are nested too deep.
+    TooDeep {
+        /// The limit.
+        limit: u32,
+    },
+    /// The type mentions too many types.
+    TooManyMentions {
+        /// The limit.
+        limit: u32,
+    },
+    /// The type is too large.
+    TooLarge {
+        /// The limit, in bytes.
+        limit_bytes: u32,
+    },
+    /// The argument of `packed` or `align` is no alignment.
+    BadAlign {
+        /// The argument.
+        align_bytes: u32,
+    },
+}
+
+impl fmt::Display for TypeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TypeError::TooDeep { limit } => write!(
+                f,
+                "types are nested more than {limit} deep; pass a pointer instead"
+            ),
+            TypeError::TooManyMentions { limit } => write!(
+                f,
+                "a type has more than {limit} parts; write an array, or pass a pointer instead"
+            ),
+            TypeError::TooLarge { limit_bytes } => write!(
+                f,
+                "a type is larger than {limit_bytes} bytes; pass a pointer instead"
+            ),
+            TypeError::BadAlign { align_bytes } => write!(
+                f,
+                "{align_bytes} is no alignment: it must be a power of two, at most {}",
+                super::ty::MAX_TYPE_ALIGN_BYTES
+            ),
+        }
+    }
+}
+
+impl Error for TypeError {}
+
+/// Why a text is not a signature or type.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ParseError {
@@ -47,15 +99,30 @@ pub enum ParseError {
         /// The word.
         name: String,
     },
+    /// A number does not fit in 32 bits.
+    NumberTooLarge {
+        /// Byte offset in the text.
+        position: usize,
+        /// The number.
+        digits: String,
+    },
+    /// The text describes a type that cannot be made.
+    Type {
+        /// Byte offset of the type in the text.
+        position: usize,
+        /// Why.
+        error: TypeError,
+    },
 }
 
 impl ParseError {
     /// The byte offset in the text at which the error was found.
     pub const fn position(&self) -> usize {
         match self {
-            ParseError::Unexpected { position, .. } | ParseError::UnknownType { position, .. } => {
-                *position
-            }
+            ParseError::Unexpected { position, .. }
+            | ParseError::UnknownType { position, .. }
+            | ParseError::NumberTooLarge { position, .. }
+            | ParseError::Type { position, .. } => *position,
         }
     }
 }
@@ -73,9 +140,17 @@ impl fmt::Display for ParseError {
                 expected, found, ..
             } => write!(f, "expected {expected}, found `{found}`"),
             ParseError::UnknownType { name, .. } => {
-                let known = Type::ALL.map(Type::name).join(", ");
-                write!(f, "there is no type `{name}`; use one of {known}")
+                let known = Type::NAMED.map(|(name, _)| name).join(", ");
+                write!(
+                    f,
+                    "there is no type `{name}`; use one of {known}, complex<..>, [..; n], \
+                     struct {{ .. }}, union {{ .. }}"
+                )
             }
+            ParseError::NumberTooLarge { digits, .. } => {
+                write!(f, "{digits} is too large, at most {} is accepted", u32::MAX)
+            }
+            ParseError::Type { error, .. } => error.fmt(f),
         }
     }
 }
@@ -83,7 +158,7 @@ impl fmt::Display for ParseError {
 impl Error for ParseError {}
 
 /// Why a convention cannot carry a signature.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum AssignError {
     /// The convention has no place for a second result.
@@ -92,6 +167,15 @@ pub enum AssignError {
         convention: Convention,
         /// Index of the first result that has no place, counted from 0.
         index: usize,
+        /// Its type.
+        ty: Type,
+    },
+    /// The convention has no rule for the type.
+    Unsupported {
+        /// The convention that was asked.
+        convention: Convention,
+        /// The value.
+        value: ValueIndex,
         /// Its type.
         ty: Type,
     },
@@ -120,6 +204,14 @@ impl fmt::Display for AssignError {
                 "{convention}, result {index} ({ty}): the convention returns one value; \
                  return the others through a pointer parameter"
             ),
+            AssignError::Unsupported {
+                convention,
+                value,
+                ty,
+            } => write!(
+                f,
+                "{convention}, {value} ({ty}): the convention has no rule for it"
+            ),
             AssignError::AreaTooLarge {
                 convention,
                 value,
@@ -137,7 +229,7 @@ impl fmt::Display for AssignError {
 impl Error for AssignError {}
 
 /// Why there is no plan from one assignment to another.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum PlanError {
     /// The two sides do not describe the same function.
@@ -175,7 +267,7 @@ pub enum PlanError {
 
 impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |ty: &Option<Type>| ty.map_or("nothing", Type::name);
+        let name = |ty: &Option<Type>| ty.as_ref().map_or("nothing".to_owned(), Type::to_string);
         match self {
             PlanError::SignatureMismatch {
                 value,

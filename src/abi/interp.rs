@@ -419,7 +419,7 @@ impl<'a> Machine<'a> {
                 (Narrow::ExtendedTo32, RegClass::Gpr) => ty.size_bytes().max(4),
                 _ => ty.size_bytes(),
             };
-            let bits = extended_to(bits, *value, specified);
+            let bits = extended_to(bits, value, specified);
             let keep = |old: u64| low(bits, specified) | old & !low(u64::MAX, specified);
             match value.place() {
                 Place::Reg(Reg::Gpr(gpr)) => self.set_gpr(gpr, keep(self.gpr(gpr))),
@@ -471,7 +471,7 @@ impl<'a> Machine<'a> {
             };
             if integer && side.narrow() == Narrow::ExtendedTo32 {
                 let specified = ty.size_bytes().max(4);
-                if low(found, specified) != low(extended_to(found, *value, specified), specified) {
+                if low(found, specified) != low(extended_to(found, value, specified), specified) {
                     return Err(Fault::NotExtended {
                         value: index(i),
                         found,
@@ -485,7 +485,7 @@ impl<'a> Machine<'a> {
 }
 
 /// The bits of a value, extended by its type if its receiver relies on 4 bytes of a narrower one.
-fn extended_to(bits: u64, value: Value, specified: u32) -> u64 {
+fn extended_to(bits: u64, value: &Value, specified: u32) -> u64 {
     let ty = value.ty();
     if specified > ty.size_bytes() {
         let extend = if ty.is_signed() {
@@ -504,7 +504,8 @@ mod tests {
     use super::*;
     use crate::abi::conv::Convention;
     use crate::abi::plan::{Plan, PlanRequest};
-    use crate::abi::sig::{Signature, Type};
+    use crate::abi::sig::Signature;
+    use crate::abi::ty::Type;
 
     fn sides(text: &str) -> (Assignment, Assignment) {
         let signature: Signature = text.parse().expect("a signature");
@@ -700,7 +701,7 @@ mod tests {
             // Mixed, all integers, or all floats.
             let kinds = [0..14, 0..11, 11..13][rng.below(3)].clone();
             (0..n)
-                .map(|_| Type::ALL[kinds.start + rng.below(kinds.len())])
+                .map(|_| Type::SCALARS[kinds.start + rng.below(kinds.len())].clone())
                 .collect()
         };
         let params = types(22);
@@ -717,7 +718,7 @@ mod tests {
                 Type::I32,
             ];
             let mut longer = params;
-            longer.insert(index, integers[rng.below(integers.len())]);
+            longer.insert(index, integers[rng.below(integers.len())].clone());
             (Signature::new(longer, results), Some(index))
         } else {
             (signature.clone(), None)
@@ -761,7 +762,7 @@ mod tests {
             .unwrap_or_else(|e| panic!("{e}: {what}"));
         let mut expected = args;
         if let Some(index) = bound {
-            let ty = target_signature.params()[index];
+            let ty = &target_signature.params()[index];
             expected.insert(index, low(machine.context(), ty.size_bytes()));
         }
         let arrived = machine.arrived().unwrap_or_else(|e| panic!("{e}: {what}"));

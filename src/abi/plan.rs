@@ -32,7 +32,7 @@ use super::conv::{Narrow, Slots};
 use super::error::{PlanError, ValueIndex};
 use super::loc::{Gpr, Reg, RegClass, RegSet, Xmm};
 use super::moves::{self, Transfer};
-use super::sig::Type;
+use super::ty::Type;
 
 /// Where a step reads or writes.
 ///
@@ -138,7 +138,7 @@ impl Width {
     }
 
     /// The width of a value of this type in memory.
-    pub const fn of(ty: Type) -> Width {
+    pub fn of(ty: &Type) -> Width {
         match ty.size_bytes() {
             1 => Width::B1,
             2 => Width::B2,
@@ -161,7 +161,7 @@ pub enum Extend {
 
 impl Extend {
     /// How a value of this type is widened to 32 bits, if it is narrower.
-    pub const fn of(ty: Type) -> Extend {
+    pub fn of(ty: &Type) -> Extend {
         match ty.size_bytes() {
             1 | 2 if ty.is_signed() => Extend::Sign,
             1 | 2 => Extend::Zero,
@@ -283,8 +283,7 @@ impl Plan {
             check_bound(target, index)?;
         }
 
-        let mut unbound: Vec<(usize, Value)> =
-            target.params().iter().copied().enumerate().collect();
+        let mut unbound: Vec<(usize, &Value)> = target.params().iter().enumerate().collect();
         let bound = request.bound_param.map(|index| unbound.remove(index));
         let passed = unbound.iter().map(|(_, value)| value.ty());
         check_types(entry.params(), passed, ValueIndex::Param)?;
@@ -299,7 +298,7 @@ impl Plan {
         let args = args
             .chain([Spot::Context])
             .zip(unbound.into_iter().chain(bound));
-        let args: Vec<Journey> = args
+        let args: Vec<Journey<'_>> = args
             .map(|(from, (index, value))| Journey {
                 from,
                 to: value.place().spot(Spot::Target),
@@ -307,7 +306,7 @@ impl Plan {
                 index: ValueIndex::Param(index),
             })
             .collect();
-        let results: Vec<Journey> = (target.results().iter().zip(entry.results()).enumerate())
+        let results: Vec<Journey<'_>> = (target.results().iter().zip(entry.results()).enumerate())
             .map(|(index, (from, to))| Journey {
                 from: from.place().spot(Spot::TargetResult),
                 to: to.place().spot(Spot::EntryResult),
@@ -358,13 +357,16 @@ fn check_bound(target: &Assignment, index: usize) -> Result<(), PlanError> {
     };
     match ty.class() {
         RegClass::Gpr => Ok(()),
-        RegClass::Xmm => Err(PlanError::BoundNotInteger { index, ty }),
+        RegClass::Xmm => Err(PlanError::BoundNotInteger {
+            index,
+            ty: ty.clone(),
+        }),
     }
 }
 
-fn check_types(
+fn check_types<'a>(
     entry: &[Value],
-    mut target: impl Iterator<Item = Type>,
+    mut target: impl Iterator<Item = &'a Type>,
     index: fn(usize) -> ValueIndex,
 ) -> Result<(), PlanError> {
     let mut entry = entry.iter().map(Value::ty);
@@ -375,8 +377,8 @@ fn check_types(
             (entry, target) => {
                 return Err(PlanError::SignatureMismatch {
                     value: index(i),
-                    entry,
-                    target,
+                    entry: entry.cloned(),
+                    target: target.cloned(),
                 });
             }
         }
@@ -386,15 +388,15 @@ fn check_types(
 
 /// One value on its way.
 #[derive(Clone, Copy)]
-struct Journey {
+struct Journey<'a> {
     from: Spot,
     to: Spot,
-    ty: Type,
+    ty: &'a Type,
     /// As the side counts it that it goes to.
     index: ValueIndex,
 }
 
-impl Journey {
+impl Journey<'_> {
     fn is_narrow(self) -> bool {
         Extend::of(self.ty) != Extend::None
     }
@@ -421,7 +423,7 @@ impl Carrier {
     }
 
     /// The steps, in the order that the head of this file explains.
-    fn carry(mut self, journeys: &[Journey]) -> Result<Vec<Step>, PlanError> {
+    fn carry(mut self, journeys: &[Journey<'_>]) -> Result<Vec<Step>, PlanError> {
         for journey in journeys {
             if let (Some(register), None) = (journey.from.reg(), journey.to.reg()) {
                 if self.stores_word(*journey) && self.extends {
@@ -466,7 +468,7 @@ impl Carrier {
     }
 
     /// The journey as a move between registers, if it is one.
-    fn transfer(&self, journey: Journey) -> Option<Transfer> {
+    fn transfer(&self, journey: Journey<'_>) -> Option<Transfer> {
         let extends = self.extends && journey.is_narrow();
         Some(Transfer {
             from: journey.from.reg()?,
@@ -485,12 +487,12 @@ impl Carrier {
     }
 
     /// Whether the value is written to memory as a whole word.
-    fn stores_word(&self, journey: Journey) -> bool {
+    fn stores_word(&self, journey: Journey<'_>) -> bool {
         self.slots == Slots::Whole && journey.ty.class() == RegClass::Gpr
     }
 
     /// From memory or the bound constant to a register, extended.
-    fn load(&mut self, journey: Journey, register: Reg) {
+    fn load(&mut self, journey: Journey<'_>, register: Reg) {
         if journey.from == Spot::Context {
             self.push(Spot::Context, register.into(), Width::B8, Extend::None);
             self.extend_in_place(register, journey.ty);
@@ -501,7 +503,7 @@ impl Carrier {
     }
 
     /// From a register, extended if it has to be, to memory.
-    fn store(&mut self, journey: Journey, register: Reg) {
+    fn store(&mut self, journey: Journey<'_>, register: Reg) {
         let width = if self.stores_word(journey) {
             Width::B8
         } else {
@@ -511,7 +513,7 @@ impl Carrier {
     }
 
     /// Extends a value in its register, unless its type is as wide as 32 bits.
-    fn extend_in_place(&mut self, register: Reg, ty: Type) {
+    fn extend_in_place(&mut self, register: Reg, ty: &Type) {
         let extend = Extend::of(ty);
         if extend != Extend::None {
             self.push(register.into(), register.into(), Width::of(ty), extend);

@@ -76,14 +76,14 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
 
     let mut registers = RegQueue::new(spec.int_args, spec.float_args);
     let mut params = Vec::with_capacity(signature.params().len());
-    for (index, &ty) in signature.params().iter().enumerate() {
+    for (index, ty) in signature.params().iter().enumerate() {
         let (index, size, align) = (ValueIndex::Param(index), ty.size_bytes(), ty.align_bytes());
         params.push(match registers.take(ty.class()) {
             Some(register) => {
                 let home = spill.push(index, ty, size, align)?;
-                Value::in_reg_with_home(ty, register, home)
+                Value::in_reg_with_home(ty.clone(), register, home)
             }
-            None => Value::in_area(ty, stack.push(index, ty, size, align)?),
+            None => Value::in_area(ty.clone(), stack.push(index, ty, size, align)?),
         });
     }
     let args_bytes = stack.end();
@@ -92,11 +92,11 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
 
     let mut registers = RegQueue::new(spec.int_results, spec.float_results);
     let mut results = Vec::with_capacity(signature.results().len());
-    for (index, &ty) in signature.results().iter().enumerate() {
+    for (index, ty) in signature.results().iter().enumerate() {
         let (index, size, align) = (ValueIndex::Result(index), ty.size_bytes(), ty.align_bytes());
         results.push(match registers.take(ty.class()) {
-            Some(register) => Value::in_reg(ty, register),
-            None => Value::in_area(ty, stack.push(index, ty, size, align)?),
+            Some(register) => Value::in_reg(ty.clone(), register),
+            None => Value::in_area(ty.clone(), stack.push(index, ty, size, align)?),
         });
     }
     let results_bytes = stack.end() - results_off;
@@ -118,7 +118,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::sig::Type;
+    use crate::abi::ty::Type;
 
     fn assign(text: &str) -> Assignment {
         let signature: Signature = text.parse().expect("a signature");

@@ -12,9 +12,10 @@ mod sysv;
 use std::fmt;
 
 use super::assign::Assignment;
-use super::error::AssignError;
+use super::error::{AssignError, ValueIndex};
 use super::loc::{Gpr, Reg, RegSet, Xmm};
 use super::sig::Signature;
+use super::ty::Type;
 
 /// A calling convention.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -44,6 +45,17 @@ impl Convention {
     /// The convention has no place for a value, or the values on the stack take more than
     /// [`MAX_AREA_BYTES`](super::MAX_AREA_BYTES).
     pub fn assign(self, signature: &Signature) -> Result<Assignment, AssignError> {
+        let params = (0..).map(ValueIndex::Param).zip(signature.params());
+        let results = (0..).map(ValueIndex::Result).zip(signature.results());
+        for (value, ty) in params.chain(results) {
+            if !Type::SCALARS.contains(ty) {
+                return Err(AssignError::Unsupported {
+                    convention: self,
+                    value,
+                    ty: ty.clone(),
+                });
+            }
+        }
         (self.spec().classify)(self, signature)
     }
 }

@@ -53,30 +53,30 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
     let mut registers = RegQueue::new(spec.int_args, spec.float_args);
     let mut area = Area::new(convention);
     let mut params = Vec::with_capacity(signature.params().len());
-    for (index, &ty) in signature.params().iter().enumerate() {
+    for (index, ty) in signature.params().iter().enumerate() {
         params.push(match registers.take(ty.class()) {
-            Some(register) => Value::in_reg(ty, register),
+            Some(register) => Value::in_reg(ty.clone(), register),
             None => {
                 let offset = area.push(ValueIndex::Param(index), ty, 8, 8)?;
-                Value::in_area(ty, offset)
+                Value::in_area(ty.clone(), offset)
             }
         });
     }
 
     let mut registers = RegQueue::new(spec.int_results, spec.float_results);
-    let results = match *signature.results() {
+    let results = match signature.results() {
         [] => Vec::new(),
         [ty] => {
             let register = registers
                 .take(ty.class())
                 .expect("there is a result register of each class");
-            vec![Value::in_reg(ty, register)]
+            vec![Value::in_reg(ty.clone(), register)]
         }
         [_, ty, ..] => {
             return Err(AssignError::OneResult {
                 convention,
                 index: 1,
-                ty,
+                ty: ty.clone(),
             });
         }
     };
@@ -98,7 +98,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
 mod tests {
     use super::*;
     use crate::abi::assign::MAX_AREA_BYTES;
-    use crate::abi::sig::Type;
+    use crate::abi::ty::Type;
 
     fn assign(text: &str) -> Assignment {
         let signature: Signature = text.parse().expect("a signature");
