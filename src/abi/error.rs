@@ -178,6 +178,13 @@ pub enum AssignError {
         value: ValueIndex,
         /// Its type.
         ty: Type,
+        /// Why.
+        rule: &'static str,
+    },
+    /// The language of the convention has no variadic functions like C's.
+    NoVariadics {
+        /// The convention that was asked.
+        convention: Convention,
     },
     /// The values on the stack take more than [`MAX_AREA_BYTES`](super::MAX_AREA_BYTES).
     AreaTooLarge {
@@ -208,9 +215,11 @@ impl fmt::Display for AssignError {
                 convention,
                 value,
                 ty,
-            } => write!(
+                rule,
+            } => write!(f, "{convention}, {value} ({ty}): {rule}"),
+            AssignError::NoVariadics { convention } => write!(
                 f,
-                "{convention}, {value} ({ty}): the convention has no rule for it"
+                "{convention}: Go has no `...` parameters like C's; pass a slice"
             ),
             AssignError::AreaTooLarge {
                 convention,
@@ -256,6 +265,13 @@ pub enum PlanError {
         /// Its type.
         ty: Type,
     },
+    /// There is no rule to carry the value yet.
+    Unsupported {
+        /// The value.
+        value: ValueIndex,
+        /// Its type.
+        ty: Type,
+    },
     /// A value cannot reach its place without one more register.
     NoScratch {
         /// The value, as the side that it goes to counts it.
@@ -290,6 +306,12 @@ impl fmt::Display for PlanError {
                 "parameter {index} ({ty}) cannot be bound: a bound parameter is an integer or a \
                  pointer"
             ),
+            PlanError::Unsupported { value, ty } => {
+                write!(
+                    f,
+                    "{value} ({ty}): only numbers and pointers are carried so far"
+                )
+            }
             PlanError::NoScratch { value, class } => {
                 let field = match value {
                     ValueIndex::Param(_) => "arg_scratch",

@@ -36,7 +36,7 @@
 use std::error::Error;
 use std::fmt;
 
-use super::assign::{Assignment, Place, Value};
+use super::assign::{Assignment, Passing, Place, Value};
 use super::conv::{Narrow, Slots};
 use super::error::ValueIndex;
 use super::loc::{Gpr, Reg, RegClass, RegSet, Xmm};
@@ -214,7 +214,7 @@ impl<'a> Machine<'a> {
             garbage: Xorshift::new(seed),
         };
         machine.context = machine.garbage.bits();
-        machine.trash(RegSet::ALL);
+        machine.trash(RegSet::ALL_AMD64);
         machine
     }
 
@@ -292,7 +292,7 @@ impl<'a> Machine<'a> {
         self.target_area = Memory::undefined(target.total_bytes());
         self.trash(match target.convention() {
             Some(convention) => convention.spec().volatile(),
-            None => RegSet::ALL.minus(RegSet::of_gprs(&[Gpr::RSP])),
+            None => RegSet::ALL_AMD64.minus(RegSet::of_gprs(&[Gpr::RSP])),
         });
         self.put_all(target, target.results(), Spot::TargetResult, results);
     }
@@ -336,7 +336,7 @@ impl<'a> Machine<'a> {
                 Some((&mut self.target_record, offset))
             }
             Spot::TargetResult(offset) => Some((&mut self.target_area, offset)),
-            Spot::Gpr(_) | Spot::Xmm(_) | Spot::Context => None,
+            _ => None,
         }
     }
 
@@ -416,18 +416,19 @@ impl<'a> Machine<'a> {
         for (value, &bits) in values.iter().zip(numbers) {
             let ty = value.ty();
             let specified = match (side.narrow(), ty.class()) {
-                (Narrow::ExtendedTo32, RegClass::Gpr) => ty.size_bytes().max(4),
+                (Narrow::ExtendedTo32, RegClass::General) => ty.size_bytes().max(4),
                 _ => ty.size_bytes(),
             };
             let bits = extended_to(bits, value, specified);
             let keep = |old: u64| low(bits, specified) | old & !low(u64::MAX, specified);
-            match value.place() {
+            match place(value) {
                 Place::Reg(Reg::Gpr(gpr)) => self.set_gpr(gpr, keep(self.gpr(gpr))),
                 Place::Reg(Reg::Xmm(xmm)) => {
                     let old = self.xmm(xmm);
                     let high = old >> 64 << 64;
                     self.set_xmm(xmm, high | u128::from(keep(old as u64)));
                 }
+                Place::Reg(_) | Place::X87(_) => unreachable!("amd64 numbers"),
                 Place::Area(offset) => {
                     // Only the value itself is defined: what a plan may load.
                     let bytes = ty.size_bytes();
@@ -454,10 +455,11 @@ impl<'a> Machine<'a> {
         let mut numbers = Vec::with_capacity(values.len());
         for (i, value) in values.iter().enumerate() {
             let ty = value.ty();
-            let integer = ty.class() == RegClass::Gpr;
-            let found = match value.place() {
+            let integer = ty.class() == RegClass::General;
+            let found = match place(value) {
                 Place::Reg(Reg::Gpr(gpr)) => self.gpr(gpr),
                 Place::Reg(Reg::Xmm(xmm)) => self.xmm(xmm) as u64,
+                Place::Reg(_) | Place::X87(_) => unreachable!("amd64 numbers"),
                 Place::Area(offset) => {
                     let loadable = match side.slots() {
                         Slots::Whole if integer => 8,
@@ -469,7 +471,7 @@ impl<'a> Machine<'a> {
                         .ok_or(Fault::Missing { value: index(i) })?
                 }
             };
-            if integer && side.narrow() == Narrow::ExtendedTo32 {
+            if integer && side.narrow() != Narrow::Garbage {
                 let specified = ty.size_bytes().max(4);
                 if low(found, specified) != low(extended_to(found, value, specified), specified) {
                     return Err(Fault::NotExtended {
@@ -481,6 +483,15 @@ impl<'a> Machine<'a> {
             numbers.push(low(found, ty.size_bytes()));
         }
         Ok(numbers)
+    }
+}
+
+/// The one place of a number or pointer.
+fn place(value: &Value) -> Place {
+    match (value.passing(), value.parts()) {
+        (Passing::Area(offset), _) => Place::Area(*offset),
+        (_, [part]) => part.place,
+        _ => unreachable!("plans carry numbers and pointers"),
     }
 }
 
@@ -685,8 +696,8 @@ mod tests {
     fn writable(side: &Assignment, values: &[Value]) -> Vec<bool> {
         let mut bytes = vec![false; side.total_bytes().max(side.results_bytes()) as usize];
         for value in values {
-            if let Place::Area(offset) = value.place() {
-                let whole = side.slots() == Slots::Whole && value.ty().class() == RegClass::Gpr;
+            if let Place::Area(offset) = place(value) {
+                let whole = side.slots() == Slots::Whole && value.ty().class() == RegClass::General;
                 let size = if whole { 8 } else { value.ty().size_bytes() };
                 bytes[offset as usize..][..size as usize].fill(true);
             }
@@ -729,7 +740,7 @@ mod tests {
         // Any registers may be offered, those that hold values too; one that never does is enough.
         let mut scratch = |one: Gpr| -> RegSet {
             let bits = rng.bits();
-            let offered = RegSet::ALL.iter().enumerate();
+            let offered = RegSet::ALL_AMD64.iter().enumerate();
             let offered: RegSet = offered
                 .filter(|(i, _)| bits >> i & 1 == 1)
                 .map(|(_, r)| r)
@@ -799,9 +810,9 @@ mod tests {
 
     /// The registers that values are in.
     fn registers(values: &[Value]) -> RegSet {
-        let places = values.iter().filter_map(|value| match value.place() {
+        let places = values.iter().filter_map(|value| match place(value) {
             Place::Reg(register) => Some(register),
-            Place::Area(_) => None,
+            _ => None,
         });
         places.collect()
     }
@@ -818,10 +829,11 @@ mod tests {
         let named: RegSet = steps.iter().flat_map(|step| step.writes().iter()).collect();
         assert_eq!(named.minus(plan.writes), RegSet::EMPTY, "{what}");
         assert_eq!(named.minus(allowed), RegSet::EMPTY, "{what}");
-        for register in RegSet::ALL.minus(named).iter() {
+        for register in RegSet::ALL_AMD64.minus(named).iter() {
             let same = match register {
                 Reg::Gpr(gpr) => before.gpr(gpr) == after.gpr(gpr),
                 Reg::Xmm(xmm) => before.xmm(xmm) == after.xmm(xmm),
+                _ => unreachable!("amd64"),
             };
             assert!(same, "{register} changed: {what}");
         }

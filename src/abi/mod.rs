@@ -50,11 +50,11 @@ mod plan;
 mod sig;
 mod ty;
 
-pub use assign::{Assignment, MAX_AREA_BYTES, Place, Value};
+pub use assign::{Assignment, MAX_AREA_BYTES, Part, Passing, Place, ResultPointer, Value};
 pub use conv::{ConvSpec, Convention, Narrow, Pinned, Slots};
 pub use error::{AssignError, ParseError, PlanError, TypeError, ValueIndex};
 pub use layout::{Language, Layout};
-pub use loc::{Gpr, Reg, RegClass, RegSet, Xmm};
+pub use loc::{Arch, Gpr, Reg, RegClass, RegSet, Vreg, Xmm, Xreg};
 pub use plan::{Extend, Plan, PlanRequest, Spot, Step, Width};
 pub use sig::Signature;
 pub use ty::{

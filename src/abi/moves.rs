@@ -106,6 +106,7 @@ mod tests {
         let index = |spot: Spot| match spot.reg().expect("a register") {
             Reg::Gpr(gpr) => usize::from(gpr.index()),
             Reg::Xmm(xmm) => 16 + usize::from(xmm.index()),
+            _ => unreachable!("amd64"),
         };
         for step in steps {
             match *step {
@@ -147,6 +148,7 @@ mod tests {
             let number = |r: Reg| match r {
                 Reg::Gpr(gpr) => usize::from(gpr.index()),
                 Reg::Xmm(xmm) => 16 + usize::from(xmm.index()),
+                _ => unreachable!("amd64"),
             };
             let mut registers: [u32; 32] = std::array::from_fn(|i| i as u32);
             run(&steps, &mut registers);

@@ -27,10 +27,10 @@
 
 use std::fmt;
 
-use super::assign::{Assignment, Value};
+use super::assign::{Assignment, Passing, Value};
 use super::conv::{Narrow, Slots};
 use super::error::{PlanError, ValueIndex};
-use super::loc::{Gpr, Reg, RegClass, RegSet, Xmm};
+use super::loc::{Gpr, Reg, RegClass, RegSet, Vreg, Xmm, Xreg};
 use super::moves::{self, Transfer};
 use super::ty::Type;
 
@@ -45,6 +45,10 @@ pub enum Spot {
     Gpr(Gpr),
     /// A vector register.
     Xmm(Xmm),
+    /// A general-purpose register of AArch64.
+    Xreg(Xreg),
+    /// A vector register of AArch64.
+    Vreg(Vreg),
     /// The area of arguments that the stub was entered with. Only read.
     Entry(u32),
     /// The area of arguments that the stub makes for the target: fresh memory that overlaps no
@@ -73,6 +77,8 @@ impl Spot {
         match self {
             Spot::Gpr(gpr) => Some(Reg::Gpr(gpr)),
             Spot::Xmm(xmm) => Some(Reg::Xmm(xmm)),
+            Spot::Xreg(xreg) => Some(Reg::Xreg(xreg)),
+            Spot::Vreg(vreg) => Some(Reg::Vreg(vreg)),
             _ => None,
         }
     }
@@ -83,6 +89,8 @@ impl From<Reg> for Spot {
         match register {
             Reg::Gpr(gpr) => Spot::Gpr(gpr),
             Reg::Xmm(xmm) => Spot::Xmm(xmm),
+            Reg::Xreg(xreg) => Spot::Xreg(xreg),
+            Reg::Vreg(vreg) => Spot::Vreg(vreg),
         }
     }
 }
@@ -104,6 +112,8 @@ impl fmt::Display for Spot {
         match self {
             Spot::Gpr(gpr) => gpr.fmt(f),
             Spot::Xmm(xmm) => xmm.fmt(f),
+            Spot::Xreg(xreg) => xreg.fmt(f),
+            Spot::Vreg(vreg) => vreg.fmt(f),
             Spot::Entry(offset) => write!(f, "[entry+{offset}]"),
             Spot::Target(offset) => write!(f, "[target+{offset}]"),
             Spot::EntryResult(offset) => write!(f, "[entry result+{offset}]"),
@@ -291,29 +301,24 @@ impl Plan {
         check_types(entry.results(), returned, ValueIndex::Result)?;
 
         // The bound parameter comes last, so it is the last of every group of steps.
-        let args = entry
-            .params()
-            .iter()
-            .map(|value| value.place().spot(Spot::Entry));
+        let args = entry.params().iter().map(|value| spot(value, Spot::Entry));
         let args = args
-            .chain([Spot::Context])
+            .chain([Some(Spot::Context)])
             .zip(unbound.into_iter().chain(bound));
-        let args: Vec<Journey<'_>> = args
-            .map(|(from, (index, value))| Journey {
-                from,
-                to: value.place().spot(Spot::Target),
-                ty: value.ty(),
-                index: ValueIndex::Param(index),
+        let args = args
+            .map(|(from, (index, value))| {
+                let index = ValueIndex::Param(index);
+                Journey::new(from, spot(value, Spot::Target), value, index)
             })
-            .collect();
-        let results: Vec<Journey<'_>> = (target.results().iter().zip(entry.results()).enumerate())
-            .map(|(index, (from, to))| Journey {
-                from: from.place().spot(Spot::TargetResult),
-                to: to.place().spot(Spot::EntryResult),
-                ty: to.ty(),
-                index: ValueIndex::Result(index),
+            .collect::<Result<Vec<Journey<'_>>, PlanError>>()?;
+        let results = target.results().iter().zip(entry.results()).enumerate();
+        let results = results
+            .map(|(index, (from, to))| {
+                let from = spot(from, Spot::TargetResult);
+                let index = ValueIndex::Result(index);
+                Journey::new(from, spot(to, Spot::EntryResult), to, index)
             })
-            .collect();
+            .collect::<Result<Vec<Journey<'_>>, PlanError>>()?;
 
         let args = Carrier::between(entry, target, request.arg_scratch).carry(&args)?;
         let results = Carrier::between(target, entry, request.result_scratch).carry(&results)?;
@@ -344,6 +349,16 @@ impl fmt::Display for Plan {
     }
 }
 
+/// The one place of a number or pointer.
+fn spot(value: &Value, area: fn(u32) -> Spot) -> Option<Spot> {
+    match (value.passing(), value.parts()) {
+        _ if !Type::SCALARS.contains(value.ty()) => None,
+        (Passing::Area(offset), _) => Some(area(*offset)),
+        (_, [part]) => part.place.reg().map(Spot::from),
+        _ => None,
+    }
+}
+
 fn check_bound(target: &Assignment, index: usize) -> Result<(), PlanError> {
     let params = target.params();
     let ty = match params.get(index) {
@@ -356,8 +371,8 @@ fn check_bound(target: &Assignment, index: usize) -> Result<(), PlanError> {
         }
     };
     match ty.class() {
-        RegClass::Gpr => Ok(()),
-        RegClass::Xmm => Err(PlanError::BoundNotInteger {
+        RegClass::General => Ok(()),
+        RegClass::Vector => Err(PlanError::BoundNotInteger {
             index,
             ty: ty.clone(),
         }),
@@ -396,7 +411,27 @@ struct Journey<'a> {
     index: ValueIndex,
 }
 
-impl Journey<'_> {
+impl<'a> Journey<'a> {
+    fn new(
+        from: Option<Spot>,
+        to: Option<Spot>,
+        value: &'a Value,
+        index: ValueIndex,
+    ) -> Result<Journey<'a>, PlanError> {
+        match (from, to) {
+            (Some(from), Some(to)) => Ok(Journey {
+                from,
+                to,
+                ty: value.ty(),
+                index,
+            }),
+            _ => Err(PlanError::Unsupported {
+                value: index,
+                ty: value.ty().clone(),
+            }),
+        }
+    }
+
     fn is_narrow(self) -> bool {
         Extend::of(self.ty) != Extend::None
     }
@@ -415,7 +450,7 @@ struct Carrier {
 impl Carrier {
     fn between(giver: &Assignment, receiver: &Assignment, scratch: RegSet) -> Carrier {
         Carrier {
-            extends: (giver.narrow(), receiver.narrow()) == (Narrow::Garbage, Narrow::ExtendedTo32),
+            extends: giver.narrow() != Narrow::ExtendedTo32 && receiver.narrow() != Narrow::Garbage,
             slots: receiver.slots(),
             scratch,
             steps: Vec::new(),
@@ -440,7 +475,7 @@ impl Carrier {
                 let mut free = self.scratch.minus(waiting).gprs();
                 let scratch = Reg::Gpr(free.next().ok_or(PlanError::NoScratch {
                     value: journey.index,
-                    class: RegClass::Gpr,
+                    class: RegClass::General,
                 })?);
                 self.load(*journey, scratch);
                 self.store(*journey, scratch);
@@ -488,7 +523,7 @@ impl Carrier {
 
     /// Whether the value is written to memory as a whole word.
     fn stores_word(&self, journey: Journey<'_>) -> bool {
-        self.slots == Slots::Whole && journey.ty.class() == RegClass::Gpr
+        self.slots == Slots::Whole && journey.ty.class() == RegClass::General
     }
 
     /// From memory or the bound constant to a register, extended.
@@ -759,7 +794,7 @@ mod tests {
             result_scratch: RegSet::EMPTY,
         };
         let error = Plan::new(&request).expect_err("no scratch");
-        let (value, class) = (ValueIndex::Result(0), RegClass::Gpr);
+        let (value, class) = (ValueIndex::Result(0), RegClass::General);
         assert_eq!(error, PlanError::NoScratch { value, class });
     }
 

@@ -448,14 +448,10 @@ impl Type {
         self.layout(Language::C).size_bytes
     }
 
-    pub(super) fn align_bytes(&self) -> u32 {
-        self.layout(Language::C).align_bytes
-    }
-
     pub(super) fn class(&self) -> super::loc::RegClass {
         match self {
-            Type::F32 | Type::F64 => super::loc::RegClass::Xmm,
-            _ => super::loc::RegClass::Gpr,
+            Type::F32 | Type::F64 => super::loc::RegClass::Vector,
+            _ => super::loc::RegClass::General,
         }
     }
 

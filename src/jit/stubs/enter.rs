@@ -21,7 +21,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use super::goroutine_fn::{pinned_to, restore_zero};
 use super::{ANCHOR_PC, StubEnv};
 use crate::abi::{
-    Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm,
+    Arch, Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm,
 };
 use crate::jit::emit::x86_64::{Areas, Base, Emitter, plan_bytes};
 use crate::jit::{
@@ -49,6 +49,13 @@ pub(crate) fn emit(
     signature: &'static Signature,
     target: usize,
 ) -> Result<StubId, JitError> {
+    if convention.spec().arch != Arch::Amd64 {
+        let rule = "the convention is one of another machine";
+        return Err(JitError::Signature {
+            stub: "enter",
+            rule,
+        });
+    }
     let callee = convention.assign(signature)?;
     let entry = match side {
         EntrySide::Typed => Convention::SystemV.assign(signature)?,
