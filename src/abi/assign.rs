@@ -108,6 +108,7 @@ pub enum Passing {
 pub struct Value {
     ty: Type,
     layout: Layout,
+    language: Language,
     passing: Passing,
     home_off: Option<u32>,
 }
@@ -117,6 +118,7 @@ impl Value {
         Value {
             ty: ty.clone(),
             layout: ty.layout(language),
+            language,
             passing,
             home_off: None,
         }
@@ -137,6 +139,11 @@ impl Value {
     /// Size and alignment of the value in memory, in the convention's language.
     pub const fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// Whose rules lay out the value.
+    pub const fn language(&self) -> Language {
+        self.language
     }
 
     /// How the value is passed.

@@ -265,12 +265,26 @@ pub enum PlanError {
         /// Its type.
         ty: Type,
     },
-    /// There is no rule to carry the value yet.
-    Unsupported {
-        /// The value.
+    /// The languages of the two sides lay the value out differently.
+    LayoutDiffers {
+        /// The value. Parameters are counted as the entry side counts them.
         value: ValueIndex,
         /// Its type.
         ty: Type,
+    },
+    /// The two sides are conventions of different machines.
+    OtherMachine {
+        /// How the stub is entered.
+        entry: Convention,
+        /// What it calls.
+        target: Convention,
+    },
+    /// The stub would take too much of its stack.
+    FrameTooLarge {
+        /// The bytes it would need.
+        bytes: u32,
+        /// The limit, in bytes.
+        limit_bytes: u32,
     },
     /// A value cannot reach its place without one more register.
     NoScratch {
@@ -306,12 +320,22 @@ impl fmt::Display for PlanError {
                 "parameter {index} ({ty}) cannot be bound: a bound parameter is an integer or a \
                  pointer"
             ),
-            PlanError::Unsupported { value, ty } => {
-                write!(
-                    f,
-                    "{value} ({ty}): only numbers and pointers are carried so far"
-                )
-            }
+            PlanError::LayoutDiffers { value, ty } => write!(
+                f,
+                "{value} ({ty}): C and Go lay it out differently, because Go pads behind a last \
+                 field of size 0; leave that field out"
+            ),
+            PlanError::OtherMachine { entry, target } => write!(
+                f,
+                "{entry} is a convention of {}, {target} one of {}",
+                entry.spec().arch,
+                target.spec().arch
+            ),
+            PlanError::FrameTooLarge { bytes, limit_bytes } => write!(
+                f,
+                "the stub needs {bytes} bytes of stack for copies of values, at most \
+                 {limit_bytes} are possible; pass pointers instead"
+            ),
             PlanError::NoScratch { value, class } => {
                 let field = match value {
                     ValueIndex::Param(_) => "arg_scratch",

@@ -55,7 +55,7 @@ pub use conv::{ConvSpec, Convention, Narrow, Pinned, Slots};
 pub use error::{AssignError, ParseError, PlanError, TypeError, ValueIndex};
 pub use layout::{Language, Layout};
 pub use loc::{Arch, Gpr, Reg, RegClass, RegSet, Vreg, Xmm, Xreg};
-pub use plan::{Extend, Plan, PlanRequest, Spot, Step, Width};
+pub use plan::{Extend, MAX_FRAME_BYTES, Plan, PlanRequest, Spot, Step, Width};
 pub use sig::Signature;
 pub use ty::{
     Array, Float, MAX_TYPE_ALIGN_BYTES, MAX_TYPE_BYTES, MAX_TYPE_DEPTH, MAX_TYPE_MENTIONS, Record,

@@ -444,14 +444,18 @@ impl Type {
             }
     }
 
-    pub(super) fn size_bytes(&self) -> u32 {
-        self.layout(Language::C).size_bytes
-    }
-
-    pub(super) fn class(&self) -> super::loc::RegClass {
-        match self {
-            Type::F32 | Type::F64 => super::loc::RegClass::Vector,
-            _ => super::loc::RegClass::General,
+    /// Whether C and Go put every part of the type at the same offset, and agree on its size.
+    pub fn is_laid_out_alike(&self) -> bool {
+        let same = self.layout(Language::C) == self.layout(Language::Go);
+        same && match self {
+            Type::Array(array) => array.element().is_laid_out_alike(),
+            Type::Struct(record) | Type::Union(record) => {
+                let both = record.fields(Language::C).zip(record.fields(Language::Go));
+                let mut both =
+                    both.map(|((c, field), (go, _))| c == go && field.is_laid_out_alike());
+                both.all(|alike| alike)
+            }
+            _ => true,
         }
     }
 

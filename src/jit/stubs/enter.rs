@@ -23,7 +23,7 @@ use super::{ANCHOR_PC, StubEnv};
 use crate::abi::{
     Arch, Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm,
 };
-use crate::jit::emit::x86_64::{Areas, Base, Emitter, plan_bytes};
+use crate::jit::emit::x86_64::{Areas, Base, Emitter, check, plan_bytes};
 use crate::jit::{
     Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec, entry_frame,
 };
@@ -75,7 +75,9 @@ pub(crate) fn emit(
         arg_scratch: scratch,
         result_scratch: scratch,
     })?;
+    check(&plan)?;
     let own = Base(Gpr::RSP, 0);
+    let stage = Base(Gpr::RSP, plan.stage_off() as i32);
     let areas = match side {
         EntrySide::Typed => {
             let caller = Base(Gpr::RBP, 16);
@@ -84,6 +86,7 @@ pub(crate) fn emit(
                 target: own,
                 entry_result: caller,
                 target_result: own,
+                stage,
             }
         }
         EntrySide::Words => Areas {
@@ -91,6 +94,7 @@ pub(crate) fn emit(
             target: own,
             entry_result: Base(Gpr::R13, 0),
             target_result: own,
+            stage,
         },
     };
     let spec = StubSpec {
@@ -127,7 +131,7 @@ pub(crate) fn emit(
             dynasm!(e.ops; .arch x64; push rsi; push rsi; mov r12, rdi);
         }
         // rsp is 16-aligned: System V, and an even number of pushes.
-        e.outgoing_area(plan.target_area_bytes, 16);
+        e.outgoing_area(&plan, 16);
         e.steps(&plan.args, &areas, 0);
         restore_zero(&mut e, convention);
         debug_assert!(matches!(
