@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::conv::Convention;
 use super::loc::RegClass;
-use super::sig::Type;
+use super::ty::Type;
 
 /// A value of a signature by its place in the list, counted from 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -27,7 +27,59 @@ impl fmt::Display for ValueIndex {
     }
 }
 
-/// Why a text is not a signature.
+/// Why a type cannot be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum TypeError {
+    /// Composite types are nested too deep.
+    TooDeep {
+        /// The limit.
+        limit: u32,
+    },
+    /// The type mentions too many types.
+    TooManyMentions {
+        /// The limit.
+        limit: u32,
+    },
+    /// The type is too large.
+    TooLarge {
+        /// The limit, in bytes.
+        limit_bytes: u32,
+    },
+    /// The argument of `packed` or `align` is no alignment.
+    BadAlign {
+        /// The argument.
+        align_bytes: u32,
+    },
+}
+
+impl fmt::Display for TypeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TypeError::TooDeep { limit } => write!(
+                f,
+                "types are nested more than {limit} deep; pass a pointer instead"
+            ),
+            TypeError::TooManyMentions { limit } => write!(
+                f,
+                "a type has more than {limit} parts; write an array, or pass a pointer instead"
+            ),
+            TypeError::TooLarge { limit_bytes } => write!(
+                f,
+                "a type is larger than {limit_bytes} bytes; pass a pointer instead"
+            ),
+            TypeError::BadAlign { align_bytes } => write!(
+                f,
+                "{align_bytes} is no alignment: it must be a power of two, at most {}",
+                super::ty::MAX_TYPE_ALIGN_BYTES
+            ),
+        }
+    }
+}
+
+impl Error for TypeError {}
+
+/// Why a text is not a signature or type.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ParseError {
@@ -47,15 +99,30 @@ pub enum ParseError {
         /// The word.
         name: String,
     },
+    /// A number does not fit in 32 bits.
+    NumberTooLarge {
+        /// Byte offset in the text.
+        position: usize,
+        /// The number.
+        digits: String,
+    },
+    /// The text describes a type that cannot be made.
+    Type {
+        /// Byte offset of the type in the text.
+        position: usize,
+        /// Why.
+        error: TypeError,
+    },
 }
 
 impl ParseError {
     /// The byte offset in the text at which the error was found.
     pub const fn position(&self) -> usize {
         match self {
-            ParseError::Unexpected { position, .. } | ParseError::UnknownType { position, .. } => {
-                *position
-            }
+            ParseError::Unexpected { position, .. }
+            | ParseError::UnknownType { position, .. }
+            | ParseError::NumberTooLarge { position, .. }
+            | ParseError::Type { position, .. } => *position,
         }
     }
 }
@@ -73,9 +140,17 @@ impl fmt::Display for ParseError {
                 expected, found, ..
             } => write!(f, "expected {expected}, found `{found}`"),
             ParseError::UnknownType { name, .. } => {
-                let known = Type::ALL.map(Type::name).join(", ");
-                write!(f, "there is no type `{name}`; use one of {known}")
+                let known = Type::NAMED.map(|(name, _)| name).join(", ");
+                write!(
+                    f,
+                    "there is no type `{name}`; use one of {known}, complex<..>, [..; n], \
+                     struct {{ .. }}, union {{ .. }}"
+                )
             }
+            ParseError::NumberTooLarge { digits, .. } => {
+                write!(f, "{digits} is too large, at most {} is accepted", u32::MAX)
+            }
+            ParseError::Type { error, .. } => error.fmt(f),
         }
     }
 }
@@ -83,7 +158,7 @@ impl fmt::Display for ParseError {
 impl Error for ParseError {}
 
 /// Why a convention cannot carry a signature.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum AssignError {
     /// The convention has no place for a second result.
@@ -94,6 +169,22 @@ pub enum AssignError {
         index: usize,
         /// Its type.
         ty: Type,
+    },
+    /// The convention has no rule for the type.
+    Unsupported {
+        /// The convention that was asked.
+        convention: Convention,
+        /// The value.
+        value: ValueIndex,
+        /// Its type.
+        ty: Type,
+        /// Why.
+        rule: &'static str,
+    },
+    /// The language of the convention has no variadic functions like C's.
+    NoVariadics {
+        /// The convention that was asked.
+        convention: Convention,
     },
     /// The values on the stack take more than [`MAX_AREA_BYTES`](super::MAX_AREA_BYTES).
     AreaTooLarge {
@@ -120,6 +211,16 @@ impl fmt::Display for AssignError {
                 "{convention}, result {index} ({ty}): the convention returns one value; \
                  return the others through a pointer parameter"
             ),
+            AssignError::Unsupported {
+                convention,
+                value,
+                ty,
+                rule,
+            } => write!(f, "{convention}, {value} ({ty}): {rule}"),
+            AssignError::NoVariadics { convention } => write!(
+                f,
+                "{convention}: Go has no `...` parameters like C's; pass a slice"
+            ),
             AssignError::AreaTooLarge {
                 convention,
                 value,
@@ -137,7 +238,7 @@ impl fmt::Display for AssignError {
 impl Error for AssignError {}
 
 /// Why there is no plan from one assignment to another.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum PlanError {
     /// The two sides do not describe the same function.
@@ -164,6 +265,27 @@ pub enum PlanError {
         /// Its type.
         ty: Type,
     },
+    /// The languages of the two sides lay the value out differently.
+    LayoutDiffers {
+        /// The value. Parameters are counted as the entry side counts them.
+        value: ValueIndex,
+        /// Its type.
+        ty: Type,
+    },
+    /// The two sides are conventions of different machines.
+    OtherMachine {
+        /// How the stub is entered.
+        entry: Convention,
+        /// What it calls.
+        target: Convention,
+    },
+    /// The stub would take too much of its stack.
+    FrameTooLarge {
+        /// The bytes it would need.
+        bytes: u32,
+        /// The limit, in bytes.
+        limit_bytes: u32,
+    },
     /// A value cannot reach its place without one more register.
     NoScratch {
         /// The value, as the side that it goes to counts it.
@@ -175,7 +297,7 @@ pub enum PlanError {
 
 impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |ty: &Option<Type>| ty.map_or("nothing", Type::name);
+        let name = |ty: &Option<Type>| ty.as_ref().map_or("nothing".to_owned(), Type::to_string);
         match self {
             PlanError::SignatureMismatch {
                 value,
@@ -197,6 +319,22 @@ impl fmt::Display for PlanError {
                 f,
                 "parameter {index} ({ty}) cannot be bound: a bound parameter is an integer or a \
                  pointer"
+            ),
+            PlanError::LayoutDiffers { value, ty } => write!(
+                f,
+                "{value} ({ty}): C and Go lay it out differently, because Go pads behind a last \
+                 field of size 0; leave that field out"
+            ),
+            PlanError::OtherMachine { entry, target } => write!(
+                f,
+                "{entry} is a convention of {}, {target} one of {}",
+                entry.spec().arch,
+                target.spec().arch
+            ),
+            PlanError::FrameTooLarge { bytes, limit_bytes } => write!(
+                f,
+                "the stub needs {bytes} bytes of stack for copies of values, at most \
+                 {limit_bytes} are possible; pass pointers instead"
             ),
             PlanError::NoScratch { value, class } => {
                 let field = match value {

@@ -5,20 +5,50 @@
 
 use std::fmt;
 
+/// A machine, as far as registers and instructions go.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Arch {
+    /// x86-64, with names as Intel spells them.
+    Amd64,
+    /// AArch64, the 64-bit state of Armv8 and later.
+    Aarch64,
+}
+
+impl Arch {
+    /// Every register that a convention or plan can name. The stack pointer of amd64 is among
+    /// them, that of AArch64 is not.
+    pub const fn registers(self) -> RegSet {
+        match self {
+            Arch::Amd64 => RegSet::ALL_AMD64,
+            Arch::Aarch64 => RegSet::ALL_AARCH64,
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Arch::Amd64 => "amd64",
+            Arch::Aarch64 => "aarch64",
+        })
+    }
+}
+
 /// The class of a register, and of the values that it can hold.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum RegClass {
     /// General-purpose registers: integers, truth values and pointers.
-    Gpr,
-    /// Vector registers: floating-point values, in the low bits.
-    Xmm,
+    General,
+    /// Vector registers: floating-point values, in the low bits, and vectors.
+    Vector,
 }
 
 impl fmt::Display for RegClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            RegClass::Gpr => "general-purpose",
-            RegClass::Xmm => "xmm",
+            RegClass::General => "general-purpose",
+            RegClass::Vector => "vector",
         })
     }
 }
@@ -27,10 +57,18 @@ impl fmt::Display for RegClass {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Gpr(u8);
 
-/// A 128-bit vector register of amd64, the low part of the register of the same number in AVX
-/// and AVX-512.
+/// A vector register of amd64: 128 bits as xmm, the low part of the ymm (AVX) and zmm (AVX-512)
+/// register of the same number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Xmm(u8);
+
+/// A 64-bit general-purpose register of AArch64, without sp and xzr.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Xreg(u8);
+
+/// A 128-bit vector register of AArch64.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vreg(u8);
 
 /// The names of the general-purpose registers by hardware number.
 const GPR_NAMES: [&str; 16] = [
@@ -39,9 +77,9 @@ const GPR_NAMES: [&str; 16] = [
 ];
 
 /// Declares one constant for each register, with the hardware number that the instruction
-/// encodings use (Intel SDM volume 2, section 3.1.1.1, and REX extension).
+/// encodings use (Intel SDM volume 2, section 3.1.1.1, and REX extension; Arm ARM, C1.2.5).
 macro_rules! registers {
-    ($type:ident: $($name:ident = $number:literal),* $(,)?) => {
+    ($type:ident[$count:literal]: $($name:ident = $number:literal),* $(,)?) => {
         #[expect(missing_docs, reason = "the names are those of the manual")]
         impl $type {
             $(pub const $name: $type = $type($number);)*
@@ -49,19 +87,19 @@ macro_rules! registers {
 
         impl $type {
             /// Every register of this class, by hardware number.
-            pub const ALL: [$type; 16] = [$($type::$name),*];
+            pub const ALL: [$type; $count] = [$($type::$name),*];
 
             /// The register with hardware number `index`.
             ///
             /// # Panics
             ///
-            /// If `index` is 16 or more.
+            /// If the machine has no such register.
             pub const fn new(index: u8) -> $type {
-                assert!(index < 16, "amd64 has 16 registers of a class");
+                assert!(index < $count, "there is no register with this number");
                 $type(index)
             }
 
-            /// The hardware number, 0 to 15.
+            /// The hardware number.
             pub const fn index(self) -> u8 {
                 self.0
             }
@@ -87,15 +125,19 @@ macro_rules! registers {
     };
 }
 
-registers!(Gpr:
+registers!(Gpr[16]:
     RAX = 0, RCX = 1, RDX = 2, RBX = 3, RSP = 4, RBP = 5, RSI = 6, RDI = 7, R8 = 8, R9 = 9,
     R10 = 10, R11 = 11, R12 = 12, R13 = 13, R14 = 14, R15 = 15,
 );
 
-registers!(Xmm:
+registers!(Xmm[16]:
     XMM0 = 0, XMM1 = 1, XMM2 = 2, XMM3 = 3, XMM4 = 4, XMM5 = 5, XMM6 = 6, XMM7 = 7, XMM8 = 8,
     XMM9 = 9, XMM10 = 10, XMM11 = 11, XMM12 = 12, XMM13 = 13, XMM14 = 14, XMM15 = 15,
 );
+
+registers!(Xreg[31]: X0 = 0, X1 = 1, X2 = 2, X3 = 3, X4 = 4, X5 = 5, X6 = 6, X7 = 7, X8 = 8, X9 = 9, X10 = 10, X11 = 11, X12 = 12, X13 = 13, X14 = 14, X15 = 15, X16 = 16, X17 = 17, X18 = 18, X19 = 19, X20 = 20, X21 = 21, X22 = 22, X23 = 23, X24 = 24, X25 = 25, X26 = 26, X27 = 27, X28 = 28, X29 = 29, X30 = 30,);
+
+registers!(Vreg[32]: V0 = 0, V1 = 1, V2 = 2, V3 = 3, V4 = 4, V5 = 5, V6 = 6, V7 = 7, V8 = 8, V9 = 9, V10 = 10, V11 = 11, V12 = 12, V13 = 13, V14 = 14, V15 = 15, V16 = 16, V17 = 17, V18 = 18, V19 = 19, V20 = 20, V21 = 21, V22 = 22, V23 = 23, V24 = 24, V25 = 25, V26 = 26, V27 = 27, V28 = 28, V29 = 29, V30 = 30, V31 = 31,);
 
 impl fmt::Display for Gpr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -109,21 +151,62 @@ impl fmt::Display for Xmm {
     }
 }
 
-/// A register of any class.
+impl fmt::Display for Xreg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "x{}", self.0)
+    }
+}
+
+impl fmt::Display for Vreg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}", self.0)
+    }
+}
+
+/// A register of any class and machine.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Reg {
-    /// A general-purpose register.
+    /// A general-purpose register of amd64.
     Gpr(Gpr),
-    /// A vector register.
+    /// A vector register of amd64.
     Xmm(Xmm),
+    /// A general-purpose register of AArch64.
+    Xreg(Xreg),
+    /// A vector register of AArch64.
+    Vreg(Vreg),
 }
 
 impl Reg {
     /// The class of the register.
     pub const fn class(self) -> RegClass {
         match self {
-            Reg::Gpr(_) => RegClass::Gpr,
-            Reg::Xmm(_) => RegClass::Xmm,
+            Reg::Gpr(_) | Reg::Xreg(_) => RegClass::General,
+            Reg::Xmm(_) | Reg::Vreg(_) => RegClass::Vector,
+        }
+    }
+
+    /// The machine that has the register.
+    pub const fn arch(self) -> Arch {
+        match self {
+            Reg::Gpr(_) | Reg::Xmm(_) => Arch::Amd64,
+            Reg::Xreg(_) | Reg::Vreg(_) => Arch::Aarch64,
+        }
+    }
+
+    /// The name of the low `bytes` bytes, as far as that of the register depends on it: `ymm0` for
+    /// 32 bytes of xmm0.
+    pub(super) const fn named(self, bytes: u32) -> SizedReg {
+        SizedReg(self, bytes)
+    }
+
+    /// The number of the register among those of all machines.
+    const fn bit(self) -> u32 {
+        match self {
+            Reg::Gpr(Gpr(index)) => index as u32,
+            Reg::Xmm(Xmm(index)) => 16 + index as u32,
+            Reg::Xreg(Xreg(index)) => 32 + index as u32,
+            Reg::Vreg(Vreg(index)) => 64 + index as u32,
         }
     }
 }
@@ -133,6 +216,8 @@ impl fmt::Display for Reg {
         match self {
             Reg::Gpr(gpr) => gpr.fmt(f),
             Reg::Xmm(xmm) => xmm.fmt(f),
+            Reg::Xreg(xreg) => xreg.fmt(f),
+            Reg::Vreg(vreg) => vreg.fmt(f),
         }
     }
 }
@@ -143,35 +228,57 @@ impl fmt::Debug for Reg {
     }
 }
 
-/// A set of registers: bit n of a mask is the register with hardware number n.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct RegSet {
-    gprs: u16,
-    xmms: u16,
+/// A register and how many bytes of it are meant.
+#[derive(Clone, Copy)]
+pub(super) struct SizedReg(Reg, u32);
+
+impl fmt::Display for SizedReg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            SizedReg(Reg::Xmm(xmm), 32) => write!(f, "ymm{}", xmm.0),
+            SizedReg(Reg::Xmm(xmm), 64) => write!(f, "zmm{}", xmm.0),
+            SizedReg(register, _) => register.fmt(f),
+        }
+    }
 }
+
+/// A set of registers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct RegSet(u128);
 
 impl RegSet {
     /// No register.
-    pub const EMPTY: RegSet = RegSet { gprs: 0, xmms: 0 };
+    pub const EMPTY: RegSet = RegSet(0);
 
-    /// Every register, `rsp` included.
-    pub const ALL: RegSet = RegSet {
-        gprs: u16::MAX,
-        xmms: u16::MAX,
-    };
+    /// Every register of amd64, `rsp` included.
+    pub const ALL_AMD64: RegSet = RegSet(0xffff_ffff);
 
-    /// Every vector register.
-    pub const ALL_XMMS: RegSet = RegSet {
-        gprs: 0,
-        xmms: u16::MAX,
-    };
+    /// Every vector register of amd64.
+    pub const ALL_XMMS: RegSet = RegSet(0xffff_0000);
+
+    /// Every register of AArch64.
+    pub const ALL_AARCH64: RegSet = RegSet(0xffff_ffff_7fff_ffff << 32);
+
+    /// Every vector register of AArch64.
+    pub const ALL_VREGS: RegSet = RegSet(0xffff_ffff << 64);
+
+    /// The set of these registers.
+    pub const fn of(registers: &[Reg]) -> RegSet {
+        let mut set = RegSet::EMPTY;
+        let mut i = 0;
+        while i < registers.len() {
+            set.0 |= 1 << registers[i].bit();
+            i += 1;
+        }
+        set
+    }
 
     /// The set of these general-purpose registers.
     pub const fn of_gprs(registers: &[Gpr]) -> RegSet {
         let mut set = RegSet::EMPTY;
         let mut i = 0;
         while i < registers.len() {
-            set.gprs |= 1 << registers[i].0;
+            set.0 |= 1 << Reg::Gpr(registers[i]).bit();
             i += 1;
         }
         set
@@ -182,7 +289,7 @@ impl RegSet {
         let mut set = RegSet::EMPTY;
         let mut i = 0;
         while i < registers.len() {
-            set.xmms |= 1 << registers[i].0;
+            set.0 |= 1 << Reg::Xmm(registers[i]).bit();
             i += 1;
         }
         set
@@ -191,70 +298,67 @@ impl RegSet {
     /// The registers that are in either set.
     #[must_use]
     pub const fn union(self, other: RegSet) -> RegSet {
-        RegSet {
-            gprs: self.gprs | other.gprs,
-            xmms: self.xmms | other.xmms,
-        }
+        RegSet(self.0 | other.0)
     }
 
     /// The registers that are in both sets.
     #[must_use]
     pub const fn intersection(self, other: RegSet) -> RegSet {
-        RegSet {
-            gprs: self.gprs & other.gprs,
-            xmms: self.xmms & other.xmms,
-        }
+        RegSet(self.0 & other.0)
     }
 
     /// The registers of this set that are not in `other`.
     #[must_use]
     pub const fn minus(self, other: RegSet) -> RegSet {
-        RegSet {
-            gprs: self.gprs & !other.gprs,
-            xmms: self.xmms & !other.xmms,
-        }
+        RegSet(self.0 & !other.0)
     }
 
     /// This set with one more register.
     #[must_use]
     pub fn with(self, register: impl Into<Reg>) -> RegSet {
-        self.union(match register.into() {
-            Reg::Gpr(gpr) => RegSet::of_gprs(&[gpr]),
-            Reg::Xmm(xmm) => RegSet::of_xmms(&[xmm]),
-        })
+        self.union(RegSet::of(&[register.into()]))
     }
 
     /// Whether the register is in the set.
     pub fn contains(self, register: impl Into<Reg>) -> bool {
-        let one = RegSet::EMPTY.with(register);
-        self.intersection(one) == one
+        self.0 >> register.into().bit() & 1 == 1
     }
 
     /// Whether there is no register in the set.
     pub const fn is_empty(self) -> bool {
-        self.gprs == 0 && self.xmms == 0
+        self.0 == 0
     }
 
     /// The number of registers in the set.
     pub const fn len(self) -> usize {
-        (self.gprs.count_ones() + self.xmms.count_ones()) as usize
+        self.0.count_ones() as usize
     }
 
-    /// The general-purpose registers of the set, by hardware number.
+    /// The general-purpose registers of amd64 in the set, by hardware number.
     pub fn gprs(self) -> impl Iterator<Item = Gpr> {
         Gpr::ALL.into_iter().filter(move |gpr| self.contains(*gpr))
     }
 
-    /// The vector registers of the set, by hardware number.
+    /// The vector registers of amd64 in the set, by hardware number.
     pub fn xmms(self) -> impl Iterator<Item = Xmm> {
         Xmm::ALL.into_iter().filter(move |xmm| self.contains(*xmm))
     }
 
-    /// The registers of the set: the general-purpose ones, then the vector ones, each by
-    /// hardware number.
+    /// The registers of a class in the set, by machine and hardware number.
+    pub fn of_class(self, class: RegClass) -> impl Iterator<Item = Reg> {
+        self.iter()
+            .filter(move |register| register.class() == class)
+    }
+
+    /// The registers of the set: by machine, the general-purpose ones, then the vector ones, each
+    /// by hardware number.
     pub fn iter(self) -> impl Iterator<Item = Reg> {
-        let gprs = self.gprs().map(Reg::Gpr);
-        gprs.chain(self.xmms().map(Reg::Xmm))
+        let amd64 = Gpr::ALL.into_iter().map(Reg::Gpr);
+        let amd64 = amd64.chain(Xmm::ALL.into_iter().map(Reg::Xmm));
+        let aarch64 = Xreg::ALL.into_iter().map(Reg::Xreg);
+        let aarch64 = aarch64.chain(Vreg::ALL.into_iter().map(Reg::Vreg));
+        let all = amd64.chain(aarch64);
+        all.filter(move |register| self.contains(*register))
     }
 }
 
@@ -295,6 +399,10 @@ mod tests {
         assert_eq!(u8::from(Gpr::RSP), 4);
         assert_eq!(Gpr::R13.to_string(), "r13");
         assert_eq!(Xmm::XMM11.to_string(), "xmm11");
+        assert_eq!(Reg::Xmm(Xmm::XMM11).named(32).to_string(), "ymm11");
+        assert_eq!(Reg::Xmm(Xmm::XMM11).named(8).to_string(), "xmm11");
+        assert_eq!(Xreg::X17.to_string(), "x17");
+        assert_eq!(Vreg::V31.to_string(), "v31");
         assert_eq!(Xmm::ALL.map(u8::from), Gpr::ALL.map(u8::from));
     }
 
@@ -309,6 +417,12 @@ mod tests {
         assert_eq!(less.iter().collect::<RegSet>(), less);
         assert_eq!(less.to_string(), "{r15, xmm15}");
         assert_eq!(SET.intersection(RegSet::ALL_XMMS).len(), 1);
-        assert!(SET.minus(RegSet::ALL).is_empty());
+        assert!(SET.minus(RegSet::ALL_AMD64).is_empty());
+        let mixed = SET.with(Xreg::X30).with(Vreg::V31);
+        assert_eq!(mixed.minus(SET).to_string(), "{x30, v31}");
+        assert_eq!(Arch::Aarch64.registers().len(), 31 + 32);
+        assert_eq!(RegSet::ALL_VREGS.len(), 32);
+        let all = Arch::Amd64.registers().union(Arch::Aarch64.registers());
+        assert_eq!(all.iter().count(), all.len());
     }
 }

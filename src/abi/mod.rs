@@ -42,15 +42,22 @@ mod assign;
 mod conv;
 mod error;
 pub mod interp;
+mod layout;
 mod loc;
 mod moves;
 mod parse;
 mod plan;
 mod sig;
+mod ty;
 
-pub use assign::{Assignment, MAX_AREA_BYTES, Place, Value};
+pub use assign::{Assignment, MAX_AREA_BYTES, Part, Passing, Place, ResultPointer, Value};
 pub use conv::{ConvSpec, Convention, Narrow, Pinned, Slots};
-pub use error::{AssignError, ParseError, PlanError, ValueIndex};
-pub use loc::{Gpr, Reg, RegClass, RegSet, Xmm};
-pub use plan::{Extend, Plan, PlanRequest, Spot, Step, Width};
-pub use sig::{Signature, Type};
+pub use error::{AssignError, ParseError, PlanError, TypeError, ValueIndex};
+pub use layout::{Language, Layout};
+pub use loc::{Arch, Gpr, Reg, RegClass, RegSet, Vreg, Xmm, Xreg};
+pub use plan::{Extend, MAX_FRAME_BYTES, Plan, PlanRequest, Spot, Step, Width};
+pub use sig::Signature;
+pub use ty::{
+    Array, Float, MAX_TYPE_ALIGN_BYTES, MAX_TYPE_BYTES, MAX_TYPE_DEPTH, MAX_TYPE_MENTIONS, Record,
+    RecordSpec, Type, VectorWidth,
+};

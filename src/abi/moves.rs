@@ -9,8 +9,8 @@
 //! is left takes the trees away, leaves first: what remains has as many sources as
 //! destinations, all different, and is nothing but disjoint cycles.
 //!
-//! A cycle of general-purpose registers shrinks by an exchange; it needs no other register.
-//! Any other cycle is opened by saving one destination in a scratch register.
+//! A cycle of general-purpose registers of amd64 shrinks by an exchange; it needs no other
+//! register. Any other cycle is opened by saving one destination in a scratch register.
 //!
 //! Extension happens on the way where there is a plain move. Values that arrive by exchange, or
 //! are in their register already, are extended in place at the very end, when no one needs
@@ -22,7 +22,7 @@
 use super::loc::{Reg, RegSet};
 use super::plan::{Extend, Step, Width};
 
-/// One of the moves. `from` and `to` are of the same class, and no two moves have the same `to`.
+/// One of the moves. No two moves have the same `to`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Transfer {
     pub(super) from: Reg,
@@ -75,10 +75,11 @@ pub(super) fn schedule(
             (_, to) => {
                 let mut free = scratch.iter().filter(|r| r.class() == to.class());
                 let saved = free.next().ok_or(to)?;
+                let reader = others.iter().find(|t| t.from == to);
                 let save = Transfer {
                     from: to,
                     to: saved,
-                    width: Width::B8,
+                    width: reader.map_or(Width::B8, |t| t.width.max(Width::B8)),
                     extend: Extend::None,
                 };
                 steps.push(save.step());
@@ -98,7 +99,7 @@ pub(super) fn schedule(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::loc::{Gpr, Xmm};
+    use crate::abi::loc::{Gpr, Vreg, Xmm, Xreg};
     use crate::abi::plan::Spot;
 
     /// Runs register steps on one number a register; in-place extension adds 1000.
@@ -106,6 +107,7 @@ mod tests {
         let index = |spot: Spot| match spot.reg().expect("a register") {
             Reg::Gpr(gpr) => usize::from(gpr.index()),
             Reg::Xmm(xmm) => 16 + usize::from(xmm.index()),
+            _ => unreachable!("amd64"),
         };
         for step in steps {
             match *step {
@@ -116,6 +118,7 @@ mod tests {
                     registers[index(to)] = registers[index(from)] + extension;
                 }
                 Step::SwapGpr(a, b) => registers.swap(index(a.into()), index(b.into())),
+                _ => unreachable!("the scheduler moves registers"),
             }
         }
     }
@@ -147,6 +150,7 @@ mod tests {
             let number = |r: Reg| match r {
                 Reg::Gpr(gpr) => usize::from(gpr.index()),
                 Reg::Xmm(xmm) => 16 + usize::from(xmm.index()),
+                _ => unreachable!("amd64"),
             };
             let mut registers: [u32; 32] = std::array::from_fn(|i| i as u32);
             run(&steps, &mut registers);
@@ -213,6 +217,40 @@ mod tests {
 
         let blocked = schedule(transfers.to_vec(), RegSet::EMPTY, &mut Vec::new());
         assert_eq!(blocked, Err(xmm(1)));
+    }
+
+    #[test]
+    fn a_saved_vector_register_keeps_its_width() {
+        let cycle = [(0, 1), (1, 0)].map(|(from, to)| Transfer {
+            from: xmm(from),
+            to: xmm(to),
+            width: Width::B32,
+            extend: Extend::None,
+        });
+        let mut steps = Vec::new();
+        schedule(cycle.to_vec(), RegSet::ALL_XMMS, &mut steps).expect("xmm2 is free");
+        let widths = steps.iter().map(|step| match step {
+            Step::Move { width, .. } => *width,
+            other => panic!("{other}"),
+        });
+        assert_eq!(widths.collect::<Vec<_>>(), [Width::B32; 3]);
+    }
+
+    #[test]
+    fn registers_of_aarch64_have_no_exchange() {
+        let cycle = [(0, 1), (1, 0)].map(|(from, to)| Transfer {
+            from: Xreg::new(from).into(),
+            to: Xreg::new(to).into(),
+            width: Width::B8,
+            extend: Extend::None,
+        });
+        let scratch = RegSet::EMPTY.with(Xreg::X16).with(Vreg::V31);
+        let mut steps = Vec::new();
+        schedule(cycle.to_vec(), scratch, &mut steps).expect("x16 is free");
+        let lines: Vec<String> = steps.iter().map(Step::to_string).collect();
+        assert_eq!(lines, ["x16 <- x1", "x1 <- x0", "x0 <- x16"]);
+        let blocked = schedule(cycle.to_vec(), RegSet::EMPTY, &mut Vec::new());
+        assert_eq!(blocked, Err(Xreg::X1.into()));
     }
 
     #[test]

@@ -1,30 +1,42 @@
-//! The parser of the text form of signatures.
+//! The parser of the text form of types and signatures.
 //!
 //! Grammar, with white space allowed between tokens:
 //!
 //! ```text
-//! signature = "fn" list [ "->" ( type | list ) ]
-//! list      = "(" [ type { "," type } [ "," ] ] ")"
-//! type      = "bool" | "i8" | ... | "ptr"
+//! signature = "fn" "(" params ")" [ "->" ( type | results ) ]
+//! params    = [ ( type | "..." ) { "," ( type | "..." ) } [ "," ] ]      at most one "..."
+//! results   = "(" [ type { "," type } [ "," ] ] ")"
+//! type      = "bool" | "i8" | ... | "map"                        all of `Type::NAMED`
+//!           | "complex" "<" ( "f32" | "f64" | "longdouble" ) ">"
+//!           | "[" type ";" number "]"
+//!           | ( "struct" | "union" ) { "packed" "(" number ")" | "align" "(" number ")" } fields
+//! fields    = "{" [ type { "," type } [ "," ] ] "}"
+//! number    = decimal digits, at most 4294967295
 //! ```
 //!
-//! This file never panics on any text, and every error says at which byte.
+//! The parameters behind `...` are the arguments of one call of a variadic function.
+//!
+//! This file never panics on any text, recurses no deeper than types may be nested, and every
+//! error says at which byte.
 
 use std::str::FromStr;
 
-use super::error::ParseError;
-use super::sig::{Signature, Type};
+use super::error::{ParseError, TypeError};
+use super::sig::Signature;
+use super::ty::{Float, MAX_TYPE_DEPTH, RecordSpec, Type};
 
 impl FromStr for Signature {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let mut tokens = Tokens { text, position: 0 };
+        let mut tokens = Tokens::new(text);
         tokens.expect("fn", "`fn`")?;
-        let params = tokens.list()?;
+        tokens.expect("(", "`(`")?;
+        let mut variadic_at = None;
+        let params = tokens.list(")", &mut variadic_at, &PARAMS)?;
         let results = if tokens.take("->") {
-            if tokens.peek() == "(" {
-                tokens.list()?
+            if tokens.take("(") {
+                tokens.list(")", &mut Some(0), &RESULTS)?
             } else {
                 vec![tokens.ty("a type or `(`")?]
             }
@@ -32,19 +44,64 @@ impl FromStr for Signature {
             Vec::new()
         };
         tokens.expect("", "`->` or the end")?;
-        Ok(Signature::new(params, results))
+        let signature = Signature::new(params, results);
+        Ok(match variadic_at {
+            Some(named) => signature.variadic_after(named),
+            None => signature,
+        })
     }
 }
+
+impl FromStr for Type {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let mut tokens = Tokens::new(text);
+        let ty = tokens.ty("a type")?;
+        tokens.expect("", "the end")?;
+        Ok(ty)
+    }
+}
+
+/// What a list says when something else stands there: in place of an item, and behind one.
+struct Expected {
+    item: &'static str,
+    next: &'static str,
+}
+
+const PARAMS: Expected = Expected {
+    item: "a type, `...` or `)`",
+    next: "`,` or `)`",
+};
+const MORE_PARAMS: Expected = Expected {
+    item: "a type or `)`",
+    next: "`,` or `)`",
+};
+const RESULTS: Expected = MORE_PARAMS;
+const FIELDS: Expected = Expected {
+    item: "a type or `}`",
+    next: "`,` or `}`",
+};
 
 /// The text that is still to be read.
 struct Tokens<'a> {
     text: &'a str,
     /// Byte offset of the next unread character. After `peek`, that of the next token.
     position: usize,
+    /// Composite types that are open.
+    depth: u32,
 }
 
 impl<'a> Tokens<'a> {
-    /// The next token: a word, `->`, any other single character, or `""` at the end.
+    fn new(text: &'a str) -> Self {
+        Tokens {
+            text,
+            position: 0,
+            depth: 0,
+        }
+    }
+
+    /// The next token: a word, `->`, `...`, any other single character, or `""` at the end.
     fn peek(&mut self) -> &'a str {
         let rest = self.text[self.position..].trim_start();
         self.position = self.text.len() - rest.len();
@@ -53,6 +110,7 @@ impl<'a> Tokens<'a> {
             None => 0,
             Some(c) if is_word(c) => rest.find(|c| !is_word(c)).unwrap_or(rest.len()),
             Some(_) if rest.starts_with("->") => 2,
+            Some(_) if rest.starts_with("...") => 3,
             Some(c) => c.len_utf8(),
         };
         &rest[..length]
@@ -85,136 +143,122 @@ impl<'a> Tokens<'a> {
         }
     }
 
-    /// A parenthesised list of types.
-    fn list(&mut self) -> Result<Vec<Type>, ParseError> {
-        self.expect("(", "`(`")?;
+    /// The types up to `close`. While `variadic_at` is `None`, `...` may stand among them; then it
+    /// becomes the number of types before it.
+    fn list(
+        &mut self,
+        close: &str,
+        variadic_at: &mut Option<usize>,
+        mut expected: &'static Expected,
+    ) -> Result<Vec<Type>, ParseError> {
         let mut types = Vec::new();
-        while !self.take(")") {
-            types.push(self.ty("a type or `)`")?);
-            if !self.take(",") && self.peek() != ")" {
-                return Err(self.unexpected("`,` or `)`"));
+        while !self.take(close) {
+            if variadic_at.is_none() && self.take("...") {
+                *variadic_at = Some(types.len());
+                expected = &MORE_PARAMS;
+            } else {
+                types.push(self.ty(expected.item)?);
+            }
+            if !self.take(",") && self.peek() != close {
+                return Err(self.unexpected(expected.next));
             }
         }
         Ok(types)
     }
 
+    /// A number, up to 32 bits.
+    fn number(&mut self) -> Result<u32, ParseError> {
+        let digits = self.peek();
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(self.unexpected("a decimal number"));
+        }
+        let number = digits.parse().map_err(|_| ParseError::NumberTooLarge {
+            position: self.position,
+            digits: digits.to_owned(),
+        })?;
+        self.position += digits.len();
+        Ok(number)
+    }
+
+    /// A number in parentheses.
+    fn argument(&mut self) -> Result<u32, ParseError> {
+        self.expect("(", "`(`")?;
+        let number = self.number()?;
+        self.expect(")", "`)`")?;
+        Ok(number)
+    }
+
     fn ty(&mut self, expected: &'static str) -> Result<Type, ParseError> {
         let name = self.peek();
-        if let Some(ty) = Type::ALL.into_iter().find(|ty| ty.name() == name) {
+        let start = self.position;
+        if let Some((_, ty)) = Type::NAMED.iter().find(|(known, _)| *known == name) {
             self.position += name.len();
-            Ok(ty)
-        } else if name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') {
-            Err(ParseError::UnknownType {
-                position: self.position,
-                name: name.to_owned(),
-            })
-        } else {
-            Err(self.unexpected(expected))
+            return Ok(ty.clone());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::abi::interp::Xorshift;
-
-    fn parse(text: &str) -> Result<Signature, ParseError> {
-        text.parse()
-    }
-
-    #[test]
-    fn spacing_and_optional_punctuation_do_not_matter() {
-        let expected = Signature::new([Type::I64, Type::F64], [Type::U8]);
-        for text in [
-            "fn(i64, f64) -> u8",
-            "fn(i64,f64)->u8",
-            " fn\t( i64 ,\n f64 , ) -> ( u8 ) ",
-            "fn(i64,f64,)->(u8,)",
-        ] {
-            assert_eq!(parse(text), Ok(expected.clone()), "{text:?}");
+        if !matches!(name, "complex" | "[" | "struct" | "union") {
+            return Err(
+                if name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') {
+                    ParseError::UnknownType {
+                        position: start,
+                        name: name.to_owned(),
+                    }
+                } else {
+                    self.unexpected(expected)
+                },
+            );
         }
-        let nothing = Signature::new([], []);
-        for text in ["fn()", "fn ( ) -> ( )", "fn()->()"] {
-            assert_eq!(parse(text), Ok(nothing.clone()), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn errors_say_where_and_what() {
-        let unexpected = |position, expected, found: &str| {
-            Err(ParseError::Unexpected {
-                position,
-                expected,
-                found: found.to_owned(),
-            })
+        self.position += name.len();
+        let at_start = |error| ParseError::Type {
+            position: start,
+            error,
         };
-        let unknown = |position, name: &str| {
-            Err(ParseError::UnknownType {
-                position,
-                name: name.to_owned(),
-            })
-        };
-        assert_eq!(parse(""), unexpected(0, "`fn`", ""));
-        assert_eq!(parse("  "), unexpected(2, "`fn`", ""));
-        assert_eq!(parse("fnx()"), unexpected(0, "`fn`", "fnx"));
-        assert_eq!(parse("fn"), unexpected(2, "`(`", ""));
-        assert_eq!(parse("fn i64"), unexpected(3, "`(`", "i64"));
-        assert_eq!(parse("fn("), unexpected(3, "a type or `)`", ""));
-        assert_eq!(parse("fn(,)"), unexpected(3, "a type or `)`", ","));
-        assert_eq!(parse("fn(i64 i64)"), unexpected(7, "`,` or `)`", "i64"));
-        assert_eq!(parse("fn(i64"), unexpected(6, "`,` or `)`", ""));
-        assert_eq!(parse("fn(int)"), unknown(3, "int"));
-        assert_eq!(parse("fn(é)"), unexpected(3, "a type or `)`", "é"));
-        assert_eq!(parse("fn() -> "), unexpected(8, "a type or `(`", ""));
-        assert_eq!(parse("fn() -> i6"), unknown(8, "i6"));
-        assert_eq!(parse("fn() - > i64"), unexpected(5, "`->` or the end", "-"));
-        assert_eq!(parse("fn() i64"), unexpected(5, "`->` or the end", "i64"));
-        assert_eq!(parse("fn()->i8 i8"), unexpected(9, "`->` or the end", "i8"));
-    }
-
-    #[test]
-    fn error_text() {
-        let message = |text| parse(text).expect_err("malformed").to_string();
-        assert_eq!(
-            message("fn(i64"),
-            "signature, byte 6: expected `,` or `)`, found the end of the text"
-        );
-        assert_eq!(
-            message("fn(int)"),
-            "signature, byte 3: there is no type `int`; use one of bool, i8, i16, i32, i64, u8, \
-             u16, u32, u64, isize, usize, f32, f64, ptr"
-        );
-    }
-
-    #[test]
-    fn random_signatures_round_trip() {
-        let mut rng = Xorshift::new(1);
-        for _ in 0..if cfg!(miri) { 10 } else { 200 } {
-            let mut types = |max: usize| -> Vec<Type> {
-                let n = rng.below(max + 1);
-                (0..n)
-                    .map(|_| Type::ALL[rng.below(Type::ALL.len())])
-                    .collect()
-            };
-            let signature = Signature::new(types(9), types(4));
-            assert_eq!(parse(&signature.to_string()), Ok(signature));
+        if self.depth == MAX_TYPE_DEPTH {
+            let limit = MAX_TYPE_DEPTH;
+            return Err(at_start(TypeError::TooDeep { limit }));
         }
-    }
-
-    #[test]
-    fn no_text_makes_the_parser_panic() {
-        let pieces = [
-            "fn", "(", ")", ",", "->", "-", ">", "i64", "é", " ", "\u{2003}", "_",
-        ];
-        let mut rng = Xorshift::new(2);
-        for _ in 0..if cfg!(miri) { 50 } else { 1000 } {
-            let text: String = (0..rng.below(9))
-                .map(|_| pieces[rng.below(pieces.len())])
-                .collect();
-            if let Err(error) = parse(&text) {
-                assert!(text.is_char_boundary(error.position()), "{text:?}");
+        self.depth += 1;
+        let ty = match name {
+            "complex" => {
+                self.expect("<", "`<`")?;
+                let float = match self.peek() {
+                    "f32" => Float::F32,
+                    "f64" => Float::F64,
+                    "longdouble" => Float::LongDouble,
+                    _ => return Err(self.unexpected("`f32`, `f64` or `longdouble`")),
+                };
+                self.position += self.peek().len();
+                self.expect(">", "`>`")?;
+                Type::Complex(float)
             }
-        }
+            "[" => {
+                let element = self.ty("a type")?;
+                self.expect(";", "`;`")?;
+                let length = self.number()?;
+                self.expect("]", "`]`")?;
+                Type::array(length, element).map_err(at_start)?
+            }
+            _ => {
+                let mut spec = RecordSpec::default();
+                loop {
+                    if spec.packed.is_none() && self.take("packed") {
+                        spec.packed = Some(self.argument()?);
+                    } else if spec.align.is_none() && self.take("align") {
+                        spec.align = Some(self.argument()?);
+                    } else {
+                        break;
+                    }
+                }
+                self.expect("{", "`packed`, `align` or `{`")?;
+                spec.fields = self.list("}", &mut Some(0), &FIELDS)?;
+                let record = if name == "struct" {
+                    spec.into_struct()
+                } else {
+                    spec.into_union()
+                };
+                record.map_err(at_start)?
+            }
+        };
+        self.depth -= 1;
+        Ok(ty)
     }
 }

@@ -23,8 +23,8 @@ use std::ptr;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{
-    Assignment, Convention, Gpr, Narrow, Pinned, Place, Reg, RegSet, Signature, Slots, Type, Value,
-    Xmm,
+    Assignment, Convention, Gpr, Narrow, Passing, Pinned, Place, Reg, RegSet, Signature, Slots,
+    Type, Value, Xmm,
 };
 use footbridge::jit::{Code, FrameClass, Jit, Ops};
 use footbridge::runtime::{EntryType, GoroutineClosure};
@@ -150,6 +150,7 @@ impl State {
         match register {
             Reg::Gpr(register) => self.gpr(register),
             Reg::Xmm(register) => self.xmm(register)[0],
+            other => panic!("not a register of this machine: {other:?}"),
         }
     }
 
@@ -161,6 +162,7 @@ impl State {
                 let [_, high] = self.xmm(register);
                 self.set_xmm(register, [value, high]);
             }
+            other => panic!("not a register of this machine: {other:?}"),
         }
     }
 }
@@ -435,13 +437,13 @@ impl Probe {
     /// The first result, without what is around it.
     pub fn result(&mut self, entry: &Assignment) -> u64 {
         let record = self.record();
-        let value = entry.results()[0];
-        let found = match value.place() {
+        let value = &entry.results()[0];
+        let found = match place_of(value) {
             Place::Reg(register) => record.after.reg(register),
             Place::Area(offset) => record.stack_after[offset as usize / 8] >> (offset % 8 * 8),
             other => panic!("a place that this test does not know: {other:?}"),
         };
-        found & mask(value.ty().size_bytes())
+        found & mask(value.layout().size_bytes)
     }
 
     /// The results that are not where `entry` has them.
@@ -506,10 +508,11 @@ pub fn may_change(convention: Convention) -> RegSet {
 
 /// What must be the same after a call.
 pub fn must_keep(convention: Convention) -> Vec<Change> {
-    let registers = RegSet::ALL.minus(may_change(convention));
+    let registers = RegSet::ALL_AMD64.minus(may_change(convention));
     let registers = registers.iter().map(|register| match register {
         Reg::Gpr(register) => Change::Gpr(register),
         Reg::Xmm(register) => Change::Xmm(register),
+        other => panic!("not a register of this machine: {other:?}"),
     });
     registers
         .chain([
@@ -519,6 +522,22 @@ pub fn must_keep(convention: Convention) -> Vec<Change> {
             Change::X87Stack,
         ])
         .collect()
+}
+
+/// Where a scalar is.
+pub fn place_of(value: &Value) -> Place {
+    match value.passing() {
+        Passing::Parts(parts) if parts.len() == 1 => parts[0].place,
+        Passing::Area(offset) => Place::Area(*offset),
+        other => panic!("not a scalar: {other:?}"),
+    }
+}
+
+/// Bytes of a scalar.
+pub fn scalar_bytes(ty: &Type) -> u32 {
+    let signature = Signature::new([ty.clone()], []);
+    let assignment = Convention::SystemV.assign(&signature).expect("a scalar");
+    assignment.params()[0].layout().size_bytes
 }
 
 /// Bits that are the value's own, and how wide what is checked is.
@@ -531,8 +550,8 @@ fn mask(bytes: u32) -> u64 {
 }
 
 /// The low 32 bits that a narrow integer extends to.
-fn extended(ty: Type, bits: u64) -> u64 {
-    let unused = 64 - ty.size_bytes() * 8;
+fn extended(ty: &Type, bits: u64) -> u64 {
+    let unused = 64 - scalar_bytes(ty) * 8;
     let wide = if ty.is_signed() {
         ((bits << unused) as i64 >> unused) as u64
     } else {
@@ -544,13 +563,13 @@ fn extended(ty: Type, bits: u64) -> u64 {
 /// How many low bytes of a value's place mean something, and what they are.
 fn meaning(value: &Value, bits: u64, assignment: &Assignment) -> (u32, u64) {
     let ty = value.ty();
-    let narrow_int = matches!(ty.size_bytes(), 1 | 2);
+    let narrow_int = matches!(scalar_bytes(ty), 1 | 2);
     let extends = assignment.narrow() == Narrow::ExtendedTo32
-        && (matches!(value.place(), Place::Reg(_)) || assignment.slots() == Slots::Whole);
+        && (matches!(place_of(value), Place::Reg(_)) || assignment.slots() == Slots::Whole);
     if narrow_int && extends {
         (4, extended(ty, bits))
     } else {
-        (ty.size_bytes(), bits & mask(ty.size_bytes()))
+        (scalar_bytes(ty), bits & mask(scalar_bytes(ty)))
     }
 }
 
@@ -558,7 +577,7 @@ fn meaning(value: &Value, bits: u64, assignment: &Assignment) -> (u32, u64) {
 fn put(value: &Value, bits: u64, assignment: &Assignment, state: &mut State, stack: &mut [u64]) {
     let (bytes, bits) = meaning(value, bits, assignment);
     let merge = |old: u64| old & !mask(bytes) | bits;
-    match value.place() {
+    match place_of(value) {
         Place::Reg(register) => state.set_reg(register, merge(state.reg(register))),
         Place::Area(offset) => {
             let offset = offset as usize;
@@ -573,7 +592,7 @@ fn put(value: &Value, bits: u64, assignment: &Assignment, state: &mut State, sta
 /// Whether a value is in its place.
 fn holds(value: &Value, bits: u64, assignment: &Assignment, state: &State, stack: &[u64]) -> bool {
     let (bytes, bits) = meaning(value, bits, assignment);
-    let found = match value.place() {
+    let found = match place_of(value) {
         Place::Reg(register) => state.reg(register),
         Place::Area(offset) => stack[offset as usize / 8] >> (offset % 8 * 8),
         other => panic!("a place that this test does not know: {other:?}"),
@@ -584,19 +603,19 @@ fn holds(value: &Value, bits: u64, assignment: &Assignment, state: &State, stack
 /// Values for the parameters or results of a call: different ones, with the sign bit set in
 /// every second.
 pub fn values(types: &[Type], seed: u64) -> Vec<u64> {
-    let value = |(n, &ty): (usize, &Type)| {
+    let value = |(n, ty): (usize, &Type)| {
         let bits = pattern(seed, 0x400 + n as u64);
-        let low = ty.size_bytes() * 8;
+        let low = scalar_bytes(ty) * 8;
         let sign = 1 << (low - 1);
         let bits = if n % 2 == 0 {
             bits | sign
         } else {
             bits & !sign
         };
-        if ty == Type::Bool {
+        if *ty == Type::Bool {
             (n as u64 + seed) & 1
         } else {
-            bits & mask(ty.size_bytes())
+            bits & mask(scalar_bytes(ty))
         }
     };
     types.iter().enumerate().map(value).collect()
@@ -649,7 +668,7 @@ impl Capture {
                 &mut exit.exit_stack,
             );
         }
-        let kept = RegSet::ALL.minus(may_change(convention));
+        let kept = RegSet::ALL_AMD64.minus(may_change(convention));
         let at = |offset: usize| offset as i32;
         let (entry, at_exit) = (
             at(offset_of!(Visit, at_entry)),
@@ -766,6 +785,7 @@ impl Capture {
             let (held, expected) = match register {
                 Reg::Gpr(register) => ([found.gpr(register), 0], Change::Gpr(register)),
                 Reg::Xmm(register) => (found.xmm(register), Change::Xmm(register)),
+                other => panic!("not a register of this machine: {other:?}"),
             };
             let right = match what {
                 Pinned::Goroutine => held[0] == g,
@@ -792,7 +812,7 @@ impl Capture {
     /// The place of the last parameter, at the last entry. It is eight bytes wide.
     pub fn last_param(&self) -> u64 {
         let value = self.assignment.params().last().expect("it has a parameter");
-        match value.place() {
+        match place_of(value) {
             Place::Reg(register) => self.at_entry().reg(register),
             Place::Area(offset) => self.argument_area()[offset as usize / 8],
             other => panic!("a place that this test does not know: {other:?}"),

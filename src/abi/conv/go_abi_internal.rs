@@ -1,89 +1,119 @@
-//! Go's ABIInternal on amd64.
+//! Go's ABIInternal, on amd64 and AArch64.
 //!
 //! Source: `cmd/compile/abi-internal.md` of Go 1.27, checked against the compiler's own analysis
 //! (`cmd/compile/internal/abi/abiutils.go`) in `tests/abi.rs`.
 
-use super::{ConvSpec, Convention, Narrow, Pinned, Slots};
-use crate::abi::assign::{Area, Assignment, RegQueue, Value};
+use super::{ConvSpec, Convention, Narrow, Pinned, Slots, registers};
+use crate::abi::assign::{Area, Assignment, Part, Passing, RegQueue, Value};
 use crate::abi::error::{AssignError, ValueIndex};
-use crate::abi::loc::{Gpr, Reg, RegSet, Xmm};
+use crate::abi::layout::Language;
+use crate::abi::loc::{Arch, Gpr, Reg, RegClass, RegSet, Xmm, Xreg};
 use crate::abi::sig::Signature;
+use crate::abi::ty::Type;
 
 /// `cmd/compile/abi-internal.md`, "amd64 architecture": results use the parameters' sequence.
-const INTS: &[Gpr] = &[
-    Gpr::RAX,
-    Gpr::RBX,
-    Gpr::RCX,
-    Gpr::RDI,
-    Gpr::RSI,
-    Gpr::R8,
-    Gpr::R9,
-    Gpr::R10,
-    Gpr::R11,
-];
+const AMD64_INTS: &[Reg] = registers![Gpr: RAX, RBX, RCX, RDI, RSI, R8, R9, R10, R11];
 
 /// The same for floats: X0 to X14.
-const FLOATS: &[Xmm] = &[
-    Xmm::XMM0,
-    Xmm::XMM1,
-    Xmm::XMM2,
-    Xmm::XMM3,
-    Xmm::XMM4,
-    Xmm::XMM5,
-    Xmm::XMM6,
-    Xmm::XMM7,
-    Xmm::XMM8,
-    Xmm::XMM9,
-    Xmm::XMM10,
-    Xmm::XMM11,
-    Xmm::XMM12,
-    Xmm::XMM13,
-    Xmm::XMM14,
+const AMD64_FLOATS: &[Reg] = registers![
+    Xmm: XMM0, XMM1, XMM2, XMM3, XMM4, XMM5, XMM6, XMM7, XMM8, XMM9, XMM10, XMM11, XMM12, XMM13,
+    XMM14,
 ];
 
 // All facts without a remark: `cmd/compile/abi-internal.md`, "amd64 architecture".
-pub(super) static SPEC: ConvSpec = ConvSpec {
+pub(super) static AMD64: ConvSpec = ConvSpec {
     name: "GoAbiInternal",
-    int_args: INTS,
-    float_args: FLOATS,
-    int_results: INTS,
-    float_results: FLOATS,
+    arch: Arch::Amd64,
+    language: Language::Go,
+    int_args: AMD64_INTS,
+    float_args: AMD64_FLOATS,
+    int_results: AMD64_INTS,
+    float_results: AMD64_FLOATS,
     // The frame pointer, and nothing else: `obj/x86/obj6.go`, preprocess.
-    preserved: RegSet::of_gprs(&[Gpr::RBP]),
+    preserved: RegSet::of(registers![Gpr: RBP]),
+    preserved_low64: RegSet::EMPTY,
     pinned: &[
         (Reg::Gpr(Gpr::R14), Pinned::Goroutine),
         (Reg::Xmm(Xmm::XMM15), Pinned::Zero),
     ],
-    context: Some(Gpr::RDX),
+    reserved: RegSet::EMPTY,
+    context: Some(Reg::Gpr(Gpr::RDX)),
     stack_align_bytes: 8,
+    base_off_bytes: 8,
     red_zone_bytes: 0,
+    caller_below_bytes: 0,
+    copy_align_bytes: 8,
     // "Function call argument and result passing": the upper bits are unspecified, both ways.
     narrow: Narrow::Garbage,
     slots: Slots::Exact,
     classify,
 };
 
-/// "Function call argument and result passing" for scalars, in the document's order: parameters
-/// that find a register, each with a slot in the spill area; the others on the stack, packed
-/// with natural alignment; then, from the next word, the results that found no register; then, from
-/// the next word, the spill area.
+/// "arm64 architecture": R0 to R15.
+const AARCH64_INTS: &[Reg] = registers![
+    Xreg: X0, X1, X2, X3, X4, X5, X6, X7, X8, X9, X10, X11, X12, X13, X14, X15,
+];
+
+/// F0 to F15.
+const AARCH64_FLOATS: &[Reg] = registers![
+    Vreg: V0, V1, V2, V3, V4, V5, V6, V7, V8, V9, V10, V11, V12, V13, V14, V15,
+];
+
+// All facts without a remark: `cmd/compile/abi-internal.md`, "arm64 architecture".
+pub(super) static AARCH64: ConvSpec = ConvSpec {
+    name: "GoAbiInternalAarch64",
+    arch: Arch::Aarch64,
+    language: Language::Go,
+    int_args: AARCH64_INTS,
+    float_args: AARCH64_FLOATS,
+    int_results: AARCH64_INTS,
+    float_results: AARCH64_FLOATS,
+    preserved: RegSet::of(registers![Xreg: X29]),
+    preserved_low64: RegSet::EMPTY,
+    pinned: &[(Reg::Xreg(Xreg::X28), Pinned::Goroutine)],
+    reserved: RegSet::of(registers![Xreg: X18]),
+    context: Some(Reg::Xreg(Xreg::X26)),
+    stack_align_bytes: 16,
+    // The word at the stack pointer is the caller's saved link register: FixedFrameSize of
+    // `cmd/internal/sys/arch.go`.
+    base_off_bytes: 8,
+    red_zone_bytes: 0,
+    // The caller's saved frame pointer: `obj/arm64/obj7.go`, preprocess.
+    caller_below_bytes: 8,
+    copy_align_bytes: 8,
+    narrow: Narrow::Garbage,
+    slots: Slots::Exact,
+    classify,
+};
+
+/// "Function call argument and result passing", in the document's order: parameters that find
+/// registers, each with a home in the spill area; the others on the stack, packed with natural
+/// alignment; then, from the next word, the results that found no registers; then, from the next
+/// word, the spill area.
 ///
-/// A value that finds no register takes none, and later ones may still use what is left.
+/// A value that does not find registers for all of its parts takes none, and later ones may still
+/// use what is left.
 fn classify(convention: Convention, signature: &Signature) -> Result<Assignment, AssignError> {
     let spec = convention.spec();
     let mut stack = Area::new(convention);
     let mut spill = Area::new(convention);
+    let on_stack = |stack: &mut Area, index, ty: &Type| {
+        let layout = ty.layout(Language::Go);
+        let offset = stack.push(index, ty, layout.size_bytes, layout.align_bytes)?;
+        Ok(Value::new(ty, Language::Go, Passing::Area(offset)))
+    };
 
     let mut registers = RegQueue::new(spec.int_args, spec.float_args);
     let mut params = Vec::with_capacity(signature.params().len());
-    for (index, &ty) in signature.params().iter().enumerate() {
-        let (index, size, align) = (ValueIndex::Param(index), ty.size_bytes(), ty.align_bytes());
-        params.push(match registers.take(ty.class()) {
-            Some(register) => {
-                let home = spill.push(index, ty, size, align)?;
-                Value::in_reg_with_home(ty, register, home)
+    for (index, ty) in signature.params().iter().enumerate() {
+        let index = ValueIndex::Param(index);
+        params.push(match in_registers(ty, &mut registers) {
+            Some(parts) => {
+                let layout = ty.layout(Language::Go);
+                let home = spill.push(index, ty, layout.size_bytes, layout.align_bytes)?;
+                Value::new(ty, Language::Go, Passing::Parts(parts)).with_home(home)
             }
-            None => Value::in_area(ty, stack.push(index, ty, size, align)?),
+            None => on_stack(&mut stack, index, ty)?,
         });
     }
     let args_bytes = stack.end();
@@ -92,11 +122,10 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
 
     let mut registers = RegQueue::new(spec.int_results, spec.float_results);
     let mut results = Vec::with_capacity(signature.results().len());
-    for (index, &ty) in signature.results().iter().enumerate() {
-        let (index, size, align) = (ValueIndex::Result(index), ty.size_bytes(), ty.align_bytes());
-        results.push(match registers.take(ty.class()) {
-            Some(register) => Value::in_reg(ty, register),
-            None => Value::in_area(ty, stack.push(index, ty, size, align)?),
+    for (index, ty) in signature.results().iter().enumerate() {
+        results.push(match in_registers(ty, &mut registers) {
+            Some(parts) => Value::new(ty, Language::Go, Passing::Parts(parts)),
+            None => on_stack(&mut stack, ValueIndex::Result(index), ty)?,
         });
     }
     let results_bytes = stack.end() - results_off;
@@ -105,20 +134,66 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
 
     Ok(Assignment {
         convention: Some(convention),
+        language: Language::Go,
         params,
         results,
+        result_pointer: None,
+        vector_count: None,
         args_bytes,
         results_off,
         results_bytes,
         spill_off: stack.end(),
         spill_bytes: spill.end(),
+        total_bytes: stack.end() + spill.end(),
+        area_align_bytes: stack.align(),
     })
+}
+
+/// A register for each part of a value; `None` if there are too few, or if the value is one that
+/// never is in registers. Then no register is taken.
+fn in_registers(ty: &Type, registers: &mut RegQueue) -> Option<Vec<Part>> {
+    // "If T has size 0": such values are on the stack.
+    if ty.layout(Language::Go).size_bytes == 0 || !is_assignable(ty) {
+        return None;
+    }
+    let mut left = registers.clone();
+    let mut parts = Some(Vec::new());
+    ty.each_leaf(Language::Go, 0, &mut |offset, leaf| {
+        let class = match leaf {
+            Type::F32 | Type::F64 => RegClass::Vector,
+            _ => RegClass::General,
+        };
+        let size = leaf.layout(Language::Go).size_bytes;
+        let register = left.take(class);
+        if let (Some(parts), Some(register)) = (&mut parts, register) {
+            parts.push(Part::new(register, offset, size));
+        } else {
+            parts = None;
+        }
+    });
+    if parts.is_some() {
+        *registers = left;
+    }
+    parts
+}
+
+/// "If T is an array type of length > 1: fail", at any level.
+fn is_assignable(ty: &Type) -> bool {
+    match ty {
+        Type::Array(array) => match array.length() {
+            0 => true,
+            1 => is_assignable(array.element()),
+            _ => false,
+        },
+        Type::Struct(record) => record.spec().fields.iter().all(is_assignable),
+        _ => true,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::sig::Type;
+    use crate::abi::ty::Type;
 
     fn assign(text: &str) -> Assignment {
         let signature: Signature = text.parse().expect("a signature");
@@ -151,7 +226,10 @@ mod tests {
             values
                 .iter()
                 .skip(9)
-                .map(|v| v.place().to_string())
+                .map(|v| match (v.passing(), v.parts()) {
+                    (Passing::Area(offset), _) => format!("[arg+{offset}]"),
+                    (_, parts) => parts[0].to_string(),
+                })
                 .collect()
         };
         assert_eq!(
@@ -182,7 +260,7 @@ mod tests {
 
     #[test]
     fn sets() {
-        let volatile = SPEC.volatile();
+        let volatile = AMD64.volatile();
         for register in [Gpr::RBP, Gpr::RSP, Gpr::R14] {
             assert!(!volatile.contains(register), "{register}");
         }

@@ -3,39 +3,42 @@
 //! Source: System V Application Binary Interface, AMD64 Architecture Processor Supplement
 //! (psABI), version 1.0; the sections are cited below. What the document leaves open and
 //! compilers rely on is marked as such.
+//!
+//! 256- and 512-bit vectors are where they are between functions that are compiled for AVX and
+//! AVX-512. Compilers pass them in memory otherwise, and warn.
 
-use super::{ConvSpec, Convention, Narrow, Slots};
-use crate::abi::assign::{Area, Assignment, RegQueue, Value};
+use super::{ConvSpec, Convention, Narrow, Slots, registers};
+use crate::abi::assign::{Area, Assignment, Part, Passing, Place, RegQueue, ResultPointer, Value};
 use crate::abi::error::{AssignError, ValueIndex};
-use crate::abi::loc::{Gpr, RegSet, Xmm};
+use crate::abi::layout::Language;
+use crate::abi::loc::{Arch, Gpr, Reg, RegClass, RegSet};
 use crate::abi::sig::Signature;
+use crate::abi::ty::{Float, Type};
 
 pub(super) static SPEC: ConvSpec = ConvSpec {
     name: "SystemV",
+    arch: Arch::Amd64,
+    language: Language::C,
     // psABI 3.2.3, "Passing", and Figure 3.4.
-    int_args: &[Gpr::RDI, Gpr::RSI, Gpr::RDX, Gpr::RCX, Gpr::R8, Gpr::R9],
-    float_args: &[
-        Xmm::XMM0,
-        Xmm::XMM1,
-        Xmm::XMM2,
-        Xmm::XMM3,
-        Xmm::XMM4,
-        Xmm::XMM5,
-        Xmm::XMM6,
-        Xmm::XMM7,
-    ],
-    // psABI 3.2.3, "Returning of Values". A scalar takes the first one of its class.
-    int_results: &[Gpr::RAX, Gpr::RDX],
-    float_results: &[Xmm::XMM0, Xmm::XMM1],
+    int_args: registers![Gpr: RDI, RSI, RDX, RCX, R8, R9],
+    float_args: registers![Xmm: XMM0, XMM1, XMM2, XMM3, XMM4, XMM5, XMM6, XMM7],
+    // psABI 3.2.3, "Returning of Values".
+    int_results: registers![Gpr: RAX, RDX],
+    float_results: registers![Xmm: XMM0, XMM1],
     // psABI 3.2.1 and Figure 3.4. No vector register is preserved.
-    preserved: RegSet::of_gprs(&[Gpr::RBX, Gpr::RBP, Gpr::R12, Gpr::R13, Gpr::R14, Gpr::R15]),
+    preserved: RegSet::of(registers![Gpr: RBX, RBP, R12, R13, R14, R15]),
+    preserved_low64: RegSet::EMPTY,
     pinned: &[],
+    reserved: RegSet::EMPTY,
     // Figure 3.4 gives r10 to languages with static chains; no C function pointer has one.
     context: None,
     // psABI 3.2.2: the end of the argument area is 16-byte aligned at a call.
     stack_align_bytes: 16,
+    base_off_bytes: 8,
     // psABI 3.2.2.
     red_zone_bytes: 128,
+    caller_below_bytes: 0,
+    copy_align_bytes: 8,
     // psABI 3.2.3 fixes only _Bool, and only to 8 bits. clang and rustc mark narrow values
     // signext or zeroext on both sides and their callees rely on it; gcc extends too.
     narrow: Narrow::ExtendedTo32,
@@ -44,61 +47,225 @@ pub(super) static SPEC: ConvSpec = ConvSpec {
     classify,
 };
 
-/// psABI 3.2.3 for scalars, which are all of class INTEGER or SSE: the next register of the
-/// class, otherwise the next eightbyte of the stack. The classes do not depend on each other, and a
-/// value on the stack does not stop later ones of the other class from using registers.
-fn classify(convention: Convention, signature: &Signature) -> Result<Assignment, AssignError> {
-    let spec = convention.spec();
+/// psABI 3.2.3, "Classification": the class of an eightbyte; `Empty` is NO_CLASS. COMPLEX_X87 is not here, because
+/// only a whole value has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Class {
+    Empty,
+    Integer,
+    Sse,
+    SseUp,
+    X87,
+    X87Up,
+    Memory,
+}
 
-    let mut registers = RegQueue::new(spec.int_args, spec.float_args);
-    let mut area = Area::new(convention);
-    let mut params = Vec::with_capacity(signature.params().len());
-    for (index, &ty) in signature.params().iter().enumerate() {
-        params.push(match registers.take(ty.class()) {
-            Some(register) => Value::in_reg(ty, register),
-            None => {
-                let offset = area.push(ValueIndex::Param(index), ty, 8, 8)?;
-                Value::in_area(ty, offset)
-            }
-        });
+impl Class {
+    /// psABI 3.2.3, "Classification", rule 4.
+    fn merge(self, other: Class) -> Class {
+        use Class::{Empty, Integer, Memory, Sse, X87, X87Up};
+        match (self, other) {
+            (a, b) if a == b => a,
+            (Empty, class) | (class, Empty) => class,
+            (Memory, _) | (_, Memory) => Memory,
+            (Integer, _) | (_, Integer) => Integer,
+            (X87 | X87Up, _) | (_, X87 | X87Up) => Memory,
+            _ => Sse,
+        }
     }
 
-    let mut registers = RegQueue::new(spec.int_results, spec.float_results);
-    let results = match *signature.results() {
+    /// The classes of the eightbytes of a type that has no parts.
+    fn of_leaf(leaf: &Type) -> &'static [Class] {
+        use Class::{Integer, Sse, SseUp, X87, X87Up};
+        const VECTOR: [Class; 8] = [Sse, SseUp, SseUp, SseUp, SseUp, SseUp, SseUp, SseUp];
+        match leaf {
+            Type::F32 | Type::F64 => &VECTOR[..1],
+            Type::Vector(width) => &VECTOR[..width.bytes() as usize / 8],
+            Type::LongDouble => &[X87, X87Up],
+            Type::I128 | Type::U128 => &[Integer, Integer],
+            _ => &[Integer],
+        }
+    }
+}
+
+/// The classes of a value of at most eight eightbytes; `None` is class MEMORY.
+fn eightbytes(ty: &Type) -> Option<Vec<Class>> {
+    let size = ty.layout(Language::C).size_bytes;
+    // Rule 1.
+    if size > 64 {
+        return None;
+    }
+    // Rules 3 and 4, for all levels at once: merging is associative, up to MEMORY, which the
+    // post-merger step gives to the whole anyway. A field that is not aligned as its type asks is
+    // rule 1; gcc and clang look at the parts of complex numbers there.
+    let mut classes = vec![Class::Empty; size.div_ceil(8) as usize];
+    let mut unaligned = false;
+    ty.each_leaf(Language::C, 0, &mut |offset, leaf| {
+        unaligned |= offset % leaf.layout(Language::C).align_bytes != 0;
+        let first = offset as usize / 8;
+        for (class, leaf) in classes[first..].iter_mut().zip(Class::of_leaf(leaf)) {
+            *class = class.merge(*leaf);
+        }
+    });
+    // Rule 5, the post-merger step.
+    if unaligned || classes.contains(&Class::Memory) {
+        return None;
+    }
+    for i in 0..classes.len() {
+        let before = i.checked_sub(1).map(|before| classes[before]);
+        if classes[i] == Class::X87Up && before != Some(Class::X87) {
+            return None;
+        }
+    }
+    if let [first, others @ ..] = &*classes
+        && others.len() >= 2
+        && (*first != Class::Sse || others.iter().any(|class| *class != Class::SseUp))
+    {
+        return None;
+    }
+    for i in 0..classes.len() {
+        let before = i.checked_sub(1).map(|before| classes[before]);
+        if classes[i] == Class::SseUp && !matches!(before, Some(Class::Sse | Class::SseUp)) {
+            classes[i] = Class::Sse;
+        }
+    }
+    Some(classes)
+}
+
+/// Gives each eightbyte the next register of its class. `None` if there are too few; then none
+/// is taken.
+fn in_registers(ty: &Type, classes: &[Class], registers: &mut RegQueue) -> Option<Vec<Part>> {
+    let size = ty.layout(Language::C).size_bytes;
+    let mut left = registers.clone();
+    let mut parts: Vec<Part> = Vec::new();
+    for (class, off) in classes.iter().zip((0..).step_by(8)) {
+        let bytes = (size - off).min(8);
+        let mut take = |class| Some(Part::new(left.take(class)?, off, bytes));
+        match class {
+            Class::Integer => parts.push(take(RegClass::General)?),
+            Class::Sse => parts.push(take(RegClass::Vector)?),
+            Class::SseUp | Class::X87Up => {
+                let last = parts.last_mut();
+                last.expect("the post-merger step leaves it behind another class")
+                    .size += bytes;
+            }
+            Class::X87 => parts.push(Part {
+                place: Place::X87(0),
+                off,
+                size: bytes,
+            }),
+            Class::Empty => {}
+            Class::Memory => unreachable!("the post-merger step"),
+        }
+    }
+    *registers = left;
+    Some(parts)
+}
+
+/// psABI 3.2.3: a value takes registers for all of its eightbytes, or none and the next
+/// eightbytes of the stack. The classes of registers do not depend on each other, and a value on
+/// the stack does not stop later ones from using registers.
+fn classify(convention: Convention, signature: &Signature) -> Result<Assignment, AssignError> {
+    let spec = convention.spec();
+    let value = |ty, passing| Value::new(ty, Language::C, passing);
+    let mut registers = RegQueue::new(spec.int_args, spec.float_args);
+
+    // "Returning of Values". The address of a result in memory is a first parameter.
+    let mut result_pointer = None;
+    let results = match signature.results() {
         [] => Vec::new(),
-        [ty] => {
-            let register = registers
-                .take(ty.class())
-                .expect("there is a result register of each class");
-            vec![Value::in_reg(ty, register)]
-        }
-        [_, ty, ..] => {
-            return Err(AssignError::OneResult {
-                convention,
-                index: 1,
-                ty,
-            });
-        }
+        [ty, ..] => vec![value(
+            ty,
+            classify_result(spec, ty).unwrap_or_else(|| {
+                let place = Place::Reg(registers.take(RegClass::General).expect("the first one"));
+                result_pointer = Some(ResultPointer {
+                    place,
+                    returned: Some(Reg::Gpr(Gpr::RAX)),
+                });
+                Passing::Reference(place)
+            }),
+        )],
     };
 
+    let mut area = Area::new(convention);
+    let mut params = Vec::with_capacity(signature.params().len());
+    for (index, ty) in signature.params().iter().enumerate() {
+        let layout = ty.layout(Language::C);
+        // Figure 3.4 and the text before it: unnamed __m256 and __m512 are in memory; compilers
+        // do the same with structs of nothing else.
+        let in_memory = |classes: &Vec<Class>| {
+            classes.contains(&Class::X87) || signature.is_unnamed(index) && classes.len() > 2
+        };
+        let classes = eightbytes(ty).filter(|classes| !in_memory(classes));
+        let is_complex_x87 = *ty == Type::Complex(Float::LongDouble);
+        let parts = classes
+            .filter(|_| !is_complex_x87)
+            .and_then(|classes| in_registers(ty, &classes, &mut registers));
+        params.push(value(
+            ty,
+            match parts {
+                _ if layout.size_bytes == 0 => Passing::Nothing,
+                Some(parts) => Passing::Parts(parts),
+                None => {
+                    let size = layout.size_bytes.next_multiple_of(8);
+                    let index = ValueIndex::Param(index);
+                    Passing::Area(area.push(index, ty, size, layout.align_bytes.max(8))?)
+                }
+            },
+        ));
+    }
     let args_bytes = area.end();
+    area.align_to(8);
+    // "%al is used to indicate the number of vector arguments passed to a function requiring a
+    // variable number of arguments".
+    let vectors = spec.float_args.len() - registers.left(RegClass::Vector);
+    let vector_count = signature
+        .named_params()
+        .map(|_| (Reg::Gpr(Gpr::RAX), vectors as u8));
+
     Ok(Assignment {
         convention: Some(convention),
+        language: Language::C,
         params,
         results,
+        result_pointer,
+        vector_count,
         args_bytes,
-        results_off: args_bytes,
+        results_off: area.end(),
         results_bytes: 0,
-        spill_off: args_bytes,
+        spill_off: area.end(),
         spill_bytes: 0,
+        total_bytes: area.end(),
+        area_align_bytes: area.align(),
     })
+}
+
+/// The registers of a result; `None` is class MEMORY.
+fn classify_result(spec: &'static ConvSpec, ty: &Type) -> Option<Passing> {
+    if ty.layout(Language::C).size_bytes == 0 {
+        return Some(Passing::Nothing);
+    }
+    // Class COMPLEX_X87: the real part in st0, the imaginary part in st1.
+    if *ty == Type::Complex(Float::LongDouble) {
+        let parts = (0..2_u8).map(|i| Part {
+            place: Place::X87(i),
+            off: u32::from(i) * 16,
+            size: 16,
+        });
+        return Some(Passing::Parts(parts.collect()));
+    }
+    let mut registers = RegQueue::new(spec.int_results, spec.float_results);
+    let parts = in_registers(ty, &eightbytes(ty)?, &mut registers);
+    Some(Passing::Parts(parts.expect(
+        "at most two eightbytes are not SSEUP, and there are two registers of each class",
+    )))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::abi::assign::MAX_AREA_BYTES;
-    use crate::abi::sig::Type;
+    use crate::abi::ty::Type;
 
     fn assign(text: &str) -> Assignment {
         let signature: Signature = text.parse().expect("a signature");

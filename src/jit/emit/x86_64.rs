@@ -5,11 +5,14 @@
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 
-use crate::abi::{Extend, Gpr, Plan, Spot, Step, Width, Xmm};
-use crate::jit::{Arena, Ops};
+use crate::abi::{Extend, Gpr, Plan, Reg, Spot, Step, Width, Xmm};
+use crate::jit::{Arena, JitError, Ops};
 
 /// `call rel32` reaches so far, less the size of the largest stub.
 const REACH_BYTES: usize = (1 << 31) - (2 << 20);
+
+/// The smallest guard below a stack.
+const PAGE_BYTES: i32 = 4096;
 
 /// A base register and a displacement.
 #[derive(Clone, Copy)]
@@ -22,12 +25,14 @@ pub(crate) struct Areas {
     pub(crate) target: Base,
     pub(crate) entry_result: Base,
     pub(crate) target_result: Base,
+    pub(crate) stage: Base,
 }
 
 /// Emits one stub.
 pub(crate) struct Emitter<'a> {
     pub(crate) ops: &'a mut Ops,
-    arena: &'static Arena,
+    /// Where the code will be; `None` when steps are only tried.
+    arena: Option<&'static Arena>,
     /// Addresses behind the code, for calls that reach no other way.
     cells: Vec<(DynamicLabel, usize)>,
     /// Where code goes that needs a goroutine and has none.
@@ -38,7 +43,7 @@ impl<'a> Emitter<'a> {
     pub(crate) fn new(ops: &'a mut Ops, arena: &'static Arena) -> Self {
         Self {
             ops,
-            arena,
+            arena: Some(arena),
             cells: Vec::new(),
             no_goroutine: None,
         }
@@ -55,15 +60,24 @@ impl<'a> Emitter<'a> {
         dynasm!(self.ops; .arch x64; leave; ret);
     }
 
-    /// Makes room for an outgoing area of a multiple of 16 bytes, and aligns rsp to 16 if it may
-    /// not be so.
-    pub(crate) fn outgoing_area(&mut self, bytes: u32, entry_align_bytes: u32) {
-        let bytes = bytes as i32;
+    /// Makes room for the areas of a plan, and aligns rsp to what they need if it may not be so:
+    /// it is a multiple of `entry_align_bytes` before.
+    pub(crate) fn outgoing_area(&mut self, plan: &Plan, entry_align_bytes: u32) {
+        let mut bytes = plan.frame_bytes() as i32;
+        // No page is skipped: the next one may be the guard.
+        while bytes > PAGE_BYTES {
+            dynasm!(self.ops; .arch x64; sub rsp, PAGE_BYTES; test [rsp], rsp);
+            bytes -= PAGE_BYTES;
+        }
         if bytes > 0 {
             dynasm!(self.ops; .arch x64; sub rsp, bytes);
         }
-        if entry_align_bytes < 16 {
-            dynasm!(self.ops; .arch x64; and rsp, -16);
+        let align = plan.frame_align_bytes() as i32;
+        if align > 64 {
+            dynasm!(self.ops; .arch x64; test [rsp], rsp);
+        }
+        if entry_align_bytes < plan.frame_align_bytes() {
+            dynasm!(self.ops; .arch x64; and rsp, -align);
         }
     }
 
@@ -101,7 +115,7 @@ impl<'a> Emitter<'a> {
 
     /// A cell behind the code that holds the address, unless `rel32` reaches it.
     fn cell_for(&mut self, target: usize) -> Option<DynamicLabel> {
-        let memory = self.arena.memory();
+        let memory = self.arena.expect("only moves are tried").memory();
         let (low, high) = (memory.base(), memory.base() + memory.size());
         if target.abs_diff(low).max(target.abs_diff(high)) < REACH_BYTES {
             return None;
@@ -119,23 +133,50 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Emits the steps of one half of a plan.
+    /// Emits the steps of one half of a plan that [`check`] has accepted.
     pub(crate) fn steps(&mut self, steps: &[Step], areas: &Areas, context: u64) {
         for &step in steps {
-            match step {
-                Step::SwapGpr(a, b) => {
-                    dynasm!(self.ops; .arch x64; xchg Rq(a), Rq(b));
-                }
-                Step::Move {
-                    from,
-                    to,
-                    width,
-                    extend,
-                } => {
-                    self.one_move(from, to, width, extend, areas, context);
-                }
+            let emitted = self.step(step, areas, context);
+            // `check` runs the same code before the stub is made.
+            debug_assert!(emitted.is_some(), "{step}");
+            if emitted.is_none() {
+                dynasm!(self.ops; .arch x64; ud2);
             }
         }
+    }
+
+    /// Emits one step; `None`, and nothing, if it is not one that this machine can do.
+    fn step(&mut self, step: Step, areas: &Areas, context: u64) -> Option<()> {
+        match step {
+            Step::SwapGpr(a, b) => dynasm!(self.ops; .arch x64; xchg Rq(a), Rq(b)),
+            Step::Address {
+                of,
+                to: Reg::Gpr(to),
+            } => {
+                let Base(base, disp) = areas.locate(of)?;
+                dynasm!(self.ops; .arch x64; lea Rq(to), [Rq(base) + disp]);
+            }
+            Step::Constant {
+                to: Reg::Gpr(to),
+                value,
+            } => self.constant(to, value.into()),
+            Step::PopX87 { to } => {
+                let Base(base, disp) = areas.locate(to)?;
+                dynasm!(self.ops; .arch x64; fstp TWORD [Rq(base) + disp]);
+            }
+            Step::PushX87 { from } => {
+                let Base(base, disp) = areas.locate(from)?;
+                dynasm!(self.ops; .arch x64; fld TWORD [Rq(base) + disp]);
+            }
+            Step::Move {
+                from,
+                to,
+                width,
+                extend,
+            } => return self.one_move(from, to, width, extend, areas, context),
+            _ => return None,
+        }
+        Some(())
     }
 
     fn one_move(
@@ -146,22 +187,50 @@ impl<'a> Emitter<'a> {
         extend: Extend,
         areas: &Areas,
         context: u64,
-    ) {
+    ) -> Option<()> {
         match (from, to) {
             (Spot::Gpr(from), Spot::Gpr(to)) => self.gpr_to_gpr(from, to, width, extend),
-            (Spot::Xmm(from), Spot::Xmm(to)) => {
-                dynasm!(self.ops; .arch x64; movaps Rx(to), Rx(from));
+            (Spot::Xmm(from), Spot::Xmm(to)) => self.xmm_to_xmm(from, to, width),
+            (Spot::Gpr(from), Spot::Xmm(to)) => {
+                match width {
+                    Width::B4 => dynasm!(self.ops; .arch x64; movd Rx(to), Rd(from)),
+                    Width::B8 => dynasm!(self.ops; .arch x64; movq Rx(to), Rq(from)),
+                    _ => return None,
+                }
+                Some(())
             }
-            (Spot::Context, Spot::Gpr(to)) => self.constant(to, context),
-            (Spot::Gpr(from), memory) => self.store(from, areas.locate(memory), width),
-            (memory, Spot::Gpr(to)) => self.load(areas.locate(memory), to, width, extend),
-            (Spot::Xmm(from), memory) => self.store_xmm(from, areas.locate(memory), width),
-            (memory, Spot::Xmm(to)) => self.load_xmm(areas.locate(memory), to, width),
-            (from, to) => unreachable!("no plan moves from {from} to {to} in one step"),
+            (Spot::Xmm(from), Spot::Gpr(to)) => {
+                match width {
+                    Width::B4 => dynasm!(self.ops; .arch x64; movd Rd(to), Rx(from)),
+                    Width::B8 => dynasm!(self.ops; .arch x64; movq Rq(to), Rx(from)),
+                    _ => return None,
+                }
+                Some(())
+            }
+            (Spot::Context, Spot::Gpr(to)) => {
+                self.constant(to, context);
+                Some(())
+            }
+            (Spot::Gpr(from), memory) => self.store(from, areas.locate(memory)?, width),
+            (memory, Spot::Gpr(to)) => self.load(areas.locate(memory)?, to, width, extend),
+            (Spot::Xmm(from), memory) => self.store_xmm(from, areas.locate(memory)?, width),
+            (memory, Spot::Xmm(to)) => self.load_xmm(areas.locate(memory)?, to, width),
+            _ => None,
         }
     }
 
-    fn gpr_to_gpr(&mut self, from: Gpr, to: Gpr, width: Width, extend: Extend) {
+    fn xmm_to_xmm(&mut self, from: Xmm, to: Xmm, width: Width) -> Option<()> {
+        match width {
+            Width::B32 => dynasm!(self.ops; .arch x64; vmovaps Ry(to), Ry(from)),
+            Width::B4 | Width::B8 | Width::B16 => {
+                dynasm!(self.ops; .arch x64; movaps Rx(to), Rx(from));
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn gpr_to_gpr(&mut self, from: Gpr, to: Gpr, width: Width, extend: Extend) -> Option<()> {
         let ops = &mut *self.ops;
         match (width, extend) {
             (Width::B1, Extend::Sign) => dynasm!(ops; .arch x64; movsx Rd(to), Rb(from)),
@@ -170,20 +239,30 @@ impl<'a> Emitter<'a> {
             (Width::B2, _) => dynasm!(ops; .arch x64; movzx Rd(to), Rw(from)),
             (Width::B4, _) => dynasm!(ops; .arch x64; mov Rd(to), Rd(from)),
             (Width::B8, _) => dynasm!(ops; .arch x64; mov Rq(to), Rq(from)),
+            _ => return None,
         }
+        Some(())
     }
 
-    fn store(&mut self, from: Gpr, Base(base, disp): Base, width: Width) {
+    fn store(&mut self, from: Gpr, Base(base, disp): Base, width: Width) -> Option<()> {
         let ops = &mut *self.ops;
         match width {
             Width::B1 => dynasm!(ops; .arch x64; mov BYTE [Rq(base) + disp], Rb(from)),
             Width::B2 => dynasm!(ops; .arch x64; mov WORD [Rq(base) + disp], Rw(from)),
             Width::B4 => dynasm!(ops; .arch x64; mov DWORD [Rq(base) + disp], Rd(from)),
             Width::B8 => dynasm!(ops; .arch x64; mov QWORD [Rq(base) + disp], Rq(from)),
+            _ => return None,
         }
+        Some(())
     }
 
-    fn load(&mut self, Base(base, disp): Base, to: Gpr, width: Width, extend: Extend) {
+    fn load(
+        &mut self,
+        Base(base, disp): Base,
+        to: Gpr,
+        width: Width,
+        extend: Extend,
+    ) -> Option<()> {
         let ops = &mut *self.ops;
         match (width, extend) {
             (Width::B1, Extend::Sign) => {
@@ -196,23 +275,33 @@ impl<'a> Emitter<'a> {
             (Width::B2, _) => dynasm!(ops; .arch x64; movzx Rd(to), WORD [Rq(base) + disp]),
             (Width::B4, _) => dynasm!(ops; .arch x64; mov Rd(to), DWORD [Rq(base) + disp]),
             (Width::B8, _) => dynasm!(ops; .arch x64; mov Rq(to), QWORD [Rq(base) + disp]),
+            _ => return None,
         }
+        Some(())
     }
 
-    fn store_xmm(&mut self, from: Xmm, Base(base, disp): Base, width: Width) {
-        if width == Width::B4 {
-            dynasm!(self.ops; .arch x64; movss DWORD [Rq(base) + disp], Rx(from));
-        } else {
-            dynasm!(self.ops; .arch x64; movsd QWORD [Rq(base) + disp], Rx(from));
+    fn store_xmm(&mut self, from: Xmm, Base(base, disp): Base, width: Width) -> Option<()> {
+        let ops = &mut *self.ops;
+        match width {
+            Width::B4 => dynasm!(ops; .arch x64; movss DWORD [Rq(base) + disp], Rx(from)),
+            Width::B8 => dynasm!(ops; .arch x64; movsd QWORD [Rq(base) + disp], Rx(from)),
+            Width::B16 => dynasm!(ops; .arch x64; movups OWORD [Rq(base) + disp], Rx(from)),
+            Width::B32 => dynasm!(ops; .arch x64; vmovups YWORD [Rq(base) + disp], Ry(from)),
+            _ => return None,
         }
+        Some(())
     }
 
-    fn load_xmm(&mut self, Base(base, disp): Base, to: Xmm, width: Width) {
-        if width == Width::B4 {
-            dynasm!(self.ops; .arch x64; movss Rx(to), DWORD [Rq(base) + disp]);
-        } else {
-            dynasm!(self.ops; .arch x64; movsd Rx(to), QWORD [Rq(base) + disp]);
+    fn load_xmm(&mut self, Base(base, disp): Base, to: Xmm, width: Width) -> Option<()> {
+        let ops = &mut *self.ops;
+        match width {
+            Width::B4 => dynasm!(ops; .arch x64; movss Rx(to), DWORD [Rq(base) + disp]),
+            Width::B8 => dynasm!(ops; .arch x64; movsd Rx(to), QWORD [Rq(base) + disp]),
+            Width::B16 => dynasm!(ops; .arch x64; movups Rx(to), OWORD [Rq(base) + disp]),
+            Width::B32 => dynasm!(ops; .arch x64; vmovups Ry(to), YWORD [Rq(base) + disp]),
+            _ => return None,
         }
+        Some(())
     }
 
     /// Emits the cells. Call once, at the end.
@@ -231,19 +320,68 @@ impl<'a> Emitter<'a> {
 }
 
 impl Areas {
-    fn locate(&self, spot: Spot) -> Base {
+    fn locate(&self, spot: Spot) -> Option<Base> {
         let (Base(base, disp), offset) = match spot {
             Spot::Entry(offset) => (self.entry, offset),
             Spot::Target(offset) => (self.target, offset),
             Spot::EntryResult(offset) => (self.entry_result, offset),
             Spot::TargetResult(offset) => (self.target_result, offset),
-            other => unreachable!("{other} is not in memory"),
+            Spot::Stage(offset) => (self.stage, offset),
+            Spot::At(Reg::Gpr(base), offset) => (Base(base, 0), offset),
+            _ => return None,
         };
-        Base(base, disp + offset as i32)
+        Some(Base(base, disp + offset as i32))
     }
+}
+
+/// Refuses a plan with a step that this emitter or this processor cannot do.
+pub(crate) fn check(plan: &Plan) -> Result<(), JitError> {
+    let refuse = |rule| {
+        Err(JitError::Signature {
+            stub: "x86-64",
+            rule,
+        })
+    };
+    let here = Base(Gpr::RSP, 0);
+    let areas = Areas {
+        entry: here,
+        target: here,
+        entry_result: here,
+        target_result: here,
+        stage: here,
+    };
+    let steps = || plan.args.iter().chain(&plan.results);
+    let moves = |bytes| {
+        let mut widths = steps().filter_map(|step| match step {
+            Step::Move { width, .. } => Some(*width),
+            _ => None,
+        });
+        widths.any(|width: Width| width == bytes)
+    };
+    if moves(Width::B64) {
+        return refuse(
+            "it moves 512-bit vectors, which the assembler does not know; pass a pointer",
+        );
+    }
+    if moves(Width::B32) && !std::arch::is_x86_feature_detected!("avx") {
+        return refuse("it moves 256-bit vectors, and this processor has no AVX");
+    }
+    let mut scrap = Ops::new(0);
+    let mut emitter = Emitter {
+        ops: &mut scrap,
+        arena: None,
+        cells: Vec::new(),
+        no_goroutine: None,
+    };
+    for step in steps() {
+        if emitter.step(*step, &areas, 0).is_none() {
+            return refuse("its plan has a step of another machine");
+        }
+    }
+    Ok(())
 }
 
 /// Room that the moves of a plan take at most, in bytes: no instruction is longer than 15.
 pub(crate) fn plan_bytes(plan: &Plan) -> usize {
-    (plan.args.len() + plan.results.len()) * 16
+    (plan.args.len() + plan.results.len() + 4) * 16
 }

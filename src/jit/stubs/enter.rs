@@ -21,9 +21,9 @@ use dynasmrt::{DynasmApi, dynasm};
 use super::goroutine_fn::{pinned_to, restore_zero};
 use super::{ANCHOR_PC, StubEnv};
 use crate::abi::{
-    Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm,
+    Arch, Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm,
 };
-use crate::jit::emit::x86_64::{Areas, Base, Emitter, plan_bytes};
+use crate::jit::emit::x86_64::{Areas, Base, Emitter, check, plan_bytes};
 use crate::jit::{
     Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec, entry_frame,
 };
@@ -49,6 +49,13 @@ pub(crate) fn emit(
     signature: &'static Signature,
     target: usize,
 ) -> Result<StubId, JitError> {
+    if convention.spec().arch != Arch::Amd64 {
+        let rule = "the convention is one of another machine";
+        return Err(JitError::Signature {
+            stub: "enter",
+            rule,
+        });
+    }
     let callee = convention.assign(signature)?;
     let entry = match side {
         EntrySide::Typed => Convention::SystemV.assign(signature)?,
@@ -68,7 +75,9 @@ pub(crate) fn emit(
         arg_scratch: scratch,
         result_scratch: scratch,
     })?;
+    check(&plan)?;
     let own = Base(Gpr::RSP, 0);
+    let stage = Base(Gpr::RSP, plan.stage_off() as i32);
     let areas = match side {
         EntrySide::Typed => {
             let caller = Base(Gpr::RBP, 16);
@@ -77,6 +86,7 @@ pub(crate) fn emit(
                 target: own,
                 entry_result: caller,
                 target_result: own,
+                stage,
             }
         }
         EntrySide::Words => Areas {
@@ -84,6 +94,7 @@ pub(crate) fn emit(
             target: own,
             entry_result: Base(Gpr::R13, 0),
             target_result: own,
+            stage,
         },
     };
     let spec = StubSpec {
@@ -122,7 +133,7 @@ pub(crate) fn emit(
             dynasm!(e.ops; .arch x64; push rsi; push rsi; mov r12, rdi);
         }
         // rsp is 16-aligned: System V, and an even number of pushes.
-        e.outgoing_area(plan.target_area_bytes, 16);
+        e.outgoing_area(&plan, 16);
         e.steps(&plan.args, &areas, 0);
         restore_zero(&mut e, convention);
         debug_assert!(matches!(

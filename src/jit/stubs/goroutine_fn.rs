@@ -20,7 +20,7 @@ use super::{ANCHOR_PC, GO_INTERNAL_SCRATCH, SYSTEM_V_SCRATCH, StubEnv};
 use crate::abi::{
     Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Type,
 };
-use crate::jit::emit::x86_64::{Areas, Base, Emitter, plan_bytes};
+use crate::jit::emit::x86_64::{Areas, Base, Emitter, check, plan_bytes};
 use crate::jit::{Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec};
 
 /// A stub that calls `target(arguments..., context)`.
@@ -73,6 +73,12 @@ impl NativeCall {
         let (scratch, free): (RegSet, _) = match convention {
             Convention::GoAbiInternal => (GO_INTERNAL_SCRATCH, [Gpr::R12, Gpr::R13]),
             Convention::SystemV => (SYSTEM_V_SCRATCH, [Gpr::R10, Gpr::R11]),
+            _ => {
+                let rule = "JIT code that calls native functions is entered in SystemV or in \
+                            GoAbiInternal";
+                let stub = "goroutine function";
+                return Err(JitError::Signature { stub, rule });
+            }
         };
         let plan = Plan::new(&PlanRequest {
             entry,
@@ -81,12 +87,14 @@ impl NativeCall {
             arg_scratch: scratch,
             result_scratch: scratch,
         })?;
+        check(&plan)?;
         let (caller, own) = (Base(Gpr::RBP, 16), Base(Gpr::RSP, 0));
         let areas = Areas {
             entry: caller,
             target: own,
             entry_result: caller,
             target_result: own,
+            stage: Base(Gpr::RSP, plan.stage_off() as i32),
         };
         Ok(Self {
             convention,
@@ -117,10 +125,7 @@ impl NativeCall {
             ; mov [Rq(g) + anchor], rbp
             ; mov [Rq(g) + anchor + ANCHOR_PC], Rq(b)
         );
-        e.outgoing_area(
-            self.plan.target_area_bytes,
-            self.convention.spec().stack_align_bytes,
-        );
+        e.outgoing_area(&self.plan, self.convention.spec().stack_align_bytes);
         prologue_bytes
     }
 

@@ -1,0 +1,330 @@
+//! C on AArch64: the standard, and Apple's variant of it.
+//!
+//! Sources: Procedure Call Standard for the Arm 64-bit Architecture (AAPCS64), 2023Q3, sections
+//! 6.4 to 6.9; Apple, "Writing ARM64 code for Apple platforms". Where these say nothing, GNU C is
+//! followed, and the place is marked.
+
+use super::{ConvSpec, Convention, Narrow, Slots, registers};
+use crate::abi::assign::{Area, Assignment, Part, Passing, Place, RegQueue, ResultPointer, Value};
+use crate::abi::error::{AssignError, ValueIndex};
+use crate::abi::layout::Language;
+use crate::abi::loc::{Arch, Reg, RegClass, RegSet, Xreg};
+use crate::abi::sig::Signature;
+use crate::abi::ty::{Type, VectorWidth};
+
+// AAPCS64 6.1.1 and 6.1.2.
+const INTS: &[Reg] = registers![Xreg: X0, X1, X2, X3, X4, X5, X6, X7];
+const FLOATS: &[Reg] = registers![Vreg: V0, V1, V2, V3, V4, V5, V6, V7];
+const PRESERVED: RegSet =
+    RegSet::of(registers![Xreg: X19, X20, X21, X22, X23, X24, X25, X26, X27, X28, X29]);
+const PRESERVED_LOW64: RegSet = RegSet::of(registers![Vreg: V8, V9, V10, V11, V12, V13, V14, V15]);
+
+pub(super) static STANDARD: ConvSpec = ConvSpec {
+    name: "Aapcs64",
+    arch: Arch::Aarch64,
+    language: Language::C,
+    int_args: INTS,
+    float_args: FLOATS,
+    // AAPCS64 6.9: as if the result were a first parameter.
+    int_results: INTS,
+    float_results: FLOATS,
+    preserved: PRESERVED,
+    preserved_low64: PRESERVED_LOW64,
+    pinned: &[],
+    // AAPCS64 6.1.1: x18 is the platform's. Linux lets it be a scratch register; code that is to
+    // run anywhere leaves it alone.
+    reserved: RegSet::of(registers![Xreg: X18]),
+    context: None,
+    // AAPCS64 6.4.5.1.
+    stack_align_bytes: 16,
+    base_off_bytes: 0,
+    red_zone_bytes: 0,
+    caller_below_bytes: 0,
+    copy_align_bytes: 8,
+    // AAPCS64 6.8.2: "the content of the unused bits is unspecified".
+    narrow: Narrow::Garbage,
+    slots: Slots::Exact,
+    classify: |convention, signature| classify(convention, signature, &STANDARD_RULES),
+};
+
+pub(super) static APPLE: ConvSpec = ConvSpec {
+    name: "AppleAarch64",
+    arch: Arch::Aarch64,
+    language: Language::C,
+    int_args: INTS,
+    float_args: FLOATS,
+    int_results: INTS,
+    float_results: FLOATS,
+    preserved: PRESERVED,
+    preserved_low64: PRESERVED_LOW64,
+    pinned: &[],
+    reserved: RegSet::of(registers![Xreg: X18]),
+    context: None,
+    stack_align_bytes: 16,
+    base_off_bytes: 0,
+    // "Respect the stack's red zone".
+    red_zone_bytes: 128,
+    caller_below_bytes: 0,
+    copy_align_bytes: 8,
+    // "The caller of a function is responsible for signing or zero-extending any argument with
+    // fewer than 32 bits."
+    narrow: Narrow::ExtendedTo32,
+    slots: Slots::Exact,
+    classify: |convention, signature| classify(convention, signature, &APPLE_RULES),
+};
+
+/// In what the variants differ, apart from registers.
+struct Rules {
+    /// Integers and structs of 16-byte alignment start in a register of even number.
+    even_pairs: bool,
+    /// The least size and alignment of a parameter on the stack that is one number, or a
+    /// homogeneous aggregate.
+    least_slot_bytes: u32,
+    /// Unnamed arguments are always on the stack.
+    unnamed_on_stack: bool,
+    /// There is a `long double` that is not `double`.
+    has_long_double: bool,
+}
+
+const STANDARD_RULES: Rules = Rules {
+    even_pairs: true,
+    least_slot_bytes: 8,
+    unnamed_on_stack: false,
+    has_long_double: true,
+};
+
+/// "Pass arguments to functions correctly" and "Update code that passes arguments to variadic
+/// functions". That structs on the stack still take whole words is clang's reading.
+const APPLE_RULES: Rules = Rules {
+    even_pairs: false,
+    least_slot_bytes: 1,
+    unnamed_on_stack: true,
+    has_long_double: false,
+};
+
+/// How a value counts.
+enum Class {
+    /// An integer or pointer of at most 8 bytes.
+    Integer,
+    /// One number or vector in one vector register, or a homogeneous aggregate of several, each of
+    /// `bytes`.
+    Floats { count: u32, bytes: u32 },
+    /// 16 bytes of integer, or any other composite type of at most 16 bytes.
+    Doublewords,
+    /// A composite type of more than 16 bytes: AAPCS64 6.8.2, B.4.
+    Reference,
+}
+
+/// AAPCS64 5.10 and 6.8.2.
+fn class(ty: &Type) -> Class {
+    let size = ty.layout(Language::C).size_bytes;
+    if let Some((count, element)) = homogeneous(ty)
+        && (1..=4).contains(&count)
+    {
+        let bytes = element.layout(Language::C).size_bytes;
+        // No padding: GNU C and clang.
+        if size == count * bytes {
+            return Class::Floats { count, bytes };
+        }
+    }
+    match size {
+        _ if ty.is_word() => Class::Integer,
+        0..=16 => Class::Doublewords,
+        _ => Class::Reference,
+    }
+}
+
+/// AAPCS64 5.9.5: the number of elements of a homogeneous aggregate, and their one type; of a
+/// single number, 1. Vectors of one size are one type, whatever is in them. An empty struct inside
+/// has 0 of any type, an array of length 0 spoils the aggregate (gcc and clang).
+fn homogeneous(ty: &Type) -> Option<(u32, Type)> {
+    /// Stands for any type, with the count 0.
+    const ANY: (u32, Type) = (0, Type::Bool);
+    fn same(a: &(u32, Type), b: &(u32, Type)) -> Option<Type> {
+        match (a, b) {
+            ((0, _), (_, ty)) | ((_, ty), (0, _)) => Some(ty.clone()),
+            ((_, a), (_, b)) => (a == b).then(|| a.clone()),
+        }
+    }
+    Some(match ty {
+        Type::F32
+        | Type::F64
+        | Type::LongDouble
+        | Type::Vector(VectorWidth::V64 | VectorWidth::V128) => (1, ty.clone()),
+        Type::Complex(float) => (2, float.ty()),
+        Type::Array(array) => {
+            if array.length() == 0 {
+                return None;
+            }
+            let (count, element) = homogeneous(array.element())?;
+            (count.checked_mul(array.length())?, element)
+        }
+        Type::Struct(record) => {
+            let mut all = ANY;
+            for (_, field) in record.fields(Language::C) {
+                let field = homogeneous(field)?;
+                all = (all.0.checked_add(field.0)?, same(&all, &field)?);
+            }
+            all
+        }
+        Type::Union(record) => {
+            let mut all = ANY;
+            for (_, field) in record.fields(Language::C) {
+                let field = homogeneous(field)?;
+                all = (all.0.max(field.0), same(&all, &field)?);
+            }
+            all
+        }
+        _ => return None,
+    })
+}
+
+/// AAPCS64 6.8.2, "natural alignment": what `align` asks for the whole of a composite type does
+/// not count.
+fn natural_align(ty: &Type) -> u32 {
+    match ty {
+        Type::Struct(record) | Type::Union(record) => record.natural_align_bytes(),
+        Type::Array(array) => natural_align(array.element()),
+        _ => ty.layout(Language::C).align_bytes,
+    }
+}
+
+/// The registers of a value that fits in those left; AAPCS64 6.8.2, C.1 to C.13.
+fn in_registers(
+    ty: &Type,
+    class: &Class,
+    rules: &Rules,
+    registers: &mut RegQueue,
+) -> Option<Passing> {
+    let size = ty.layout(Language::C).size_bytes;
+    let (class, count, bytes) = match *class {
+        Class::Floats { count, bytes } => (RegClass::Vector, count, bytes),
+        Class::Integer => (RegClass::General, 1, size),
+        Class::Doublewords => (RegClass::General, size.div_ceil(8), 8),
+        Class::Reference => {
+            let register = registers.take(RegClass::General)?;
+            return Some(Passing::Reference(Place::Reg(register)));
+        }
+    };
+    // C.10: the next even register. There are 8, so an odd number left means an odd next one.
+    if class == RegClass::General
+        && rules.even_pairs
+        && natural_align(ty) >= 16
+        && registers.left(class) % 2 == 1
+    {
+        registers.take(class);
+    }
+    // C.3 and C.13: a value that does not fit ends the use of its class.
+    if registers.left(class) < count as usize {
+        registers.exhaust(class);
+        return None;
+    }
+    let parts = (0..count).map(|i| {
+        let register = registers.take(class).expect("as many are left");
+        Part::new(register, i * bytes, bytes.min(size - i * bytes))
+    });
+    Some(Passing::Parts(parts.collect()))
+}
+
+fn classify(
+    convention: Convention,
+    signature: &Signature,
+    rules: &Rules,
+) -> Result<Assignment, AssignError> {
+    let spec = convention.spec();
+    let value = |ty, passing| Value::new(ty, Language::C, passing);
+    let check = |index, ty: &Type| {
+        let mut found = false;
+        ty.each_leaf(Language::C, 0, &mut |_, leaf| {
+            found |= *leaf == Type::LongDouble
+        });
+        if found && !rules.has_long_double {
+            let rule = "Apple's long double is f64";
+            return Err(convention.unsupported(index, ty, rule));
+        }
+        Ok(())
+    };
+
+    // AAPCS64 6.9.
+    let mut result_pointer = None;
+    let mut results = Vec::new();
+    for (index, ty) in signature.results().iter().enumerate() {
+        check(ValueIndex::Result(index), ty)?;
+        results.push(value(
+            ty,
+            match class(ty) {
+                _ if ty.layout(Language::C).size_bytes == 0 => Passing::Nothing,
+                Class::Reference => {
+                    // "The callee is not required to preserve the value stored in x8."
+                    let place = Place::Reg(Reg::Xreg(Xreg::X8));
+                    let returned = None;
+                    result_pointer = Some(ResultPointer { place, returned });
+                    Passing::Reference(place)
+                }
+                class => {
+                    let mut registers = RegQueue::new(spec.int_results, spec.float_results);
+                    let passing = in_registers(ty, &class, rules, &mut registers);
+                    passing.expect("eight registers are enough for one value")
+                }
+            },
+        ));
+    }
+
+    let mut registers = RegQueue::new(spec.int_args, spec.float_args);
+    let mut area = Area::new(convention);
+    let mut params = Vec::with_capacity(signature.params().len());
+    for (index, ty) in signature.params().iter().enumerate() {
+        let on_stack = rules.unnamed_on_stack && signature.is_unnamed(index);
+        let least_slot = if on_stack { 8 } else { rules.least_slot_bytes };
+        let index = ValueIndex::Param(index);
+        check(index, ty)?;
+        let layout = ty.layout(Language::C);
+        // GNU C: a value without bytes takes no part.
+        if layout.size_bytes == 0 {
+            params.push(value(ty, Passing::Nothing));
+            continue;
+        }
+        let class = class(ty);
+        let passing = if on_stack {
+            None
+        } else {
+            in_registers(ty, &class, rules, &mut registers)
+        };
+        let passing = match (passing, &class) {
+            (Some(passing), _) => passing,
+            (None, Class::Reference) => {
+                Passing::Reference(Place::Area(area.push(index, ty, 8, 8)?))
+            }
+            // C.4 to C.6 and C.14 to C.17.
+            (None, _) => {
+                let least = match class {
+                    Class::Integer | Class::Floats { .. } => least_slot,
+                    _ if matches!(ty, Type::I128 | Type::U128) => least_slot,
+                    _ => 8,
+                };
+                let align = natural_align(ty).clamp(least, 16);
+                let size = layout.size_bytes.next_multiple_of(least);
+                Passing::Area(area.push(index, ty, size, align)?)
+            }
+        };
+        params.push(value(ty, passing));
+    }
+    let args_bytes = area.end();
+    area.align_to(8);
+
+    Ok(Assignment {
+        convention: Some(convention),
+        language: Language::C,
+        params,
+        results,
+        result_pointer,
+        vector_count: None,
+        args_bytes,
+        results_off: area.end(),
+        results_bytes: 0,
+        spill_off: area.end(),
+        spill_bytes: 0,
+        total_bytes: area.end(),
+        area_align_bytes: area.align(),
+    })
+}

@@ -1,0 +1,172 @@
+//! C on amd64 Windows.
+//!
+//! Source: Microsoft, "x64 calling convention" and "x64 ABI conventions" (learn.microsoft.com,
+//! "C++ in Visual Studio"). For what Microsoft's compiler does not have, GNU C is followed
+//! (`__attribute__((ms_abi))` of gcc 12): `long double` of 16 bytes, 128-bit integers, complex
+//! numbers and empty structs. Each such place is marked "GNU C".
+
+use super::{ConvSpec, Convention, Narrow, Slots, registers};
+use crate::abi::assign::{Area, Assignment, Part, Passing, Place, ResultPointer, Value};
+use crate::abi::error::{AssignError, ValueIndex};
+use crate::abi::layout::Language;
+use crate::abi::loc::{Arch, Gpr, Reg, RegSet};
+use crate::abi::sig::Signature;
+use crate::abi::ty::{Type, VectorWidth};
+
+pub(super) static SPEC: ConvSpec = ConvSpec {
+    name: "Win64",
+    arch: Arch::Amd64,
+    language: Language::C,
+    // "Parameter passing". The n-th parameter uses the n-th register of one of the lists.
+    int_args: registers![Gpr: RCX, RDX, R8, R9],
+    float_args: registers![Xmm: XMM0, XMM1, XMM2, XMM3],
+    // "Return values".
+    int_results: registers![Gpr: RAX],
+    float_results: registers![Xmm: XMM0],
+    // "Caller/callee saved registers". The upper halves of ymm6 to ymm15 are not preserved.
+    preserved: RegSet::of(registers![Gpr: RBX, RBP, RDI, RSI, R12, R13, R14, R15]).union(
+        RegSet::of(registers![
+            Xmm: XMM6, XMM7, XMM8, XMM9, XMM10, XMM11, XMM12, XMM13, XMM14, XMM15
+        ]),
+    ),
+    preserved_low64: RegSet::EMPTY,
+    pinned: &[],
+    reserved: RegSet::EMPTY,
+    context: None,
+    // "x64 stack usage".
+    stack_align_bytes: 16,
+    base_off_bytes: 8,
+    red_zone_bytes: 0,
+    caller_below_bytes: 0,
+    // "Parameter passing": the memory must be 16-byte aligned.
+    copy_align_bytes: 16,
+    // "Parameter passing": unused bits are undefined, and Microsoft's callees do not look at
+    // them. rustc's `extern "win64"` marks narrow values signext or zeroext.
+    narrow: Narrow::Distrusted,
+    // "All arguments are passed in 8-byte slots".
+    slots: Slots::Whole,
+    classify,
+};
+
+/// "The caller must allocate space for four register parameters": their homes.
+const SHADOW_BYTES: u32 = 32;
+
+/// What goes into the slot of a parameter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Its bytes, in a general-purpose register.
+    Integer,
+    /// Its bytes, in a vector register.
+    Float,
+    /// Its address.
+    Reference,
+}
+
+/// "Parameter passing". Structs and unions of 1, 2, 4 or 8 bytes, and `__m64`, are passed like
+/// integers, whatever is in them. GNU C: so is a complex number of 8 bytes, and an empty struct has
+/// an address.
+fn class(ty: &Type) -> Class {
+    match (ty, ty.layout(Language::C).size_bytes) {
+        (Type::F32 | Type::F64, _) => Class::Float,
+        (_, 1 | 2 | 4 | 8) => Class::Integer,
+        _ => Class::Reference,
+    }
+}
+
+fn classify(convention: Convention, signature: &Signature) -> Result<Assignment, AssignError> {
+    let spec = convention.spec();
+    let value = |ty, passing| Value::new(ty, Language::C, passing);
+    // The slots of all parameters in a row; the first four are the homes of the registers.
+    let mut slots = Area::new(convention);
+
+    let mut result_pointer = None;
+    let results = match signature.results() {
+        [] => Vec::new(),
+        [ty, ..] => {
+            let passing = match classify_result(convention, ty)? {
+                Some(passing) => passing,
+                None => {
+                    slots.push(ValueIndex::Result(0), ty, 8, 8)?;
+                    let place = Place::Reg(spec.int_args[0]);
+                    result_pointer = Some(ResultPointer {
+                        place,
+                        returned: Some(Reg::Gpr(Gpr::RAX)),
+                    });
+                    Passing::Reference(place)
+                }
+            };
+            vec![value(ty, passing)]
+        }
+    };
+
+    let mut params = Vec::with_capacity(signature.params().len());
+    for (index, ty) in signature.params().iter().enumerate() {
+        let slot_off = slots.push(ValueIndex::Param(index), ty, 8, 8)?;
+        let slot = (slot_off / 8) as usize;
+        let size = ty.layout(Language::C).size_bytes;
+        let class = class(ty);
+        let Some(&integer) = spec.int_args.get(slot) else {
+            params.push(value(
+                ty,
+                match class {
+                    Class::Reference => Passing::Reference(Place::Area(slot_off)),
+                    _ => Passing::Area(slot_off),
+                },
+            ));
+            continue;
+        };
+        let float = spec.float_args[slot];
+        let passing = match class {
+            Class::Reference => Passing::Reference(Place::Reg(integer)),
+            Class::Integer => Passing::Parts(vec![Part::new(integer, 0, size)]),
+            // "Varargs": both registers contain an unnamed floating-point value.
+            Class::Float if signature.is_unnamed(index) => {
+                Passing::Parts(vec![Part::new(float, 0, size), Part::new(integer, 0, size)])
+            }
+            Class::Float => Passing::Parts(vec![Part::new(float, 0, size)]),
+        };
+        let value = value(ty, passing);
+        params.push(match class {
+            Class::Reference => value,
+            _ => value.with_home(slot_off),
+        });
+    }
+    let args_bytes = slots.end();
+    let total_bytes = args_bytes.max(SHADOW_BYTES);
+
+    Ok(Assignment {
+        convention: Some(convention),
+        language: Language::C,
+        params,
+        results,
+        result_pointer,
+        vector_count: None,
+        args_bytes,
+        results_off: total_bytes,
+        results_bytes: 0,
+        spill_off: 0,
+        spill_bytes: SHADOW_BYTES,
+        total_bytes,
+        area_align_bytes: spec.stack_align_bytes,
+    })
+}
+
+/// "Return values". `None`: in memory of the caller's.
+fn classify_result(convention: Convention, ty: &Type) -> Result<Option<Passing>, AssignError> {
+    let spec = convention.spec();
+    let size = ty.layout(Language::C).size_bytes;
+    let register = match (ty, size) {
+        (_, 0) => return Ok(Some(Passing::Nothing)),
+        (Type::F32 | Type::F64, _) => spec.float_results[0],
+        // __m128; GNU C and rustc: a 128-bit integer too.
+        (Type::Vector(VectorWidth::V128) | Type::I128 | Type::U128, _) => spec.float_results[0],
+        (Type::Vector(VectorWidth::V256 | VectorWidth::V512), _) => {
+            let rule = "Microsoft's compiler returns it in a register, GNU C in memory; return it \
+                        through a pointer parameter";
+            return Err(convention.unsupported(ValueIndex::Result(0), ty, rule));
+        }
+        (_, 1 | 2 | 4 | 8) => spec.int_results[0],
+        _ => return Ok(None),
+    };
+    Ok(Some(Passing::Parts(vec![Part::new(register, 0, size)])))
+}
