@@ -151,6 +151,14 @@ fn system_v() {
             ),
         ],
     );
+    for text in [
+        "fn(struct { f32, [i32; 0] })",
+        "fn() -> struct packed(4) { i32, [v128; 0] }",
+        "fn(..., union { v256 })",
+    ] {
+        let error = refused(Convention::SystemV, text);
+        assert!(error.contains("gcc and clang disagree where"), "{error}");
+    }
     for (text, vectors) in [
         ("fn(ptr, ...)", 0),
         ("fn(f32, ..., f64, i32, complex<f64>)", 4),

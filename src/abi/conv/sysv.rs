@@ -88,22 +88,63 @@ impl Class {
     }
 }
 
-/// The classes of a value of at most eight eightbytes; `None` is class MEMORY.
-fn eightbytes(ty: &Type) -> Option<Vec<Class>> {
-    let size = ty.layout(Language::C).size_bytes;
-    // Rule 1.
-    if size > 64 {
-        return None;
+/// Calls `each` with every part of a type and its offset, as [`Type::each_leaf`] does, and with the
+/// element of an array of length 0 that is inside of an eightbyte, as if there were one.
+fn each_leaf_of_gcc(ty: &Type, base: u32, each: &mut dyn FnMut(u32, &Type)) {
+    match ty {
+        Type::Array(array) if ty.layout(Language::C).size_bytes == 0 => {
+            if base % 8 != 0 {
+                each_leaf_of_gcc(array.element(), base, each);
+            }
+        }
+        Type::Array(array) => {
+            let size = array.element().layout(Language::C).size_bytes;
+            for i in 0..array.length() {
+                each_leaf_of_gcc(array.element(), base + i * size, each);
+            }
+        }
+        Type::Struct(record) | Type::Union(record) => {
+            for (offset, field) in record.fields(Language::C) {
+                each_leaf_of_gcc(field, base + offset, each);
+            }
+        }
+        other => other.each_leaf(Language::C, base, each),
     }
+}
+
+/// The classes of a value of at most eight eightbytes; `None` is class MEMORY.
+///
+/// The document has no arrays of length 0. To clang and rustc they are nothing, to gcc an element
+/// all the same unless they begin an eightbyte: `struct { float; int[0]; }` is of class SSE or
+/// INTEGER. The error is the rule that a value breaks for which that makes a difference.
+fn eightbytes(ty: &Type) -> Result<Option<Vec<Class>>, &'static str> {
+    // Rule 1.
+    if ty.layout(Language::C).size_bytes > 64 {
+        return Ok(None);
+    }
+    let classes = eightbytes_of(ty, &|each| ty.each_leaf(Language::C, 0, each));
+    if classes == eightbytes_of(ty, &|each| each_leaf_of_gcc(ty, 0, each)) {
+        Ok(classes)
+    } else {
+        Err(
+            "gcc and clang disagree where it is, because of an array of length 0; leave that \
+             field out",
+        )
+    }
+}
+
+/// The same, of the leaves that `each_leaf` has.
+fn eightbytes_of(ty: &Type, each_leaf: &dyn Fn(&mut dyn FnMut(u32, &Type))) -> Option<Vec<Class>> {
+    let size = ty.layout(Language::C).size_bytes;
     // Rules 3 and 4, for all levels at once: merging is associative, up to MEMORY, which the
     // post-merger step gives to the whole anyway. A field that is not aligned as its type asks is
     // rule 1; gcc and clang look at the parts of complex numbers there.
     let mut classes = vec![Class::Empty; size.div_ceil(8) as usize];
     let mut unaligned = false;
-    ty.each_leaf(Language::C, 0, &mut |offset, leaf| {
+    each_leaf(&mut |offset, leaf| {
         unaligned |= offset % leaf.layout(Language::C).align_bytes != 0;
-        let first = offset as usize / 8;
-        for (class, leaf) in classes[first..].iter_mut().zip(Class::of_leaf(leaf)) {
+        let inside = classes.get_mut(offset as usize / 8..).unwrap_or_default();
+        for (class, leaf) in inside.iter_mut().zip(Class::of_leaf(leaf)) {
             *class = class.merge(*leaf);
         }
     });
@@ -176,7 +217,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
         [] => Vec::new(),
         [ty, ..] => vec![value(
             ty,
-            classify_result(spec, ty).unwrap_or_else(|| {
+            classify_result(convention, ty)?.unwrap_or_else(|| {
                 let place = Place::Reg(registers.take(RegClass::General).expect("the first one"));
                 result_pointer = Some(ResultPointer {
                     place,
@@ -191,12 +232,18 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
     let mut params = Vec::with_capacity(signature.params().len());
     for (index, ty) in signature.params().iter().enumerate() {
         let layout = ty.layout(Language::C);
-        // Figure 3.4 and the text before it: unnamed __m256 and __m512 are in memory; compilers
-        // do the same with structs of nothing else.
-        let in_memory = |classes: &Vec<Class>| {
-            classes.contains(&Class::X87) || signature.is_unnamed(index) && classes.len() > 2
-        };
-        let classes = eightbytes(ty).filter(|classes| !in_memory(classes));
+        // Figure 3.4 and the text before it: unnamed __m256 and __m512 are in memory.
+        let unnamed = signature.is_unnamed(index);
+        let in_memory =
+            |classes: &Vec<Class>| classes.contains(&Class::X87) || unnamed && classes.len() > 2;
+        let classes = eightbytes(ty)
+            .map_err(|rule| convention.unsupported(ValueIndex::Param(index), ty, rule))?;
+        if unnamed && ty.is_aggregate() && classes.as_ref().is_some_and(|c| c.len() > 2) {
+            let rule = "gcc and clang disagree where such a vector in a struct or union is, in the \
+                        place of `...`; pass a pointer";
+            return Err(convention.unsupported(ValueIndex::Param(index), ty, rule));
+        }
+        let classes = classes.filter(|classes| !in_memory(classes));
         let is_complex_x87 = *ty == Type::Complex(Float::LongDouble);
         let parts = classes
             .filter(|_| !is_complex_x87)
@@ -241,9 +288,9 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
 }
 
 /// The registers of a result; `None` is class MEMORY.
-fn classify_result(spec: &'static ConvSpec, ty: &Type) -> Option<Passing> {
+fn classify_result(convention: Convention, ty: &Type) -> Result<Option<Passing>, AssignError> {
     if ty.layout(Language::C).size_bytes == 0 {
-        return Some(Passing::Nothing);
+        return Ok(Some(Passing::Nothing));
     }
     // Class COMPLEX_X87: the real part in st0, the imaginary part in st1.
     if *ty == Type::Complex(Float::LongDouble) {
@@ -252,13 +299,18 @@ fn classify_result(spec: &'static ConvSpec, ty: &Type) -> Option<Passing> {
             off: u32::from(i) * 16,
             size: 16,
         });
-        return Some(Passing::Parts(parts.collect()));
+        return Ok(Some(Passing::Parts(parts.collect())));
     }
+    let classes =
+        eightbytes(ty).map_err(|rule| convention.unsupported(ValueIndex::Result(0), ty, rule))?;
+    let spec = convention.spec();
     let mut registers = RegQueue::new(spec.int_results, spec.float_results);
-    let parts = in_registers(ty, &eightbytes(ty)?, &mut registers);
-    Some(Passing::Parts(parts.expect(
-        "at most two eightbytes are not SSEUP, and there are two registers of each class",
-    )))
+    Ok(classes.map(|classes| {
+        let parts = in_registers(ty, &classes, &mut registers);
+        Passing::Parts(parts.expect(
+            "at most two eightbytes are not SSEUP, and there are two registers of each class",
+        ))
+    }))
 }
 
 #[cfg(test)]
