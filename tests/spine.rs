@@ -393,3 +393,30 @@ fn jit_code_starts_goroutines() {
         assert_eq!(received, expected);
     }
 }
+
+#[test]
+fn conventions_that_no_stub_speaks_yet_are_refused() {
+    let jit = Jit::new().expect("code memory");
+    let target = jit
+        .goroutine_fn(Convention::SystemV, |x: u64| x)
+        .expect("stub");
+    let code = pump(&jit, "never called", target.address());
+    let signature = "fn(u64)".parse().expect("well-formed");
+    for convention in Convention::ALL {
+        let speaks = matches!(convention, Convention::SystemV | Convention::GoAbiInternal);
+        let made = [
+            jit.goroutine_fn(convention, |x: u64| x).map(drop),
+            // SAFETY: what is made is not called.
+            unsafe { code.enter::<fn(u64) -> u64>(convention) }.map(drop),
+            // SAFETY: as above.
+            unsafe { jit.spawn_fn(convention, &signature, &code) }.map(drop),
+        ];
+        for result in made {
+            assert_eq!(result.is_ok(), speaks, "{convention}: {result:?}");
+            if let Err(error) = result {
+                let text = error.to_string();
+                assert!(text.ends_with("in SystemV or in GoAbiInternal"), "{text}");
+            }
+        }
+    }
+}

@@ -21,7 +21,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use super::goroutine_fn::{pinned_to, restore_zero};
 use super::{ANCHOR_PC, StubEnv};
 use crate::abi::{
-    Arch, Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm,
+    Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm,
 };
 use crate::jit::emit::x86_64::{Areas, Base, Emitter, check, plan_bytes};
 use crate::jit::{
@@ -49,8 +49,8 @@ pub(crate) fn emit(
     signature: &'static Signature,
     target: usize,
 ) -> Result<StubId, JitError> {
-    if convention.spec().arch != Arch::Amd64 {
-        let rule = "the convention is one of another machine";
+    if !matches!(convention, Convention::SystemV | Convention::GoAbiInternal) {
+        let rule = "JIT code is entered in SystemV or in GoAbiInternal";
         return Err(JitError::Signature {
             stub: "enter",
             rule,

@@ -74,8 +74,7 @@ impl NativeCall {
             Convention::GoAbiInternal => (GO_INTERNAL_SCRATCH, [Gpr::R12, Gpr::R13]),
             Convention::SystemV => (SYSTEM_V_SCRATCH, [Gpr::R10, Gpr::R11]),
             _ => {
-                let rule = "JIT code that calls native functions is entered in SystemV or in \
-                            GoAbiInternal";
+                let rule = "JIT code calls native functions in SystemV or in GoAbiInternal";
                 let stub = "goroutine function";
                 return Err(JitError::Signature { stub, rule });
             }
