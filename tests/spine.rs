@@ -420,3 +420,28 @@ fn conventions_that_no_stub_speaks_yet_are_refused() {
         }
     }
 }
+
+#[test]
+fn what_a_start_cannot_carry_is_refused() {
+    let jit = Jit::new().expect("code memory");
+    let target = jit
+        .goroutine_fn(Convention::SystemV, |x: u64| x)
+        .expect("stub");
+    let code = pump(&jit, "never called", target.address());
+    let refused = |text: &str| {
+        let signature = text.parse().expect("well-formed");
+        // SAFETY: what is made is not called.
+        let made = unsafe { jit.spawn_fn(Convention::SystemV, &signature, &code) };
+        made.map(drop).expect_err(text).to_string()
+    };
+    assert_eq!(
+        refused("fn(u64, struct { i32, f32 })"),
+        "spawn stub: a goroutine is started with integers, pointers and floats; pass a pointer to \
+         anything else"
+    );
+    assert_eq!(
+        refused("fn(u64) -> u64"),
+        "spawn stub: nobody receives the results of a goroutine that JIT code starts: the \
+         signature must have none"
+    );
+}

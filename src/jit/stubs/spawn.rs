@@ -5,7 +5,7 @@ use dynasmrt::dynasm;
 
 use super::StubEnv;
 use super::goroutine_fn::NativeCall;
-use crate::abi::{Assignment, Convention, Gpr, Signature};
+use crate::abi::{Assignment, Convention, Gpr, Signature, Type};
 use crate::jit::emit::x86_64::{Emitter, plan_bytes};
 use crate::jit::{Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec};
 
@@ -22,6 +22,18 @@ pub(crate) fn emit(
     if !signature.results().is_empty() {
         let rule = "nobody receives the results of a goroutine that JIT code starts: the \
                     signature must have none";
+        return Err(JitError::Signature {
+            stub: "spawn",
+            rule,
+        });
+    }
+    if !signature
+        .params()
+        .iter()
+        .all(|ty| ty.is_word() || matches!(ty, Type::F32 | Type::F64))
+    {
+        let rule = "a goroutine is started with integers, pointers and floats; pass a pointer to \
+                    anything else";
         return Err(JitError::Signature {
             stub: "spawn",
             rule,
