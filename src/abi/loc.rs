@@ -209,6 +209,17 @@ impl Reg {
             Reg::Vreg(Vreg(index)) => 64 + index as u32,
         }
     }
+
+    /// The register of a number.
+    const fn of_bit(bit: u32) -> Reg {
+        let bit = bit as u8;
+        match bit {
+            0..16 => Reg::Gpr(Gpr(bit)),
+            16..32 => Reg::Xmm(Xmm(bit - 16)),
+            32..64 => Reg::Xreg(Xreg(bit - 32)),
+            _ => Reg::Vreg(Vreg(bit - 64)),
+        }
+    }
 }
 
 impl fmt::Display for Reg {
@@ -336,12 +347,14 @@ impl RegSet {
 
     /// The general-purpose registers of amd64 in the set, by hardware number.
     pub fn gprs(self) -> impl Iterator<Item = Gpr> {
-        Gpr::ALL.into_iter().filter(move |gpr| self.contains(*gpr))
+        let gprs = self.intersection(RegSet(0xffff)).iter();
+        gprs.map(|register| Gpr(register.bit() as u8))
     }
 
     /// The vector registers of amd64 in the set, by hardware number.
     pub fn xmms(self) -> impl Iterator<Item = Xmm> {
-        Xmm::ALL.into_iter().filter(move |xmm| self.contains(*xmm))
+        let xmms = self.intersection(RegSet(0xffff_0000)).iter();
+        xmms.map(|register| Xmm((register.bit() - 16) as u8))
     }
 
     /// The registers of a class in the set, by machine and hardware number.
@@ -353,12 +366,13 @@ impl RegSet {
     /// The registers of the set: by machine, the general-purpose ones, then the vector ones, each
     /// by hardware number.
     pub fn iter(self) -> impl Iterator<Item = Reg> {
-        let amd64 = Gpr::ALL.into_iter().map(Reg::Gpr);
-        let amd64 = amd64.chain(Xmm::ALL.into_iter().map(Reg::Xmm));
-        let aarch64 = Xreg::ALL.into_iter().map(Reg::Xreg);
-        let aarch64 = aarch64.chain(Vreg::ALL.into_iter().map(Reg::Vreg));
-        let all = amd64.chain(aarch64);
-        all.filter(move |register| self.contains(*register))
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let bit = rest.trailing_zeros();
+            // Clears the lowest bit, if there is one.
+            rest &= rest.wrapping_sub(1);
+            (bit < u128::BITS).then(|| Reg::of_bit(bit))
+        })
     }
 }
 
