@@ -80,7 +80,12 @@ impl Arena {
         // Sixteenths: root 1/64, leaf 2/16, entry 1/16, saved 4/16, standard the rest.
         let size = bytes
             .max(MIN_ARENA_BYTES)
-            .next_multiple_of(64 * CHUNK_BYTES);
+            .checked_next_multiple_of(64 * CHUNK_BYTES);
+        let size = size.ok_or(JitError::System {
+            call: "mmap(2)",
+            errno: libc::ENOMEM,
+            purpose: "no address space is as large as what was asked for; reserve less",
+        })?;
         let memory = CodeMemory::reserve(size, mode, placement)?;
         let region = Region::add(memory.base(), size)?;
         let mut at = 0;

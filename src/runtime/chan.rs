@@ -599,6 +599,11 @@ impl<'a> Case<'a> {
 /// A channel whose type of values is forgotten. The slots are `*mut Option<T>`.
 trait Channel {
     fn spin_lock(&self) -> &SpinLock;
+    /// Empties a slot.
+    ///
+    /// # Safety
+    /// The slot is of this channel's type.
+    unsafe fn reset(&self, slot: *mut ());
     /// Whether the case can ever happen.
     ///
     /// # Safety
@@ -630,6 +635,11 @@ struct Staging(*mut ());
 impl<T> Channel for Inner<T> {
     fn spin_lock(&self) -> &SpinLock {
         &self.lock
+    }
+
+    unsafe fn reset(&self, slot: *mut ()) {
+        // SAFETY: of this channel's type.
+        unsafe { *slot.cast::<Option<T>>() = None };
     }
 
     unsafe fn is_enabled(&self, sending: bool, slot: *mut ()) -> bool {
@@ -708,6 +718,7 @@ impl<T> Channel for Inner<T> {
 /// });
 /// ```
 pub fn select(cases: &mut [Case<'_>]) -> usize {
+    reset(cases);
     match poll(cases, true) {
         Some(chosen) => chosen,
         None => wait(cases),
@@ -716,7 +727,17 @@ pub fn select(cases: &mut [Case<'_>]) -> usize {
 
 /// As [`select`], but `None` if no case can happen now.
 pub fn try_select(cases: &mut [Case<'_>]) -> Option<usize> {
+    reset(cases);
     poll(cases, false)
+}
+
+/// Empties the slots of receives: cases may be used twice, and what is in a slot may do anything
+/// when it is dropped, so not under a lock.
+fn reset(cases: &mut [Case<'_>]) {
+    for case in cases.iter().filter(|case| !case.sending) {
+        // SAFETY: a case's slot is of its channel's type.
+        unsafe { case.channel.reset(case.slot) };
+    }
 }
 
 /// Tries every case once, from a random one on. With `keep` and no success, all locks stay held.

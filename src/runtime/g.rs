@@ -440,7 +440,14 @@ pub(crate) fn thread_g() -> *mut G {
             StandIn(g)
         };
     }
-    STAND_IN.with(|stand_in| ptr::from_ref(stand_in.0).cast_mut())
+    let stand_in = STAND_IN.try_with(|stand_in| stand_in.0);
+    // A thread that ends, and waits in a destructor, gets one that is not used again.
+    let g = stand_in.unwrap_or_else(|_| {
+        let g = allocate();
+        g.is_thread.set(true);
+        g
+    });
+    ptr::from_ref(g).cast_mut()
 }
 
 #[cfg(test)]

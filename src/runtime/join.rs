@@ -229,14 +229,15 @@ impl<T> RawHandle<T> {
         let join = &me.g().join;
         if must_wait {
             let waiter = current();
-            let mut registered = false;
             // SAFETY: if the exchange succeeds, `goexit0` (or the end of the run) finds the
             // address and readies this goroutine once. If it fails, the goroutine has ended; then
             // this one readies itself, which its own thread (or, for a migratable one, the system
             // stack that `unlock` runs on) may do.
             unsafe {
                 gopark(WaitReason::Join, || {
-                    registered = join
+                    // Once registered, the goroutine may run elsewhere: nothing of its stack is
+                    // touched any more.
+                    let registered = join
                         .compare_exchange(
                             join_state::RUNNING,
                             waiter.into_raw(),
@@ -406,11 +407,23 @@ pub struct Scope<'scope, 'env: 'scope> {
     env: PhantomData<&'env mut &'env ()>,
 }
 
-/// A [`JoinHandle`] of a scope.
-pub struct ScopedJoinHandle<'scope, T> {
-    handle: JoinHandle<T>,
-    scope: PhantomData<&'scope ()>,
+/// Leaves the scope when it is dropped: by a panic, or behind the value of the goroutine.
+struct Leave<'scope> {
+    data: &'scope ScopeData,
+    returned: bool,
 }
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        if !self.returned {
+            self.data.panicked.store(true, Ordering::Relaxed);
+        }
+        self.data.leave();
+    }
+}
+
+/// A [`JoinHandle`] of a scope. A scope whose handle is forgotten (`mem::forget`) waits for ever.
+pub struct ScopedJoinHandle<'scope, T>(JoinHandle<(T, Leave<'scope>)>);
 
 impl<T> ScopedJoinHandle<'_, T> {
     /// Waits for the goroutine to end.
@@ -418,7 +431,7 @@ impl<T> ScopedJoinHandle<'_, T> {
     /// # Errors
     /// The payload of its panic.
     pub fn join(self) -> JoinResult<T> {
-        self.handle.join()
+        self.0.join().map(|(value, _leave)| value)
     }
 }
 
@@ -432,19 +445,6 @@ impl<'scope> Scope<'scope, '_> {
         F: FnOnce() -> T + Send + 'scope,
         T: Send + 'scope,
     {
-        /// Leaves the scope when the closure and all it owns are gone.
-        struct Leave<'a> {
-            data: &'a ScopeData,
-            returned: bool,
-        }
-        impl Drop for Leave<'_> {
-            fn drop(&mut self) {
-                if !self.returned {
-                    self.data.panicked.store(true, Ordering::Relaxed);
-                }
-                self.data.leave();
-            }
-        }
         self.data.running.fetch_add(1, Ordering::Relaxed);
         let data = &self.data;
         let body = move || {
@@ -454,16 +454,14 @@ impl<'scope> Scope<'scope, '_> {
             };
             let value = f();
             leave.returned = true;
-            value
+            // The value may borrow from the scope: the scope waits until it is gone, too.
+            (value, leave)
         };
         // SAFETY: the scope does not return before every goroutine has left it, and `scope` does
-        // not unwind past that either. A goroutine leaves when its closure is gone; its result
-        // lives on for the handle, which cannot outlive 'scope.
+        // not unwind past that either. A goroutine leaves when its closure and its value are gone,
+        // whoever drops the value; who joins takes it within 'scope.
         match unsafe { spawn(body, false) } {
-            Ok(handle) => ScopedJoinHandle {
-                handle: JoinHandle(handle),
-                scope: PhantomData,
-            },
+            Ok(handle) => ScopedJoinHandle(JoinHandle(handle)),
             Err(error) => {
                 self.data.running.fetch_sub(1, Ordering::Relaxed);
                 panic!("{error}");

@@ -26,7 +26,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -131,22 +131,31 @@ impl Sched {
     #[inline(always)]
     fn wake_one(&self) {
         futex::light_fence();
-        if self.idle.load(Ordering::Relaxed) != 0 && self.spinning.load(Ordering::Relaxed) == 0 {
-            self.wake_one_slow();
+        if self.idle.load(Ordering::Relaxed) != 0 {
+            self.wake_one_idle();
         }
     }
 
-    #[cold]
-    fn wake_one_slow(&self) {
+    #[inline(never)]
+    fn wake_one_idle(&self) {
+        // Against one who stops looking, which crosses no heavy fence.
+        fence(Ordering::SeqCst);
         // The woken M is counted before it runs, so that a burst of work wakes one M, which wakes
         // the next one when it has found something.
-        if self
-            .spinning
-            .compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed)
-            .is_ok()
-            && !self.ms.iter().any(|m| m.unpark_spinning())
+        while self.spinning.load(Ordering::Relaxed) == 0
+            && self
+                .spinning
+                .compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
         {
+            if self.ms.iter().any(|m| m.unpark_spinning()) {
+                return;
+            }
             self.spinning.fetch_sub(1, Ordering::SeqCst);
+            // Others may have relied on our looking meanwhile.
+            if !work_exists(self) || !self.ms.iter().any(|m| m.is_parked()) {
+                return;
+            }
         }
     }
 }
@@ -298,6 +307,12 @@ fn prepare_gosched() -> (*const G, *const G) {
     let (gr, m) = unsafe { (&*g, this_m()) };
     assert_may_park(m);
     if gr.migratable.get() {
+        if std::thread::panicking() {
+            // The count of panics is the thread's: `gopark` keeps the goroutine here.
+            // SAFETY: readied once, by itself.
+            unsafe { gopark(WaitReason::None, || ready(Parker(g), false)) };
+            return none;
+        }
         // SAFETY: a goroutine's stack; the system stack is free below its saved rsp.
         unsafe { mcall(&gr.sched, m.system_sp.get(), gosched0, g.cast_const()) };
         return none;
@@ -428,6 +443,10 @@ fn find_without_sleep(m: &M, sched: &Sched) -> Option<*mut G> {
     let g = pick_next(m);
     if !g.is_null() {
         return Some(g);
+    }
+    if sched.stopping.load(Ordering::Relaxed) {
+        // Nothing more is run, and the own queue may be full: it is not to be stolen into.
+        return None;
     }
     let g = sched.pop_global(m);
     if !g.is_null() {
@@ -969,6 +988,9 @@ unsafe extern "C" fn goexit0(g: *const G) -> ! {
                 make_current(m, g.cast_mut());
                 gogo(&gr.sched);
             }
+            join_state::ABANDONED => {
+                throw(format_args!("goroutine {goid} ended after its run did"))
+            }
             // Who joins one goroutine often joins many: when its turn comes, more have ended.
             waiter => ready(Parker::from_raw(waiter), false),
         }
@@ -1133,8 +1155,9 @@ fn mstart(m: &'static M) {
 /// and their stacks stay, since others may hold addresses into them.
 fn abandon_goroutines(run_id: u64) {
     for g in g::all() {
-        let left = g.run_id.load(Ordering::Relaxed) == run_id
-            && !matches!(g.status(), Status::Idle | Status::Dead);
+        // The status first: another run may take a dead G, and then sets the run before the status.
+        let live = !matches!(g.status(), Status::Idle | Status::Dead);
+        let left = live && g.run_id.load(Ordering::Relaxed) == run_id;
         if left {
             let waiter = g.join.swap(join_state::ABANDONED, Ordering::AcqRel);
             if waiter >= join_state::WAITER {

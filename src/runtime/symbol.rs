@@ -10,6 +10,16 @@ use object::Endianness;
 use object::elf::{FileHeader64, STT_FUNC};
 use object::read::elf::{FileHeader, Sym};
 
+/// A mapping that goes when this does.
+struct Mapping(*mut libc::c_void, usize);
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: ours; what was read of it does not outlive the borrow of it.
+        unsafe { libc::munmap(self.0, self.1) };
+    }
+}
+
 /// Passes the name of the function at `pc` of the main program, read from its symbol table
 /// without allocating.
 pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>) -> R) -> R {
@@ -36,6 +46,7 @@ pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>) -> R) -> R 
         if at == libc::MAP_FAILED {
             return f(None);
         }
+        let _unmap = Mapping(at, len);
         let file = std::slice::from_raw_parts(at.cast::<u8>(), len);
         // The program is mapped as a whole: its base is where its own header is.
         let base = libc::getauxval(libc::AT_PHDR) as usize;
