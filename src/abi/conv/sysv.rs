@@ -133,8 +133,11 @@ fn eightbytes(ty: &Type) -> Result<Option<Vec<Class>>, &'static str> {
     }
 }
 
+/// Something that calls a function with every part of a type and its offset.
+type Leaves<'a> = &'a dyn Fn(&mut dyn FnMut(u32, &Type));
+
 /// The same, of the leaves that `each_leaf` has.
-fn eightbytes_of(ty: &Type, each_leaf: &dyn Fn(&mut dyn FnMut(u32, &Type))) -> Option<Vec<Class>> {
+fn eightbytes_of(ty: &Type, each_leaf: Leaves<'_>) -> Option<Vec<Class>> {
     let size = ty.layout(Language::C).size_bytes;
     // Rules 3 and 4, for all levels at once: merging is associative, up to MEMORY, which the
     // post-merger step gives to the whole anyway. A field that is not aligned as its type asks is
