@@ -353,12 +353,18 @@ impl RegSet {
     /// The registers of the set: by machine, the general-purpose ones, then the vector ones, each
     /// by hardware number.
     pub fn iter(self) -> impl Iterator<Item = Reg> {
-        let amd64 = Gpr::ALL.into_iter().map(Reg::Gpr);
-        let amd64 = amd64.chain(Xmm::ALL.into_iter().map(Reg::Xmm));
-        let aarch64 = Xreg::ALL.into_iter().map(Reg::Xreg);
-        let aarch64 = aarch64.chain(Vreg::ALL.into_iter().map(Reg::Vreg));
-        let all = amd64.chain(aarch64);
-        all.filter(move |register| self.contains(*register))
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let lowest = left.trailing_zeros();
+            left &= left.wrapping_sub(1);
+            match lowest as u8 {
+                index @ 0..16 => Some(Reg::Gpr(Gpr(index))),
+                index @ 16..32 => Some(Reg::Xmm(Xmm(index - 16))),
+                index @ 32..63 => Some(Reg::Xreg(Xreg(index - 32))),
+                index @ 64..96 => Some(Reg::Vreg(Vreg(index - 64))),
+                _ => None,
+            }
+        })
     }
 }
 
