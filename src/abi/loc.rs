@@ -361,6 +361,8 @@ impl RegSet {
                 index @ 0..16 => Some(Reg::Gpr(Gpr(index))),
                 index @ 16..32 => Some(Reg::Xmm(Xmm(index - 16))),
                 index @ 32..63 => Some(Reg::Xreg(Xreg(index - 32))),
+                // There is no x31.
+                63 => None,
                 index @ 64..96 => Some(Reg::Vreg(Vreg(index - 64))),
                 _ => None,
             }
