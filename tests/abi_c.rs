@@ -90,6 +90,12 @@ fn system_v() {
                 "p0: rdi  p1: xmm0  p2.0: xmm1  p2.8: xmm2",
                 [0, 0, 16],
             ),
+            // ... up to MEMORY, of the whole.
+            (
+                "fn(union { longdouble, v128 }, union { v256, i64 }, union { longdouble, f64 })",
+                "p0: [arg+0]  p1: [arg+32]  p2: [arg+64]",
+                [80, 80, 32],
+            ),
             // Vectors.
             (
                 "fn(v64, v128, struct { v128 }, struct { v256 }, struct { v128, i8 }, [v128; 2])",
@@ -234,6 +240,7 @@ fn win64() {
             ),
             ("fn() -> i128", "r0: xmm0", [0, 32, 16]),
             ("fn() -> complex<f32>", "r0: rax", [0, 32, 16]),
+            ("fn() -> [i8; 3]", "r0: [rcx] at rax", [8, 32, 16]),
             ("fn() -> struct { v128 }", "r0: [rcx] at rax", [8, 32, 16]),
             ("fn() -> struct {}", "r0: nothing", [0, 32, 16]),
             // "Varargs": unnamed floats are in both registers.

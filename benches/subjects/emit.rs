@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, VecAssembler, dynasm};
-use footbridge::abi::Convention;
+use footbridge::abi::{Convention, Plan, PlanRequest, RegSet, Signature, Type};
 use footbridge::jit::{Code, FrameClass, Jit, JitError, look_up};
 use footbridge::runtime::{Entry, GoroutineFn};
 
@@ -25,6 +25,13 @@ const CRANELIFT_NS: f64 = 25_000.0;
 pub fn subjects() -> Vec<Subject> {
     vec![
         Subject::new(ASSEMBLER, assemble),
+        // What the first stub of a shape takes more than those below, which are of a known shape.
+        Subject::new("plan of a new shape, u64 -> u64", |n| {
+            plan("fn(u64) -> u64", n)
+        }),
+        Subject::new("plan of a new shape, 6 arguments", |n| {
+            plan("fn(u64, f64, i32, ptr, f32, i8) -> u64", n)
+        }),
         made("install, a leaf", install).against(ASSEMBLER),
         made("goroutine fn, u64 -> u64, SystemV", |jit, n| {
             goroutine_fn(jit, Convention::SystemV, n)
@@ -42,6 +49,32 @@ pub fn subjects() -> Vec<Subject> {
         .against(ASSEMBLER),
         made("enter, u64 -> u64, GoAbiInternal", enter).against(ASSEMBLER),
     ]
+}
+
+/// The plan of a goroutine function: two assignments and the moves between them.
+fn plan(signature: &str, iterations: u64) -> Duration {
+    let signature: Signature = signature.parse().expect("well-formed");
+    let bound_param = Some(signature.params().len());
+    let start = Instant::now();
+    for _ in 0..iterations {
+        let signature = black_box(&signature);
+        let entry = Convention::GoAbiInternal
+            .assign(signature)
+            .expect("scalars");
+        let target = Convention::SystemV
+            .assign(&signature.with_param(Type::Ptr))
+            .expect("scalars");
+        let (arg_scratch, result_scratch) = (RegSet::EMPTY, RegSet::EMPTY);
+        let request = PlanRequest {
+            entry: &entry,
+            target: &target,
+            bound_param,
+            arg_scratch,
+            result_scratch,
+        };
+        black_box(Plan::new(&request).expect("no cycle needs a scratch register"));
+    }
+    start.elapsed()
 }
 
 /// A subject that makes stubs.

@@ -74,6 +74,15 @@ impl Part {
             size,
         }
     }
+
+    /// The class of the register; `None` on the x87 stack. It is that of the place, not of the
+    /// value: a convention may have a float in a general-purpose register.
+    pub const fn class(&self) -> Option<RegClass> {
+        match self.place {
+            Place::Reg(register) => Some(register.class()),
+            Place::Area(_) | Place::X87(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Part {

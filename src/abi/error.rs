@@ -258,7 +258,7 @@ pub enum PlanError {
         /// The number of parameters of the target.
         params: usize,
     },
-    /// The parameter that is to be bound travels in a vector register.
+    /// The parameter that is to be bound is neither an integer of at most 64 bits nor a pointer.
     BoundNotInteger {
         /// Its index.
         index: usize,

@@ -1499,12 +1499,19 @@ mod tests {
             let sides: Vec<Side> = sides.collect();
             for from in &sides {
                 for to in &sides {
+                    // miri takes seconds for each plan.
+                    if cfg!(miri) && rng.below(8) != 0 {
+                        continue;
+                    }
                     let mut plans = 0;
                     for _ in 0..calls {
                         plans += u32::from(check_random_call(&mut rng, *from, *to, false));
                         plans += u32::from(check_random_call(&mut rng, *from, *to, true));
                     }
-                    assert!(plans * 3 > calls, "{from:?} {to:?}: only {plans}");
+                    assert!(
+                        cfg!(miri) || plans * 3 > calls,
+                        "{from:?} {to:?}: only {plans}"
+                    );
                 }
             }
         }

@@ -209,17 +209,6 @@ impl Reg {
             Reg::Vreg(Vreg(index)) => 64 + index as u32,
         }
     }
-
-    /// The register of a number.
-    const fn of_bit(bit: u32) -> Reg {
-        let bit = bit as u8;
-        match bit {
-            0..16 => Reg::Gpr(Gpr(bit)),
-            16..32 => Reg::Xmm(Xmm(bit - 16)),
-            32..64 => Reg::Xreg(Xreg(bit - 32)),
-            _ => Reg::Vreg(Vreg(bit - 64)),
-        }
-    }
 }
 
 impl fmt::Display for Reg {
@@ -347,14 +336,12 @@ impl RegSet {
 
     /// The general-purpose registers of amd64 in the set, by hardware number.
     pub fn gprs(self) -> impl Iterator<Item = Gpr> {
-        let gprs = self.intersection(RegSet(0xffff)).iter();
-        gprs.map(|register| Gpr(register.bit() as u8))
+        Gpr::ALL.into_iter().filter(move |gpr| self.contains(*gpr))
     }
 
     /// The vector registers of amd64 in the set, by hardware number.
     pub fn xmms(self) -> impl Iterator<Item = Xmm> {
-        let xmms = self.intersection(RegSet(0xffff_0000)).iter();
-        xmms.map(|register| Xmm((register.bit() - 16) as u8))
+        Xmm::ALL.into_iter().filter(move |xmm| self.contains(*xmm))
     }
 
     /// The registers of a class in the set, by machine and hardware number.
@@ -366,12 +353,19 @@ impl RegSet {
     /// The registers of the set: by machine, the general-purpose ones, then the vector ones, each
     /// by hardware number.
     pub fn iter(self) -> impl Iterator<Item = Reg> {
-        let mut rest = self.0;
+        let mut left = self.0;
         std::iter::from_fn(move || {
-            let bit = rest.trailing_zeros();
-            // Clears the lowest bit, if there is one.
-            rest &= rest.wrapping_sub(1);
-            (bit < u128::BITS).then(|| Reg::of_bit(bit))
+            let lowest = left.trailing_zeros();
+            left &= left.wrapping_sub(1);
+            match lowest as u8 {
+                index @ 0..16 => Some(Reg::Gpr(Gpr(index))),
+                index @ 16..32 => Some(Reg::Xmm(Xmm(index - 16))),
+                index @ 32..63 => Some(Reg::Xreg(Xreg(index - 32))),
+                // There is no x31.
+                63 => None,
+                index @ 64..96 => Some(Reg::Vreg(Vreg(index - 64))),
+                _ => None,
+            }
         })
     }
 }

@@ -6,9 +6,11 @@
 //! A stub stands between two sides: *entry*, the way the stub is entered, and *target*, what
 //! it calls. The path from a description to a stub has three stations:
 //!
-//! 1. A [`Signature`] lists the types of the parameters and results, and has a text form.
-//! 2. [`Convention::assign`] turns it into an [`Assignment`]: a register or a stack offset for
-//!    each value. [`Assignment::words`] is the same for plain records in memory.
+//! 1. A [`Signature`] lists the types of the parameters and results, and has a text form. A
+//!    [`Type`] is anything that C or Go pass by value, and knows its [`Layout`] in both.
+//! 2. [`Convention::assign`] turns it into an [`Assignment`]: registers for the parts of each
+//!    value, or a stack offset, or the place of its address. [`Assignment::words`] is the same for
+//!    plain records in memory.
 //! 3. A [`Plan`] is the ordered list of moves from the entry's assignment to the target's, and
 //!    of the results the other way. It names every register that it writes.
 //!
@@ -33,6 +35,16 @@
 //! })?;
 //! assert!(plan.writes.contains(Gpr::RSI));
 //! assert_eq!(plan.args.len(), 2); // f64 is in place already
+//!
+//! let signature: Signature = "fn(struct { f32, f32, i32 }, [u8; 24]) -> complex<f64>".parse()?;
+//! assert_eq!(
+//!     Convention::SystemV.assign(&signature)?.to_string(),
+//!     "p0.0: xmm0  p0.8: rdi  p1: [arg+0]  r0.0: xmm0  r0.8: xmm1"
+//! );
+//! assert_eq!(
+//!     Convention::Win64.assign(&signature)?.to_string(),
+//!     "p0: [rdx]  p1: [r8]  r0: [rcx] at rax"
+//! );
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

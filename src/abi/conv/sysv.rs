@@ -93,7 +93,7 @@ impl Class {
 fn each_leaf_of_gcc(ty: &Type, base: u32, each: &mut dyn FnMut(u32, &Type)) {
     match ty {
         Type::Array(array) if ty.layout(Language::C).size_bytes == 0 => {
-            if base % 8 != 0 {
+            if !base.is_multiple_of(8) {
                 each_leaf_of_gcc(array.element(), base, each);
             }
         }
@@ -133,8 +133,11 @@ fn eightbytes(ty: &Type) -> Result<Option<Vec<Class>>, &'static str> {
     }
 }
 
+/// Something that calls a function with every part of a type and its offset.
+type Leaves<'a> = &'a dyn Fn(&mut dyn FnMut(u32, &Type));
+
 /// The same, of the leaves that `each_leaf` has.
-fn eightbytes_of(ty: &Type, each_leaf: &dyn Fn(&mut dyn FnMut(u32, &Type))) -> Option<Vec<Class>> {
+fn eightbytes_of(ty: &Type, each_leaf: Leaves<'_>) -> Option<Vec<Class>> {
     let size = ty.layout(Language::C).size_bytes;
     // Rules 3 and 4, for all levels at once: merging is associative, up to MEMORY, which the
     // post-merger step gives to the whole anyway. A field that is not aligned as its type asks is

@@ -385,3 +385,134 @@ pub(crate) fn check(plan: &Plan) -> Result<(), JitError> {
 pub(crate) fn plan_bytes(plan: &Plan) -> usize {
     (plan.args.len() + plan.results.len() + 4) * 16
 }
+
+#[cfg(test)]
+mod tests {
+    use dynasmrt::AssemblyOffset;
+    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
+    use super::*;
+    use crate::abi::{Assignment, Convention, PlanRequest, RegSet, Signature, Vreg};
+
+    /// The instructions of one step, with areas at different registers.
+    fn listing(step: Step) -> Option<String> {
+        let mut ops = Ops::new(0);
+        let areas = Areas {
+            entry: Base(Gpr::RBP, 16),
+            target: Base(Gpr::RSP, 0),
+            entry_result: Base(Gpr::R13, 0),
+            target_result: Base(Gpr::RSP, 0),
+            stage: Base(Gpr::RSP, 32),
+        };
+        let mut emitter = Emitter {
+            ops: &mut ops,
+            arena: None,
+            cells: Vec::new(),
+            no_goroutine: None,
+        };
+        emitter.step(step, &areas, 7)?;
+        assert_ne!(ops.offset(), AssemblyOffset(0));
+        let code = ops.finalize().expect("no label is open");
+        let mut lines = Vec::new();
+        for instruction in Decoder::with_ip(64, &code, 0, DecoderOptions::NONE).iter() {
+            let mut line = String::new();
+            IntelFormatter::new().format(&instruction, &mut line);
+            lines.push(line);
+        }
+        Some(lines.join("; "))
+    }
+
+    #[test]
+    fn each_step_is_the_instruction_that_it_says() {
+        let moves = |from: Spot, to: Spot, width| {
+            listing(Step::Move {
+                from,
+                to,
+                width,
+                extend: Extend::None,
+            })
+        };
+        let (rdi, r9) = (Spot::Gpr(Gpr::RDI), Spot::Gpr(Gpr::R9));
+        let (xmm1, xmm9) = (Spot::Xmm(Xmm::XMM1), Spot::Xmm(Xmm::XMM9));
+        let behind = Spot::At(Reg::Gpr(Gpr::R12), 3);
+        for (from, to, width, expected) in [
+            (rdi, xmm9, Width::B8, "movq xmm9,rdi"),
+            (r9, xmm1, Width::B4, "movd xmm1,r9d"),
+            (xmm9, rdi, Width::B8, "movq rdi,xmm9"),
+            (xmm1, r9, Width::B4, "movd r9d,xmm1"),
+            (xmm9, xmm1, Width::B8, "movaps xmm1,xmm9"),
+            (xmm9, xmm1, Width::B16, "movaps xmm1,xmm9"),
+            (xmm9, xmm1, Width::B32, "vmovaps ymm1,ymm9"),
+            (xmm9, Spot::Stage(8), Width::B16, "movups [rsp+28h],xmm9"),
+            (Spot::Entry(0), xmm9, Width::B16, "movups xmm9,[rbp+10h]"),
+            (Spot::Entry(0), xmm9, Width::B32, "vmovups ymm9,[rbp+10h]"),
+            (xmm1, behind, Width::B32, "vmovups [r12+3],ymm1"),
+            (behind, rdi, Width::B8, "mov rdi,[r12+3]"),
+            (rdi, behind, Width::B1, "mov [r12+3],dil"),
+            (Spot::TargetResult(8), r9, Width::B4, "mov r9d,[rsp+8]"),
+        ] {
+            assert_eq!(moves(from, to, width).as_deref(), Some(expected));
+        }
+        for (step, expected) in [
+            (
+                Step::Address {
+                    of: Spot::Stage(16),
+                    to: Reg::Gpr(Gpr::RDX),
+                },
+                "lea rdx,[rsp+30h]",
+            ),
+            (
+                Step::Constant {
+                    to: Reg::Gpr(Gpr::RAX),
+                    value: 3,
+                },
+                "mov eax,3",
+            ),
+            (Step::PopX87 { to: behind }, "fstp tbyte ptr [r12+3],st"),
+            (
+                Step::PushX87 {
+                    from: Spot::Stage(0),
+                },
+                "fld st,tbyte ptr [rsp+20h]",
+            ),
+            (Step::SwapGpr(Gpr::RCX, Gpr::R8), "xchg r8,rcx"),
+        ] {
+            assert_eq!(listing(step).as_deref(), Some(expected));
+        }
+        let vreg = Spot::Vreg(Vreg::V0);
+        for (from, to, width) in [
+            (rdi, xmm1, Width::B2),
+            (xmm1, xmm9, Width::B64),
+            (rdi, vreg, Width::B8),
+            (vreg, Spot::Target(0), Width::B8),
+            (Spot::Entry(0), Spot::Target(0), Width::B8),
+        ] {
+            assert_eq!(moves(from, to, width), None, "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn plans_that_cannot_be_emitted_are_refused() {
+        let refusal = |convention: Convention, text: &str| {
+            let signature: Signature = text.parse().expect("a signature");
+            let target = convention.assign(&signature).expect("assignable");
+            let entry = Assignment::words(&signature);
+            let scratch = RegSet::EMPTY.with(Gpr::R12);
+            let plan = Plan::new(&PlanRequest {
+                entry: &entry,
+                target: &target,
+                bound_param: None,
+                arg_scratch: scratch,
+                result_scratch: scratch,
+            });
+            let refused = check(&plan.expect("plannable"));
+            refused.err().map(|error| error.to_string())
+        };
+        let sysv = Convention::SystemV;
+        assert_eq!(refusal(sysv, "fn([u8; 7], v128) -> longdouble"), None);
+        let wide = refusal(sysv, "fn(v512)").expect("refused");
+        assert!(wide.contains("512-bit"), "{wide}");
+        let other = refusal(Convention::Aapcs64, "fn(i64)").expect("refused");
+        assert!(other.contains("another machine"), "{other}");
+    }
+}

@@ -19,7 +19,7 @@
 use dynasmrt::{DynasmApi, dynasm};
 
 use super::goroutine_fn::{pinned_to, restore_zero};
-use super::{ANCHOR_PC, StubEnv};
+use super::{ANCHOR_PC, Shapes, StubEnv};
 use crate::abi::{
     Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm,
 };
@@ -56,26 +56,13 @@ pub(crate) fn emit(
             rule,
         });
     }
-    let callee = convention.assign(signature)?;
-    let entry = match side {
-        EntrySide::Typed => Convention::SystemV.assign(signature)?,
-        EntrySide::Words => Assignment::words(signature),
+    static TYPED: Shapes<Plan> = Shapes::new();
+    static WORDS: Shapes<Plan> = Shapes::new();
+    let shapes = match side {
+        EntrySide::Typed => &TYPED,
+        EntrySide::Words => &WORDS,
     };
-    // rbx and r13 (and r12, where it holds no record) are saved by the frame and hold nothing;
-    // r14 is the goroutine. r12 and r13 are where the records are.
-    let free = match side {
-        EntrySide::Typed => RegSet::of_gprs(&[Gpr::RBX, Gpr::R12, Gpr::R13]),
-        EntrySide::Words => RegSet::of_gprs(&[Gpr::R15]),
-    };
-    let scratch = free.union(RegSet::of_xmms(&[Xmm::XMM15]));
-    let plan = Plan::new(&PlanRequest {
-        entry: &entry,
-        target: &callee,
-        bound_param: None,
-        arg_scratch: scratch,
-        result_scratch: scratch,
-    })?;
-    check(&plan)?;
+    let plan = shapes.get_or_plan(convention, signature, || plan(side, convention, signature))?;
     let own = Base(Gpr::RSP, 0);
     let stage = Base(Gpr::RSP, plan.stage_off() as i32);
     let areas = match side {
@@ -164,4 +151,28 @@ pub(crate) fn emit(
         e.finish();
         prologue_bytes
     })
+}
+
+fn plan(side: EntrySide, convention: Convention, signature: &Signature) -> Result<Plan, JitError> {
+    let callee = convention.assign(signature)?;
+    let entry = match side {
+        EntrySide::Typed => Convention::SystemV.assign(signature)?,
+        EntrySide::Words => Assignment::words(signature),
+    };
+    // rbx and r13 (and r12, where it holds no record) are saved by the frame and hold nothing;
+    // r14 is the goroutine. r12 and r13 are where the records are.
+    let free = match side {
+        EntrySide::Typed => RegSet::of_gprs(&[Gpr::RBX, Gpr::R12, Gpr::R13]),
+        EntrySide::Words => RegSet::of_gprs(&[Gpr::R15]),
+    };
+    let scratch = free.union(RegSet::of_xmms(&[Xmm::XMM15]));
+    let plan = Plan::new(&PlanRequest {
+        entry: &entry,
+        target: &callee,
+        bound_param: None,
+        arg_scratch: scratch,
+        result_scratch: scratch,
+    })?;
+    check(&plan)?;
+    Ok(plan)
 }

@@ -16,7 +16,7 @@
 
 use dynasmrt::{DynasmApi, dynasm};
 
-use super::{ANCHOR_PC, GO_INTERNAL_SCRATCH, SYSTEM_V_SCRATCH, StubEnv};
+use super::{ANCHOR_PC, GO_INTERNAL_SCRATCH, SYSTEM_V_SCRATCH, Shapes, StubEnv};
 use crate::abi::{
     Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Type,
 };
@@ -33,9 +33,12 @@ pub(crate) fn emit(
     target: usize,
     context: u64,
 ) -> Result<StubId, JitError> {
-    let entry = convention.assign(signature)?;
-    let callee = Convention::SystemV.assign(&signature.with_param(Type::Ptr))?;
-    let bridge = NativeCall::plan(convention, &entry, &callee, Some(signature.params().len()))?;
+    static SHAPES: Shapes<NativeCall> = Shapes::new();
+    let bridge = SHAPES.get_or_plan(convention, signature, || {
+        let entry = convention.assign(signature)?;
+        let callee = Convention::SystemV.assign(&signature.with_param(Type::Ptr))?;
+        NativeCall::plan(convention, &entry, &callee, Some(signature.params().len()))
+    })?;
     let spec = StubSpec {
         name,
         kind: StubKind::GoroutineFn,

@@ -5,7 +5,11 @@ pub(crate) mod goroutine_fn;
 pub(crate) mod spawn;
 pub(crate) mod switch;
 
-use crate::abi::{Gpr, RegSet, Xmm};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::abi::{Convention, Gpr, RegSet, Signature, Xmm};
+use crate::jit::JitError;
 
 /// What stubs know of the runtime: plain numbers.
 #[derive(Clone, Copy)]
@@ -28,3 +32,39 @@ const SYSTEM_V_SCRATCH: RegSet =
 /// The same for ABIInternal. xmm15 is made zero again afterwards.
 const GO_INTERNAL_SCRATCH: RegSet =
     RegSet::of_gprs(&[Gpr::R12, Gpr::R13]).union(RegSet::of_xmms(&[Xmm::XMM15]));
+
+/// What was planned for a shape of stub: the next one of that shape only needs to be emitted. It
+/// grows with the number of shapes, of which a program has few.
+struct Shapes<P>(OnceLock<Mutex<Plans<P>>>);
+
+type Plans<P> = HashMap<(Convention, Signature), Arc<P>>;
+
+impl<P> Shapes<P> {
+    const fn new() -> Self {
+        Self(OnceLock::new())
+    }
+
+    /// The plan of a shape, made by `plan` if it is the first of its kind.
+    fn get_or_plan(
+        &self,
+        convention: Convention,
+        signature: &Signature,
+        plan: impl FnOnce() -> Result<P, JitError>,
+    ) -> Result<Arc<P>, JitError> {
+        let shapes = self.0.get_or_init(Mutex::default);
+        let key = (convention, signature.clone());
+        if let Some(known) = shapes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+        {
+            return Ok(Arc::clone(known));
+        }
+        let new = Arc::new(plan()?);
+        shapes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, Arc::clone(&new));
+        Ok(new)
+    }
+}

@@ -3,8 +3,8 @@
 
 use dynasmrt::dynasm;
 
-use super::StubEnv;
 use super::goroutine_fn::NativeCall;
+use super::{Shapes, StubEnv};
 use crate::abi::{Assignment, Convention, Gpr, Signature, Type};
 use crate::jit::emit::x86_64::{Emitter, plan_bytes};
 use crate::jit::{Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec};
@@ -39,9 +39,11 @@ pub(crate) fn emit(
             rule,
         });
     }
-    let entry = convention.assign(signature)?;
-    let record = Assignment::words(signature);
-    let bridge = NativeCall::plan(convention, &entry, &record, None)?;
+    static SHAPES: Shapes<NativeCall> = Shapes::new();
+    let bridge = SHAPES.get_or_plan(convention, signature, || {
+        let entry = convention.assign(signature)?;
+        NativeCall::plan(convention, &entry, &Assignment::words(signature), None)
+    })?;
     let spec = StubSpec {
         name,
         kind: StubKind::Spawn,
