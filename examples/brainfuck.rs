@@ -74,9 +74,7 @@ fn main() -> ExitCode {
     match run(&options) {
         Ok(errors) if errors.is_empty() => ExitCode::SUCCESS,
         Ok(errors) => {
-            errors
-                .iter()
-                .for_each(|error| eprintln!("brainfuck: {error}"));
+            errors.iter().for_each(|error| eprintln!("brainfuck: {error}"));
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -100,12 +98,8 @@ impl Options {
     fn parse(mut args: lexopt::Parser) -> Result<Option<Self>, lexopt::Error> {
         use lexopt::prelude::*;
 
-        let mut options = Self {
-            programs: Vec::new(),
-            repeat: 1,
-            trace: false,
-            config: Config::default(),
-        };
+        let mut options =
+            Self { programs: Vec::new(), repeat: 1, trace: false, config: Config::default() };
         while let Some(arg) = args.next()? {
             match arg {
                 Long("stages") => options.repeat = number(&args.value()?, "--stages", usize::MAX)?,
@@ -130,11 +124,7 @@ impl Options {
 fn number(value: &OsString, option: &str, max: usize) -> Result<usize, lexopt::Error> {
     let number = value.to_str().and_then(|text| text.parse().ok());
     number.filter(|n| (1..=max).contains(n)).ok_or_else(|| {
-        let upwards = if max == usize::MAX {
-            "upwards".into()
-        } else {
-            format!("to {max}")
-        };
+        let upwards = if max == usize::MAX { "upwards".into() } else { format!("to {max}") };
         let value = value.display();
         format!("{option} is a number from 1 {upwards}, not `{value}`").into()
     })
@@ -144,25 +134,12 @@ fn number(value: &OsString, option: &str, max: usize) -> Result<usize, lexopt::E
 
 /// What goes wrong before a stage runs.
 enum Error {
-    Read {
-        path: PathBuf,
-        error: io::Error,
-    },
-    Bracket {
-        program: PathBuf,
-        place: Place,
-        which: char,
-    },
-    Jit {
-        program: PathBuf,
-        error: JitError,
-    },
+    Read { path: PathBuf, error: io::Error },
+    Bracket { program: PathBuf, place: Place, which: char },
+    Jit { program: PathBuf, error: JitError },
     Bridge(JitError),
     Run(runtime::RunError),
-    Start {
-        stage: usize,
-        reason: String,
-    },
+    Start { stage: usize, reason: String },
     Output(io::Error),
 }
 
@@ -170,17 +147,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read { path, error } => write!(f, "{}: {error}", path.display()),
-            Self::Bracket {
-                program,
-                place,
-                which,
-            } => {
+            Self::Bracket { program, place, which } => {
                 let partner = if *which == '[' { ']' } else { '[' };
-                write!(
-                    f,
-                    "{}:{place}: `{which}` has no matching `{partner}`",
-                    program.display()
-                )
+                write!(f, "{}:{place}: `{which}` has no matching `{partner}`", program.display())
             }
             Self::Jit { program, error } => write!(f, "{}: {error}", program.display()),
             Self::Bridge(error) => write!(f, "{error}"),
@@ -208,16 +177,10 @@ struct Place {
 impl Place {
     fn of(source: &[u8], at: usize) -> Self {
         let before = &source[..at];
-        let line_start = before
-            .iter()
-            .rposition(|&b| b == b'\n')
-            .map_or(0, |newline| newline + 1);
+        let line_start = before.iter().rposition(|&b| b == b'\n').map_or(0, |newline| newline + 1);
         let line = 1 + before.iter().filter(|&&b| b == b'\n').count();
         // A byte of the form 10xxxxxx continues a character of UTF-8.
-        let column = 1 + before[line_start..]
-            .iter()
-            .filter(|&&b| b & 0xc0 != 0x80)
-            .count();
+        let column = 1 + before[line_start..].iter().filter(|&&b| b & 0xc0 != 0x80).count();
         Self { line, column }
     }
 }
@@ -285,11 +248,7 @@ fn parse(source: &[u8]) -> Result<Vec<Op>, usize> {
                 run.cells = CELLS_I32.min(run.cells + 1);
             }
             (b'>' | b'<', _) => {
-                ops.push(Op::Move(Run {
-                    right: instruction == b'>',
-                    cells: 1,
-                    at,
-                }));
+                ops.push(Op::Move(Run { right: instruction == b'>', cells: 1, at }));
             }
             (b'.', _) => ops.push(Op::Put),
             (b',', _) => ops.push(Op::Get),
@@ -337,14 +296,8 @@ fn simplify(whole: &[Op]) -> Option<Op> {
     let own = targets.iter().position(|(cell, _)| *cell == 0)?;
     let takes_one = targets.swap_remove(own).1 == 255;
     let fits = -leftmost < CELLS_I32 && rightmost < CELLS_I32;
-    (here == 0 && takes_one && fits).then(|| {
-        Op::Multiply(Multiply {
-            targets,
-            leftmost,
-            rightmost,
-            plain: whole.to_vec(),
-        })
-    })
+    (here == 0 && takes_one && fits)
+        .then(|| Op::Multiply(Multiply { targets, leftmost, rightmost, plain: whole.to_vec() }))
 }
 
 // ---- operations to machine code ----
@@ -376,46 +329,28 @@ struct Program {
 impl Program {
     fn load(path: &Path, jit: &Jit, bridges: &Bridges) -> Result<Self, Error> {
         let shipped = Path::new(SHIPPED).join(path);
-        let found = if !path.exists() && shipped.exists() {
-            &shipped
-        } else {
-            path
-        };
-        let source = std::fs::read(found).map_err(|error| Error::Read {
-            path: path.into(),
-            error,
-        })?;
+        let found = if !path.exists() && shipped.exists() { &shipped } else { path };
+        let source =
+            std::fs::read(found).map_err(|error| Error::Read { path: path.into(), error })?;
         let ops = parse(&source).map_err(|at| Error::Bracket {
             program: path.into(),
             place: Place::of(&source, at),
             which: char::from(source[at]),
         })?;
-        let name = path
-            .file_name()
-            .unwrap_or(path.as_os_str())
-            .to_string_lossy();
-        let jit_error = |error| Error::Jit {
-            program: path.into(),
-            error,
-        };
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        let jit_error = |error| Error::Jit { program: path.into(), error };
         // SAFETY:
         // 1. `compile` opens with the prologue of a saved frame and changes only rbx, r12 and r13
         //    of the registers that the frame keeps; rsp stays as the prologue left it.
         // 2. The class is neither Entry nor Root.
         // 3. It is entered below, as System V code.
         let code = unsafe {
-            jit.install(&name, FrameClass::Saved, |code| {
-                Compiler::new(code, bridges).compile(&ops)
-            })
+            jit.install(&name, FrameClass::Saved, |code| Compiler::new(code, bridges).compile(&ops))
         };
         let code = code.map_err(jit_error)?;
         // SAFETY: `compile` emits a System V function of this type with a saved frame.
         let entry = unsafe { code.enter(Convention::SystemV) }.map_err(jit_error)?;
-        Ok(Self {
-            path: path.into(),
-            source,
-            entry,
-        })
+        Ok(Self { path: path.into(), source, entry })
     }
 }
 
@@ -440,13 +375,7 @@ struct Compiler<'a> {
 impl<'a> Compiler<'a> {
     fn new(code: &'a mut Ops, bridges: &'a Bridges) -> Self {
         let exit = code.new_dynamic_label();
-        Self {
-            code,
-            bridges,
-            exit,
-            loops: Vec::new(),
-            checks: Vec::new(),
-        }
+        Self { code, bridges, exit, loops: Vec::new(), checks: Vec::new() }
     }
 
     /// Emits `fn(stage: *const Stage, tape: *mut u8)`.
@@ -534,12 +463,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn emit_multiply(&mut self, multiply: &Multiply) {
-        let Multiply {
-            targets,
-            leftmost,
-            rightmost,
-            plain,
-        } = multiply;
+        let Multiply { targets, leftmost, rightmost, plain } = multiply;
         let (left, right) = (-leftmost, CELLS_I32 - rightmost);
         let as_written = self.code.new_dynamic_label();
         let end = self.code.new_dynamic_label();
@@ -625,10 +549,7 @@ impl Drop for Stage {
 fn put(stage: &Stage, byte: u8) -> bool {
     let sent = stage.output.send(byte).is_ok();
     if sent && stage.trace.load(Ordering::Relaxed) && stage.trace.swap(false, Ordering::Relaxed) {
-        let all: String = runtime::traceback_all()
-            .iter()
-            .map(|t| format!("{t}\n"))
-            .collect();
+        let all: String = runtime::traceback_all().iter().map(|t| format!("{t}\n")).collect();
         eprint!("{all}");
     }
     sent
@@ -642,16 +563,10 @@ fn get(stage: &Stage) -> u8 {
 /// A run of moves that starts at `at` in the source goes out from the cell `before`.
 fn moved_out(stage: &Stage, at: usize, before: u32, right: bool) {
     let before = before as usize;
-    let (instruction, steps_inside, pointer) = if right {
-        (b'>', CELLS - 1 - before, CELLS as i64)
-    } else {
-        (b'<', before, -1)
-    };
+    let (instruction, steps_inside, pointer) =
+        if right { (b'>', CELLS - 1 - before, CELLS as i64) } else { (b'<', before, -1) };
     let run = stage.program.source.iter().enumerate().skip(at);
-    let at = run
-        .filter(|(_, b)| **b == instruction)
-        .nth(steps_inside)
-        .map(|(at, _)| at);
+    let at = run.filter(|(_, b)| **b == instruction).nth(steps_inside).map(|(at, _)| at);
     let at = at.expect("the run is long enough to move out");
     // Not `panic!`: nothing is printed here.
     resume_unwind(Box::new(MovedOut { at, pointer }));
@@ -675,10 +590,7 @@ fn run(options: &Options) -> Result<Vec<String>, Error> {
     }
     let stages = pipeline.len().saturating_mul(options.repeat);
     let pipeline = pipeline.iter().cycle().take(stages).cloned();
-    match options
-        .config
-        .run(|| run_stages(pipeline, stages, options.trace))
-    {
+    match options.config.run(|| run_stages(pipeline, stages, options.trace)) {
         Ok(result) => result,
         Err(error) => Err(Error::Run(error)),
     }
@@ -696,16 +608,9 @@ fn run_stages(
     for (stage, program) in (1..).zip(pipeline) {
         let output = Chan::new(CHANNEL_BYTES);
         let trace = AtomicBool::new(trace && stage == stages);
-        let ready = Stage {
-            program: Arc::clone(&program),
-            input,
-            output: output.clone(),
-            trace,
-        };
-        let handle = runtime::try_go(move || ready.run()).map_err(|error| Error::Start {
-            stage,
-            reason: error.to_string(),
-        })?;
+        let ready = Stage { program: Arc::clone(&program), input, output: output.clone(), trace };
+        let handle = runtime::try_go(move || ready.run())
+            .map_err(|error| Error::Start { stage, reason: error.to_string() })?;
         handles.push((stage, program, handle));
         input = output;
     }

@@ -70,11 +70,7 @@ fn main() -> Result<(), JitError> {
         let receiver = numbers.clone();
         // SAFETY: this is a goroutine, and the channel outlives the call.
         let handle = runtime::go(move || unsafe { entry.call(&receiver) });
-        (1..=10).for_each(|n| {
-            numbers
-                .send(n)
-                .expect("nobody closes it but this goroutine")
-        });
+        (1..=10).for_each(|n| numbers.send(n).expect("nobody closes it but this goroutine"));
         numbers.close();
         handle.join().expect("nothing panics in it")
     });

@@ -82,11 +82,7 @@ fn go_vectors_equal_in_every_key() {
             "amd64": go_abi_internal(&assign(Convention::GoAbiInternal)),
             "arm64": go_abi_internal(&assign(Convention::GoAbiInternalAarch64)),
         });
-        assert_eq!(
-            found["abi0"],
-            go_abi0(&assign(Convention::GoAbi0Aarch64)),
-            "{signature}"
-        );
+        assert_eq!(found["abi0"], go_abi0(&assign(Convention::GoAbi0Aarch64)), "{signature}");
         // What is not an answer.
         for key in ["id", "src", "params", "results", "recv"] {
             if let Some(value) = vector.get(key) {
@@ -112,12 +108,7 @@ fn go_type(json: &Json) -> Type {
         };
         return text.parse().expect("a type");
     }
-    let (kind, of) = json
-        .as_object()
-        .expect("a type")
-        .iter()
-        .next()
-        .expect("one key");
+    let (kind, of) = json.as_object().expect("a type").iter().next().expect("one key");
     match kind.as_str() {
         "ptr" => Type::Ptr,
         "slice" => Type::GoSlice,

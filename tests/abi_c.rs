@@ -11,11 +11,8 @@ fn check(convention: Convention, rows: &[Row]) {
         let signature: Signature = text.parse().expect(text);
         let assignment = convention.assign(&signature).expect(text);
         assert_eq!(assignment.to_string(), *expected, "{convention} {text}");
-        let found = [
-            assignment.args_bytes(),
-            assignment.total_bytes(),
-            assignment.area_align_bytes(),
-        ];
+        let found =
+            [assignment.args_bytes(), assignment.total_bytes(), assignment.area_align_bytes()];
         assert_eq!(found, *sizes, "{convention} {text}");
     }
 }
@@ -72,17 +69,9 @@ fn system_v() {
                 [64, 64, 16],
             ),
             // Packed, but every field is where it belongs.
-            (
-                "fn(struct packed(1) { i64, i8 })",
-                "p0.0: rdi  p0.8: rsi",
-                [0, 0, 16],
-            ),
+            ("fn(struct packed(1) { i64, i8 })", "p0.0: rdi  p0.8: rsi", [0, 0, 16]),
             // Over-aligned: the second eightbyte has no class and takes no register.
-            (
-                "fn(struct align(16) { i64 }, i8)",
-                "p0: rdi  p1: rsi",
-                [0, 0, 16],
-            ),
+            ("fn(struct align(16) { i64 }, i8)", "p0: rdi  p1: rsi", [0, 0, 16]),
             ("fn(struct align(32) { i64 })", "p0: [arg+0]", [32, 32, 32]),
             // Unions merge.
             (
@@ -116,38 +105,18 @@ fn system_v() {
                 [24, 24, 16],
             ),
             // No bytes, no place.
-            (
-                "fn(struct {}, i8, [i64; 0])",
-                "p0: nothing  p1: rdi  p2: nothing",
-                [0, 0, 16],
-            ),
+            ("fn(struct {}, i8, [i64; 0])", "p0: nothing  p1: rdi  p2: nothing", [0, 0, 16]),
             // Results.
-            (
-                "fn() -> struct { i64, f64 }",
-                "r0.0: rax  r0.8: xmm0",
-                [0, 0, 16],
-            ),
-            (
-                "fn() -> struct { f32, f32, i8 }",
-                "r0.0: xmm0  r0.8: rax",
-                [0, 0, 16],
-            ),
+            ("fn() -> struct { i64, f64 }", "r0.0: rax  r0.8: xmm0", [0, 0, 16]),
+            ("fn() -> struct { f32, f32, i8 }", "r0.0: xmm0  r0.8: rax", [0, 0, 16]),
             ("fn() -> i128", "r0.0: rax  r0.8: rdx", [0, 0, 16]),
             ("fn() -> complex<f64>", "r0.0: xmm0  r0.8: xmm1", [0, 0, 16]),
             ("fn() -> longdouble", "r0: st0", [0, 0, 16]),
             ("fn() -> struct { longdouble }", "r0: st0", [0, 0, 16]),
-            (
-                "fn() -> complex<longdouble>",
-                "r0.0: st0  r0.16: st1",
-                [0, 0, 16],
-            ),
+            ("fn() -> complex<longdouble>", "r0.0: st0  r0.16: st1", [0, 0, 16]),
             ("fn() -> v512", "r0: zmm0", [0, 0, 16]),
             ("fn() -> struct {}", "r0: nothing", [0, 0, 16]),
-            (
-                "fn(i8) -> struct { complex<longdouble> }",
-                "p0: rsi  r0: [rdi] at rax",
-                [0, 0, 16],
-            ),
+            ("fn(i8) -> struct { complex<longdouble> }", "p0: rsi  r0: [rdi] at rax", [0, 0, 16]),
             ("fn() -> [i8; 17]", "r0: [rdi] at rax", [0, 0, 16]),
             // Unnamed wide vectors are in memory.
             (
@@ -173,11 +142,7 @@ fn system_v() {
         let signature: Signature = text.parse().expect(text);
         let assignment = Convention::SystemV.assign(&signature).expect(text);
         let (register, count) = assignment.vector_count().expect("variadic");
-        assert_eq!(
-            (register.to_string(), count),
-            ("rax".to_owned(), vectors),
-            "{text}"
-        );
+        assert_eq!((register.to_string(), count), ("rax".to_owned(), vectors), "{text}");
     }
     let fixed = Convention::SystemV.assign(&"fn(f64)".parse().expect("a signature"));
     assert_eq!(fixed.expect("assignable").vector_count(), None);
@@ -273,11 +238,7 @@ fn aapcs64() {
     check(
         Convention::Aapcs64,
         &[
-            (
-                "fn(i64, f32, ptr, f64) -> u8",
-                "p0: x0  p1: v0  p2: x1  p3: v1  r0: x0",
-                [0, 0, 16],
-            ),
+            ("fn(i64, f32, ptr, f64) -> u8", "p0: x0  p1: v0  p2: x1  p3: v1  r0: x0", [0, 0, 16]),
             // C.2: homogeneous aggregates of up to four, nested, in arrays, unions and complex.
             (
                 "fn(struct { f32, f32, f32 }, [f64; 4]) -> struct { f32, struct { f32 } }",
@@ -338,23 +299,11 @@ fn aapcs64() {
                 [0, 0, 16],
             ),
             // Vectors that are no short vectors are like any large type.
-            (
-                "fn(v64, v128, v256) -> v256",
-                "p0: v0  p1: v1  p2: [x0]  r0: [x8]",
-                [0, 0, 16],
-            ),
+            ("fn(v64, v128, v256) -> v256", "p0: v0  p1: v1  p2: [x0]  r0: [x8]", [0, 0, 16]),
             ("fn() -> i128", "r0.0: x0  r0.8: x1", [0, 0, 16]),
-            (
-                "fn() -> struct { i64, i8 }",
-                "r0.0: x0  r0.8: x1",
-                [0, 0, 16],
-            ),
+            ("fn() -> struct { i64, i8 }", "r0.0: x0  r0.8: x1", [0, 0, 16]),
             // Unnamed arguments are like named ones.
-            (
-                "fn(i8, ..., f64, i32)",
-                "p0: x0  p1: v0  p2: x1",
-                [0, 0, 16],
-            ),
+            ("fn(i8, ..., f64, i32)", "p0: x0  p1: v0  p2: x1", [0, 0, 16]),
             ("fn(struct {}, i8)", "p0: nothing  p1: x0", [0, 0, 16]),
             (
                 "fn(f32, f32, f32, f32, f32, f32, f32, f32, f32, [f32; 3], v128, [f32; 1])",
@@ -397,13 +346,7 @@ fn apple() {
 #[test]
 fn what_a_convention_cannot_carry_is_named() {
     for convention in [Convention::GoAbi0, Convention::GoAbiInternalAarch64] {
-        for ty in [
-            "i128",
-            "v64",
-            "longdouble",
-            "[union { i8 }; 2]",
-            "struct packed(1) { i8 }",
-        ] {
+        for ty in ["i128", "v64", "longdouble", "[union { i8 }; 2]", "struct packed(1) { i8 }"] {
             let error = refused(convention, &format!("fn(i8, {ty})"));
             assert_eq!(
                 error,
@@ -427,10 +370,7 @@ fn what_a_convention_cannot_carry_is_named() {
         let error = refused(convention, "fn() -> (i8, i8)");
         assert!(error.contains("returns one value"), "{error}");
         let error = refused(convention, &format!("fn({})", "[i64; 2], ".repeat(600)));
-        assert!(
-            error.contains("ends more than 4096 bytes into the stack area"),
-            "{error}"
-        );
+        assert!(error.contains("ends more than 4096 bytes into the stack area"), "{error}");
     }
 }
 
@@ -443,24 +383,13 @@ fn facts() {
         assert_eq!(spec.name, convention.to_string());
         assert!(spec.preserved.minus(kept).is_empty(), "{convention}");
         assert!(spec.reserved.minus(kept).is_empty(), "{convention}");
-        let lists = [
-            spec.int_args,
-            spec.float_args,
-            spec.int_results,
-            spec.float_results,
-        ];
+        let lists = [spec.int_args, spec.float_args, spec.int_results, spec.float_results];
         for register in lists.into_iter().flatten() {
-            assert!(
-                spec.volatile().contains(*register),
-                "{convention} {register}"
-            );
+            assert!(spec.volatile().contains(*register), "{convention} {register}");
             assert_eq!(register.arch(), spec.arch);
         }
     }
     let aapcs64 = Convention::Aapcs64.spec();
-    assert_eq!(
-        aapcs64.preserved_low64.to_string(),
-        "{v8, v9, v10, v11, v12, v13, v14, v15}"
-    );
+    assert_eq!(aapcs64.preserved_low64.to_string(), "{v8, v9, v10, v11, v12, v13, v14, v15}");
     assert_eq!(aapcs64.volatile().len(), 31 + 32 - 12);
 }

@@ -172,10 +172,7 @@ fn random_type(rng: &mut Xorshift, depth: u32) -> Type {
                         _ => field,
                     }
                 });
-                let mut spec = RecordSpec {
-                    fields: fields.collect(),
-                    ..RecordSpec::default()
-                };
+                let mut spec = RecordSpec { fields: fields.collect(), ..RecordSpec::default() };
                 if rng.below(5) == 0 {
                     spec.packed = Some(1 << rng.below(4));
                 }
@@ -234,10 +231,7 @@ impl C {
         self.names.insert(ty.clone(), name.clone());
         let declaration = match ty {
             Type::Vector(width) => {
-                format!(
-                    "typedef float {name} __attribute__((vector_size({})));",
-                    width.bytes()
-                )
+                format!("typedef float {name} __attribute__((vector_size({})));", width.bytes())
             }
             Type::GoString => format!("typedef struct {{ void *p; long n; }} {name};"),
             Type::Struct(record) | Type::Union(record) => {
@@ -260,10 +254,9 @@ impl C {
                     None => String::new(),
                 };
                 let (push, pop) = match spec.packed {
-                    Some(packed) => (
-                        format!("#pragma pack(push, {packed})\n"),
-                        "\n#pragma pack(pop)",
-                    ),
+                    Some(packed) => {
+                        (format!("#pragma pack(push, {packed})\n"), "\n#pragma pack(pop)")
+                    }
                     None => (String::new(), ""),
                 };
                 format!("{push}typedef {word} {align} {{ {fields}}} {name};{pop}")
@@ -327,14 +320,7 @@ struct Case {
 
 fn c_bytes(bytes: &[u8]) -> String {
     let list: Vec<String> = bytes.iter().map(u8::to_string).collect();
-    format!(
-        "{{{}}}",
-        if list.is_empty() {
-            "0".to_owned()
-        } else {
-            list.join(",")
-        }
-    )
+    format!("{{{}}}", if list.is_empty() { "0".to_owned() } else { list.join(",") })
 }
 
 /// The C function of a case: it calls `capture` with the arguments, and `fetch` with a function
@@ -344,31 +330,18 @@ fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt:
         Convention::Win64 => "MS ",
         _ => "",
     };
-    let types: Vec<String> = case
-        .signature
-        .params()
-        .iter()
-        .map(|ty| c.name(ty))
-        .collect();
+    let types: Vec<String> = case.signature.params().iter().map(|ty| c.name(ty)).collect();
     let result = case.signature.results().first().map(|ty| c.name(ty));
     let result = result.unwrap_or("void".to_owned());
     if let Some(bytes) = &case.result {
         writeln!(text, "static {attribute}{result} result_{number}(void) {{")?;
-        writeln!(
-            text,
-            "  static const unsigned char b[] = {};",
-            c_bytes(bytes)
-        )?;
+        writeln!(text, "  static const unsigned char b[] = {};", c_bytes(bytes))?;
         writeln!(text, "  {result} r; memcpy(&r, b, sizeof r); return r; }}")?;
     }
     writeln!(text, "static void case_{number}(void) {{")?;
     let mut list = Vec::new();
     for (i, (ty, bytes)) in types.iter().zip(&case.args).enumerate() {
-        writeln!(
-            text,
-            "  static const unsigned char b{i}[] = {};",
-            c_bytes(bytes)
-        )?;
+        writeln!(text, "  static const unsigned char b{i}[] = {};", c_bytes(bytes))?;
         writeln!(text, "  {ty} a{i}; memcpy(&a{i}, b{i}, sizeof a{i});")?;
         list.push(format!("a{i}"));
     }
@@ -381,10 +354,7 @@ fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt:
                 other => panic!("no address is in {other}"),
             };
             let size = value.layout().size_bytes;
-            writeln!(
-                text,
-                "  refs[{refs}] = (struct ref){{{general}, {stack}, {size}}};"
-            )?;
+            writeln!(text, "  refs[{refs}] = (struct ref){{{general}, {stack}, {size}}};")?;
             refs += 1;
         }
     }
@@ -399,17 +369,11 @@ fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt:
         None => types.join(", "),
     };
     let args = list.join(", ");
-    writeln!(
-        text,
-        "  (({attribute}{result} (*)({params}))captured)({args});"
-    )?;
+    writeln!(text, "  (({attribute}{result} (*)({params}))captured)({args});")?;
     if case.result.is_some() {
         let size = case.assignment.results()[0].layout().size_bytes;
         writeln!(text, "  memset(memory, 0xee, sizeof memory);")?;
-        writeln!(
-            text,
-            "  fetch(result_{number}, memory); returned({number}, {size});"
-        )?;
+        writeln!(text, "  fetch(result_{number}, memory); returned({number}, {size});")?;
     }
     writeln!(text, "}}")
 }
@@ -442,11 +406,7 @@ fn check_value(value: &Value, bytes: &[u8], seen: &Seen, refs: &mut usize, what:
     match value.passing() {
         Passing::Nothing => assert_eq!(size, 0),
         Passing::Area(offset) => {
-            same(
-                0,
-                &seen["stack"][0][*offset as usize..][..size],
-                &"the stack",
-            );
+            same(0, &seen["stack"][0][*offset as usize..][..size], &"the stack");
         }
         Passing::Reference(place) => {
             let found = match seen.get("ref") {
@@ -493,9 +453,7 @@ fn values_are_where_gcc_has_them() {
         let depth = rng.below(4) as u32;
         let n = rng.below(13);
         let mut params: Vec<Type> = (0..n).map(|_| random_type(&mut rng, depth)).collect();
-        let results: Vec<Type> = (0..rng.below(2))
-            .map(|_| random_type(&mut rng, depth))
-            .collect();
+        let results: Vec<Type> = (0..rng.below(2)).map(|_| random_type(&mut rng, depth)).collect();
         let mut named = None;
         if n > 0 && rng.below(4) == 0 {
             let first = 1 + rng.below(n);
@@ -534,13 +492,9 @@ fn values_are_where_gcc_has_them() {
         c_case(&mut c, number, case, &mut functions).expect("a string");
     }
     let calls: String = (0..cases.len()).map(|i| format!("case_{i}(); ")).collect();
-    let source = format!(
-        "{PRELUDE}{}{functions}int main(void) {{ {calls}return 0; }}\n",
-        c.types
-    );
-    let vectors: String = (0..8)
-        .map(|i| format!("vmovups %ymm{i}, state+{}(%rip)\n    ", 80 + 32 * i))
-        .collect();
+    let source = format!("{PRELUDE}{}{functions}int main(void) {{ {calls}return 0; }}\n", c.types);
+    let vectors: String =
+        (0..8).map(|i| format!("vmovups %ymm{i}, state+{}(%rip)\n    ", 80 + 32 * i)).collect();
     let folder = std::env::temp_dir().join(format!("footbridge-abi-gcc-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder for temporary files");
     let path = |name: &str| folder.join(name);
@@ -551,11 +505,7 @@ fn values_are_where_gcc_has_them() {
         .args([path("cases"), path("cases.c"), path("capture.s")])
         .output()
         .expect("gcc runs");
-    assert!(
-        gcc.status.success(),
-        "{folder:?}: {}",
-        String::from_utf8_lossy(&gcc.stderr)
-    );
+    assert!(gcc.status.success(), "{folder:?}: {}", String::from_utf8_lossy(&gcc.stderr));
     let run = Command::new(path("cases")).output().expect("runs");
     assert!(run.status.success(), "{folder:?}: {}", run.status);
     let output = String::from_utf8(run.stdout).expect("ASCII");
@@ -578,12 +528,9 @@ fn values_are_where_gcc_has_them() {
             for (value, bytes) in assignment.params().iter().zip(&case.args) {
                 check_value(value, bytes, &seen, &mut refs, &what);
                 let size = value.layout().size_bytes;
-                if let ([part], true, true, Narrow::ExtendedTo32) = (
-                    value.parts(),
-                    value.ty().is_word(),
-                    size < 4,
-                    convention.spec().narrow,
-                ) {
+                if let ([part], true, true, Narrow::ExtendedTo32) =
+                    (value.parts(), value.ty().is_word(), size < 4, convention.spec().narrow)
+                {
                     let found = &seen[&part.to_string()][0];
                     let fill = match Extend::of(value.ty()) {
                         Extend::Sign if bytes[size as usize - 1] >= 0x80 => 0xff,

@@ -23,21 +23,14 @@ fn random_type(rng: &mut Xorshift, depth: u32) -> Type {
         3..8 => Type::array(rng.below(5) as u32, random_type(rng, depth - 1)),
         kind => {
             let fields = (0..rng.below(5)).map(|_| random_type(rng, depth - 1));
-            let mut spec = RecordSpec {
-                fields: fields.collect(),
-                ..RecordSpec::default()
-            };
+            let mut spec = RecordSpec { fields: fields.collect(), ..RecordSpec::default() };
             if rng.below(5) == 0 {
                 spec.packed = Some(1 << rng.below(5));
             }
             if rng.below(5) == 0 {
                 spec.align = Some(1 << rng.below(7));
             }
-            if kind < 19 {
-                spec.into_struct()
-            } else {
-                spec.into_union()
-            }
+            if kind < 19 { spec.into_struct() } else { spec.into_union() }
         }
     };
     made.expect("small")
@@ -69,27 +62,17 @@ fn spacing_and_optional_punctuation_do_not_matter() {
     for (canonical, others) in [
         (
             "fn(i64, f64) -> u8",
-            &[
-                "fn(i64,f64)->u8",
-                " fn\t( i64 ,\n f64 , ) -> ( u8 ) ",
-                "fn(i64,f64,)->(u8,)",
-            ][..],
+            &["fn(i64,f64)->u8", " fn\t( i64 ,\n f64 , ) -> ( u8 ) ", "fn(i64,f64,)->(u8,)"][..],
         ),
         ("fn()", &["fn ( ) -> ( )", "fn()->()"]),
-        (
-            "fn(ptr, ..., i32)",
-            &["fn(ptr,...,i32,)", "fn ( ptr , ... , i32 )"],
-        ),
+        ("fn(ptr, ..., i32)", &["fn(ptr,...,i32,)", "fn ( ptr , ... , i32 )"]),
         ("fn(...)", &["fn(...,)"]),
         (
             "fn(struct packed(1) align(8) { i8, [u16; 3] }, complex<f32>, union {})",
             &["fn(struct align(8)packed(1){i8,[u16;3],},complex < f32 >,union{})"],
         ),
     ] {
-        assert_eq!(
-            parse(canonical).expect("well-formed").to_string(),
-            canonical
-        );
+        assert_eq!(parse(canonical).expect("well-formed").to_string(), canonical);
         for text in others {
             assert_eq!(parse(text), parse(canonical), "{text:?}");
         }
@@ -167,10 +150,7 @@ fn depth_is_limited_before_the_stack_is() {
     for open in ["[", "struct {", "union packed(1) {"] {
         let text = format!("fn({}", open.repeat(200_000));
         let error = parse(&text).expect_err("too deep").to_string();
-        assert!(
-            error.ends_with("nested more than 64 deep; pass a pointer instead"),
-            "{error}"
-        );
+        assert!(error.ends_with("nested more than 64 deep; pass a pointer instead"), "{error}");
     }
 }
 

@@ -34,14 +34,9 @@ Four worlds call each other: JIT code, Rust, C, a scheduler. Grüße, 道, ½ @[
 /// tests, but `cargo test --test brainfuck` and `--examples` do not: an old one must not pass.
 fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
-    let profile = test
-        .ancestors()
-        .nth(2)
-        .expect("target/<profile>/deps/<test>");
+    let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
     let path = profile.join("examples").join(name);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("examples")
-        .join(format!("{name}.rs"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(format!("{name}.rs"));
     let modified = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
     assert!(
         modified(&path) >= modified(&source),
@@ -52,17 +47,11 @@ fn example(name: &str) -> PathBuf {
 }
 
 fn brainfuck(args: &[&str], input: impl AsRef<[u8]>) -> Output {
-    run(
-        Command::new(example("brainfuck")).args(args),
-        input.as_ref(),
-    )
+    run(Command::new(example("brainfuck")).args(args), input.as_ref())
 }
 
 fn run(command: &mut Command, input: &[u8]) -> Output {
-    let piped = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().expect("the example starts");
     let mut stdin = child.stdin.take().expect("it is piped");
     thread::scope(|s| {
@@ -97,9 +86,7 @@ fn program(source: &str) -> String {
     });
     let path = directory.join(format!("{}.bf", NEXT.fetch_add(1, Ordering::Relaxed)));
     fs::write(&path, source).expect("as above");
-    path.into_os_string()
-        .into_string()
-        .expect("the target directory has a name in UTF-8")
+    path.into_os_string().into_string().expect("the target directory has a name in UTF-8")
 }
 
 // ---- the reference ----
@@ -117,12 +104,8 @@ enum End {
 
 /// One instruction at a time, as the language is defined.
 fn interpret(source: &[u8], input: &[u8], most_steps: u64) -> (Vec<u8>, End) {
-    let code: Vec<(usize, u8)> = source
-        .iter()
-        .copied()
-        .enumerate()
-        .filter(|(_, b)| b"+-<>[].,".contains(b))
-        .collect();
+    let code: Vec<(usize, u8)> =
+        source.iter().copied().enumerate().filter(|(_, b)| b"+-<>[].,".contains(b)).collect();
     let mut partner = vec![0; code.len()];
     let mut open = Vec::new();
     for (i, (_, instruction)) in code.iter().enumerate() {
@@ -147,13 +130,7 @@ fn interpret(source: &[u8], input: &[u8], most_steps: u64) -> (Vec<u8>, End) {
             b'+' => tape[pointer] = tape[pointer].wrapping_add(1),
             b'-' => tape[pointer] = tape[pointer].wrapping_sub(1),
             b'>' if pointer + 1 == CELLS => {
-                return (
-                    output,
-                    End::Out {
-                        at,
-                        pointer: CELLS as i64,
-                    },
-                );
+                return (output, End::Out { at, pointer: CELLS as i64 });
             }
             b'<' if pointer == 0 => return (output, End::Out { at, pointer: -1 }),
             b'>' => pointer += 1,
@@ -205,10 +182,7 @@ fn shipped_programs_print_what_they_say() {
     let squares: String = (0..=100).map(|n| format!("{}\n", n * n)).collect();
     assert_output(&brainfuck(&["squares.bf"], ""), 0, squares, "");
     let is_prime = |n: &u32| (2..*n).all(|d| !n.is_multiple_of(d));
-    let primes: String = (2..256)
-        .filter(is_prime)
-        .map(|n| format!("{n}\n"))
-        .collect();
+    let primes: String = (2..256).filter(is_prime).map(|n| format!("{n}\n")).collect();
     assert_output(&brainfuck(&["primes.bf"], ""), 0, primes, "");
     let mut triangle = String::new();
     for row in 0..32u32 {
@@ -229,24 +203,12 @@ fn shipped_programs_agree_with_the_interpreter() {
         let source = fs::read(&path).expect("the program is readable");
         let (output, end) = interpret(&source, TEXT.as_bytes(), u64::MAX);
         assert_eq!(end, End::Ran, "{}", path.display());
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .expect("a name in UTF-8");
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name in UTF-8");
         assert_output(&brainfuck(&[name], TEXT), 0, output, "");
         seen.push(name.to_owned());
     }
     seen.sort();
-    assert_eq!(
-        seen,
-        [
-            "hello.bf",
-            "primes.bf",
-            "rot13.bf",
-            "sierpinski.bf",
-            "squares.bf"
-        ]
-    );
+    assert_eq!(seen, ["hello.bf", "primes.bf", "rot13.bf", "sierpinski.bf", "squares.bf"]);
 }
 
 // ---- pipelines ----
@@ -256,14 +218,7 @@ fn two_hundred_stages() {
     let args = ["--stages", "200", "rot13.bf"];
     assert_output(&brainfuck(&args, TEXT), 0, TEXT, "");
     for processors in ["1", "2", "7"] {
-        let args = [
-            "--processors",
-            processors,
-            "--stages",
-            "100",
-            "rot13.bf",
-            "rot13.bf",
-        ];
+        let args = ["--processors", processors, "--stages", "100", "rot13.bf", "rot13.bf"];
         assert_output(&brainfuck(&args, TEXT), 0, TEXT, "");
     }
 }
@@ -285,23 +240,13 @@ fn a_stage_ends_quietly_when_stdout_is_closed() {
         .spawn()
         .expect("the example starts");
     drop(child.stdout.take());
-    assert_output(
-        &child.wait_with_output().expect("stderr is readable"),
-        0,
-        "",
-        "",
-    );
+    assert_output(&child.wait_with_output().expect("stderr is readable"), 0, "", "");
 }
 
 #[test]
 fn the_end_of_input_stores_zero() {
     assert_output(&brainfuck(&[&program("+,.+,.,.")], ""), 0, [0, 0, 0], "");
-    assert_output(
-        &brainfuck(&[&program("+,.+,.,.")], "a"),
-        0,
-        [b'a', 0, 0],
-        "",
-    );
+    assert_output(&brainfuck(&[&program("+,.+,.,.")], "a"), 0, [b'a', 0, 0], "");
     assert_output(&brainfuck(&["rot13.bf"], ""), 0, "", "");
 }
 
@@ -309,15 +254,7 @@ fn the_end_of_input_stores_zero() {
 fn trace_shows_rust_under_jit_under_rust_for_every_stage() {
     // More than all channels hold, so that nobody has finished when the first byte comes out.
     let input = TEXT.repeat(20);
-    let args = [
-        "--trace",
-        "--processors",
-        "1",
-        "rot13.bf",
-        "rot13.bf",
-        "hello.bf",
-        "rot13.bf",
-    ];
+    let args = ["--trace", "--processors", "1", "rot13.bf", "rot13.bf", "hello.bf", "rot13.bf"];
     let rot13_only = ["--trace", "--processors", "1", "--stages", "3", "rot13.bf"];
     assert_eq!(brainfuck(&args, &input).stdout, b"Uryyb, tbebhgvarf!\n");
     let output = brainfuck(&rot13_only, &input);
@@ -332,21 +269,12 @@ fn trace_shows_rust_under_jit_under_rust_for_every_stage() {
         let mut next = |kind: &str, name: &str| {
             let found = lines.any(|line| {
                 let line = line.trim_start();
-                line.strip_prefix(kind)
-                    .is_some_and(|rest| rest.contains(name))
+                line.strip_prefix(kind).is_some_and(|rest| rest.contains(name))
             });
-            assert!(
-                found,
-                "stage {}: no `{kind} {name}` where it should be in\n{trace}",
-                i + 1
-            );
+            assert!(found, "stage {}: no `{kind} {name}` where it should be in\n{trace}", i + 1);
         };
         assert!(trace.starts_with("goroutine "), "{trace}");
-        let function = if trace.contains("jit get+") {
-            "get"
-        } else {
-            "put"
-        };
+        let function = if trace.contains("jit get+") { "get" } else { "put" };
         next("rust ", &format!("{function} at "));
         next("jit ", &format!("{function}+0x"));
         next("jit ", "rot13.bf+0x");
@@ -377,34 +305,17 @@ fn a_pointer_that_moves_out_is_an_error_that_names_the_instruction() {
     }
     let right = ">".repeat(29_999);
     let inside = program(&format!("{right}+.>>"));
-    assert_output(
-        &brainfuck(&[&inside], ""),
-        1,
-        [1],
-        &out_message(&inside, 30_001, 30_000),
-    );
+    assert_output(&brainfuck(&[&inside], ""), 1, [1], &out_message(&inside, 30_001, 30_000));
     let sums = program(&format!("{right}<++[->+>+<<]"));
-    assert_output(
-        &brainfuck(&[&sums], ""),
-        1,
-        "",
-        &out_message(&sums, 30_006, 30_000),
-    );
+    assert_output(&brainfuck(&[&sums], ""), 1, "", &out_message(&sums, 30_006, 30_000));
     let far = program(&">".repeat(70_000));
-    assert_output(
-        &brainfuck(&[&far], ""),
-        1,
-        "",
-        &out_message(&far, 29_999, 30_000),
-    );
+    assert_output(&brainfuck(&[&far], ""), 1, "", &out_message(&far, 29_999, 30_000));
 }
 
 #[test]
 fn the_ends_of_the_tape_are_usable() {
     let (right, left) = (">".repeat(29_999), "<".repeat(29_999));
-    let path = program(&format!(
-        "+++{right}++.<+[->+<]>.{left}.[-{right}+{left}]{right}."
-    ));
+    let path = program(&format!("+++{right}++.<+[->+<]>.{left}.[-{right}+{left}]{right}."));
     assert_output(&brainfuck(&[&path], ""), 0, [2, 3, 3, 6], "");
 }
 
@@ -451,30 +362,13 @@ fn wrong_options_are_refused_with_the_usage() {
         (&["--fast", "hello.bf"][..], "invalid option '--fast'"),
         (&["-x"], "invalid option '-x'"),
         (&["--stages"], "missing argument for option '--stages'"),
-        (
-            &["--stages", "0", "hello.bf"],
-            "--stages is a number from 1 upwards, not `0`",
-        ),
-        (
-            &["--stages=-1", "hello.bf"],
-            "--stages is a number from 1 upwards, not `-1`",
-        ),
-        (
-            &["--processors", "257", "hello.bf"],
-            "--processors is a number from 1 to 256, not `257`",
-        ),
-        (
-            &["--trace=yes", "hello.bf"],
-            "unexpected argument for option '--trace': \"yes\"",
-        ),
+        (&["--stages", "0", "hello.bf"], "--stages is a number from 1 upwards, not `0`"),
+        (&["--stages=-1", "hello.bf"], "--stages is a number from 1 upwards, not `-1`"),
+        (&["--processors", "257", "hello.bf"], "--processors is a number from 1 to 256, not `257`"),
+        (&["--trace=yes", "hello.bf"], "unexpected argument for option '--trace': \"yes\""),
         (&[], "no program is given"),
     ] {
-        assert_output(
-            &brainfuck(args, ""),
-            2,
-            "",
-            &format!("brainfuck: {error}\n{USAGE}"),
-        );
+        assert_output(&brainfuck(args, ""), 2, "", &format!("brainfuck: {error}\n{USAGE}"));
     }
     assert_output(&brainfuck(&["--help"], ""), 0, USAGE, "");
 }
@@ -485,17 +379,8 @@ fn what_cannot_be_read_is_refused() {
     assert_output(&brainfuck(&["hello.bf", "nowhere.bf"], ""), 1, "", message);
     let directory = fs::File::open(SHIPPED).expect("it exists");
     let command = &mut Command::new(example("brainfuck"));
-    let output = command
-        .arg("rot13.bf")
-        .stdin(directory)
-        .output()
-        .expect("the example starts");
-    assert_output(
-        &output,
-        1,
-        "",
-        "brainfuck: stdin: Is a directory (os error 21)\n",
-    );
+    let output = command.arg("rot13.bf").stdin(directory).output().expect("the example starts");
+    assert_output(&output, 1, "", "brainfuck: stdin: Is a directory (os error 21)\n");
 }
 
 #[test]
@@ -503,10 +388,7 @@ fn programs_that_are_too_long_are_refused() {
     let path = program(&"+>".repeat(100_000));
     let output = brainfuck(&[&path], "");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        stderr.starts_with(&format!("brainfuck: {path}: one piece of code is ")),
-        "{stderr}"
-    );
+    assert!(stderr.starts_with(&format!("brainfuck: {path}: one piece of code is ")), "{stderr}");
     assert_eq!(output.status.code(), Some(1));
 }
 
@@ -514,12 +396,7 @@ fn programs_that_are_too_long_are_refused() {
 fn nothing_and_deep_nesting_compile() {
     assert_output(&brainfuck(&[&program("")], "input"), 0, "", "");
     let (open, close) = ("[".repeat(15_000), "]".repeat(15_000));
-    assert_output(
-        &brainfuck(&[&program(&format!("+{open}-{close}."))], ""),
-        0,
-        [0],
-        "",
-    );
+    assert_output(&brainfuck(&[&program(&format!("+{open}-{close}."))], ""), 0, [0], "");
 }
 
 // ---- any program ----
@@ -599,33 +476,18 @@ proptest! {
 #[test]
 fn quickstart_prints_what_its_head_says() {
     let output = run(&mut Command::new(example("quickstart")), b"");
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "1 + 2 + ... + 10 = 55\n"
-    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1 + 2 + ... + 10 = 55\n");
     assert!(output.status.success(), "{}", output.status);
     let stderr = String::from_utf8(output.stderr).expect("names are UTF-8");
     let mut lines = stderr.lines();
-    for label in [
-        "code memory:  ",
-        "stack guards: ",
-        "fences:       ",
-        "unwinder:     ",
-        "",
-    ] {
+    for label in ["code memory:  ", "stack guards: ", "fences:       ", "unwinder:     ", ""] {
         let line = lines.next().unwrap_or("nothing");
-        assert!(
-            line.starts_with(label) && line.len() >= label.len(),
-            "{line:?} in\n{stderr}"
-        );
+        assert!(line.starts_with(label) && line.len() >= label.len(), "{line:?} in\n{stderr}");
     }
     assert_eq!(lines.next(), Some("goroutine 2 [running]:"), "{stderr}");
     let mut next = |prefix: &str, suffix: &str| {
         let matches = |line: &str| line.trim_start().starts_with(prefix) && line.ends_with(suffix);
-        assert!(
-            lines.any(matches),
-            "no `{prefix}...{suffix}` where it should be in\n{stderr}"
-        );
+        assert!(lines.any(matches), "no `{prefix}...{suffix}` where it should be in\n{stderr}");
     };
     next("rust quickstart::receive", "");
     next("jit quickstart::receive+0x", " (goroutine function)");

@@ -9,10 +9,7 @@ use footbridge::runtime::{
 };
 
 fn on<R>(processors: usize, f: impl FnOnce() -> R) -> R {
-    let config = Config {
-        processors,
-        ..Config::default()
-    };
+    let config = Config { processors, ..Config::default() };
     config.run(f).expect("the run starts")
 }
 
@@ -38,8 +35,7 @@ fn the_value_of_a_scoped_goroutine_is_gone_when_the_scope_ends() {
                 std::thread::sleep(Duration::from_millis(3));
             });
             assert_eq!(dropped.load(Ordering::Relaxed), round);
-            data.iter()
-                .for_each(|word| word.store(2, Ordering::Relaxed));
+            data.iter().for_each(|word| word.store(2, Ordering::Relaxed));
         }
     });
 }
@@ -94,9 +90,7 @@ fn runs_that_end_leave_the_goroutines_of_others_alone() {
                 }
             }
             gate.close();
-            waiting
-                .into_iter()
-                .for_each(|h| h.join().expect("not abandoned"));
+            waiting.into_iter().for_each(|h| h.join().expect("not abandoned"));
         });
     });
     for _ in 0..300 {
@@ -174,18 +168,6 @@ fn cases_may_be_used_twice() {
 /// A size that no multiple of a chunk reaches overflowed.
 #[test]
 fn a_reservation_of_everything_is_an_error() {
-    let error = Jit::builder()
-        .reserve_bytes(usize::MAX)
-        .build()
-        .expect_err("too much");
-    assert!(
-        matches!(
-            error,
-            JitError::System {
-                call: "mmap(2)",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    let error = Jit::builder().reserve_bytes(usize::MAX).build().expect_err("too much");
+    assert!(matches!(error, JitError::System { call: "mmap(2)", .. }), "{error}");
 }

@@ -20,10 +20,7 @@ use footbridge::runtime::{
 const GO: Convention = Convention::GoAbiInternal;
 
 fn config(processors: usize) -> Config {
-    Config {
-        processors,
-        ..Config::default()
-    }
+    Config { processors, ..Config::default() }
 }
 
 /// Runs `f` on the main goroutine of a run on this thread alone.
@@ -35,11 +32,9 @@ fn run_alone<R>(f: impl FnOnce() -> R) -> R {
 fn caller(name: &str, target: usize) -> Code {
     // SAFETY: a standard frame; the target is ABIInternal code of the type that the code is used as.
     unsafe {
-        Jit::new()
-            .expect("code memory")
-            .install(name, FrameClass::Standard, |ops| {
-                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern target; pop rbp; ret);
-            })
+        Jit::new().expect("code memory").install(name, FrameClass::Standard, |ops| {
+            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern target; pop rbp; ret);
+        })
     }
     .expect("installs")
 }
@@ -69,11 +64,7 @@ fn a_rust_function_that_overflows_is_named() {
 #[test]
 fn an_overflow_on_any_thread_of_the_run_is_reported() {
     child::run("an_overflow_on_any_thread_of_the_run_is_reported", || {
-        let run = Config {
-            processors: 3,
-            stack_size: 128 << 10,
-        }
-        .run(|| {
+        let run = Config { processors: 3, stack_size: 128 << 10 }.run(|| {
             let home = std::thread::current().id();
             loop {
                 let there = go(move || {
@@ -127,11 +118,9 @@ fn jit_code_that_overflows_is_named_with_its_frames() {
 fn calls_register(name: &str, register: Gpr) -> Code {
     // SAFETY: a standard frame; ABIInternal preserves neither register.
     unsafe {
-        Jit::new()
-            .expect("code memory")
-            .install(name, FrameClass::Standard, |ops| {
-                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; push rax; call Rq(register));
-            })
+        Jit::new().expect("code memory").install(name, FrameClass::Standard, |ops| {
+            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; push rax; call Rq(register));
+        })
     }
     .expect("installs")
 }
@@ -144,26 +133,21 @@ fn jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame() {
     for case in 0..3 {
         let outcome = child::run_case(test, case, || {
             let above = 8 * case as i32;
-            let (even, odd) = (
-                calls_register("even", Gpr::R12),
-                calls_register("odd", Gpr::RBX),
-            );
+            let (even, odd) = (calls_register("even", Gpr::R12), calls_register("odd", Gpr::RBX));
             let (even_at, odd_at) = (even.address() as i64, odd.address() as i64);
             // SAFETY: a standard frame; ABIInternal preserves no register but rsp and rbp.
             let first = unsafe {
-                Jit::new()
-                    .expect("code memory")
-                    .install("first", FrameClass::Standard, |ops| {
-                        dynasm!(ops
-                            ; .arch x64
-                            ; push rbp
-                            ; mov rbp, rsp
-                            ; sub rsp, above
-                            ; mov rbx, QWORD even_at
-                            ; mov r12, QWORD odd_at
-                            ; call rbx
-                        );
-                    })
+                Jit::new().expect("code memory").install("first", FrameClass::Standard, |ops| {
+                    dynasm!(ops
+                        ; .arch x64
+                        ; push rbp
+                        ; mov rbp, rsp
+                        ; sub rsp, above
+                        ; mov rbx, QWORD even_at
+                        ; mov r12, QWORD odd_at
+                        ; call rbx
+                    );
+                })
             }
             .expect("installs");
             // SAFETY: ABIInternal code without arguments.
@@ -173,27 +157,14 @@ fn jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame() {
         });
         let Some(outcome) = outcome else { continue };
         assert_eq!(outcome.signal, Some(libc::SIGABRT), "{outcome:#?}");
-        let (head, frames) = outcome
-            .stderr
-            .split_once("innermost first:\n")
-            .expect("two parts");
-        let frames: Vec<&str> = frames
-            .lines()
-            .map(|line| line.trim_start_matches("    jit "))
-            .collect();
+        let (head, frames) = outcome.stderr.split_once("innermost first:\n").expect("two parts");
+        let frames: Vec<&str> =
+            frames.lines().map(|line| line.trim_start_matches("    jit ")).collect();
         assert_eq!(frames.len(), 16, "{outcome:#?}");
-        assert!(
-            head.contains(&format!(" stack in jit {}\n", frames[0])),
-            "{outcome:#?}"
-        );
+        assert!(head.contains(&format!(" stack in jit {}\n", frames[0])), "{outcome:#?}");
         // They take turns: none is left out, none is shown twice.
         let is_even = |frame: &str| frame.starts_with("even+");
-        assert!(
-            frames
-                .windows(2)
-                .all(|pair| is_even(pair[0]) != is_even(pair[1])),
-            "{frames:#?}"
-        );
+        assert!(frames.windows(2).all(|pair| is_even(pair[0]) != is_even(pair[1])), "{frames:#?}");
         places.insert(frames[0].split_once('+').expect("an offset").1.to_string());
     }
     assert_eq!(places.len(), 3, "{places:?}");
@@ -201,24 +172,21 @@ fn jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame() {
 
 #[test]
 fn jit_code_with_one_frame_before_it_overflows_shows_the_whole_chain() {
-    child::run(
-        "jit_code_with_one_frame_before_it_overflows_shows_the_whole_chain",
-        || {
-            let jit = Jit::new().expect("code memory");
-            // SAFETY: a standard frame; it never returns from the loop.
-            let code = unsafe {
-                jit.install("pushes", FrameClass::Standard, |ops| {
-                    dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; again:; push rax; jmp <again);
-                })
-            }
-            .expect("installs");
-            let outer = caller("outer", code.address());
-            // SAFETY: ABIInternal code without arguments.
-            let entry = unsafe { outer.enter::<fn()>(GO) }.expect("entry");
-            // SAFETY: on a goroutine.
-            run_alone(|| unsafe { entry.call() });
-        },
-    )
+    child::run("jit_code_with_one_frame_before_it_overflows_shows_the_whole_chain", || {
+        let jit = Jit::new().expect("code memory");
+        // SAFETY: a standard frame; it never returns from the loop.
+        let code = unsafe {
+            jit.install("pushes", FrameClass::Standard, |ops| {
+                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; again:; push rax; jmp <again);
+            })
+        }
+        .expect("installs");
+        let outer = caller("outer", code.address());
+        // SAFETY: ABIInternal code without arguments.
+        let entry = unsafe { outer.enter::<fn()>(GO) }.expect("entry");
+        // SAFETY: on a goroutine.
+        run_alone(|| unsafe { entry.call() });
+    })
     .assert_aborted_with(
         "footbridge: fatal: goroutine 1 overflowed its 64 KiB stack in jit pushes+0x_\n\
          raise Config::stack_size, or recurse less; JIT frames, innermost first:\n\
@@ -361,39 +329,34 @@ goroutine 9 [chan receive]:
 
 #[test]
 fn a_deadlock_is_reported_with_every_goroutine_and_its_reason() {
-    let outcome = child::run(
-        "a_deadlock_is_reported_with_every_goroutine_and_its_reason",
-        || {
-            let jit = Jit::new().expect("code memory");
-            let channel = Chan::<u64>::new(0);
-            let receiver = channel.clone();
-            let receive = move || waits_for_receive(&receiver);
-            let receive = jit
-                .named_goroutine_fn("receive", GO, receive)
-                .expect("stub");
-            let code = caller("pump", receive.address());
-            // SAFETY: ABIInternal code of this type.
-            let entry = unsafe { code.enter::<fn()>(GO) }.expect("entry");
-            run_alone(move || {
-                let full = Chan::<u64>::new(0);
-                let (c, f) = (channel.clone(), full.clone());
-                let mut handles = vec![go(move || waits_for_send(&f))];
-                let (never, full_too) = (Chan::new(0), Chan::new(0));
-                handles.push(go(move || waits_in_select(&never, &full_too)));
-                handles.push(go(waits_for_nothing));
-                let joined = handles.pop().expect("just pushed");
-                handles.push(go(move || drop(joined.join())));
-                handles.push(go(move || waits_for_scope(&c)));
-                handles.push(go(waits_otherwise));
-                // SAFETY: on a goroutine.
-                handles.push(go(move || unsafe { entry.call() }));
-                for _ in 0..10 {
-                    gosched();
-                }
-                waits_for_receive(&channel);
-            });
-        },
-    );
+    let outcome = child::run("a_deadlock_is_reported_with_every_goroutine_and_its_reason", || {
+        let jit = Jit::new().expect("code memory");
+        let channel = Chan::<u64>::new(0);
+        let receiver = channel.clone();
+        let receive = move || waits_for_receive(&receiver);
+        let receive = jit.named_goroutine_fn("receive", GO, receive).expect("stub");
+        let code = caller("pump", receive.address());
+        // SAFETY: ABIInternal code of this type.
+        let entry = unsafe { code.enter::<fn()>(GO) }.expect("entry");
+        run_alone(move || {
+            let full = Chan::<u64>::new(0);
+            let (c, f) = (channel.clone(), full.clone());
+            let mut handles = vec![go(move || waits_for_send(&f))];
+            let (never, full_too) = (Chan::new(0), Chan::new(0));
+            handles.push(go(move || waits_in_select(&never, &full_too)));
+            handles.push(go(waits_for_nothing));
+            let joined = handles.pop().expect("just pushed");
+            handles.push(go(move || drop(joined.join())));
+            handles.push(go(move || waits_for_scope(&c)));
+            handles.push(go(waits_otherwise));
+            // SAFETY: on a goroutine.
+            handles.push(go(move || unsafe { entry.call() }));
+            for _ in 0..10 {
+                gosched();
+            }
+            waits_for_receive(&channel);
+        });
+    });
     assert_eq!(outline(&outcome.stderr), DEADLOCK, "{}", outcome.stderr);
     assert_eq!((outcome.code, outcome.signal), (Some(2), None));
 }
@@ -403,48 +366,35 @@ fn a_deadlock_of_a_run_with_more_threads_is_found() {
     let outcome = child::run("a_deadlock_of_a_run_with_more_threads_is_found", || {
         for _ in 0..20 {
             // Runs before it end properly.
-            config(3)
-                .run(|| go(|| 1).join().expect("no panic"))
-                .expect("the run starts");
+            config(3).run(|| go(|| 1).join().expect("no panic")).expect("the run starts");
         }
-        config(3)
-            .run(|| Chan::<u64>::new(0).recv())
-            .expect("the run starts");
+        config(3).run(|| Chan::<u64>::new(0).recv()).expect("the run starts");
     });
     let head = "footbridge: fatal: all goroutines are asleep - deadlock!\n\ngoroutine ";
     assert!(outcome.stderr.starts_with(head), "{outcome:#?}");
-    assert!(
-        outcome.stderr.contains(" [chan receive]:\n"),
-        "{outcome:#?}"
-    );
+    assert!(outcome.stderr.contains(" [chan receive]:\n"), "{outcome:#?}");
     assert_eq!((outcome.code, outcome.signal), (Some(2), None));
 }
 
 #[test]
 fn nothing_is_a_deadlock_that_another_thread_or_a_timer_ends() {
-    let outcome = child::run(
-        "nothing_is_a_deadlock_that_another_thread_or_a_timer_ends",
-        || {
-            let channel = Chan::new(0);
-            let sender = channel.clone();
-            let foreign = std::thread::spawn(move || {
-                for n in 0..3u64 {
-                    std::thread::sleep(Duration::from_millis(50));
-                    sender.send(n).expect("open");
-                }
-            });
-            let sum =
-                config(2).run(|| channel.recv().expect("open") + channel.recv().expect("open"));
-            assert_eq!(sum, Ok(1));
-            // A receiver that is no goroutine.
-            assert_eq!(channel.recv(), Some(2));
-            foreign.join().expect("no panic");
-            config(2)
-                .run(|| runtime::sleep(Duration::from_millis(50)))
-                .expect("the run starts");
-            println!("went on");
-        },
-    );
+    let outcome = child::run("nothing_is_a_deadlock_that_another_thread_or_a_timer_ends", || {
+        let channel = Chan::new(0);
+        let sender = channel.clone();
+        let foreign = std::thread::spawn(move || {
+            for n in 0..3u64 {
+                std::thread::sleep(Duration::from_millis(50));
+                sender.send(n).expect("open");
+            }
+        });
+        let sum = config(2).run(|| channel.recv().expect("open") + channel.recv().expect("open"));
+        assert_eq!(sum, Ok(1));
+        // A receiver that is no goroutine.
+        assert_eq!(channel.recv(), Some(2));
+        foreign.join().expect("no panic");
+        config(2).run(|| runtime::sleep(Duration::from_millis(50))).expect("the run starts");
+        println!("went on");
+    });
     outcome.assert_success();
     assert_eq!(outcome.stderr, "");
     assert!(outcome.stdout.contains("went on"));
@@ -456,61 +406,42 @@ const NO_GOROUTINE: &str = "footbridge: fatal: JIT code was entered, or called a
 
 #[test]
 fn jit_code_entered_without_a_goroutine_ends_the_process() {
-    child::run(
-        "jit_code_entered_without_a_goroutine_ends_the_process",
-        || {
-            let jit = Jit::new().expect("code memory");
-            let function = jit.goroutine_fn(GO, |x: u64| x).expect("stub");
-            let code = caller("outside", function.address());
-            // SAFETY: ABIInternal code of this type.
-            let entry = unsafe { code.enter::<fn(u64) -> u64>(GO) }.expect("entry");
-            // SAFETY: promise 1 is broken: that ends the process with a message, by the contract.
-            unsafe { entry.call(1) };
-        },
-    )
+    child::run("jit_code_entered_without_a_goroutine_ends_the_process", || {
+        let jit = Jit::new().expect("code memory");
+        let function = jit.goroutine_fn(GO, |x: u64| x).expect("stub");
+        let code = caller("outside", function.address());
+        // SAFETY: ABIInternal code of this type.
+        let entry = unsafe { code.enter::<fn(u64) -> u64>(GO) }.expect("entry");
+        // SAFETY: promise 1 is broken: that ends the process with a message, by the contract.
+        unsafe { entry.call(1) };
+    })
     .assert_aborted_with(NO_GOROUTINE);
 }
 
 #[test]
 fn a_goroutine_function_called_without_a_goroutine_ends_the_process() {
-    child::run(
-        "a_goroutine_function_called_without_a_goroutine_ends_the_process",
-        || {
-            let jit = Jit::new().expect("code memory");
-            let function = jit
-                .goroutine_fn(Convention::SystemV, |x: u64| x)
-                .expect("stub");
-            // SAFETY: a System V function of this type.
-            let call: extern "C-unwind" fn(u64) -> u64 =
-                unsafe { std::mem::transmute(function.address()) };
-            run_alone(|| assert_eq!(call(5), 5));
-            std::thread::spawn(move || call(1))
-                .join()
-                .expect("it does not return");
-        },
-    )
+    child::run("a_goroutine_function_called_without_a_goroutine_ends_the_process", || {
+        let jit = Jit::new().expect("code memory");
+        let function = jit.goroutine_fn(Convention::SystemV, |x: u64| x).expect("stub");
+        // SAFETY: a System V function of this type.
+        let call: extern "C-unwind" fn(u64) -> u64 =
+            unsafe { std::mem::transmute(function.address()) };
+        run_alone(|| assert_eq!(call(5), 5));
+        std::thread::spawn(move || call(1)).join().expect("it does not return");
+    })
     .assert_aborted_with(NO_GOROUTINE);
 }
 
 #[test]
 fn a_plain_thread_that_overflows_is_still_the_standard_librarys() {
-    let outcome = child::run(
-        "a_plain_thread_that_overflows_is_still_the_standard_librarys",
-        || {
+    let outcome =
+        child::run("a_plain_thread_that_overflows_is_still_the_standard_librarys", || {
             run_alone(|| ());
             let plain = std::thread::Builder::new().name("plain".into());
-            plain
-                .spawn(|| sink(&[0; 4]))
-                .expect("a thread")
-                .join()
-                .expect("it does not return");
-        },
-    );
+            plain.spawn(|| sink(&[0; 4])).expect("a thread").join().expect("it does not return");
+        });
     assert!(outcome.stderr.contains("thread 'plain'"), "{outcome:#?}");
-    assert!(
-        outcome.stderr.contains("has overflowed its stack"),
-        "{outcome:#?}"
-    );
+    assert!(outcome.stderr.contains("has overflowed its stack"), "{outcome:#?}");
     assert!(!outcome.stderr.contains("footbridge"), "{outcome:#?}");
     assert_eq!(outcome.signal, Some(libc::SIGABRT));
 }
@@ -524,17 +455,10 @@ fn the_thread_of_a_run_has_the_standard_librarys_handler_back_afterwards() {
             run_alone(|| ());
             sink(&[0; 4])
         };
-        plain
-            .spawn(body)
-            .expect("a thread")
-            .join()
-            .expect("it does not return");
+        plain.spawn(body).expect("a thread").join().expect("it does not return");
     });
     assert!(outcome.stderr.contains("thread 'plain'"), "{outcome:#?}");
-    assert!(
-        outcome.stderr.contains("has overflowed its stack"),
-        "{outcome:#?}"
-    );
+    assert!(outcome.stderr.contains("has overflowed its stack"), "{outcome:#?}");
     assert_eq!(outcome.signal, Some(libc::SIGABRT));
 }
 
@@ -551,10 +475,7 @@ fn handle_segv(handler: usize, flags: libc::c_int) {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler;
         action.sa_flags = flags;
-        assert_eq!(
-            libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut()),
-            0
-        );
+        assert_eq!(libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut()), 0);
     }
 }
 
@@ -576,31 +497,15 @@ fn a_fault_that_is_not_ours_goes_to_the_handler_that_was_there() {
         // SAFETY: the kernel's structures, handed on.
         let (address, pc) = unsafe {
             let context = &*context.cast::<libc::ucontext_t>();
-            (
-                (*info).si_addr() as usize,
-                context.uc_mcontext.gregs[libc::REG_RIP as usize],
-            )
+            ((*info).si_addr() as usize, context.uc_mcontext.gregs[libc::REG_RIP as usize])
         };
         let right = signal == libc::SIGSEGV && address == 0x1230 && pc != 0;
-        write_and_exit(
-            if right {
-                "previous handler\n"
-            } else {
-                "wrong arguments\n"
-            },
-            3,
-        )
+        write_and_exit(if right { "previous handler\n" } else { "wrong arguments\n" }, 3)
     }
-    let outcome = child::run(
-        "a_fault_that_is_not_ours_goes_to_the_handler_that_was_there",
-        || {
-            handle_segv(
-                previous as *const () as usize,
-                libc::SA_SIGINFO | libc::SA_ONSTACK,
-            );
-            run_alone(fault);
-        },
-    );
+    let outcome = child::run("a_fault_that_is_not_ours_goes_to_the_handler_that_was_there", || {
+        handle_segv(previous as *const () as usize, libc::SA_SIGINFO | libc::SA_ONSTACK);
+        run_alone(fault);
+    });
     assert_eq!(outcome.stderr, "previous handler\n");
     assert_eq!(outcome.code, Some(3));
 }
@@ -608,14 +513,7 @@ fn a_fault_that_is_not_ours_goes_to_the_handler_that_was_there() {
 #[test]
 fn a_handler_without_siginfo_is_chained_too() {
     extern "C" fn previous(signal: libc::c_int) {
-        write_and_exit(
-            if signal == libc::SIGSEGV {
-                "plain handler\n"
-            } else {
-                "?\n"
-            },
-            4,
-        )
+        write_and_exit(if signal == libc::SIGSEGV { "plain handler\n" } else { "?\n" }, 4)
     }
     let outcome = child::run("a_handler_without_siginfo_is_chained_too", || {
         handle_segv(previous as *const () as usize, libc::SA_ONSTACK);
@@ -662,12 +560,9 @@ fn a_goroutine_readied_twice_ends_the_process() {
 
 /// What a closure panics with.
 fn panic_of<R>(f: impl FnOnce() -> R) -> String {
-    let payload = catch_unwind(AssertUnwindSafe(f))
-        .map(drop)
-        .expect_err("it panics");
+    let payload = catch_unwind(AssertUnwindSafe(f)).map(drop).expect_err("it panics");
     let text = payload.downcast_ref::<String>().cloned();
-    text.or_else(|| payload.downcast_ref::<&str>().map(|&s| s.into()))
-        .unwrap_or_default()
+    text.or_else(|| payload.downcast_ref::<&str>().map(|&s| s.into())).unwrap_or_default()
 }
 
 const MUST_NOT_PARK: &str =
@@ -695,21 +590,11 @@ fn a_channel_survives_a_park_that_was_refused() {
     child::run("a_channel_survives_a_park_that_was_refused", || {
         run_alone(|| {
             let channel = Chan::<u64>::new(1);
-            assert_eq!(
-                panic_of(|| runtime::systemstack(|| channel.recv())),
-                MUST_NOT_PARK
-            );
+            assert_eq!(panic_of(|| runtime::systemstack(|| channel.recv())), MUST_NOT_PARK);
             // The channel is not locked, and nobody is in its queues.
             assert_eq!(channel.try_send(1), Ok(()));
-            assert_eq!(
-                channel.len(),
-                1,
-                "the value is in the buffer, not on a dead stack"
-            );
-            assert_eq!(
-                panic_of(|| runtime::systemstack(|| channel.send(2))),
-                MUST_NOT_PARK
-            );
+            assert_eq!(channel.len(), 1, "the value is in the buffer, not on a dead stack");
+            assert_eq!(panic_of(|| runtime::systemstack(|| channel.send(2))), MUST_NOT_PARK);
             assert_eq!(channel.try_recv(), Ok(1));
             assert_eq!(channel.len(), 0);
             let mut slot = None;
@@ -731,36 +616,28 @@ fn a_scope_inside_of_systemstack_does_not_leave_its_goroutines_behind() {
     }
     impl Drop for Borrowed<'_> {
         fn drop(&mut self) {
-            let (started, ended) = (
-                self.started.load(Ordering::SeqCst),
-                self.ended.load(Ordering::SeqCst),
-            );
+            let (started, ended) =
+                (self.started.load(Ordering::SeqCst), self.ended.load(Ordering::SeqCst));
             if started && !ended {
                 write_and_exit("the scope was left before its goroutine ended\n", 9);
             }
         }
     }
-    child::run(
-        "a_scope_inside_of_systemstack_does_not_leave_its_goroutines_behind",
-        || {
-            run_alone(|| {
-                let (started, ended) = (AtomicBool::new(false), AtomicBool::new(false));
-                let text = panic_of(|| {
-                    runtime::systemstack(|| {
-                        let borrowed = Borrowed {
-                            started: &started,
-                            ended: &ended,
-                        };
-                        runtime::scope(|s| {
-                            s.go(|| borrowed.ended.store(true, Ordering::SeqCst));
-                            started.store(true, Ordering::SeqCst);
-                        });
+    child::run("a_scope_inside_of_systemstack_does_not_leave_its_goroutines_behind", || {
+        run_alone(|| {
+            let (started, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+            let text = panic_of(|| {
+                runtime::systemstack(|| {
+                    let borrowed = Borrowed { started: &started, ended: &ended };
+                    runtime::scope(|s| {
+                        s.go(|| borrowed.ended.store(true, Ordering::SeqCst));
+                        started.store(true, Ordering::SeqCst);
                     });
                 });
-                assert_eq!(text, MUST_NOT_PARK);
             });
-        },
-    )
+            assert_eq!(text, MUST_NOT_PARK);
+        });
+    })
     .assert_success();
 }
 
@@ -771,10 +648,7 @@ fn a_run_inside_of_a_run_is_refused() {
         let nested = config(1).run(|| 1);
         assert_eq!(nested, Err(RunError::Nested));
         assert_eq!(RunError::Nested.to_string(), text);
-        assert_eq!(
-            runtime::systemstack(|| config(1).run(|| 1)),
-            Err(RunError::Nested)
-        );
+        assert_eq!(runtime::systemstack(|| config(1).run(|| 1)), Err(RunError::Nested));
         assert_eq!(panic_of(|| runtime::run(|| 1)), text);
         // A thread of its own may have a run of its own.
         let other = std::thread::spawn(|| config(1).run(|| 2));
@@ -791,10 +665,7 @@ fn settings_out_of_range_are_refused() {
         assert_eq!(error.to_string(), text);
     }
     for requested in [(8 << 20) + 1, usize::MAX] {
-        let config = Config {
-            stack_size: requested,
-            ..config(1)
-        };
+        let config = Config { stack_size: requested, ..config(1) };
         let error = config.run(|| ()).expect_err("out of range");
         assert_eq!(error, RunError::StackSize { requested });
         let text =
@@ -803,10 +674,7 @@ fn settings_out_of_range_are_refused() {
     }
     // The ends of the ranges work.
     for stack_size in [0, 1, 16 << 10, 8 << 20] {
-        let config = Config {
-            stack_size,
-            ..config(1)
-        };
+        let config = Config { stack_size, ..config(1) };
         assert_eq!(config.run(|| go(|| 1).join().expect("no panic")), Ok(1));
     }
 }
@@ -815,8 +683,5 @@ fn settings_out_of_range_are_refused() {
 fn goroutines_are_started_on_threads_of_a_run_only() {
     let text = "goroutines are started from goroutines: call footbridge::runtime::run first";
     assert_eq!(panic_of(|| go(|| ())), text);
-    assert_eq!(
-        panic_of(runtime::traceback_all),
-        "traceback_all is called on a thread of a run"
-    );
+    assert_eq!(panic_of(runtime::traceback_all), "traceback_all is called on a thread of a run");
 }

@@ -116,32 +116,20 @@ fn has_word(line: &str, word: &str) -> bool {
 }
 
 fn paths(sources: &[Source], keep: impl Fn(&Source) -> bool) -> BTreeSet<&str> {
-    sources
-        .iter()
-        .filter(|source| keep(source))
-        .map(|source| source.path.as_str())
-        .collect()
+    sources.iter().filter(|source| keep(source)).map(|source| source.path.as_str()).collect()
 }
 
 #[test]
 fn unsafe_is_where_the_list_says() {
     let sources = sources();
     let files: BTreeSet<_> = UNSAFE_FILES.iter().copied().collect();
-    assert_eq!(
-        paths(&sources, |s| s.says("#![allow(unsafe_code, reason = \"")),
-        files
-    );
-    let used = paths(&sources, |s| {
-        s.code.iter().any(|line| has_word(line, "unsafe"))
-    });
+    assert_eq!(paths(&sources, |s| s.says("#![allow(unsafe_code, reason = \"")), files);
+    let used = paths(&sources, |s| s.code.iter().any(|line| has_word(line, "unsafe")));
     assert_eq!(used, files);
     // No other way to allow it.
     let allowed = paths(&sources, |s| s.says("allow(unsafe_code"));
     assert_eq!(allowed, files);
-    let root = sources
-        .iter()
-        .find(|s| s.path == "src/lib.rs")
-        .expect("the crate's root");
+    let root = sources.iter().find(|s| s.path == "src/lib.rs").expect("the crate's root");
     assert!(root.says("#![deny(unsafe_code, missing_docs)]"));
 }
 
@@ -157,11 +145,7 @@ fn every_unsafe_block_says_why_it_is_sound() {
             }
             blocks += 1;
             // The comment stands above the statement, which may begin some lines earlier.
-            let mut above = source.lines[..at]
-                .iter()
-                .rev()
-                .take(12)
-                .map(|line| line.trim());
+            let mut above = source.lines[..at].iter().rev().take(12).map(|line| line.trim());
             let mut statement_lines = 0;
             let said = above.any(|line| {
                 statement_lines += usize::from(!line.starts_with("//"));
@@ -173,25 +157,14 @@ fn every_unsafe_block_says_why_it_is_sound() {
         }
     }
     assert!(blocks > 150, "only {blocks} blocks: the search is broken");
-    assert!(
-        silent.is_empty(),
-        "no SAFETY comment above:\n{}",
-        silent.join("\n")
-    );
+    assert!(silent.is_empty(), "no SAFETY comment above:\n{}", silent.join("\n"));
 }
 
 #[test]
 fn layers_depend_downwards_only() {
     let sources = sources();
     let forbidden = |layer: &str| match layer {
-        "abi" => &[
-            "crate::jit",
-            "crate::runtime",
-            "libc",
-            "dynasm",
-            "dynasmrt",
-            "region",
-        ][..],
+        "abi" => &["crate::jit", "crate::runtime", "libc", "dynasm", "dynasmrt", "region"][..],
         "jit" => &["crate::runtime"][..],
         _ => &[][..],
     };
@@ -201,38 +174,17 @@ fn layers_depend_downwards_only() {
         layers.insert(layer);
         for (at, line) in source.code.iter().enumerate() {
             for what in forbidden(layer) {
-                assert!(
-                    !has_word(line, what),
-                    "{}:{}: {layer} uses {what}",
-                    source.path,
-                    at + 1
-                );
+                assert!(!has_word(line, what), "{}:{}: {layer} uses {what}", source.path, at + 1);
             }
             // `use crate::{jit::.., runtime::..}` would hide the names from the search above.
-            assert!(
-                !line.contains("crate::{"),
-                "{}:{}: one path a use",
-                source.path,
-                at + 1
-            );
+            assert!(!line.contains("crate::{"), "{}:{}: one path a use", source.path, at + 1);
         }
     }
-    assert!(
-        ["abi", "jit", "runtime"]
-            .iter()
-            .all(|layer| layers.contains(layer))
-    );
+    assert!(["abi", "jit", "runtime"].iter().all(|layer| layers.contains(layer)));
     for source in sources.iter().filter(|source| source.layer() == "abi") {
-        assert!(
-            !source.code.iter().any(|line| has_word(line, "unsafe")),
-            "{}",
-            source.path
-        );
+        assert!(!source.code.iter().any(|line| has_word(line, "unsafe")), "{}", source.path);
     }
-    let abi = sources
-        .iter()
-        .find(|s| s.path == "src/abi/mod.rs")
-        .expect("the layer's root");
+    let abi = sources.iter().find(|s| s.path == "src/abi/mod.rs").expect("the layer's root");
     assert!(abi.says("#![forbid(unsafe_code)]"));
 }
 

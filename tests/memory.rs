@@ -24,11 +24,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 fn answer(jit: &Jit, name: &str, value: i32) -> Result<Code, JitError> {
     // SAFETY: a leaf that changes eax only.
     unsafe {
-        jit.install(
-            name,
-            FrameClass::Leaf,
-            |ops| dynasm!(ops; .arch x64; mov eax, value; ret),
-        )
+        jit.install(name, FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; mov eax, value; ret))
     }
 }
 
@@ -46,10 +42,7 @@ fn install(jit: &Jit, name: &str, body: impl FnOnce(&mut Ops)) -> Result<Code, J
 }
 
 fn arena(reserve_bytes: usize, mode: MemoryMode, placement: Placement) -> Jit {
-    let builder = Jit::builder()
-        .reserve_bytes(reserve_bytes)
-        .memory(mode)
-        .placement(placement);
+    let builder = Jit::builder().reserve_bytes(reserve_bytes).memory(mode).placement(placement);
     builder.build().expect("an arena")
 }
 
@@ -57,26 +50,15 @@ fn arena(reserve_bytes: usize, mode: MemoryMode, placement: Placement) -> Jit {
 fn range(jit: &Jit) -> std::ops::Range<usize> {
     let report = jit.memory_report();
     let (front, behind) = report.split_once(" MiB at 0x").expect("size and base");
-    let mib = front
-        .rsplit(' ')
-        .next()
-        .and_then(|n| n.parse::<usize>().ok())
-        .expect("a size");
-    let digits = behind
-        .split(|c: char| !c.is_ascii_hexdigit())
-        .next()
-        .expect("a base");
+    let mib = front.rsplit(' ').next().and_then(|n| n.parse::<usize>().ok()).expect("a size");
+    let digits = behind.split(|c: char| !c.is_ascii_hexdigit()).next().expect("a base");
     let base = usize::from_str_radix(digits, 16).expect("hexadecimal");
     base..base + (mib << 20)
 }
 
 /// Every piece of code that the registry finds in the arena.
 fn published(jit: &Jit) -> BTreeSet<usize> {
-    range(jit)
-        .step_by(GRANULE_BYTES)
-        .filter_map(look_up)
-        .map(|found| found.start())
-        .collect()
+    range(jit).step_by(GRANULE_BYTES).filter_map(look_up).map(|found| found.start()).collect()
 }
 
 /// Mappings of this process that are writable and executable, by procfs and by the region crate.
@@ -137,20 +119,12 @@ fn batches_of_protected_pages_run() {
         let report = mask(jit.memory_report());
         assert_eq!(report, "mprotect batch, 64 MiB at 0x_ (asked for)");
         assert_eq!(jit.is_near_text(), placement == Placement::Near);
-        let codes: Vec<_> = (0..300)
-            .map(|i| answer(&jit, &format!("batch {i}"), i).expect("room"))
-            .collect();
+        let codes: Vec<_> =
+            (0..300).map(|i| answer(&jit, &format!("batch {i}"), i).expect("room")).collect();
         for (i, code) in codes.iter().enumerate() {
-            assert_eq!(
-                code.address() % 4096,
-                0,
-                "published code has its pages for itself"
-            );
+            assert_eq!(code.address() % 4096, 0, "published code has its pages for itself");
             assert_eq!(call(code), i as i32);
-            assert_eq!(
-                look_up(code.address() + 3).map(|f| f.name()),
-                Some(&*format!("batch {i}"))
-            );
+            assert_eq!(look_up(code.address() + 3).map(|f| f.name()), Some(&*format!("batch {i}")));
         }
     }
 }
@@ -182,47 +156,29 @@ fn helpers_out_of_reach_are_called_through_cells() {
     ] {
         let jit = arena(16 << 20, mode, placement);
         let go = Convention::GoAbiInternal;
-        let function = jit
-            .named_goroutine_fn("add one", go, |x: u64| x + 1)
-            .expect("stub");
+        let function = jit.named_goroutine_fn("add one", go, |x: u64| x + 1).expect("stub");
         let target = function.address();
         let far = placement == Placement::Anywhere;
         assert_eq!(jit.is_near_text(), !far);
-        assert_eq!(
-            target.abs_diff(text) > 1 << 31,
-            far,
-            "{target:#x} {text:#x}"
-        );
+        assert_eq!(target.abs_diff(text) > 1 << 31, far, "{target:#x} {text:#x}");
 
         let listing = disassemble(target);
         let calls: Vec<_> = listing
             .iter()
             .filter(|(i, _)| {
-                matches!(
-                    i.flow_control(),
-                    FlowControl::Call | FlowControl::IndirectCall
-                )
+                matches!(i.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
             })
             .collect();
-        let [(helper, shown)] = calls[..] else {
-            panic!("{listing:#?}")
-        };
+        let [(helper, shown)] = calls[..] else { panic!("{listing:#?}") };
         if far {
             assert_eq!(helper.memory_base(), Register::RIP, "{shown}");
             let cell = helper.ip_rel_memory_address() as usize;
             assert!(shown.starts_with("call"), "{shown}");
             assert_eq!(cell % 8, 0, "{shown}");
-            assert_eq!(
-                look_up(cell).map(|f| f.start()),
-                Some(target),
-                "the cell is the stub's"
-            );
+            assert_eq!(look_up(cell).map(|f| f.start()), Some(target), "the cell is the stub's");
             // SAFETY: inside of the stub, which is readable.
             let address = unsafe { *(cell as *const usize) };
-            assert!(
-                address.abs_diff(text) < 1 << 30,
-                "{address:#x} is not the shim"
-            );
+            assert!(address.abs_diff(text) < 1 << 30, "{address:#x} is not the shim");
         } else {
             let address = helper.near_branch_target() as usize;
             assert!(address.abs_diff(text) < 1 << 30, "{shown}");
@@ -268,15 +224,8 @@ fn a_full_sub_arena_says_so_and_the_others_go_on() {
         assert!(needed.is_some_and(|n| n.parse::<usize>().is_ok()), "{text}");
         assert!(codes.len() >= 8, "{}", codes.len());
         // What is left is shorter than what did not fit.
-        let left = 524_288
-            - codes
-                .iter()
-                .map(|c| c.len().next_multiple_of(64))
-                .sum::<usize>();
-        assert!(
-            mode == MemoryMode::MprotectBatch || left < 70_000,
-            "{left} bytes are not used"
-        );
+        let left = 524_288 - codes.iter().map(|c| c.len().next_multiple_of(64)).sum::<usize>();
+        assert!(mode == MemoryMode::MprotectBatch || left < 70_000, "{left} bytes are not used");
         let returned: BTreeSet<_> = codes.iter().map(Code::address).collect();
         assert_eq!(returned.len(), codes.len());
         assert_eq!(published(&jit), returned);
@@ -298,11 +247,7 @@ fn a_full_sub_arena_says_so_and_the_others_go_on() {
         };
         assert!(full.starts_with("out of code space: "), "{full}");
         assert_eq!(answer(&jit, "more", 1).expect_err("full").to_string(), full);
-        let unit = if mode == MemoryMode::DualMap {
-            64
-        } else {
-            4096
-        };
+        let unit = if mode == MemoryMode::DualMap { 64 } else { 4096 };
         let used: usize = codes.iter().map(|c| c.len().next_multiple_of(unit)).sum();
         assert_eq!(used, 524_288);
         assert_eq!(look_up(codes[0].address()).map(|f| f.name()), Some("fills"));
@@ -333,14 +278,8 @@ fn code_that_is_refused_leaves_nothing_behind() {
             dynasm!(ops; .arch x64; jmp =>nowhere);
         });
         let text = undefined.expect_err("undefined label").to_string();
-        assert!(
-            text.starts_with("code \"undefined\" does not assemble: "),
-            "{text}"
-        );
-        assert!(
-            text.to_lowercase().contains("unknown") && text.contains("label"),
-            "{text}"
-        );
+        assert!(text.starts_with("code \"undefined\" does not assemble: "), "{text}");
+        assert!(text.to_lowercase().contains("unknown") && text.contains("label"), "{text}");
 
         for class in [FrameClass::Standard, FrameClass::Saved] {
             // SAFETY: never called.
@@ -375,11 +314,7 @@ fn code_that_is_refused_leaves_nothing_behind() {
 
         assert_eq!(published(&jit), before);
         // The place that all of them were given is still free.
-        let unit = if mode == MemoryMode::DualMap {
-            GRANULE_BYTES
-        } else {
-            4096
-        };
+        let unit = if mode == MemoryMode::DualMap { GRANULE_BYTES } else { 4096 };
         let next = answer(&jit, "next", 2).expect("the arena is usable");
         assert_eq!(next.address(), first.address() + unit);
         assert_eq!((call(&first), call(&next)), (1, 2));
@@ -423,52 +358,40 @@ fn bytes_without_code_are_int3() {
 
 #[test]
 fn a_forked_child_runs_what_is_there_and_installs_nothing() {
-    child::run(
-        "a_forked_child_runs_what_is_there_and_installs_nothing",
-        || {
-            for mode in MODES {
-                let jit = arena(4 << 20, mode, Placement::Near);
-                let code = answer(&jit, "shared", 42).expect("installs");
-                let bytes = || {
-                    // SAFETY: committed code memory is readable, and the test installs nothing now.
-                    let all =
-                        unsafe { std::slice::from_raw_parts(code.address() as *const u8, 4096) };
-                    all.to_vec()
-                };
-                let before = bytes();
-                // SAFETY: this process has one thread.
-                let pid = unsafe { libc::fork() };
-                if pid == 0 {
-                    let text = "a forked child shares its code memory with its parent and cannot \
+    child::run("a_forked_child_runs_what_is_there_and_installs_nothing", || {
+        for mode in MODES {
+            let jit = arena(4 << 20, mode, Placement::Near);
+            let code = answer(&jit, "shared", 42).expect("installs");
+            let bytes = || {
+                // SAFETY: committed code memory is readable, and the test installs nothing now.
+                let all = unsafe { std::slice::from_raw_parts(code.address() as *const u8, 4096) };
+                all.to_vec()
+            };
+            let before = bytes();
+            // SAFETY: this process has one thread.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                let text = "a forked child shares its code memory with its parent and cannot \
                             emit; existing stubs may run, and an exec'ed program may emit";
-                    let install = answer(&jit, "from the child", 1).map(drop);
-                    let stub = jit.goroutine_fn(Convention::SystemV, |x: u64| x).map(drop);
-                    let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
-                    let fine = call(&code) == 42
-                        && install == Err(JitError::ForkedChild)
-                        && stub == Err(JitError::ForkedChild)
-                        && JitError::ForkedChild.to_string() == text
-                        && !maps
-                            .lines()
-                            .any(|l| l.contains("footbridge-code") && l.contains(" rw"))
-                        && look_up(code.address()).is_some_and(|f| f.name() == "shared");
-                    // SAFETY: ends the process.
-                    unsafe { libc::_exit(if fine { 7 } else { 8 }) }
-                }
-                let status = child::wait(pid);
-                assert!(
-                    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7,
-                    "{status:#x}"
-                );
-                assert_eq!(bytes(), before);
-                assert_eq!(call(&code), 42);
-                assert_eq!(
-                    call(&answer(&jit, "after", 43).expect("the parent may")),
-                    43
-                );
+                let install = answer(&jit, "from the child", 1).map(drop);
+                let stub = jit.goroutine_fn(Convention::SystemV, |x: u64| x).map(drop);
+                let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
+                let fine = call(&code) == 42
+                    && install == Err(JitError::ForkedChild)
+                    && stub == Err(JitError::ForkedChild)
+                    && JitError::ForkedChild.to_string() == text
+                    && !maps.lines().any(|l| l.contains("footbridge-code") && l.contains(" rw"))
+                    && look_up(code.address()).is_some_and(|f| f.name() == "shared");
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(if fine { 7 } else { 8 }) }
             }
-        },
-    )
+            let status = child::wait(pid);
+            assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7, "{status:#x}");
+            assert_eq!(bytes(), before);
+            assert_eq!(call(&code), 42);
+            assert_eq!(call(&answer(&jit, "after", 43).expect("the parent may")), 43);
+        }
+    })
     .assert_success();
 }
 
@@ -476,59 +399,37 @@ fn a_forked_child_runs_what_is_there_and_installs_nothing() {
 #[track_caller]
 fn assert_system(error: &JitError, call: &str, errno: i32, text: &str) {
     assert_eq!(error.to_string(), text);
-    let JitError::System {
-        call: failed,
-        errno: number,
-        ..
-    } = error
-    else {
-        panic!("{error:?}")
-    };
+    let JitError::System { call: failed, errno: number, .. } = error else { panic!("{error:?}") };
     assert_eq!((*failed, *number), (call, errno));
 }
 
 #[test]
 fn without_address_space_code_memory_names_mmap_and_the_limit() {
-    child::run(
-        "without_address_space_code_memory_names_mmap_and_the_limit",
-        || {
-            limit_address_space(256 << 20);
-            let text = "mmap(2) failed: Cannot allocate memory (os error 12); it reserves code \
+    child::run("without_address_space_code_memory_names_mmap_and_the_limit", || {
+        limit_address_space(256 << 20);
+        let text = "mmap(2) failed: Cannot allocate memory (os error 12); it reserves code \
                     memory; check RLIMIT_AS or reserve less";
-            let builder = Jit::builder();
-            assert_system(
-                &Jit::new().expect_err("1 GiB"),
-                "mmap(2)",
-                libc::ENOMEM,
-                text,
-            );
-            assert_eq!(environment().code_memory, format!("none: {text}"));
-            let batch = builder.memory(MemoryMode::MprotectBatch).build();
-            assert_system(&batch.expect_err("1 GiB"), "mmap(2)", libc::ENOMEM, text);
-            let dual = builder.memory(MemoryMode::DualMap).build();
-            let view = "mmap(2) failed: Cannot allocate memory (os error 12); the writable view of \
+        let builder = Jit::builder();
+        assert_system(&Jit::new().expect_err("1 GiB"), "mmap(2)", libc::ENOMEM, text);
+        assert_eq!(environment().code_memory, format!("none: {text}"));
+        let batch = builder.memory(MemoryMode::MprotectBatch).build();
+        assert_system(&batch.expect_err("1 GiB"), "mmap(2)", libc::ENOMEM, text);
+        let dual = builder.memory(MemoryMode::DualMap).build();
+        let view = "mmap(2) failed: Cannot allocate memory (os error 12); the writable view of \
                     code memory; check RLIMIT_AS";
-            assert_system(&dual.expect_err("1 GiB"), "mmap(2)", libc::ENOMEM, view);
-            let run = Config {
-                processors: 1,
-                ..Config::default()
-            }
-            .run(|| ());
-            assert_eq!(
-                run.expect_err("no code memory").to_string(),
-                format!("the switch stubs could not be emitted: {text}")
-            );
-            // What the text proposes helps.
-            let small = builder
-                .reserve_bytes(32 << 20)
-                .build()
-                .expect("a small one fits");
-            assert_eq!(call(&answer(&small, "small", 6).expect("installs")), 6);
-            unlimit_address_space();
-            let jit = Jit::new().expect("a later call tries again");
-            assert_eq!(call(&answer(&jit, "large", 7).expect("installs")), 7);
-        },
-    )
+        assert_system(&dual.expect_err("1 GiB"), "mmap(2)", libc::ENOMEM, view);
+        let run = Config { processors: 1, ..Config::default() }.run(|| ());
+        assert_eq!(
+            run.expect_err("no code memory").to_string(),
+            format!("the switch stubs could not be emitted: {text}")
+        );
+        // What the text proposes helps.
+        let small = builder.reserve_bytes(32 << 20).build().expect("a small one fits");
+        assert_eq!(call(&answer(&small, "small", 6).expect("installs")), 6);
+        unlimit_address_space();
+        let jit = Jit::new().expect("a later call tries again");
+        assert_eq!(call(&answer(&jit, "large", 7).expect("installs")), 7);
+    })
     .assert_success();
 }
 
@@ -536,22 +437,14 @@ const MEMFD_FLAGS: u32 = 0x18;
 
 /// Refuses memfd_create(2) with these of the two flags about execution.
 fn refuse_memfd(flag: u32, errno: libc::c_int) -> Refusal {
-    Refusal {
-        call: libc::SYS_memfd_create,
-        argument: Some((1, MEMFD_FLAGS, flag)),
-        errno,
-    }
+    Refusal { call: libc::SYS_memfd_create, argument: Some((1, MEMFD_FLAGS, flag)), errno }
 }
 
 #[test]
 fn without_memfd_pages_are_protected_one_by_one() {
     child::run("without_memfd_pages_are_protected_one_by_one", || {
         let call_number = libc::SYS_memfd_create;
-        refuse(&[Refusal {
-            call: call_number,
-            argument: None,
-            errno: libc::ENOSYS,
-        }]);
+        refuse(&[Refusal { call: call_number, argument: None, errno: libc::ENOSYS }]);
         let why = "memfd_create(2) failed: Function not implemented (os error 38); it holds the \
                    code of the dual map";
         let expected = format!("mprotect batch, 1024 MiB at 0x_ ({why})");
@@ -562,17 +455,9 @@ fn without_memfd_pages_are_protected_one_by_one() {
         for i in 0..20 {
             assert_eq!(call(&answer(&jit, "fallback", i).expect("installs")), i);
         }
-        assert_eq!(
-            runtime::run(|| runtime::go(|| 5).join().expect("no panic")),
-            5
-        );
+        assert_eq!(runtime::run(|| runtime::go(|| 5).join().expect("no panic")), 5);
         let dual = Jit::builder().memory(MemoryMode::DualMap).build();
-        assert_system(
-            &dual.expect_err("asked for"),
-            "memfd_create(2)",
-            libc::ENOSYS,
-            why,
-        );
+        assert_system(&dual.expect_err("asked for"), "memfd_create(2)", libc::ENOSYS, why);
     })
     .assert_success();
 }
@@ -580,10 +465,7 @@ fn without_memfd_pages_are_protected_one_by_one() {
 #[test]
 fn an_old_kernel_gets_a_memfd_without_flags() {
     child::run("an_old_kernel_gets_a_memfd_without_flags", || {
-        refuse(&[
-            refuse_memfd(0x8, libc::EINVAL),
-            refuse_memfd(0x10, libc::EINVAL),
-        ]);
+        refuse(&[refuse_memfd(0x8, libc::EINVAL), refuse_memfd(0x10, libc::EINVAL)]);
         let expected = "dual map (memfd, no flag), 1024 MiB at 0x_, within reach of the text";
         assert_eq!(mask(&environment().code_memory), expected);
         let jit = Jit::new().expect("dual map");
@@ -594,30 +476,20 @@ fn an_old_kernel_gets_a_memfd_without_flags() {
 
 #[test]
 fn a_security_module_may_want_the_memfd_marked_as_executable() {
-    child::run(
-        "a_security_module_may_want_the_memfd_marked_as_executable",
-        || {
-            refuse(&[
-                refuse_memfd(0x8, libc::EACCES),
-                refuse_memfd(0, libc::EACCES),
-            ]);
-            let expected = "dual map (memfd, MFD_EXEC), 1024 MiB at 0x_, within reach of the text";
-            assert_eq!(mask(&environment().code_memory), expected);
-            let jit = Jit::new().expect("dual map");
-            assert_eq!(call(&answer(&jit, "marked", 9).expect("installs")), 9);
-        },
-    )
+    child::run("a_security_module_may_want_the_memfd_marked_as_executable", || {
+        refuse(&[refuse_memfd(0x8, libc::EACCES), refuse_memfd(0, libc::EACCES)]);
+        let expected = "dual map (memfd, MFD_EXEC), 1024 MiB at 0x_, within reach of the text";
+        assert_eq!(mask(&environment().code_memory), expected);
+        let jit = Jit::new().expect("dual map");
+        assert_eq!(call(&answer(&jit, "marked", 9).expect("installs")), 9);
+    })
     .assert_success();
 }
 
 /// Refuses mprotect(2) with exactly this protection.
 fn refuse_mprotect(protection: libc::c_int, errno: libc::c_int) -> Refusal {
     let argument = Some((2, u32::MAX, protection as u32));
-    Refusal {
-        call: libc::SYS_mprotect,
-        argument,
-        errno,
-    }
+    Refusal { call: libc::SYS_mprotect, argument, errno }
 }
 
 #[test]
@@ -660,10 +532,7 @@ fn a_host_that_lets_nothing_become_executable_is_an_error_of_the_install() {
 
 /// Values go to and fro between goroutines on two threads, which sleep in between.
 fn cross_thread_traffic(rounds: u64) -> u64 {
-    let config = Config {
-        processors: 2,
-        ..Config::default()
-    };
+    let config = Config { processors: 2, ..Config::default() };
     let run = config.run(|| {
         let (there, back) = (Chan::<u64>::new(0), Chan::<u64>::new(0));
         runtime::scope(|s| {
@@ -684,15 +553,8 @@ fn cross_thread_traffic(rounds: u64) -> u64 {
 #[test]
 fn without_membarrier_both_sides_fence() {
     child::run("without_membarrier_both_sides_fence", || {
-        refuse(&[Refusal {
-            call: libc::SYS_membarrier,
-            argument: None,
-            errno: libc::ENOSYS,
-        }]);
-        assert_eq!(
-            environment().fences,
-            "no membarrier(2): full fences on both sides"
-        );
+        refuse(&[Refusal { call: libc::SYS_membarrier, argument: None, errno: libc::ENOSYS }]);
+        assert_eq!(environment().fences, "no membarrier(2): full fences on both sides");
         assert_eq!(cross_thread_traffic(5_000), (1..=5_000).sum());
     })
     .assert_success();
@@ -706,29 +568,16 @@ fn what_this_host_offers_is_one_of_what_there_is() {
         let memory = mask(&found.code_memory);
         let flags = ["MFD_NOEXEC_SEAL", "no flag", "MFD_EXEC"];
         let dual = flags.map(|flag| format!("dual map (memfd, {flag}), {near}"));
-        assert!(
-            dual.contains(&memory) || memory.starts_with("mprotect batch, "),
-            "{memory}"
-        );
+        assert!(dual.contains(&memory) || memory.starts_with("mprotect batch, "), "{memory}");
         let guards = [
             "MADV_GUARD_INSTALL",
             "no MADV_GUARD_INSTALL: guards are PROT_NONE pages, about 32,000 stacks at most",
         ];
-        assert!(
-            guards.contains(&&*found.stack_guards),
-            "{}",
-            found.stack_guards
-        );
-        let fences = [
-            "membarrier(2) private expedited",
-            "no membarrier(2): full fences on both sides",
-        ];
+        assert!(guards.contains(&&*found.stack_guards), "{}", found.stack_guards);
+        let fences =
+            ["membarrier(2) private expedited", "no membarrier(2): full fences on both sides"];
         assert!(fences.contains(&&*found.fences), "{}", found.fences);
-        assert!(
-            ["libgcc", "LLVM libunwind"].contains(&&*found.unwinder),
-            "{}",
-            found.unwinder
-        );
+        assert!(["libgcc", "LLVM libunwind"].contains(&&*found.unwinder), "{}", found.unwinder);
         let all = format!(
             "code memory:  {}\nstack guards: {}\nfences:       {}\nunwinder:     {}\n",
             found.code_memory, found.stack_guards, found.fences, found.unwinder
@@ -746,11 +595,7 @@ const MADV_GUARD_INSTALL: u32 = 102;
 
 fn refuse_guard_markers() -> Refusal {
     let argument = Some((2, u32::MAX, MADV_GUARD_INSTALL));
-    Refusal {
-        call: libc::SYS_madvise,
-        argument,
-        errno: libc::EINVAL,
-    }
+    Refusal { call: libc::SYS_madvise, argument, errno: libc::EINVAL }
 }
 
 /// Recursion without an end, in a function that calls nothing else.
@@ -763,20 +608,13 @@ fn sink(above: &[u64; 4]) -> u64 {
 
 #[test]
 fn an_old_kernel_gets_protected_guard_pages_and_they_work() {
-    child::run(
-        "an_old_kernel_gets_protected_guard_pages_and_they_work",
-        || {
-            refuse(&[refuse_guard_markers()]);
-            let text =
-                "no MADV_GUARD_INSTALL: guards are PROT_NONE pages, about 32,000 stacks at most";
-            assert_eq!(environment().stack_guards, text);
-            let config = Config {
-                processors: 1,
-                stack_size: 16 << 10,
-            };
-            config.run(|| sink(&[0; 4])).expect("the run starts");
-        },
-    )
+    child::run("an_old_kernel_gets_protected_guard_pages_and_they_work", || {
+        refuse(&[refuse_guard_markers()]);
+        let text = "no MADV_GUARD_INSTALL: guards are PROT_NONE pages, about 32,000 stacks at most";
+        assert_eq!(environment().stack_guards, text);
+        let config = Config { processors: 1, stack_size: 16 << 10 };
+        config.run(|| sink(&[0; 4])).expect("the run starts");
+    })
     .assert_aborted_with(
         "footbridge: fatal: goroutine 1 overflowed its 16 KiB stack in rust memory::sink\n\
          raise Config::stack_size, or recurse less; JIT frames, innermost first:\n    (none)\n",
@@ -787,45 +625,23 @@ fn an_old_kernel_gets_protected_guard_pages_and_they_work() {
 fn a_stack_without_a_guard_is_not_handed_out() {
     child::run("a_stack_without_a_guard_is_not_handed_out", || {
         let no_guards = || {
-            refuse(&[
-                refuse_guard_markers(),
-                refuse_mprotect(libc::PROT_NONE, libc::ENOMEM),
-            ]);
+            refuse(&[refuse_guard_markers(), refuse_mprotect(libc::PROT_NONE, libc::ENOMEM)]);
         };
         let text = "no guard page for a goroutine stack: Cannot allocate memory (os error 12); \
                     this kernel has no MADV_GUARD_INSTALL, so that each guard is a mapping: raise \
                     vm.max_map_count";
-        let config = Config {
-            processors: 1,
-            ..Config::default()
-        };
+        let config = Config { processors: 1, ..Config::default() };
         let inside = config.run(|| {
             no_guards();
             let value = 11;
             let refused = runtime::try_go(move || value).expect_err("no guard");
-            assert_eq!(
-                refused.error,
-                StackError::Guard {
-                    errno: libc::ENOMEM
-                }
-            );
-            assert_eq!(
-                refused.to_string(),
-                format!("a goroutine could not be started: {text}")
-            );
+            assert_eq!(refused.error, StackError::Guard { errno: libc::ENOMEM });
+            assert_eq!(refused.to_string(), format!("a goroutine could not be started: {text}"));
             (refused.f)()
         });
         assert_eq!(inside, Ok(11));
-        let error = Config {
-            stack_size: 32 << 10,
-            ..config
-        }
-        .run(|| ())
-        .expect_err("no guard");
-        assert_eq!(
-            error.to_string(),
-            format!("no stack for the main goroutine: {text}")
-        );
+        let error = Config { stack_size: 32 << 10, ..config }.run(|| ()).expect_err("no guard");
+        assert_eq!(error.to_string(), format!("no stack for the main goroutine: {text}"));
         assert_eq!(environment().stack_guards, format!("none: {text}"));
     })
     .assert_success();
@@ -857,14 +673,9 @@ fn threads_that_cannot_be_made_are_an_error_of_the_run() {
 
 #[test]
 fn without_address_space_for_stacks_the_closure_comes_back() {
-    child::run(
-        "without_address_space_for_stacks_the_closure_comes_back",
-        || {
-            let config = Config {
-                processors: 1,
-                ..Config::default()
-            };
-            let run = config.run(|| {
+    child::run("without_address_space_for_stacks_the_closure_comes_back", || {
+        let config = Config { processors: 1, ..Config::default() };
+        let run = config.run(|| {
             // Heap that is free already, for the structures of the goroutines to come.
             let heap: Vec<Vec<u8>> = (0..200).map(|_| vec![1; 64 << 10]).collect();
             let keep = [1u8; 64];
@@ -904,54 +715,39 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
             }
             keep[0]
         });
-            assert_eq!(run, Ok(1));
-        },
-    )
+        assert_eq!(run, Ok(1));
+    })
     .assert_success();
 }
 
 #[test]
 fn code_memory_that_could_not_be_made_leaves_no_mapping_behind() {
-    child::run(
-        "code_memory_that_could_not_be_made_leaves_no_mapping_behind",
-        || {
-            let mapped = || {
-                let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
-                let size = |line: &str| -> Option<usize> {
-                    let (from, to) = line.split(' ').next()?.split_once('-')?;
-                    Some(
-                        usize::from_str_radix(to, 16).ok()?
-                            - usize::from_str_radix(from, 16).ok()?,
-                    )
-                };
-                maps.lines().filter_map(size).sum::<usize>()
+    child::run("code_memory_that_could_not_be_made_leaves_no_mapping_behind", || {
+        let mapped = || {
+            let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
+            let size = |line: &str| -> Option<usize> {
+                let (from, to) = line.split(' ').next()?.split_once('-')?;
+                Some(usize::from_str_radix(to, 16).ok()? - usize::from_str_radix(from, 16).ok()?)
             };
-            const GIB: usize = 1 << 30;
-            for mode in MODES {
-                let builder = Jit::builder().reserve_bytes(GIB).memory(mode);
-                // Room for the code, but not for the registry's tables.
-                let code = if mode == MemoryMode::DualMap {
-                    2 * GIB
-                } else {
-                    GIB
-                };
-                limit_address_space(code + GIB / 2);
-                let before = mapped();
-                let text = "mmap(2) failed: Cannot allocate memory (os error 12); it holds the \
+            maps.lines().filter_map(size).sum::<usize>()
+        };
+        const GIB: usize = 1 << 30;
+        for mode in MODES {
+            let builder = Jit::builder().reserve_bytes(GIB).memory(mode);
+            // Room for the code, but not for the registry's tables.
+            let code = if mode == MemoryMode::DualMap { 2 * GIB } else { GIB };
+            limit_address_space(code + GIB / 2);
+            let before = mapped();
+            let text = "mmap(2) failed: Cannot allocate memory (os error 12); it holds the \
                         registry; check RLIMIT_AS";
-                for _ in 0..3 {
-                    let error = builder.build().expect_err("no room for the tables");
-                    assert_system(&error, "mmap(2)", libc::ENOMEM, text);
-                }
-                let leaked = mapped().saturating_sub(before);
-                assert!(
-                    leaked < 1 << 20,
-                    "{mode:?}: {} MiB are still mapped",
-                    leaked >> 20
-                );
-                unlimit_address_space();
+            for _ in 0..3 {
+                let error = builder.build().expect_err("no room for the tables");
+                assert_system(&error, "mmap(2)", libc::ENOMEM, text);
             }
-        },
-    )
+            let leaked = mapped().saturating_sub(before);
+            assert!(leaked < 1 << 20, "{mode:?}: {} MiB are still mapped", leaked >> 20);
+            unlimit_address_space();
+        }
+    })
     .assert_success();
 }

@@ -61,10 +61,7 @@ const SIGNATURES: [&str; 13] = [
 const MAGIC: u64 = 0x00c1_05e0_0b1e_c7ed;
 
 fn run<R>(f: impl FnOnce() -> R) -> R {
-    let config = Config {
-        processors: 1,
-        ..Config::default()
-    };
+    let config = Config { processors: 1, ..Config::default() };
     config.run(f).expect("the run starts")
 }
 
@@ -117,46 +114,22 @@ fn check_goroutine_fn(
     let mut with_context = signature.params().to_vec();
     with_context.push(footbridge::abi::Type::Ptr);
     let callee = Signature::new(with_context, signature.results());
-    let (arguments, results) = (
-        values(signature.params(), 11),
-        values(signature.results(), 12),
-    );
+    let (arguments, results) = (values(signature.params(), 11), values(signature.results(), 12));
     let target = Capture::new(jit, Convention::SystemV, &callee, &results);
     let stub = with_target(&signature, target.address(), || {
-        jit.named_goroutine_fn("bound", convention, Raw(MAGIC))
-            .expect("a stub")
+        jit.named_goroutine_fn("bound", convention, Raw(MAGIC)).expect("a stub")
     });
     let entry = convention.assign(&signature).expect("assignable");
-    let mut probe = probe(
-        jit,
-        stub.address(),
-        convention,
-        &entry,
-        &arguments,
-        odd,
-        planted,
-    );
+    let mut probe = probe(jit, stub.address(), convention, &entry, &arguments, odd, planted);
     run_entered(&mut probe);
 
     assert_eq!(target.hits(), 1);
     let caller = *probe.before();
-    let arrival = Arrival {
-        caller: &caller,
-        g: current_g(jit),
-        values: &arguments,
-    };
-    assert_eq!(
-        target.arrival(&arrival),
-        [],
-        "at the target of {convention} {text}"
-    );
+    let arrival = Arrival { caller: &caller, g: current_g(jit), values: &arguments };
+    assert_eq!(target.arrival(&arrival), [], "at the target of {convention} {text}");
     // SAFETY: the stub was bound to a leaked `Raw`.
     assert_eq!(unsafe { *(target.last_param() as *const u64) }, MAGIC);
-    assert_eq!(
-        target.at_entry().gpr(Gpr::RBP),
-        probe.call_rsp() - 16,
-        "the frame law"
-    );
+    assert_eq!(target.at_entry().gpr(Gpr::RBP), probe.call_rsp() - 16, "the frame law");
 
     let mut changes = probe.changes(may_change(convention), owned_bytes(&entry));
     changes.extend(probe.wrong_results(&entry, &results));
@@ -224,30 +197,19 @@ fn goroutine_functions_bound_to_closures_pass_narrow_values() {
     run(|| {
         let jit = jit();
         for convention in CONVENTIONS {
-            let stub: GoroutineFn = jit
-                .named_goroutine_fn("closure", convention, target)
-                .expect("a stub");
+            let stub: GoroutineFn =
+                jit.named_goroutine_fn("closure", convention, target).expect("a stub");
             let arguments = values(signature.params(), 21);
             let entry = convention.assign(&signature).expect("assignable");
-            let mut probe = probe(
-                &jit,
-                stub.address(),
-                convention,
-                &entry,
-                &arguments,
-                false,
-                None,
-            );
+            let mut probe =
+                probe(&jit, stub.address(), convention, &entry, &arguments, false, None);
             run_entered(&mut probe);
             let seen = SEEN.take();
             assert_eq!(seen[..12], arguments, "{convention}");
             assert_eq!(seen[12], 0, "DF");
             // LLVM does not extend the result of an `extern "C"` function, whatever the attribute.
             assert_eq!(probe.result(&entry), u64::from(-12345i16 as u16));
-            assert_eq!(
-                probe.changes(may_change(convention), owned_bytes(&entry)),
-                []
-            );
+            assert_eq!(probe.changes(may_change(convention), owned_bytes(&entry)), []);
         }
     });
 }
@@ -260,45 +222,23 @@ fn check_enter(
     planted: Option<Change>,
 ) -> Vec<Change> {
     let signature = parse(text);
-    let (arguments, results) = (
-        values(signature.params(), 31),
-        values(signature.results(), 32),
-    );
+    let (arguments, results) = (values(signature.params(), 31), values(signature.results(), 32));
     let target = Capture::new(jit, convention, &signature, &results);
     let stub = with_target(&signature, 0, || {
         // SAFETY: the capture is of this convention and signature.
         unsafe { target.code().enter::<Raw>(convention) }.expect("a stub")
     });
     let entry = Convention::SystemV.assign(&signature).expect("assignable");
-    let mut probe = probe(
-        jit,
-        stub.address(),
-        Convention::SystemV,
-        &entry,
-        &arguments,
-        false,
-        planted,
-    );
+    let mut probe =
+        probe(jit, stub.address(), Convention::SystemV, &entry, &arguments, false, planted);
     // SAFETY: on a goroutine; the registers hold arguments of the stub's signature.
     unsafe { probe.run() };
 
     assert_eq!(target.hits(), 1);
     let caller = *probe.before();
-    let arrival = Arrival {
-        caller: &caller,
-        g: current_g(jit),
-        values: &arguments,
-    };
-    assert_eq!(
-        target.arrival(&arrival),
-        [],
-        "at the target of {convention} {text}"
-    );
-    assert_eq!(
-        target.at_entry().gpr(Gpr::RBP),
-        probe.call_rsp() - 16,
-        "the frame law"
-    );
+    let arrival = Arrival { caller: &caller, g: current_g(jit), values: &arguments };
+    assert_eq!(target.arrival(&arrival), [], "at the target of {convention} {text}");
+    assert_eq!(target.at_entry().gpr(Gpr::RBP), probe.call_rsp() - 16, "the frame law");
 
     let mut changes = probe.changes(may_change(Convention::SystemV), owned_bytes(&entry));
     changes.extend(probe.wrong_results(&entry, &results));
@@ -311,11 +251,7 @@ fn entries_change_what_system_v_allows() {
         let jit = jit();
         for convention in CONVENTIONS {
             for text in SIGNATURES {
-                assert_eq!(
-                    check_enter(&jit, convention, text, None),
-                    [],
-                    "{convention} {text}"
-                );
+                assert_eq!(check_enter(&jit, convention, text, None), [], "{convention} {text}");
             }
         }
     });
@@ -335,15 +271,7 @@ fn check_spawn(
     // SAFETY: the capture is of this convention and signature; it only stores its arguments.
     let stub = unsafe { jit.spawn_fn(convention, &signature, target.code()) }.expect("a stub");
     let entry = convention.assign(&signature).expect("assignable");
-    let mut probe = probe(
-        jit,
-        stub.address(),
-        convention,
-        &entry,
-        &arguments,
-        odd,
-        planted,
-    );
+    let mut probe = probe(jit, stub.address(), convention, &entry, &arguments, odd, planted);
     run_entered(&mut probe);
     let changes = probe.changes(may_change(convention), owned_bytes(&entry));
 
@@ -357,21 +285,10 @@ fn check_spawn(
     native.set_x87_control(probe::NATIVE_MODES.1);
     let g = target.at_entry().gpr(Gpr::R14);
     if convention == Convention::GoAbiInternal {
-        assert!(
-            g != 0 && g != current_g(jit) && g.is_multiple_of(64),
-            "{g:#x} is another one"
-        );
+        assert!(g != 0 && g != current_g(jit) && g.is_multiple_of(64), "{g:#x} is another one");
     }
-    let arrival = Arrival {
-        caller: &native,
-        g,
-        values: &arguments,
-    };
-    assert_eq!(
-        target.arrival(&arrival),
-        [],
-        "at the target of {convention} {text}"
-    );
+    let arrival = Arrival { caller: &native, g, values: &arguments };
+    assert_eq!(target.arrival(&arrival), [], "at the target of {convention} {text}");
     changes
 }
 
@@ -400,10 +317,7 @@ fn plantable(convention: Convention, text: &str) -> Vec<Change> {
     let entry = convention.assign(&signature).expect("assignable");
     let above = owned_bytes(&entry).div_ceil(8) as usize;
     let mut all = must_keep(convention);
-    all.extend([
-        Change::StackWord(above),
-        Change::StackWord(probe::STACK_WORDS - 1),
-    ]);
+    all.extend([Change::StackWord(above), Change::StackWord(probe::STACK_WORDS - 1)]);
     all
 }
 
@@ -416,11 +330,7 @@ fn what_is_planted_is_what_is_reported() {
         let text = PLANTED_SIGNATURE;
         for convention in CONVENTIONS {
             let all = plantable(convention, text);
-            let kept = if convention == Convention::SystemV {
-                7
-            } else {
-                4
-            };
+            let kept = if convention == Convention::SystemV { 7 } else { 4 };
             assert_eq!(all.len(), kept + 4 + 2, "{all:?}");
             for planted in all {
                 let plant = Some(planted);
@@ -436,11 +346,8 @@ fn what_is_planted_is_what_is_reported() {
             }
             // A result that is lost.
             for text in ["fn(u8) -> i8", "fn() -> f32"] {
-                let first = convention
-                    .assign(&parse(text))
-                    .expect("assignable")
-                    .results()[0]
-                    .clone();
+                let first =
+                    convention.assign(&parse(text)).expect("assignable").results()[0].clone();
                 let planted = match place_of(&first) {
                     footbridge::abi::Place::Reg(footbridge::abi::Reg::Gpr(r)) => Change::Gpr(r),
                     footbridge::abi::Place::Reg(footbridge::abi::Reg::Xmm(r)) => Change::Xmm(r),
@@ -468,15 +375,7 @@ fn what_is_wrong_at_a_target_is_reported() {
             });
             let system_v = Convention::SystemV;
             let entry = system_v.assign(&signature).expect("assignable");
-            let mut probe = probe(
-                &jit,
-                stub.address(),
-                system_v,
-                &entry,
-                &arguments,
-                false,
-                None,
-            );
+            let mut probe = probe(&jit, stub.address(), system_v, &entry, &arguments, false, None);
             // SAFETY: on a goroutine; the registers hold arguments of the stub's signature.
             unsafe { probe.run() };
             let caller = *probe.before();
@@ -484,14 +383,7 @@ fn what_is_wrong_at_a_target_is_reported() {
             let judge = |spoil: &dyn Fn(&mut State)| {
                 let mut found = target.at_entry();
                 spoil(&mut found);
-                target.judge(
-                    &found,
-                    &Arrival {
-                        caller: &caller,
-                        g,
-                        values: &arguments,
-                    },
-                )
+                target.judge(&found, &Arrival { caller: &caller, g, values: &arguments })
             };
             assert_eq!(judge(&|_| {}), []);
             assert_eq!(judge(&State::set_df), [Change::Df]);
@@ -513,10 +405,7 @@ fn what_is_wrong_at_a_target_is_reported() {
                 assert_eq!((r14, xmm15), (vec![], vec![]));
                 assert_eq!(judge(&|s| off(s, 8)), [Change::Alignment]);
                 // u8 in rsi: the caller extends it to 32 bits, and no further.
-                assert_eq!(
-                    judge(&|s| s.set_gpr(Gpr::RSI, s.gpr(Gpr::RSI) ^ 1 << 32)),
-                    []
-                );
+                assert_eq!(judge(&|s| s.set_gpr(Gpr::RSI, s.gpr(Gpr::RSI) ^ 1 << 32)), []);
                 let changed = judge(&|s| s.set_gpr(Gpr::RSI, s.gpr(Gpr::RSI) ^ 0x100));
                 assert_eq!(changed, [Change::Param(1)]);
             }
@@ -530,9 +419,7 @@ fn what_is_wrong_at_a_target_is_reported() {
 fn stub_on_stack(kind: StubKind) -> StubInfo {
     let pcs = native_unwind::return_addresses();
     let mut stubs = pcs.into_iter().filter_map(look_up);
-    stubs
-        .find(|stub| stub.kind() == kind)
-        .expect("the unwinder sees it")
+    stubs.find(|stub| stub.kind() == kind).expect("the unwinder sees it")
 }
 
 /// systemstack(argument, function, rsp) is called by Rust code only; here by a probe.
@@ -545,27 +432,17 @@ fn systemstack_changes_what_system_v_allows() {
         let target = Capture::new(&jit, convention, &parse("fn(ptr)"), &[]);
         let mut stack = vec![0u128; 64].into_boxed_slice();
         let top = stack.as_mut_ptr_range().end as u64;
-        let entry = convention
-            .assign(&parse("fn(ptr, ptr, ptr)"))
-            .expect("assignable");
+        let entry = convention.assign(&parse("fn(ptr, ptr, ptr)")).expect("assignable");
         let check = |planted| {
             let arguments = [0x1234_5678_9abc, target.address() as u64, top - 256];
             let mut probe = probe(&jit, stub, convention, &entry, &arguments, false, planted);
             run_entered(&mut probe);
             let caller = *probe.before();
-            let arrival = Arrival {
-                caller: &caller,
-                g: 0,
-                values: &arguments[..1],
-            };
+            let arrival = Arrival { caller: &caller, g: 0, values: &arguments[..1] };
             assert_eq!(target.arrival(&arrival), []);
             let at_entry = target.at_entry();
             assert_eq!(at_entry.gpr(Gpr::RSP), top - 256 - 8, "on the other stack");
-            assert_eq!(
-                at_entry.gpr(Gpr::RBP),
-                probe.call_rsp() - 16,
-                "rbp stays in the first"
-            );
+            assert_eq!(at_entry.gpr(Gpr::RBP), probe.call_rsp() - 16, "rbp stays in the first");
             probe.changes(may_change(convention), owned_bytes(&entry))
         };
         assert_eq!(check(None), []);
@@ -660,12 +537,7 @@ fn check_switches(
         };
         let (mine, other) = if migratable {
             // SAFETY: there is one thread in this run.
-            unsafe {
-                (
-                    go_migratable(side(71, planted)),
-                    go_migratable(side(72, None)),
-                )
-            }
+            unsafe { (go_migratable(side(71, planted)), go_migratable(side(72, None))) }
         } else {
             (go(side(71, planted)), go(side(72, None)))
         };
@@ -683,17 +555,9 @@ type SwitchKind = (&'static str, extern "C-unwind" fn(), bool);
 
 const SWITCH_KINDS: [SwitchKind; 6] = [
     ("goswitch by gosched", give_way, false),
-    (
-        "mcall and gogo by gosched of a migratable goroutine",
-        give_way,
-        true,
-    ),
+    ("mcall and gogo by gosched of a migratable goroutine", give_way, true),
     ("goswitch by gopark", park, false),
-    (
-        "mcall and gogo by gopark of a migratable goroutine",
-        park,
-        true,
-    ),
+    ("mcall and gogo by gopark of a migratable goroutine", park, true),
     ("mcall, the idle thread, and gogo", sleep, false),
     ("the same of a migratable goroutine", sleep, true),
 ];
@@ -711,10 +575,7 @@ fn what_is_planted_at_a_switch_is_what_is_reported() {
     for (name, function, migratable) in &SWITCH_KINDS[..4] {
         for planted in must_keep(Convention::SystemV) {
             let changes = check_switches(*function, *migratable, Some(planted));
-            assert!(
-                changes.iter().all(|c| *c == [planted]),
-                "{name}, {planted}: {changes:?}"
-            );
+            assert!(changes.iter().all(|c| *c == [planted]), "{name}, {planted}: {changes:?}");
         }
     }
 }
@@ -760,32 +621,18 @@ fn the_switch_stubs_change_the_four_registers_of_a_gobuf_and_no_other() {
             // rcx is the trampoline's.
             let changed: Vec<_> = Gpr::ALL.into_iter().filter(differ).collect();
             assert_eq!(changed, [Gpr::RCX, Gpr::RBX, Gpr::RSP, Gpr::RBP], "{name}");
-            assert!(
-                Xmm::ALL.into_iter().all(|x| found.xmm(x) == before.xmm(x)),
-                "{name}"
-            );
+            assert!(Xmm::ALL.into_iter().all(|x| found.xmm(x) == before.xmm(x)), "{name}");
             let loaded = [Gpr::RSP, Gpr::RBP, Gpr::RBX].map(|r| found.gpr(r));
             assert_eq!(loaded, [to[0], to[2], to[3]], "{name}");
-            let arrival = Arrival {
-                caller: &before,
-                g: 0,
-                values: &[],
-            };
+            let arrival = Arrival { caller: &before, g: 0, values: &[] };
             let modes = capture.arrival(&arrival);
-            assert!(
-                modes.iter().all(|c| *c == Change::Alignment),
-                "{name}: {modes:?}"
-            );
+            assert!(modes.iter().all(|c| *c == Change::Alignment), "{name}: {modes:?}");
             let saved: Vec<_> = from.iter().map(Cell::get).collect();
             assert_eq!(saved[0], probe.call_rsp() - 8, "{name}");
             assert_eq!(saved[2], before.gpr(Gpr::RBP), "{name}");
             assert_eq!(saved[3], before.gpr(Gpr::RBX), "{name}");
             // Back again: everything that System V preserves.
-            assert_eq!(
-                probe.changes(may_change(Convention::SystemV), 0),
-                [],
-                "{name}"
-            );
+            assert_eq!(probe.changes(may_change(Convention::SystemV), 0), [], "{name}");
         }
     });
 }
@@ -849,37 +696,23 @@ fn several_results_are_refused() {
     run(|| {
         let jit = jit();
         let signature = parse("fn(i64) -> (i64, f64)");
-        let target = Capture::new(
-            &jit,
-            Convention::GoAbiInternal,
-            &parse("fn(i64) -> i64"),
-            &[0],
-        );
+        let target = Capture::new(&jit, Convention::GoAbiInternal, &parse("fn(i64) -> i64"), &[0]);
         with_target(&signature, target.address(), || {
             let go = Convention::GoAbiInternal;
             let refused = jit.named_goroutine_fn("two results", go, Raw(0)).err();
             assert!(
-                matches!(
-                    refused,
-                    Some(JitError::Assign(AssignError::OneResult { .. }))
-                ),
+                matches!(refused, Some(JitError::Assign(AssignError::OneResult { .. }))),
                 "{refused:?}"
             );
             // SAFETY: refused before anything is made of it.
             let refused = unsafe { target.code().enter::<Raw>(go) }.err();
             assert!(
-                matches!(
-                    refused,
-                    Some(JitError::Assign(AssignError::OneResult { .. }))
-                ),
+                matches!(refused, Some(JitError::Assign(AssignError::OneResult { .. }))),
                 "{refused:?}"
             );
             // SAFETY: as above.
             let refused = unsafe { jit.spawn_fn(go, &signature, target.code()) }.err();
-            assert!(
-                matches!(refused, Some(JitError::Signature { .. })),
-                "{refused:?}"
-            );
+            assert!(matches!(refused, Some(JitError::Signature { .. })), "{refused:?}");
         });
     });
 }
@@ -887,15 +720,7 @@ fn several_results_are_refused() {
 #[test]
 fn the_sets_are_those_of_the_documents() {
     // psABI figure 3.4; Go's NOTES, section 3.
-    let system_v = [
-        Gpr::RBX,
-        Gpr::RSP,
-        Gpr::RBP,
-        Gpr::R12,
-        Gpr::R13,
-        Gpr::R14,
-        Gpr::R15,
-    ];
+    let system_v = [Gpr::RBX, Gpr::RSP, Gpr::RBP, Gpr::R12, Gpr::R13, Gpr::R14, Gpr::R15];
     let kept = |convention| RegSet::ALL_AMD64.minus(may_change(convention));
     assert_eq!(kept(Convention::SystemV), RegSet::of_gprs(&system_v));
     let go = RegSet::of_gprs(&[Gpr::RSP, Gpr::RBP, Gpr::R14]);

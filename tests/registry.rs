@@ -82,10 +82,7 @@ fn a_look_up_tells_all_that_was_said_at_the_install() {
         assert_eq!(found.signature(), None);
         assert!(!found.is_retired() && !found.is_empty());
         assert_eq!(found.to_string(), format!("jit told {word}+0x4a"));
-        assert_eq!(
-            format!("{found:?}"),
-            format!("jit told {word}+0x4a (user code, {word} frame)")
-        );
+        assert_eq!(format!("{found:?}"), format!("jit told {word}+0x4a (user code, {word} frame)"));
         let described = format!("Code({name:?} at {:#x}, 200 bytes)", code.address());
         assert_eq!(format!("{code:?}"), described);
 
@@ -96,10 +93,7 @@ fn a_look_up_tells_all_that_was_said_at_the_install() {
         assert!(found.is_retired());
         assert_eq!(found.name(), name);
         assert_eq!((found.kind(), found.frame_class()), (StubKind::User, class));
-        assert_eq!(
-            (found.start(), found.len(), found.offset_bytes()),
-            (at, 200, 199)
-        );
+        assert_eq!((found.start(), found.len(), found.offset_bytes()), (at, 200, 199));
     }
     assert!(look_up(0).is_none() && look_up(usize::MAX).is_none());
     assert!(
@@ -112,9 +106,7 @@ fn a_look_up_tells_all_that_was_said_at_the_install() {
 fn stubs_of_every_kind_are_known_by_kind_name_and_signature() {
     let jit = Jit::new().expect("code memory");
     let go = Convention::GoAbiInternal;
-    let function = jit
-        .named_goroutine_fn("double", go, |x: u64| 2 * x)
-        .expect("stub");
+    let function = jit.named_goroutine_fn("double", go, |x: u64| 2 * x).expect("stub");
     let code = filler(&jit, "kinds", FrameClass::Standard, 64);
     // SAFETY: the code ignores its argument and is never called here.
     let (entry, spawn) = unsafe {
@@ -127,27 +119,12 @@ fn stubs_of_every_kind_are_known_by_kind_name_and_signature() {
     let about = |address: usize| {
         let found = look_up(address).expect("made above");
         let signature = found.signature().map(ToString::to_string);
-        (
-            found.kind(),
-            found.frame_class(),
-            found.name(),
-            signature.unwrap_or_default(),
-        )
+        (found.kind(), found.frame_class(), found.name(), signature.unwrap_or_default())
     };
     let standard = FrameClass::Standard;
-    let expected = (
-        StubKind::GoroutineFn,
-        standard,
-        "double",
-        "fn(u64) -> u64".into(),
-    );
+    let expected = (StubKind::GoroutineFn, standard, "double", "fn(u64) -> u64".into());
     assert_eq!(about(function.address()), expected);
-    let expected = (
-        StubKind::Enter,
-        FrameClass::Entry,
-        "kinds",
-        "fn(u64)".into(),
-    );
+    let expected = (StubKind::Enter, FrameClass::Entry, "kinds", "fn(u64)".into());
     assert_eq!(about(entry.address()), expected);
     let expected = (StubKind::Spawn, standard, "kinds", "fn(u64)".into());
     assert_eq!(about(spawn.address()), expected);
@@ -166,10 +143,7 @@ fn installs_and_drops_agree_with_a_map() {
         class: FrameClass,
         retired: bool,
     }
-    let jit = Jit::builder()
-        .reserve_bytes(64 << 20)
-        .build()
-        .expect("an arena");
+    let jit = Jit::builder().reserve_bytes(64 << 20).build().expect("an arena");
     let mut random = XorShift(0x9e37_79b9_7f4a_7c15);
     let mut model: BTreeMap<usize, Known> = BTreeMap::new();
     let mut handles: Vec<Code> = Vec::new();
@@ -187,24 +161,13 @@ fn installs_and_drops_agree_with_a_map() {
             let code = filler(&jit, &name, class, len);
             let granules_end = code.address() + len.next_multiple_of(GRANULE_BYTES);
             let before = model.range(..granules_end).next_back();
-            assert!(
-                before.is_none_or(|(_, k)| k.granules_end <= code.address()),
-                "overlap"
-            );
-            let known = Known {
-                granules_end,
-                name,
-                class,
-                retired: false,
-            };
+            assert!(before.is_none_or(|(_, k)| k.granules_end <= code.address()), "overlap");
+            let known = Known { granules_end, name, class, retired: false };
             model.insert(code.address(), known);
             handles.push(code);
         } else {
             let code = handles.swap_remove(random.below(handles.len()));
-            model
-                .get_mut(&code.address())
-                .expect("every handle is in the model")
-                .retired = true;
+            model.get_mut(&code.address()).expect("every handle is in the model").retired = true;
             drop(code);
         }
         let lowest = *model.keys().next().expect("at least one");
@@ -217,16 +180,10 @@ fn installs_and_drops_agree_with_a_map() {
                 .map_or(&lowest, |(start, _)| start);
             let pc = match random.below(4) {
                 0 => around.wrapping_add(random.below(5)).wrapping_sub(2),
-                1 => model[&around]
-                    .granules_end
-                    .wrapping_add(random.below(5))
-                    .wrapping_sub(2),
+                1 => model[&around].granules_end.wrapping_add(random.below(5)).wrapping_sub(2),
                 _ => lowest + random.below(highest - lowest),
             };
-            let expected = model
-                .range(..=pc)
-                .next_back()
-                .filter(|(_, k)| pc < k.granules_end);
+            let expected = model.range(..=pc).next_back().filter(|(_, k)| pc < k.granules_end);
             match (expected, look_up(pc)) {
                 (None, None) => misses += 1,
                 (Some((&start, known)), Some(found)) => {
@@ -238,10 +195,7 @@ fn installs_and_drops_agree_with_a_map() {
                     assert_eq!(found.is_retired(), known.retired);
                 }
                 (expected, found) => {
-                    panic!(
-                        "{pc:#x}: {found:?} where {:?} is",
-                        expected.map(|(_, k)| &k.name)
-                    )
+                    panic!("{pc:#x}: {found:?} where {:?} is", expected.map(|(_, k)| &k.name))
                 }
             }
         }
@@ -260,39 +214,22 @@ fn foreign_code_is_found_and_retired_like_our_own() {
     // SAFETY: there are no bytes that could change.
     let code = unsafe { region.publish("theirs", base + 128..base + 328) }.expect("publishes");
     let found = look_up(base + 128 + 0x77).expect("published");
-    assert_eq!(
-        (found.kind(), found.frame_class()),
-        (StubKind::Foreign, FrameClass::Saved)
-    );
-    assert_eq!(
-        (found.name(), found.start(), found.len()),
-        ("theirs", base + 128, 200)
-    );
-    assert_eq!(
-        format!("{found:?}"),
-        "jit theirs+0x77 (foreign code, saved frame)"
-    );
+    assert_eq!((found.kind(), found.frame_class()), (StubKind::Foreign, FrameClass::Saved));
+    assert_eq!((found.name(), found.start(), found.len()), ("theirs", base + 128, 200));
+    assert_eq!(format!("{found:?}"), "jit theirs+0x77 (foreign code, saved frame)");
     assert!(look_up(base + 127).is_none());
     assert!(look_up(base + 128 + 256).is_none());
     drop(code);
     assert!(look_up(base + 128).expect("recognisable").is_retired());
-    assert!(
-        look_up(base + 128 + 199)
-            .expect("recognisable")
-            .is_retired()
-    );
+    assert!(look_up(base + 128 + 199).expect("recognisable").is_retired());
 }
 
 /// What a refusal says, without the addresses.
 fn rule(error: JitError) -> String {
     let text = error.to_string();
-    let JitError::ForeignRange { range, rule } = error else {
-        panic!("{text}")
-    };
-    let expected = format!(
-        "foreign code {:#x}..{:#x} cannot be registered: {rule}",
-        range.start, range.end
-    );
+    let JitError::ForeignRange { range, rule } = error else { panic!("{text}") };
+    let expected =
+        format!("foreign code {:#x}..{:#x} cannot be registered: {rule}", range.start, range.end);
     assert_eq!(text, expected);
     rule.into()
 }
@@ -320,13 +257,9 @@ fn foreign_ranges_that_break_a_rule_are_refused_with_the_rule() {
     let middle = base + 0x4000..base + 0x8000;
     let known = region(middle.clone(), standard).expect("registers");
     let overlap = "it overlaps a region that is registered already";
-    for (start, end) in [
-        (0x4000, 0x8000),
-        (0x3000, 0x4040),
-        (0x7fc0, 0x9000),
-        (0x5000, 0x6000),
-        (0, 0x10000),
-    ] {
+    for (start, end) in
+        [(0x4000, 0x8000), (0x3000, 0x4040), (0x7fc0, 0x9000), (0x5000, 0x6000), (0, 0x10000)]
+    {
         assert_eq!(refused(base + start..base + end, standard), overlap);
     }
     // Neighbours do not overlap.
@@ -335,10 +268,7 @@ fn foreign_ranges_that_break_a_rule_are_refused_with_the_rule() {
     // Nor can our own code memory be registered by somebody else.
     let jit = Jit::new().expect("code memory");
     let code = filler(&jit, "ours", FrameClass::Leaf, 64);
-    assert_eq!(
-        refused(code.address()..code.address() + 64, standard),
-        overlap
-    );
+    assert_eq!(refused(code.address()..code.address() + 64, standard), overlap);
 
     // SAFETY: there are no bytes that could change.
     let publish = |range: Range<usize>| unsafe { known.publish("piece", range) };
@@ -406,9 +336,7 @@ fn of_those_who_register_the_same_range_one_succeeds() {
                 unsafe { ForeignRegion::new(at..at + (1 << 20), FrameClass::Leaf) }
             };
             let results = std::thread::scope(|s| {
-                [(); THREADS]
-                    .map(|()| s.spawn(register))
-                    .map(|t| t.join().expect("no panic"))
+                [(); THREADS].map(|()| s.spawn(register)).map(|t| t.join().expect("no panic"))
             });
             let registered = results.iter().filter(|result| result.is_ok()).count();
             assert_eq!(registered, 1, "in round {round}");
@@ -431,25 +359,13 @@ fn code_too_long_for_the_way_back_of_a_word_is_found_from_its_middle() {
     let code = unsafe { region.publish("long", start..start + LEN) }.expect("publishes");
     let check = |offset: usize, retired: bool| {
         let found = look_up(start + offset).expect("inside");
-        assert_eq!(
-            (found.start(), found.offset_bytes(), found.len()),
-            (start, offset, LEN)
-        );
+        assert_eq!((found.start(), found.offset_bytes(), found.len()), (start, offset, LEN));
         assert_eq!((found.name(), found.is_retired()), ("long", retired));
     };
     let mut random = XorShift(77);
     let edges = (0..=LEN / GRANULE_BYTES / BACK_MAX).map(|i| i * BACK_MAX * GRANULE_BYTES);
     let offsets: Vec<usize> = edges
-        .flat_map(|edge| {
-            [
-                edge,
-                edge + 1,
-                edge + 63,
-                edge + 64,
-                edge + 65,
-                edge.saturating_sub(1),
-            ]
-        })
+        .flat_map(|edge| [edge, edge + 1, edge + 63, edge + 64, edge + 65, edge.saturating_sub(1)])
         .chain([LEN - 1, LEN - 64, LEN - 65])
         .chain((0..20_000).map(|_| random.below(LEN)))
         .filter(|&offset| offset < LEN)
@@ -468,17 +384,11 @@ fn code_too_long_for_the_way_back_of_a_word_is_found_from_its_middle() {
 fn stubs_whose_handles_are_dropped_go_on_for_those_inside() {
     let jit = Jit::new().expect("code memory");
     let go = Convention::GoAbiInternal;
-    let sum = Config {
-        processors: 2,
-        ..Config::default()
-    }
-    .run(move || {
+    let sum = Config { processors: 2, ..Config::default() }.run(move || {
         let (channel, done) = (Chan::<u64>::new(0), Chan::<u64>::new(0));
         let receiver = channel.clone();
         let receive = move || receiver.recv().unwrap_or(0);
-        let function = jit
-            .named_goroutine_fn("dropped receive", go, receive)
-            .expect("stub");
+        let function = jit.named_goroutine_fn("dropped receive", go, receive).expect("stub");
         let target = function.address();
         // SAFETY: a standard frame; the target is ABIInternal code of the same type.
         let code = unsafe {
@@ -508,9 +418,7 @@ fn stubs_whose_handles_are_dropped_go_on_for_those_inside() {
         }
         let waiting = || {
             let all = runtime::traceback_all();
-            all.into_iter()
-                .filter(|t| t.wait_reason == WaitReason::ChanReceive)
-                .collect::<Vec<_>>()
+            all.into_iter().filter(|t| t.wait_reason == WaitReason::ChanReceive).collect::<Vec<_>>()
         };
         while waiting().len() < INSIDE {
             gosched();
@@ -528,12 +436,8 @@ fn stubs_whose_handles_are_dropped_go_on_for_those_inside() {
                     _ => None,
                 })
                 .collect();
-            let expected = [
-                "dropped receive",
-                "dropped caller",
-                "dropped caller",
-                "goroutine entry",
-            ];
+            let expected =
+                ["dropped receive", "dropped caller", "dropped caller", "goroutine entry"];
             assert_eq!(names, expected, "{traceback}");
         }
         for _ in 0..INSIDE {
@@ -541,10 +445,7 @@ fn stubs_whose_handles_are_dropped_go_on_for_those_inside() {
         }
         (0..INSIDE).map(|_| done.recv().expect("open")).sum::<u64>()
     });
-    assert_eq!(
-        sum.expect("the run starts"),
-        20 * 1000 + (0..20).sum::<u64>()
-    );
+    assert_eq!(sum.expect("the run starts"), 20 * 1000 + (0..20).sum::<u64>());
 }
 
 /// Look-ups in a signal handler.
@@ -610,10 +511,8 @@ mod in_a_handler {
             if start == 0 {
                 continue;
             }
-            let (len, retired) = (
-                piece.len.load(Ordering::Relaxed),
-                piece.retired.load(Ordering::Acquire),
-            );
+            let (len, retired) =
+                (piece.len.load(Ordering::Relaxed), piece.retired.load(Ordering::Acquire));
             let pc = start + random() as usize % len;
             let Some(found) = look_up(pc) else {
                 expect(false);
@@ -653,14 +552,8 @@ mod in_a_handler {
                 let made =
                     libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer);
                 assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
-                let every = libc::timespec {
-                    tv_sec: 0,
-                    tv_nsec: 50_000,
-                };
-                let setting = libc::itimerspec {
-                    it_interval: every,
-                    it_value: every,
-                };
+                let every = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
+                let setting = libc::itimerspec { it_interval: every, it_value: every };
                 libc::timer_settime(timer, 0, &raw const setting, std::ptr::null_mut());
                 Self(timer)
             }
@@ -721,19 +614,13 @@ mod in_a_handler {
     #[test]
     fn look_ups_answer_while_others_publish_and_retire() {
         NAMES.get_or_init(|| (0..PIECES).map(|i| format!("piece {i}")).collect());
-        let jit = Jit::builder()
-            .reserve_bytes(512 << 20)
-            .build()
-            .expect("an arena");
+        let jit = Jit::builder().reserve_bytes(512 << 20).build().expect("an arena");
         // SAFETY: the handler does only what one may.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_signal as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-            assert_eq!(
-                libc::sigaction(libc::SIGPROF, &raw const action, std::ptr::null_mut()),
-                0
-            );
+            assert_eq!(libc::sigaction(libc::SIGPROF, &raw const action, std::ptr::null_mut()), 0);
         }
         let until = Instant::now() + DURATION;
         std::thread::scope(|s| {

@@ -12,10 +12,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
-#[allow(
-    dead_code,
-    reason = "the model has no use for every part of the protocol"
-)]
+#[allow(dead_code, reason = "the model has no use for every part of the protocol")]
 #[path = "../src/jit/registry/protocol.rs"]
 mod protocol;
 
@@ -61,20 +58,8 @@ type Descriptor = [u64; 3];
 
 /// Two pieces of code: granules 0 and 1, and granule 2.
 const PIECES: [Piece; 2] = [
-    Piece {
-        first: 0,
-        count: 2,
-        flags: 0x155,
-        slot: 0,
-        descriptor: [11, 12, 13],
-    },
-    Piece {
-        first: 2,
-        count: 1,
-        flags: 0x2aa,
-        slot: 1,
-        descriptor: [21, 22, 23],
-    },
+    Piece { first: 0, count: 2, flags: 0x155, slot: 0, descriptor: [11, 12, 13] },
+    Piece { first: 2, count: 1, flags: 0x2aa, slot: 1, descriptor: [21, 22, 23] },
 ];
 const GRANULES: usize = 3;
 
@@ -103,10 +88,7 @@ struct Model {
     hand_out: Ordering,
 }
 
-const RIGHT: Model = Model {
-    protocol: ORDERS,
-    hand_out: Ordering::Release,
-};
+const RIGHT: Model = Model { protocol: ORDERS, hand_out: Ordering::Release };
 
 impl Table {
     fn new() -> Self {
@@ -148,19 +130,13 @@ impl Table {
         let must_be_retired = expected == 0 && self.retired.load(Ordering::Acquire);
         let must_be_found = self.escaped[expected].load(Ordering::Acquire);
         let Some((word, head)) = protocol::look_up(&self.words, granule, orders) else {
-            assert!(
-                !must_be_found,
-                "an address that was handed out is not found"
-            );
+            assert!(!must_be_found, "an address that was handed out is not found");
             return;
         };
         assert_eq!(head, piece.first);
         assert_eq!(word & (RETIRED - 1), piece.flags);
         assert!(expected == 0 || word & RETIRED == 0, "nobody retired this");
-        assert!(
-            !must_be_retired || word & RETIRED != 0,
-            "retired, but it does not show"
-        );
+        assert!(!must_be_retired || word & RETIRED != 0, "retired, but it does not show");
         assert_eq!(protocol::descriptor(&self.slots, word), piece.descriptor);
     }
 }
@@ -184,9 +160,7 @@ fn explore(model: Model, first: &'static [usize], second: &'static [usize]) -> u
         });
         table.write(model);
         for reader in readers {
-            reader
-                .join()
-                .expect("a reader's failed assertion ends the model");
+            reader.join().expect("a reader's failed assertion ends the model");
         }
         // After all of it: both are found, one is retired.
         for granule in 0..GRANULES {
@@ -205,10 +179,7 @@ fn a_look_up_sees_nothing_or_the_whole_and_what_escaped_is_found() {
     for (first, second, least) in [(&[0, 2][..], &[2, 1][..], 10_000), (&[1], &[0], 1_000)] {
         let iterations = explore(RIGHT, first, second);
         println!("readers of {first:?} and {second:?}: {iterations} executions");
-        assert!(
-            iterations >= least,
-            "{iterations} executions are too few to mean anything"
-        );
+        assert!(iterations >= least, "{iterations} executions are too few to mean anything");
     }
 }
 
@@ -217,36 +188,26 @@ fn failure_of(model: Model) -> String {
     let failed = catch_unwind(AssertUnwindSafe(|| explore(model, &[1, 0], &[2, 1])));
     let payload = failed.expect_err("the weakened twin passes: the model is blind");
     let text = payload.downcast_ref::<String>().cloned();
-    text.or_else(|| payload.downcast_ref::<&str>().map(|&s| s.into()))
-        .unwrap_or_default()
+    text.or_else(|| payload.downcast_ref::<&str>().map(|&s| s.into())).unwrap_or_default()
 }
 
 #[test]
 fn a_relaxed_store_of_words_is_found() {
-    let protocol = Orders {
-        store: Ordering::Relaxed,
-        ..ORDERS
-    };
+    let protocol = Orders { store: Ordering::Relaxed, ..ORDERS };
     let said = failure_of(Model { protocol, ..RIGHT });
     assert!(said.contains("Causality violation"), "{said}");
 }
 
 #[test]
 fn a_relaxed_load_of_words_is_found() {
-    let protocol = Orders {
-        load: Ordering::Relaxed,
-        ..ORDERS
-    };
+    let protocol = Orders { load: Ordering::Relaxed, ..ORDERS };
     let said = failure_of(Model { protocol, ..RIGHT });
     assert!(said.contains("Causality violation"), "{said}");
 }
 
 #[test]
 fn an_address_that_escapes_by_a_relaxed_store_is_found_missing() {
-    let said = failure_of(Model {
-        hand_out: Ordering::Relaxed,
-        ..RIGHT
-    });
+    let said = failure_of(Model { hand_out: Ordering::Relaxed, ..RIGHT });
     assert!(said.contains("handed out is not found"), "{said}");
 }
 

@@ -13,12 +13,7 @@ use footbridge::runtime::{
 };
 
 fn on<R>(processors: usize, f: impl FnOnce() -> R) -> R {
-    Config {
-        processors,
-        ..Config::default()
-    }
-    .run(f)
-    .expect("the run starts")
+    Config { processors, ..Config::default() }.run(f).expect("the run starts")
 }
 
 /// Counts its drops.
@@ -35,10 +30,7 @@ fn results_come_back_and_runs_borrow() {
     let mut log = Vec::new();
     let total = run(|| {
         let handles: Vec<_> = (0..1000u64).map(|i| go(move || i * i)).collect();
-        let total: u64 = handles
-            .into_iter()
-            .map(|h| h.join().expect("no panic"))
-            .sum();
+        let total: u64 = handles.into_iter().map(|h| h.join().expect("no panic")).sum();
         log.push(total);
         total
     });
@@ -53,10 +45,7 @@ fn closures_and_results_of_any_size_and_alignment() {
     struct Aligned([u8; 256]);
     #[repr(align(8192))]
     struct Page([u8; 8192]);
-    let config = Config {
-        stack_size: 4 << 20,
-        ..Config::default()
-    };
+    let config = Config { stack_size: 4 << 20, ..Config::default() };
     let done = config.run(|| {
         let large = [7u8; 3000];
         let sum = go(move || large.iter().map(|&b| u64::from(b)).sum::<u64>());
@@ -156,16 +145,11 @@ fn goroutines_that_have_not_started_are_stolen() {
                         while Instant::now() < until {
                             std::hint::spin_loop();
                         }
-                        threads
-                            .lock()
-                            .expect("whole")
-                            .insert(std::thread::current().id());
+                        threads.lock().expect("whole").insert(std::thread::current().id());
                     })
                 })
                 .collect();
-            handles
-                .into_iter()
-                .for_each(|h| h.join().expect("no panic"));
+            handles.into_iter().for_each(|h| h.join().expect("no panic"));
         }
         threads.lock().expect("whole").len()
     });
@@ -185,9 +169,7 @@ fn migratable_goroutines_continue_on_other_threads() {
                         let mut at = std::thread::current().id();
                         let mut x = i;
                         for round in 0..2000 {
-                            x = x
-                                .wrapping_mul(6_364_136_223_846_793_005)
-                                .wrapping_add(round);
+                            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
                             gosched();
                             let now = std::thread::current().id();
                             if now != at {
@@ -202,8 +184,7 @@ fn migratable_goroutines_continue_on_other_threads() {
             .collect();
         for (i, handle) in handles.into_iter().enumerate() {
             let expected = (0..2000u64).fold(i as u64, |x, round| {
-                x.wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(round)
+                x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round)
             });
             assert_eq!(handle.join().expect("no panic"), expected);
         }
@@ -242,12 +223,8 @@ fn migratable_goroutines_meet_in_channels_and_sleep() {
                 }
             })
             .collect();
-        let mut seen: Vec<u64> = (0..16 * 500)
-            .map(|_| channel.recv().expect("open"))
-            .collect();
-        senders
-            .into_iter()
-            .for_each(|s| s.join().expect("no panic"));
+        let mut seen: Vec<u64> = (0..16 * 500).map(|_| channel.recv().expect("open")).collect();
+        senders.into_iter().for_each(|s| s.join().expect("no panic"));
         seen.sort_unstable();
         assert!(seen.into_iter().eq(0..16 * 500));
     });
@@ -331,11 +308,8 @@ fn foreign_threads_use_channels_and_join() {
     };
     let handle = on(2, || {
         let (to, from) = (to.clone(), from.clone());
-        let worker = go(move || {
-            to.iter()
-                .map(|n| from.send(n * 2).map_or(0, |()| 1))
-                .sum::<usize>()
-        });
+        let worker =
+            go(move || to.iter().map(|n| from.send(n * 2).map_or(0, |()| 1)).sum::<usize>());
         // Joined on a thread of its own, which blocks.
         let joiner = std::thread::spawn(move || worker.join().expect("no panic"));
         while !joiner.is_finished() {
@@ -363,11 +337,7 @@ fn select_takes_what_can_happen() {
         };
         let (mut x, mut y) = (None, Some(6u8));
         let chosen = select(&mut [Case::recv(&a, &mut x), Case::send(&b, &mut y)]);
-        assert_eq!(
-            (chosen, x, y),
-            (0, Some(9), Some(6)),
-            "the value comes back"
-        );
+        assert_eq!((chosen, x, y), (0, Some(9), Some(6)), "the value comes back");
         assert!(sender.join().expect("no panic"));
         // A closed channel is always ready.
         a.close();
@@ -423,11 +393,7 @@ fn selects_from_both_sides_pass_every_value_once() {
                             .zip(open)
                             .map(|(c, open)| {
                                 let slot = slot.next().expect("as many");
-                                if open {
-                                    Case::recv(c, slot)
-                                } else {
-                                    Case::send(c, slot)
-                                }
+                                if open { Case::recv(c, slot) } else { Case::send(c, slot) }
                             })
                             .collect();
                         let chosen = select(&mut cases);
@@ -443,16 +409,12 @@ fn selects_from_both_sides_pass_every_value_once() {
                 })
             })
             .collect();
-        senders
-            .into_iter()
-            .for_each(|s| s.join().expect("no panic"));
+        senders.into_iter().for_each(|s| s.join().expect("no panic"));
         for channel in &channels {
             channel.close();
         }
-        let mut seen: Vec<u64> = receivers
-            .into_iter()
-            .flat_map(|r| r.join().expect("no panic"))
-            .collect();
+        let mut seen: Vec<u64> =
+            receivers.into_iter().flat_map(|r| r.join().expect("no panic")).collect();
         seen.sort_unstable();
         assert!(seen.into_iter().eq(0..4 * EACH));
     });
@@ -474,9 +436,7 @@ fn sleepers_wake_in_order_and_not_early() {
                 })
             })
             .collect();
-        handles
-            .into_iter()
-            .for_each(|h| h.join().expect("no panic"));
+        handles.into_iter().for_each(|h| h.join().expect("no panic"));
         let order = order.lock().expect("whole");
         assert_eq!(order.iter().copied().collect::<HashSet<_>>().len(), 4);
     });
@@ -524,11 +484,7 @@ fn a_scope_waits_and_tells_of_panics() {
                     })
                 })
                 .collect();
-            handles
-                .into_iter()
-                .skip(50)
-                .map(|h| h.join().expect("no panic"))
-                .sum::<u64>()
+            handles.into_iter().skip(50).map(|h| h.join().expect("no panic")).sum::<u64>()
         });
         assert_eq!(sum, (50..100).sum::<u64>());
         let ended = AtomicUsize::new(0);
@@ -544,11 +500,7 @@ fn a_scope_waits_and_tells_of_panics() {
             });
         }));
         assert!(caught.is_err());
-        assert_eq!(
-            ended.load(Ordering::Relaxed),
-            10,
-            "the scope waited for all"
-        );
+        assert_eq!(ended.load(Ordering::Relaxed), 10, "the scope waited for all");
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             scope(|s| {
                 s.go(|| {
@@ -558,10 +510,7 @@ fn a_scope_waits_and_tells_of_panics() {
                 panic!("the body");
             });
         }));
-        assert_eq!(
-            caught.expect_err("it panicked").downcast_ref(),
-            Some(&"the body")
-        );
+        assert_eq!(caught.expect_err("it panicked").downcast_ref(), Some(&"the body"));
         assert_eq!(ended.load(Ordering::Relaxed), 11);
     });
     assert!(cells.into_iter().eq(0..100));
@@ -570,10 +519,7 @@ fn a_scope_waits_and_tells_of_panics() {
 #[test]
 fn a_panic_of_main_comes_out_of_run() {
     let caught = std::panic::catch_unwind(|| run(|| panic!("main fails")));
-    assert_eq!(
-        caught.expect_err("it panicked").downcast_ref(),
-        Some(&"main fails")
-    );
+    assert_eq!(caught.expect_err("it panicked").downcast_ref(), Some(&"main fails"));
     assert_eq!(run(|| 3), 3, "another run works");
 }
 
@@ -583,10 +529,7 @@ fn what_a_run_leaves_behind_is_abandoned() {
     let (parked, unstarted) = on(2, || {
         let never = never.clone();
         let parked = go(move || never.recv());
-        while !runtime::traceback_all()
-            .iter()
-            .any(|t| t.wait_reason == WaitReason::ChanReceive)
-        {
+        while !runtime::traceback_all().iter().any(|t| t.wait_reason == WaitReason::ChanReceive) {
             gosched();
         }
         (
@@ -622,17 +565,12 @@ fn a_goroutine_that_was_left_behind_is_not_continued_by_a_later_run() {
         let handle = go(move || {
             // SAFETY: readied once below, after the lock was given back.
             unsafe {
-                gopark(WaitReason::Other, || {
-                    *parked.lock().expect("whole") = Some(current())
-                })
+                gopark(WaitReason::Other, || *parked.lock().expect("whole") = Some(current()))
             };
             continued.store(true, Ordering::SeqCst);
         });
-        let all_waiting = || {
-            runtime::traceback_all()
-                .iter()
-                .any(|t| t.wait_reason == WaitReason::Other)
-        };
+        let all_waiting =
+            || runtime::traceback_all().iter().any(|t| t.wait_reason == WaitReason::Other);
         while !all_waiting() {
             gosched();
         }
@@ -678,9 +616,7 @@ fn park_and_ready_are_enough_to_build_a_lock() {
             }
         }
     }
-    let lock = Lock {
-        state: Mutex::new((false, Vec::new())),
-    };
+    let lock = Lock { state: Mutex::new((false, Vec::new())) };
     let counter = AtomicUsize::new(0);
     on(4, || {
         scope(|s| {
@@ -707,11 +643,7 @@ fn a_hundred_thousand_parked_goroutines_fit_in_a_gibibyte() {
     const GOROUTINES: usize = 100_000;
     fn resident_bytes() -> usize {
         let statm = std::fs::read_to_string("/proc/self/statm").expect("proc is mounted");
-        let pages: usize = statm
-            .split(' ')
-            .nth(1)
-            .and_then(|p| p.parse().ok())
-            .expect("a number");
+        let pages: usize = statm.split(' ').nth(1).and_then(|p| p.parse().ok()).expect("a number");
         pages * 4096
     }
     let (used, sum) = on(2, || {
@@ -733,13 +665,7 @@ fn a_hundred_thousand_parked_goroutines_fit_in_a_gibibyte() {
         gosched();
         let used = resident_bytes() - before;
         gate.close();
-        (
-            used,
-            handles
-                .into_iter()
-                .map(|h| h.join().expect("no panic"))
-                .sum::<u64>(),
-        )
+        (used, handles.into_iter().map(|h| h.join().expect("no panic")).sum::<u64>())
     });
     assert_eq!(sum, GOROUTINES as u64);
     println!("{} bytes each", used / GOROUTINES);

@@ -62,10 +62,7 @@ const CALLERS: [(Piece, Option<Piece>); 20] = [
     ((User, "leaf c"), Some((User, "inner"))),
     ((Spawn, "started c"), Some((User, "inner"))),
     ((GoroutineFn, "innermost"), Some((User, "inner"))),
-    (
-        (Systemstack, "systemstack"),
-        Some((GoroutineFn, "innermost")),
-    ),
+    ((Systemstack, "systemstack"), Some((GoroutineFn, "innermost"))),
     // Entered on the system stack; only a walk of native frames sees systemstack in between.
     ((Enter, "below"), Some((GoroutineFn, "innermost"))),
     ((User, "below"), Some((Enter, "below"))),
@@ -87,12 +84,7 @@ const OTHERS: [Piece; 4] = [
 
 /// The frames from a piece out, innermost first.
 fn frames_from(piece: Piece) -> Vec<Piece> {
-    let caller = |p: Piece| {
-        CALLERS
-            .iter()
-            .find(|(q, _)| *q == p)
-            .and_then(|(_, caller)| *caller)
-    };
+    let caller = |p: Piece| CALLERS.iter().find(|(q, _)| *q == p).and_then(|(_, caller)| *caller);
     std::iter::successors(Some(piece), |&p| caller(p)).collect()
 }
 
@@ -176,10 +168,7 @@ impl Scene {
     /// Makes all pieces. They live for ever.
     fn new() -> Self {
         let jit = Jit::new().expect("code memory");
-        assert!(
-            jit.is_near_text(),
-            "else stubs end in cells, which do not decode"
-        );
+        assert!(jit.is_near_text(), "else stubs end in cells, which do not decode");
         let (go, c) = (Convention::GoAbiInternal, Convention::SystemV);
         let signature = "fn(u64)".parse().expect("a signature");
         let install = |name, class, body: &dyn Fn(&mut _)| -> &'static Code {
@@ -224,9 +213,7 @@ impl Scene {
             code.address()
         };
 
-        let bottom = jit
-            .named_goroutine_fn("bottom", c, bottom_rust)
-            .expect("a stub");
+        let bottom = jit.named_goroutine_fn("bottom", c, bottom_rust).expect("a stub");
         let bottom = Box::leak(Box::new(bottom)).address();
         let below = pass_on("below", bottom);
         // SAFETY: it hands its argument on, in the same convention.
@@ -311,10 +298,7 @@ impl Scene {
 }
 
 fn run<R>(f: impl FnOnce() -> R) -> R {
-    let config = Config {
-        processors: 1,
-        ..Config::default()
-    };
+    let config = Config { processors: 1, ..Config::default() };
     config.run(f).expect("the run starts")
 }
 
@@ -334,10 +318,7 @@ fn decode(start: usize) -> BTreeMap<usize, Mnemonic> {
     // SAFETY: published code stays readable.
     let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
     let decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
-    decoder
-        .into_iter()
-        .map(|i| (i.ip() as usize, i.mnemonic()))
-        .collect()
+    decoder.into_iter().map(|i| (i.ip() as usize, i.mnemonic())).collect()
 }
 
 /// The instructions of a stub that are never executed here, by what the stub is for: where there
@@ -381,12 +362,7 @@ fn the_exact_walk_is_right_at_every_instruction_of_every_stub() {
         }
     }
     wrong.dedup();
-    assert!(
-        wrong.is_empty(),
-        "{} wrong walks:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} wrong walks:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
@@ -409,11 +385,7 @@ fn every_instruction_of_every_stub_is_stepped_over() {
             assert!(boundary, "{piece:?}+{:#x} is no instruction", pc - start);
         }
         let missed: Vec<_> = instructions.into_values().collect();
-        assert_eq!(
-            missed,
-            never_executed(piece, convention_of(piece)),
-            "{piece:?}"
-        );
+        assert_eq!(missed, never_executed(piece, convention_of(piece)), "{piece:?}");
     }
     let all = CALLERS.iter().map(|(piece, _)| *piece).chain(OTHERS);
     let all: BTreeSet<_> = all.map(|piece| format!("{piece:?}")).collect();
@@ -432,9 +404,8 @@ fn the_exact_walk_is_right_at_every_instruction_of_native_code() {
     // JIT code is left by these.
     let left_by = CALLERS.iter().map(|(piece, _)| *piece);
     let left_by = left_by.filter(|(kind, _)| matches!(kind, GoroutineFn | Spawn));
-    let mut possible: BTreeMap<String, bool> = left_by
-        .map(|piece| (format!("{:?}", frames_from(piece)), false))
-        .collect();
+    let mut possible: BTreeMap<String, bool> =
+        left_by.map(|piece| (format!("{:?}", frames_from(piece)), false)).collect();
     possible.insert(format!("{:?}", Vec::<Piece>::new()), false);
     let mut instructions = [0; 4];
     for trap in traps.iter().filter(|trap| !trap.in_stub) {
@@ -500,19 +471,8 @@ fn every_unwinder_passes_all_stubs_at_call_sites() {
     });
     let places: Vec<_> = seen.iter().map(|s| s.place).collect();
     assert_eq!(places, [INNERMOST, ON_SYSTEM_STACK, BOTTOM]);
-    for Seen {
-        place,
-        exact,
-        unwinder,
-        traceback,
-        std_backtrace,
-    } in seen
-    {
-        let last = if place == BOTTOM {
-            "bottom"
-        } else {
-            "innermost"
-        };
+    for Seen { place, exact, unwinder, traceback, std_backtrace } in seen {
+        let last = if place == BOTTOM { "bottom" } else { "innermost" };
         let mut all = frames_from((GoroutineFn, last));
         assert_eq!(exact, (all.clone(), WalkEnd::Complete));
         // The others also see the stub that changes to the system stack, and the root.
@@ -523,42 +483,20 @@ fn every_unwinder_passes_all_stubs_at_call_sites() {
         all.push((GoroutineEntry, "goroutine entry"));
         assert_eq!(pieces(&unwinder), all, "libgcc, place {place}");
         let root = unwinder.last().copied().and_then(piece_at);
-        assert_eq!(
-            root,
-            Some((GoroutineEntry, "goroutine entry")),
-            "libgcc ends at the root"
-        );
+        assert_eq!(root, Some((GoroutineEntry, "goroutine entry")), "libgcc ends at the root");
 
         let jit = traceback.frames.iter().filter_map(|frame| match frame {
             TraceFrame::Jit { name, kind, .. } => Some((*kind, name.as_str())),
             _ => None,
         });
-        let all_named: Vec<_> = all
-            .iter()
-            .map(|(kind, name)| (kind.name(), *name))
-            .collect();
-        assert_eq!(
-            jit.collect::<Vec<_>>(),
-            all_named,
-            "place {place}:\n{traceback}"
-        );
+        let all_named: Vec<_> = all.iter().map(|(kind, name)| (kind.name(), *name)).collect();
+        assert_eq!(jit.collect::<Vec<_>>(), all_named, "place {place}:\n{traceback}");
         let root = traceback.frames.last();
         assert!(
-            matches!(
-                root,
-                Some(TraceFrame::Jit {
-                    kind: "goroutine entry",
-                    ..
-                })
-            ),
+            matches!(root, Some(TraceFrame::Jit { kind: "goroutine entry", .. })),
             "{traceback}"
         );
-        let rust = [
-            "innermost_rust",
-            "middle_rust",
-            "enter_outer",
-            "goroutine_main",
-        ];
+        let rust = ["innermost_rust", "middle_rust", "enter_outer", "goroutine_main"];
         assert!(in_order(&traceback.to_string(), &rust), "{traceback}");
         assert!(in_order(&std_backtrace, &rust), "{std_backtrace}");
     }

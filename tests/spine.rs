@@ -49,10 +49,7 @@ static PARKED: Mutex<Vec<Traceback>> = Mutex::new(Vec::new());
 fn receive_from_jit(channel: *const Chan<u64>) -> u64 {
     // SAFETY: the test passes a channel that outlives the call.
     let channel = unsafe { &*channel };
-    PARKED
-        .lock()
-        .expect("no panic while it is held")
-        .push(runtime::traceback());
+    PARKED.lock().expect("no panic while it is held").push(runtime::traceback());
     channel.recv().unwrap_or(0)
 }
 
@@ -65,10 +62,7 @@ fn enter_pump(entry: &runtime::Entry<fn(*const Chan<u64>) -> u64>, channel: &Cha
 }
 
 fn config(processors: usize) -> Config {
-    Config {
-        processors,
-        ..Config::default()
-    }
+    Config { processors, ..Config::default() }
 }
 
 #[test]
@@ -87,19 +81,12 @@ fn a_goroutine_function_parks_under_jit_frames_and_is_woken_from_another_thread(
             let receiver = s.go(|| {
                 let thread = std::thread::current().id();
                 let value = enter_pump(&entry, &channel);
-                assert_eq!(
-                    thread,
-                    std::thread::current().id(),
-                    "it stays on its thread"
-                );
+                assert_eq!(thread, std::thread::current().id(), "it stays on its thread");
                 (thread, value)
             });
             let all = loop {
                 let all = runtime::traceback_all();
-                if all
-                    .iter()
-                    .any(|t| t.wait_reason == runtime::WaitReason::ChanReceive)
-                {
+                if all.iter().any(|t| t.wait_reason == runtime::WaitReason::ChanReceive) {
                     break all;
                 }
                 gosched();
@@ -113,18 +100,13 @@ fn a_goroutine_function_parks_under_jit_frames_and_is_woken_from_another_thread(
     let (all, value, _same_thread) = outcome.expect("the run starts");
     assert_eq!(value, 0x1234_5678_9abc_def0);
     let from_inside = PARKED.lock().expect("unlocked").pop().expect("one trace");
-    let parked = all
-        .iter()
-        .find(|t| t.wait_reason == runtime::WaitReason::ChanReceive);
+    let parked = all.iter().find(|t| t.wait_reason == runtime::WaitReason::ChanReceive);
     for trace in [&from_inside, parked.expect("seen above")] {
         let shape = shape(trace);
         let at = |what: &str| {
-            shape
-                .iter()
-                .position(|frame| frame.contains(what))
-                .unwrap_or_else(|| {
-                    panic!("no frame {what:?} in\n{trace}");
-                })
+            shape.iter().position(|frame| frame.contains(what)).unwrap_or_else(|| {
+                panic!("no frame {what:?} in\n{trace}");
+            })
         };
         let order = [
             at("receive_from_jit"),
@@ -167,9 +149,7 @@ fn a_panic_crosses_three_jit_frames_and_a_system_stack() {
         })
     }
     let jit = Jit::new().expect("code memory");
-    let fails = jit
-        .named_goroutine_fn("fails", Convention::GoAbiInternal, fails)
-        .expect("stub");
+    let fails = jit.named_goroutine_fn("fails", Convention::GoAbiInternal, fails).expect("stub");
     let first = pump(&jit, "first", fails.address());
     let second = pump(&jit, "second", first.address());
     let third = pump(&jit, "third", second.address());
@@ -186,9 +166,7 @@ fn a_panic_crosses_three_jit_frames_and_a_system_stack() {
                 unsafe { entry.call(7) }
             });
             let payload = failing.join().expect_err("it panics");
-            let text = payload
-                .downcast_ref::<String>()
-                .expect("a formatted message");
+            let text = payload.downcast_ref::<String>().expect("a formatted message");
             assert_eq!(text, "thrown at depth 7");
             assert_eq!(DROPS.load(Ordering::Relaxed), 3, "round {round}");
             assert_eq!(bystander.join().expect("it lives on"), 4950);
@@ -229,10 +207,7 @@ fn a_panic_caught_between_jit_segments_leaves_the_outer_anchor() {
                 names.push(frame.stub.name());
                 true
             });
-            assert_eq!(
-                (names.as_slice(), end),
-                (expected, runtime::WalkEnd::Complete)
-            );
+            assert_eq!((names.as_slice(), end), (expected, runtime::WalkEnd::Complete));
         };
         let outer = ["catches", "outer", "outer"];
         frames(&outer);
@@ -245,15 +220,11 @@ fn a_panic_caught_between_jit_segments_leaves_the_outer_anchor() {
     }
     for convention in [Convention::GoAbiInternal, Convention::SystemV] {
         let jit = Jit::new().expect("code memory");
-        let fails = jit
-            .named_goroutine_fn("fails", convention, fails)
-            .expect("stub");
+        let fails = jit.named_goroutine_fn("fails", convention, fails).expect("stub");
         let inner = pump(&jit, "inner", fails.address());
         // SAFETY: code of this convention that takes and returns a word.
         let _ = INNER.set(unsafe { inner.enter(convention) }.expect("entry"));
-        let catches = jit
-            .named_goroutine_fn("catches", convention, catches)
-            .expect("stub");
+        let catches = jit.named_goroutine_fn("catches", convention, catches).expect("stub");
         let outer = pump(&jit, "outer", catches.address());
         // SAFETY: as above.
         let outer = unsafe { outer.enter::<fn(u64) -> u64>(convention) }.expect("entry");
@@ -276,14 +247,11 @@ fn ten_thousand_goroutines_park_and_wake_under_jit_frames() {
         let Some(token) = mine.recv() else { return 0 };
         next.send(token + hop).map_or(0, |()| 1)
     }
-    let seconds = std::env::var("FOOTBRIDGE_STRESS_SECONDS")
-        .ok()
-        .and_then(|s| s.parse().ok());
+    let seconds = std::env::var("FOOTBRIDGE_STRESS_SECONDS").ok().and_then(|s| s.parse().ok());
     let seconds = Duration::from_secs(seconds.unwrap_or(2));
     let jit = Jit::new().expect("code memory");
-    let exchange = jit
-        .named_goroutine_fn("exchange", Convention::GoAbiInternal, exchange)
-        .expect("stub");
+    let exchange =
+        jit.named_goroutine_fn("exchange", Convention::GoAbiInternal, exchange).expect("stub");
     let code = pump(&jit, "hop", exchange.address());
     type Hop = fn(*const Chan<u64>, *const Chan<u64>, u64) -> u64;
     // SAFETY: ABIInternal code of this type.
@@ -320,15 +288,12 @@ fn ten_thousand_goroutines_park_and_wake_under_jit_frames() {
                 if !traced {
                     traced = true;
                     let all = runtime::traceback_all();
-                    let parked = all
-                        .iter()
-                        .filter(|t| t.wait_reason == runtime::WaitReason::ChanReceive);
+                    let parked =
+                        all.iter().filter(|t| t.wait_reason == runtime::WaitReason::ChanReceive);
                     let whole = parked.filter(|t| {
                         let shape = shape(t);
                         shape.iter().any(|f| f == "jit hop (user code)")
-                            && shape
-                                .last()
-                                .is_some_and(|f| f.starts_with("jit goroutine entry"))
+                            && shape.last().is_some_and(|f| f.starts_with("jit goroutine entry"))
                     });
                     assert!(
                         whole.count() > GOROUTINES / 2,
@@ -352,14 +317,10 @@ fn jit_code_starts_goroutines() {
     for convention in [Convention::GoAbiInternal, Convention::SystemV] {
         fn report(channel: *const Chan<(i8, f64, u64)>, small: i8, float: f64, big: u64) {
             // SAFETY: the test waits for what is sent before it drops the channel.
-            unsafe { &*channel }
-                .send((small, float, big))
-                .expect("open");
+            unsafe { &*channel }.send((small, float, big)).expect("open");
         }
         let jit = Jit::new().expect("code memory");
-        let report = jit
-            .named_goroutine_fn("report", convention, report)
-            .expect("stub");
+        let report = jit.named_goroutine_fn("report", convention, report).expect("stub");
         // A function that tail-calls the Rust one would have no frame: this one keeps its own.
         let body = pump(&jit, "body", report.address());
         let signature = "fn(ptr, i8, f64, u64)".parse().expect("well-formed");
@@ -382,14 +343,11 @@ fn jit_code_starts_goroutines() {
                     )
                 };
             }
-            (0..100)
-                .map(|_| channel.recv().expect("a hundred are sent"))
-                .collect()
+            (0..100).map(|_| channel.recv().expect("a hundred are sent")).collect()
         });
         received.sort_by_key(|&(small, _, _)| -i32::from(small));
-        let expected: Vec<_> = (0..100u8)
-            .map(|i| (-(i as i8), f64::from(i) / 2.0, u64::MAX - u64::from(i)))
-            .collect();
+        let expected: Vec<_> =
+            (0..100u8).map(|i| (-(i as i8), f64::from(i) / 2.0, u64::MAX - u64::from(i))).collect();
         assert_eq!(received, expected);
     }
 }
@@ -397,9 +355,7 @@ fn jit_code_starts_goroutines() {
 #[test]
 fn conventions_that_no_stub_speaks_yet_are_refused() {
     let jit = Jit::new().expect("code memory");
-    let target = jit
-        .goroutine_fn(Convention::SystemV, |x: u64| x)
-        .expect("stub");
+    let target = jit.goroutine_fn(Convention::SystemV, |x: u64| x).expect("stub");
     let code = pump(&jit, "never called", target.address());
     let signature = "fn(u64)".parse().expect("well-formed");
     for convention in Convention::ALL {
@@ -424,9 +380,7 @@ fn conventions_that_no_stub_speaks_yet_are_refused() {
 #[test]
 fn what_a_start_cannot_carry_is_refused() {
     let jit = Jit::new().expect("code memory");
-    let target = jit
-        .goroutine_fn(Convention::SystemV, |x: u64| x)
-        .expect("stub");
+    let target = jit.goroutine_fn(Convention::SystemV, |x: u64| x).expect("stub");
     let code = pump(&jit, "never called", target.address());
     let refused = |text: &str| {
         let signature = text.parse().expect("well-formed");

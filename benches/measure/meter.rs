@@ -1,7 +1,4 @@
-#![allow(
-    dead_code,
-    reason = "each bench has a use for some kinds of comparison only"
-)]
+#![allow(dead_code, reason = "each bench has a use for some kinds of comparison only")]
 //! How a time is taken, and how a table of times is printed. The one place where the numbers of
 //! the benches and of `examples/overhead.rs` come from.
 //!
@@ -48,12 +45,7 @@ enum Comparison {
 impl Subject {
     /// Something that can run any number of times in a row.
     pub fn new(name: &'static str, run: impl FnMut(u64) -> Duration + 'static) -> Self {
-        Self {
-            name,
-            run: Box::new(run),
-            limit: u64::MAX,
-            comparisons: Vec::new(),
-        }
+        Self { name, run: Box::new(run), limit: u64::MAX, comparisons: Vec::new() }
     }
 
     /// No more than so many iterations in a row. A longer request is answered in proportion.
@@ -116,16 +108,10 @@ pub struct Meter {
 
 impl Meter {
     /// A number to quote.
-    pub const FULL: Self = Self {
-        rounds: 30,
-        run: Duration::from_millis(5),
-    };
+    pub const FULL: Self = Self { rounds: 30, run: Duration::from_millis(5) };
 
     /// Just whether everything runs.
-    pub const SMOKE: Self = Self {
-        rounds: 2,
-        run: Duration::from_micros(50),
-    };
+    pub const SMOKE: Self = Self { rounds: 2, run: Duration::from_micros(50) };
 
     /// Nanoseconds of one iteration of each subject.
     fn measure(self, subjects: &mut [Subject]) -> Vec<f64> {
@@ -186,10 +172,7 @@ impl Comparison {
             }
             Self::Above { peer, aim } => {
                 let above = ns - of(peer);
-                format!(
-                    "{above:+.2} ns to {peer}; aim <= {aim:+}: {}",
-                    verdict(above <= aim)
-                )
+                format!("{above:+.2} ns to {peer}; aim <= {aim:+}: {}", verdict(above <= aim))
             }
             Self::Ratio { peer, aim } => {
                 let (who, peer_ns) = match peer {

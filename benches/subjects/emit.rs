@@ -26,9 +26,7 @@ pub fn subjects() -> Vec<Subject> {
     vec![
         Subject::new(ASSEMBLER, assemble),
         // What the first stub of a shape takes more than those below, which are of a known shape.
-        Subject::new("plan of a new shape, u64 -> u64", |n| {
-            plan("fn(u64) -> u64", n)
-        }),
+        Subject::new("plan of a new shape, u64 -> u64", |n| plan("fn(u64) -> u64", n)),
         Subject::new("plan of a new shape, 6 arguments", |n| {
             plan("fn(u64, f64, i32, ptr, f32, i8) -> u64", n)
         }),
@@ -42,11 +40,7 @@ pub fn subjects() -> Vec<Subject> {
             goroutine_fn(jit, Convention::GoAbiInternal, n)
         })
         .against(ASSEMBLER),
-        made(
-            "goroutine fn, 12 arguments, GoAbiInternal",
-            wide_goroutine_fn,
-        )
-        .against(ASSEMBLER),
+        made("goroutine fn, 12 arguments, GoAbiInternal", wide_goroutine_fn).against(ASSEMBLER),
         made("enter, u64 -> u64, GoAbiInternal", enter).against(ASSEMBLER),
     ]
 }
@@ -58,12 +52,8 @@ fn plan(signature: &str, iterations: u64) -> Duration {
     let start = Instant::now();
     for _ in 0..iterations {
         let signature = black_box(&signature);
-        let entry = Convention::GoAbiInternal
-            .assign(signature)
-            .expect("scalars");
-        let target = Convention::SystemV
-            .assign(&signature.with_param(Type::Ptr))
-            .expect("scalars");
+        let entry = Convention::GoAbiInternal.assign(signature).expect("scalars");
+        let target = Convention::SystemV.assign(&signature.with_param(Type::Ptr)).expect("scalars");
         let (arg_scratch, result_scratch) = (RegSet::EMPTY, RegSet::EMPTY);
         let request = PlanRequest {
             entry: &entry,
@@ -80,9 +70,7 @@ fn plan(signature: &str, iterations: u64) -> Duration {
 /// A subject that makes stubs.
 fn made(name: &'static str, make: impl Fn(Jit, u64) -> Duration + 'static) -> Subject {
     let mut place = Place::new();
-    Subject::new(name, move |n| make(place.take(n), n))
-        .limit(LIMIT)
-        .at_most(1000.0)
+    Subject::new(name, move |n| make(place.take(n), n)).limit(LIMIT).at_most(1000.0)
 }
 
 /// Code memory of one subject. It takes a new arena when it has made so many stubs.
@@ -105,9 +93,7 @@ impl Place {
             self.jit = None;
             self.made = stubs;
         }
-        *self
-            .jit
-            .get_or_insert_with(|| Jit::builder().build().expect("code memory"))
+        *self.jit.get_or_insert_with(|| Jit::builder().build().expect("code memory"))
     }
 }
 
@@ -187,11 +173,7 @@ fn enter(jit: Jit, iterations: u64) -> Duration {
     type Unary = fn(u64) -> u64;
     // SAFETY: a leaf that changes rax only.
     let code = unsafe {
-        jit.install(
-            "one",
-            FrameClass::Leaf,
-            |ops| dynasm!(ops; .arch x64; add rax, 1; ret),
-        )
+        jit.install("one", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; add rax, 1; ret))
     };
     let code = code.expect("the leaf installs");
     time(

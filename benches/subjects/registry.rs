@@ -39,10 +39,7 @@ pub fn subjects() -> Vec<Subject> {
             .at_most(5.0)
             .faster_than(VEC_1M, 50.0)
             .against(BTREE_1M),
-        Subject::new(
-            "look_up, 1M stubs, each waits for the last",
-            of(MILLION, Kind::Chained),
-        ),
+        Subject::new("look_up, 1M stubs, each waits for the last", of(MILLION, Kind::Chained)),
         Subject::new("look_up and length, 1M stubs", of(MILLION, Kind::Length)),
         Subject::new("look_up of no stub, 1M stubs", of(MILLION, Kind::Miss)),
         Subject::new(VEC_1M, of(MILLION, Kind::SortedVec)),
@@ -130,12 +127,7 @@ impl Population {
                 start + random(end - start)
             })
             .collect();
-        Self {
-            sorted,
-            tree: RwLock::new(tree),
-            questions,
-            sum,
-        }
+        Self { sorted, tree: RwLock::new(tree), questions, sum }
     }
 
     fn in_sorted(&self, pc: usize) -> Option<usize> {
@@ -154,15 +146,13 @@ impl Population {
 /// Time of so many questions.
 fn ask(population: &Population, kind: Kind, iterations: u64) -> Duration {
     match kind {
-        Kind::LookUp => answers(population, iterations, |pc| {
-            look_up(pc).map_or(0, |stub| stub.start())
-        }),
-        Kind::SortedVec => answers(population, iterations, |pc| {
-            population.in_sorted(pc).unwrap_or(0)
-        }),
-        Kind::BTree => answers(population, iterations, |pc| {
-            population.in_tree(pc).unwrap_or(0)
-        }),
+        Kind::LookUp => {
+            answers(population, iterations, |pc| look_up(pc).map_or(0, |stub| stub.start()))
+        }
+        Kind::SortedVec => {
+            answers(population, iterations, |pc| population.in_sorted(pc).unwrap_or(0))
+        }
+        Kind::BTree => answers(population, iterations, |pc| population.in_tree(pc).unwrap_or(0)),
         Kind::Chained => {
             let (none, mut last) = (black_box(0), 0);
             answers(population, iterations, |pc| {
@@ -263,11 +253,7 @@ fn nest() -> &'static Nest {
         let code = code.expect("the nest installs");
         // SAFETY: a System V function of that type.
         let entry = unsafe { code.enter(convention) }.expect("the entry stub");
-        Nest {
-            entry,
-            _code: code,
-            _bottom: bottom,
-        }
+        Nest { entry, _code: code, _bottom: bottom }
     })
 }
 
@@ -306,12 +292,8 @@ fn chain(mut fp: usize) -> u64 {
     let (mut frames, mut pcs) = (0, 0_usize);
     while frames < FRAMES {
         // SAFETY: that many frames are on the stack, and all keep the chain.
-        let (caller, pc) = unsafe {
-            (
-                (fp as *const usize).read(),
-                (fp as *const usize).add(1).read(),
-            )
-        };
+        let (caller, pc) =
+            unsafe { ((fp as *const usize).read(), (fp as *const usize).add(1).read()) };
         pcs = pcs.wrapping_add(pc);
         fp = caller;
         frames += 1;
@@ -323,10 +305,7 @@ fn chain(mut fp: usize) -> u64 {
 /// Time of walking so many frames.
 fn walk(iterations: u64, bare: bool) -> Duration {
     let walks = iterations.div_ceil(FRAMES);
-    let config = Config {
-        processors: 1,
-        ..Config::default()
-    };
+    let config = Config { processors: 1, ..Config::default() };
     // SAFETY: on a goroutine; the nest takes a depth that is not 0.
     let ns = config.run(|| unsafe { nest().entry.call(DEPTH, walks, u64::from(bare)) });
     let time = Duration::from_nanos(ns.expect("the run starts"));

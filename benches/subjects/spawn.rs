@@ -18,18 +18,13 @@ pub fn subjects() -> Vec<Subject> {
         Subject::new("go and join, 1,000 at a time", |n| batches(1, n))
             .faster_than_recorded("Go 1.27", 165.0, 3.0)
             .against(THREAD),
-        Subject::new("go and join, 1,000 at a time, 2 processors", |n| {
-            batches(2, n)
-        }),
+        Subject::new("go and join, 1,000 at a time, 2 processors", |n| batches(2, n)),
         Subject::new("go and join, one at a time", one_by_one).against(THREAD),
     ]
 }
 
 fn run<R>(processors: usize, f: impl FnOnce() -> R) -> R {
-    let config = Config {
-        processors,
-        ..Config::default()
-    };
+    let config = Config { processors, ..Config::default() };
     config.run(f).expect("the run starts")
 }
 
@@ -51,10 +46,7 @@ fn batches(processors: usize, iterations: u64) -> Duration {
             for n in 0..BATCH {
                 handles.push(go(move || black_box(n) + 1));
             }
-            let sum: u64 = handles
-                .drain(..)
-                .map(|h| h.join().expect("it does not panic"))
-                .sum();
+            let sum: u64 = handles.drain(..).map(|h| h.join().expect("it does not panic")).sum();
             assert_eq!(sum, BATCH * (BATCH + 1) / 2);
         };
         // The stacks are made by the first one.
@@ -90,9 +82,7 @@ const REQUEST: &str = "FOOTBRIDGE_BENCH_PARKED";
 /// Starts a fresh process of this program that parks so many goroutines, and prints its report.
 pub fn report_parked(count: u64) {
     let program = std::env::current_exe().expect("the path of this program");
-    let child = std::process::Command::new(program)
-        .env(REQUEST, count.to_string())
-        .output();
+    let child = std::process::Command::new(program).env(REQUEST, count.to_string()).output();
     let output = child.expect("a process of the same program starts");
     print!("{}", String::from_utf8_lossy(&output.stdout));
     if !output.status.success() {
@@ -129,11 +119,7 @@ pub fn hold_parked(count: u64) {
             }
             let each = |bytes: u64| bytes as f64 / count as f64;
             let resident = each(after.resident - before.resident);
-            let verdict = if resident <= AIM_BYTES {
-                "reached"
-            } else {
-                "MISSED"
-            };
+            let verdict = if resident <= AIM_BYTES { "reached" } else { "MISSED" };
             format!(
                 "  {count:>9} parked: {resident:.0} B resident each (aim <= {AIM_BYTES:.0} B: \
                  {verdict}) and {:.0} B of page tables; go {:.0} ns, go until parked {:.0} ns",
@@ -143,11 +129,7 @@ pub fn hold_parked(count: u64) {
             )
         })
     });
-    assert_eq!(
-        sum.into_inner(),
-        count * (count + 1) / 2,
-        "every one got its number"
-    );
+    assert_eq!(sum.into_inner(), count * (count + 1) / 2, "every one got its number");
     println!("{line}");
 }
 
@@ -166,9 +148,6 @@ impl Memory {
                 line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
             kib.unwrap_or_else(|| panic!("no {name} in /proc/self/status")) * 1024
         };
-        Self {
-            resident: field("VmRSS:"),
-            tables: field("VmPTE:"),
-        }
+        Self { resident: field("VmRSS:"), tables: field("VmPTE:") }
     }
 }

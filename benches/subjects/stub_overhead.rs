@@ -44,10 +44,8 @@ pub fn subjects() -> Vec<Subject> {
         })
         .against(PLAIN_FROM_JIT),
         Subject::new(PLAIN_FROM_RUST, plain_from_rust),
-        Subject::new("Rust loop, enter, SystemV", |n| {
-            enter_from_rust(Convention::SystemV, n)
-        })
-        .against(PLAIN_FROM_RUST),
+        Subject::new("Rust loop, enter, SystemV", |n| enter_from_rust(Convention::SystemV, n))
+            .against(PLAIN_FROM_RUST),
         Subject::new("Rust loop, enter, GoAbiInternal", |n| {
             enter_from_rust(Convention::GoAbiInternal, n)
         })
@@ -67,10 +65,7 @@ fn add_one_to_last(_: u64, _: u64, _: u64, _: u64, _: u64, last: u64, x: f64, y:
 
 /// Runs `f` on a goroutine of a run with one processor.
 fn on_one_processor<R>(f: impl FnOnce() -> R) -> R {
-    let config = Config {
-        processors: 1,
-        ..Config::default()
-    };
+    let config = Config { processors: 1, ..Config::default() };
     config.run(f).expect("the run starts")
 }
 

@@ -39,10 +39,7 @@ pub fn subjects() -> Vec<Subject> {
 
 /// Runs `f` on a goroutine of a run with one processor.
 fn on_one_processor<R>(f: impl FnOnce() -> R) -> R {
-    let config = Config {
-        processors: 1,
-        ..Config::default()
-    };
+    let config = Config { processors: 1, ..Config::default() };
     config.run(f).expect("the run starts")
 }
 
@@ -65,10 +62,7 @@ fn corosensei(iterations: u64) -> Duration {
     }
     let time = start.elapsed();
     assert_eq!(black_box(number), rounds);
-    assert!(matches!(
-        coroutine.resume(u64::MAX),
-        CoroutineResult::Return(())
-    ));
+    assert!(matches!(coroutine.resume(u64::MAX), CoroutineResult::Return(())));
     time.mul_f64(iterations as f64 / (2 * rounds) as f64)
 }
 
@@ -116,11 +110,7 @@ fn gosched_ring(goroutines: u64, iterations: u64) -> Duration {
             (time, turns.get())
         })
     });
-    assert_eq!(
-        turns,
-        rounds * goroutines,
-        "everybody has the same number of turns"
-    );
+    assert_eq!(turns, rounds * goroutines, "everybody has the same number of turns");
     time.mul_f64(iterations as f64 / turns as f64)
 }
 

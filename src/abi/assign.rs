@@ -68,11 +68,7 @@ pub struct Part {
 
 impl Part {
     pub(super) fn new(register: Reg, off: u32, size: u32) -> Part {
-        Part {
-            place: Place::Reg(register),
-            off,
-            size,
-        }
+        Part { place: Place::Reg(register), off, size }
     }
 
     /// The class of the register; `None` on the x87 stack. It is that of the place, not of the
@@ -124,20 +120,11 @@ pub struct Value {
 
 impl Value {
     pub(super) fn new(ty: &Type, language: Language, passing: Passing) -> Value {
-        Value {
-            ty: ty.clone(),
-            layout: ty.layout(language),
-            language,
-            passing,
-            home_off: None,
-        }
+        Value { ty: ty.clone(), layout: ty.layout(language), language, passing, home_off: None }
     }
 
     pub(super) fn with_home(self, home_off: u32) -> Value {
-        Value {
-            home_off: Some(home_off),
-            ..self
-        }
+        Value { home_off: Some(home_off), ..self }
     }
 
     /// The type.
@@ -261,9 +248,7 @@ impl Assignment {
             let values = types.iter().map(|ty| {
                 let value = Value::new(ty, language, Passing::Area(end));
                 let words = ty.layout(language).size_bytes.next_multiple_of(8).max(8);
-                end = end
-                    .checked_add(words)
-                    .expect("a record is smaller than 4 GiB");
+                end = end.checked_add(words).expect("a record is smaller than 4 GiB");
                 value
             });
             (values.collect(), end)
@@ -404,11 +389,7 @@ impl fmt::Display for Assignment {
             value.write(&format!("r{i}"), result_area, f)?;
             separator = "  ";
         }
-        if let Some(ResultPointer {
-            returned: Some(register),
-            ..
-        }) = self.result_pointer
-        {
+        if let Some(ResultPointer { returned: Some(register), .. }) = self.result_pointer {
             write!(f, " at {register}")?;
         }
         Ok(())
@@ -462,11 +443,7 @@ pub(super) struct Area {
 
 impl Area {
     pub(super) fn new(convention: Convention) -> Area {
-        Area {
-            convention,
-            end: 0,
-            align: convention.spec().stack_align_bytes,
-        }
+        Area { convention, end: 0, align: convention.spec().stack_align_bytes }
     }
 
     /// The first byte after what is in the area.

@@ -56,18 +56,16 @@ pub enum TypeError {
 impl fmt::Display for TypeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TypeError::TooDeep { limit } => write!(
-                f,
-                "types are nested more than {limit} deep; pass a pointer instead"
-            ),
+            TypeError::TooDeep { limit } => {
+                write!(f, "types are nested more than {limit} deep; pass a pointer instead")
+            }
             TypeError::TooManyMentions { limit } => write!(
                 f,
                 "a type has more than {limit} parts; write an array, or pass a pointer instead"
             ),
-            TypeError::TooLarge { limit_bytes } => write!(
-                f,
-                "a type is larger than {limit_bytes} bytes; pass a pointer instead"
-            ),
+            TypeError::TooLarge { limit_bytes } => {
+                write!(f, "a type is larger than {limit_bytes} bytes; pass a pointer instead")
+            }
             TypeError::BadAlign { align_bytes } => write!(
                 f,
                 "{align_bytes} is no alignment: it must be a power of two, at most {}",
@@ -131,14 +129,12 @@ impl fmt::Display for ParseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "signature, byte {}: ", self.position())?;
         match self {
-            ParseError::Unexpected {
-                expected, found, ..
-            } if found.is_empty() => {
+            ParseError::Unexpected { expected, found, .. } if found.is_empty() => {
                 write!(f, "expected {expected}, found the end of the text")
             }
-            ParseError::Unexpected {
-                expected, found, ..
-            } => write!(f, "expected {expected}, found `{found}`"),
+            ParseError::Unexpected { expected, found, .. } => {
+                write!(f, "expected {expected}, found `{found}`")
+            }
             ParseError::UnknownType { name, .. } => {
                 let known = Type::NAMED.map(|(name, _)| name).join(", ");
                 write!(
@@ -202,31 +198,18 @@ pub enum AssignError {
 impl fmt::Display for AssignError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            AssignError::OneResult {
-                convention,
-                index,
-                ty,
-            } => write!(
+            AssignError::OneResult { convention, index, ty } => write!(
                 f,
                 "{convention}, result {index} ({ty}): the convention returns one value; \
                  return the others through a pointer parameter"
             ),
-            AssignError::Unsupported {
-                convention,
-                value,
-                ty,
-                rule,
-            } => write!(f, "{convention}, {value} ({ty}): {rule}"),
-            AssignError::NoVariadics { convention } => write!(
-                f,
-                "{convention}: Go has no `...` parameters like C's; pass a slice"
-            ),
-            AssignError::AreaTooLarge {
-                convention,
-                value,
-                ty,
-                limit_bytes,
-            } => write!(
+            AssignError::Unsupported { convention, value, ty, rule } => {
+                write!(f, "{convention}, {value} ({ty}): {rule}")
+            }
+            AssignError::NoVariadics { convention } => {
+                write!(f, "{convention}: Go has no `...` parameters like C's; pass a slice")
+            }
+            AssignError::AreaTooLarge { convention, value, ty, limit_bytes } => write!(
                 f,
                 "{convention}, {value} ({ty}): it ends more than {limit_bytes} bytes into the \
                  stack area; pass a pointer to a record instead"
@@ -299,11 +282,7 @@ impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = |ty: &Option<Type>| ty.as_ref().map_or("nothing".to_owned(), Type::to_string);
         match self {
-            PlanError::SignatureMismatch {
-                value,
-                entry,
-                target,
-            } => write!(
+            PlanError::SignatureMismatch { value, entry, target } => write!(
                 f,
                 "{value} is {} at the entry and {} at the target; assign both sides from one \
                  signature, apart from the bound parameter",

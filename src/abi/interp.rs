@@ -189,17 +189,13 @@ struct Memory {
 
 impl Memory {
     fn undefined(base: u64, bytes: u32) -> Memory {
-        Memory {
-            base,
-            bytes: vec![None; bytes as usize],
-        }
+        Memory { base, bytes: vec![None; bytes as usize] }
     }
 
     /// The bytes at an offset, if they are within the area.
     fn slice(&mut self, offset: u64, bytes: u32) -> Option<&mut [Byte]> {
         let offset = usize::try_from(offset).ok()?;
-        self.bytes
-            .get_mut(offset..offset.checked_add(bytes as usize)?)
+        self.bytes.get_mut(offset..offset.checked_add(bytes as usize)?)
     }
 
     fn contains(&self, address: u64) -> bool {
@@ -228,12 +224,7 @@ fn extended(number: u64, bytes: u32, extend: Extend) -> u64 {
     let number = low(number, bytes);
     if extend == Extend::Sign {
         let unused = 32 - 8 * bytes;
-        u64::from(
-            ((number as u32) << unused)
-                .cast_signed()
-                .wrapping_shr(unused)
-                .cast_unsigned(),
-        )
+        u64::from(((number as u32) << unused).cast_signed().wrapping_shr(unused).cast_unsigned())
     } else {
         number
     }
@@ -310,11 +301,7 @@ impl<'a> Machine<'a> {
         seed: u64,
     ) -> Machine<'a> {
         let record = |side: &Assignment, base| {
-            let bytes = if side.is_words() {
-                side.results_bytes()
-            } else {
-                0
-            };
+            let bytes = if side.is_words() { side.results_bytes() } else { 0 };
             Memory::undefined(base, bytes)
         };
         let arch = entry.arch().or(target.arch()).unwrap_or(Arch::Amd64);
@@ -490,9 +477,7 @@ impl<'a> Machine<'a> {
             }
         }
         self.target_area = Memory::undefined(self.target_area.base, target.total_bytes());
-        let low_halves = target
-            .convention()
-            .map_or(RegSet::EMPTY, |c| c.spec().preserved_low64);
+        let low_halves = target.convention().map_or(RegSet::EMPTY, |c| c.spec().preserved_low64);
         let volatile = match target.convention() {
             Some(convention) => convention.spec().volatile(),
             None => self.arch.registers().minus(RegSet::of_gprs(&[Gpr::RSP])),
@@ -504,10 +489,7 @@ impl<'a> Machine<'a> {
             self.vector[i][..8].copy_from_slice(&kept[i][..8]);
         }
         for (value, bytes) in target.results().iter().zip(results) {
-            match (
-                *value.passing() == Passing::Nothing,
-                target.result_pointer(),
-            ) {
+            match (*value.passing() == Passing::Nothing, target.result_pointer()) {
                 (false, Some(pointer)) => {
                     let address = self.target_result_address;
                     self.put_bytes(target, value, bytes, Target::Address(address));
@@ -533,11 +515,8 @@ impl<'a> Machine<'a> {
         let mut on_x87 = 0;
         for (i, value) in entry.results().iter().enumerate() {
             let index = ValueIndex::Result(i);
-            on_x87 += value
-                .parts()
-                .iter()
-                .filter(|part| matches!(part.place, Place::X87(_)))
-                .count();
+            on_x87 +=
+                value.parts().iter().filter(|part| matches!(part.place, Place::X87(_))).count();
             values.push(match (self.result_memory, entry.result_pointer()) {
                 (Some(memory), Some(pointer)) => {
                     let address = self.caller[memory].base;
@@ -545,10 +524,7 @@ impl<'a> Machine<'a> {
                         && self.register(returned) != address
                     {
                         let address = self.register(returned);
-                        return Err(Fault::BadAddress {
-                            value: index,
-                            address,
-                        });
+                        return Err(Fault::BadAddress { value: index, address });
                     }
                     self.take_behind(entry, value, address, 1, index)?
                 }
@@ -642,12 +618,7 @@ impl<'a> Machine<'a> {
                 self.x87.insert(0, bytes);
                 return Ok(());
             }
-            Step::Move {
-                from,
-                to,
-                width,
-                extend,
-            } => (from, to, width, extend),
+            Step::Move { from, to, width, extend } => (from, to, width, extend),
             _ => return malformed,
         };
         let bytes = width.bytes();
@@ -853,10 +824,7 @@ impl<'a> Machine<'a> {
         align: u32,
         index: ValueIndex,
     ) -> Result<Vec<u8>, Fault> {
-        let bad = Fault::BadAddress {
-            value: index,
-            address,
-        };
+        let bad = Fault::BadAddress { value: index, address };
         let data = data_bytes(value.ty(), side.language(), self.arch);
         if !address.is_multiple_of(align.into()) {
             return Err(bad);
@@ -893,10 +861,7 @@ impl<'a> Machine<'a> {
             let extends = side.narrow() != Narrow::Garbage && value.ty().is_word() && size < 4;
             let full = extended(found, size.min(4), Extend::of(value.ty()));
             if extends && low(found, 4) != low(full, 4) {
-                return Err(Fault::NotExtended {
-                    value: index,
-                    found,
-                });
+                return Err(Fault::NotExtended { value: index, found });
             }
             Ok(())
         };
@@ -911,10 +876,7 @@ impl<'a> Machine<'a> {
                 _ => 1,
             };
             if !address.is_multiple_of(align.into()) {
-                return Err(Fault::BadAddress {
-                    value: index,
-                    address,
-                });
+                return Err(Fault::BadAddress { value: index, address });
             }
             let slice = memory.slice(offset, loadable);
             let slice = slice.expect("values are in their area");
@@ -937,9 +899,7 @@ impl<'a> Machine<'a> {
                 Place::X87(position) => match self.x87.get(usize::from(position)) {
                     Some(number) => number.to_vec(),
                     None => {
-                        return Err(Fault::X87Depth {
-                            found: self.x87.len(),
-                        });
+                        return Err(Fault::X87Depth { found: self.x87.len() });
                     }
                 },
                 Place::Area(_) => unreachable!("parts are in registers"),
@@ -1027,12 +987,7 @@ mod tests {
     }
 
     fn mov(from: Spot, to: Spot, width: Width, extend: Extend) -> Step {
-        Step::Move {
-            from,
-            to,
-            width,
-            extend,
-        }
+        Step::Move { from, to, width, extend }
     }
 
     #[test]
@@ -1066,20 +1021,11 @@ mod tests {
         for (width, bytes) in [(Width::B4, 16), (Width::B16, 16), (Width::B64, 64)] {
             let step = mov(xmm1, xmm0, width, Extend::None);
             assert_eq!(machine.run(&[step]), Ok(()));
-            assert_eq!(
-                machine.vector(Xmm::XMM0)[..bytes],
-                machine.vector(Xmm::XMM1)[..bytes]
-            );
+            assert_eq!(machine.vector(Xmm::XMM0)[..bytes], machine.vector(Xmm::XMM1)[..bytes]);
         }
         let stage = [
-            Step::Address {
-                of: Spot::Target(0),
-                to: Gpr::RAX.into(),
-            },
-            Step::Constant {
-                to: Gpr::RBX.into(),
-                value: 7,
-            },
+            Step::Address { of: Spot::Target(0), to: Gpr::RAX.into() },
+            Step::Constant { to: Gpr::RBX.into(), value: 7 },
         ];
         assert_eq!(machine.run(&stage), Ok(()));
         assert_eq!(machine.register(Gpr::RAX), machine.target_area.base);
@@ -1091,10 +1037,7 @@ mod tests {
         let (entry, target, plan) =
             sides("fn(i64, i64, i64, i64, i64, i64, i64, i64, i64, u8, i32)");
         let mut machine = Machine::new(&entry, &target, &plan, 0);
-        let sizes = entry
-            .params()
-            .iter()
-            .map(|v| v.layout().size_bytes as usize);
+        let sizes = entry.params().iter().map(|v| v.layout().size_bytes as usize);
         machine.enter(&sizes.map(|size| vec![0; size]).collect::<Vec<_>>());
         let (rax, xmm0) = (Gpr::RAX.into(), Xmm::XMM0.into());
         let mut fault = |step| (machine.run(&[step]), step);
@@ -1135,14 +1078,8 @@ mod tests {
             assert_eq!(result, Err(Fault::OutOfBounds { step }));
         }
         let (result, step) = fault(mov(Spot::Entry(0), rax, Width::B2, Extend::Zero));
-        assert_eq!(
-            result,
-            Err(Fault::Undefined { step }),
-            "the byte after a u8"
-        );
-        let (result, step) = fault(Step::PopX87 {
-            to: Spot::Target(0),
-        });
+        assert_eq!(result, Err(Fault::Undefined { step }), "the byte after a u8");
+        let (result, step) = fault(Step::PopX87 { to: Spot::Target(0) });
         assert_eq!(result, Err(Fault::X87 { step }));
         let (result, _) = fault(mov(Spot::Entry(4), rax, Width::B4, none));
         assert_eq!(result, Ok(()));
@@ -1236,9 +1173,9 @@ mod tests {
                 0..12 => Type::SCALARS[rng.below(Type::SCALARS.len())].clone(),
                 12..18 => Type::NAMED[rng.below(Type::NAMED.len())].1.clone(),
                 18 => "complex<f32>".parse().expect("a type"),
-                19 => ["complex<f64>", "complex<longdouble>"][rng.below(2)]
-                    .parse()
-                    .expect("a type"),
+                19 => {
+                    ["complex<f64>", "complex<longdouble>"][rng.below(2)].parse().expect("a type")
+                }
                 20..26 => {
                     let element = random_type(rng, language, depth - 1);
                     let length = [1, 1, 2, 3, 4, 5, 7, 13][rng.below(8)];
@@ -1253,10 +1190,7 @@ mod tests {
                         true => one.clone(),
                         false => random_type(rng, language, depth - 1),
                     });
-                    let mut spec = RecordSpec {
-                        fields: fields.collect(),
-                        ..RecordSpec::default()
-                    };
+                    let mut spec = RecordSpec { fields: fields.collect(), ..RecordSpec::default() };
                     if language == Language::C && rng.below(5) == 0 {
                         spec.packed = Some(1 << rng.below(3));
                     }
@@ -1301,10 +1235,7 @@ mod tests {
                 _ => None,
             };
             let parts = value.parts().iter().map(|part| part.place);
-            parts
-                .chain(pointer)
-                .filter_map(Place::reg)
-                .collect::<Vec<_>>()
+            parts.chain(pointer).filter_map(Place::reg).collect::<Vec<_>>()
         });
         places.collect()
     }
@@ -1356,14 +1287,7 @@ mod tests {
         let mut signature = Signature::new(params.clone(), results.clone());
         let (mut target_signature, bound) = if bind {
             let index = rng.below(params.len() + 1);
-            let integers = [
-                Type::Ptr,
-                Type::I64,
-                Type::I8,
-                Type::Bool,
-                Type::U16,
-                Type::I32,
-            ];
+            let integers = [Type::Ptr, Type::I64, Type::I8, Type::Bool, Type::U16, Type::I32];
             let mut longer = params;
             longer.insert(index, integers[rng.below(integers.len())].clone());
             (Signature::new(longer, results), Some(index))
@@ -1376,10 +1300,9 @@ mod tests {
             target_signature = target_signature.variadic_after(named);
         }
 
-        let (Some(entry), Some(target)) = (
-            from.assign(&signature, language),
-            to.assign(&target_signature, language),
-        ) else {
+        let (Some(entry), Some(target)) =
+            (from.assign(&signature, language), to.assign(&target_signature, language))
+        else {
             return false;
         };
         // Any registers may be offered, those that hold values too; a few that never do are enough.
@@ -1431,9 +1354,7 @@ mod tests {
 
         machine.enter(&args);
         let before = machine.clone();
-        machine
-            .run(&plan.args)
-            .unwrap_or_else(|e| panic!("{e}: {what}"));
+        machine.run(&plan.args).unwrap_or_else(|e| panic!("{e}: {what}"));
         let mut expected = args;
         if let Some(index) = bound {
             let size = target.params()[index].layout().size_bytes as usize;
@@ -1442,9 +1363,7 @@ mod tests {
         let arrived = machine.arrived().unwrap_or_else(|e| panic!("{e}: {what}"));
         assert_eq!(arrived, expected, "{what}");
         let pointers = |side: &Assignment| -> RegSet {
-            let place = side
-                .result_pointer()
-                .and_then(|pointer| pointer.place.reg());
+            let place = side.result_pointer().and_then(|pointer| pointer.place.reg());
             let count = side.vector_count().map(|(register, _)| register);
             place.into_iter().chain(count).collect()
         };
@@ -1463,9 +1382,7 @@ mod tests {
 
         machine.leave(&results);
         let before = machine.clone();
-        machine
-            .run(&plan.results)
-            .unwrap_or_else(|e| panic!("{e}: {what}"));
+        machine.run(&plan.results).unwrap_or_else(|e| panic!("{e}: {what}"));
         let returned = machine.returned().unwrap_or_else(|e| panic!("{e}: {what}"));
         assert_eq!(returned, results, "{what}");
         let returned = |side: &Assignment| -> RegSet {
@@ -1508,10 +1425,7 @@ mod tests {
                         plans += u32::from(check_random_call(&mut rng, *from, *to, false));
                         plans += u32::from(check_random_call(&mut rng, *from, *to, true));
                     }
-                    assert!(
-                        cfg!(miri) || plans * 3 > calls,
-                        "{from:?} {to:?}: only {plans}"
-                    );
+                    assert!(cfg!(miri) || plans * 3 > calls, "{from:?} {to:?}: only {plans}");
                 }
             }
         }

@@ -35,10 +35,7 @@ pub struct Layout {
 
 impl Layout {
     const fn new(size_bytes: u32, align_bytes: u32) -> Layout {
-        Layout {
-            size_bytes,
-            align_bytes,
-        }
+        Layout { size_bytes, align_bytes }
     }
 }
 
@@ -68,9 +65,7 @@ pub(super) fn simple(ty: &Type) -> Layout {
 fn limited(size: Option<u64>) -> Result<u32, TypeError> {
     match size.and_then(|size| u32::try_from(size).ok()) {
         Some(size) if size <= MAX_TYPE_BYTES => Ok(size),
-        _ => Err(TypeError::TooLarge {
-            limit_bytes: MAX_TYPE_BYTES,
-        }),
+        _ => Err(TypeError::TooLarge { limit_bytes: MAX_TYPE_BYTES }),
     }
 }
 
@@ -85,10 +80,7 @@ pub(super) fn array(length: u32, element: Layout) -> Result<Layout, TypeError> {
 fn fields(spec: &RecordSpec, language: Language) -> (Vec<Layout>, u32) {
     let packed = spec.packed.unwrap_or(u32::MAX);
     let fields = spec.fields.iter().map(|field| {
-        let Layout {
-            size_bytes,
-            align_bytes,
-        } = field.layout(language);
+        let Layout { size_bytes, align_bytes } = field.layout(language);
         Layout::new(size_bytes, align_bytes.min(packed))
     });
     let fields: Vec<Layout> = fields.collect();
@@ -127,10 +119,7 @@ pub(super) fn union(
     let (fields, align) = fields(spec, language);
     let largest = fields.iter().map(|field| field.size_bytes).max();
     let size = u64::from(largest.unwrap_or(0)).next_multiple_of(align.into());
-    Ok((
-        vec![0; fields.len()],
-        Layout::new(limited(Some(size))?, align),
-    ))
+    Ok((vec![0; fields.len()], Layout::new(limited(Some(size))?, align)))
 }
 
 #[cfg(test)]
@@ -160,11 +149,7 @@ mod tests {
             ("struct { struct {}, i32 }", (4, 4), (4, 4)),
             ("struct { struct { u8, struct {} }, u8 }", (2, 1), (3, 1)),
             ("[struct { i64, struct {} }; 3]", (24, 8), (48, 8)),
-            (
-                "struct { string, slice, any, iface, map }",
-                (80, 8),
-                (80, 8),
-            ),
+            ("struct { string, slice, any, iface, map }", (80, 8), (80, 8)),
         ];
         for (text, c, go) in c_and_go {
             let of = |language| {
@@ -184,12 +169,7 @@ mod tests {
             ("struct align(1) { i64 }", 8, 8, &[0]),
             ("struct { i8, struct align(32) { i8 } }", 64, 32, &[0, 32]),
             ("struct packed(1) { i8, struct { i8, i32 } }", 9, 1, &[0, 1]),
-            (
-                "struct packed(4) { i8, struct align(16) { i8 } }",
-                20,
-                4,
-                &[0, 4],
-            ),
+            ("struct packed(4) { i8, struct align(16) { i8 } }", 20, 4, &[0, 4]),
             ("struct { v64, v256 }", 64, 32, &[0, 32]),
             ("union { i8, [i16; 3], f32 }", 8, 4, &[0, 0, 0]),
             ("union packed(1) { i8, i64, [i8; 9] }", 9, 1, &[0, 0, 0]),
@@ -197,13 +177,8 @@ mod tests {
         ] {
             let ty = ty(text);
             assert_eq!(ty.layout(Language::C), Layout::new(size, align), "{text}");
-            let (Type::Struct(record) | Type::Union(record)) = &ty else {
-                unreachable!()
-            };
-            let found: Vec<u32> = record
-                .fields(Language::C)
-                .map(|(offset, _)| offset)
-                .collect();
+            let (Type::Struct(record) | Type::Union(record)) = &ty else { unreachable!() };
+            let found: Vec<u32> = record.fields(Language::C).map(|(offset, _)| offset).collect();
             assert_eq!(found, offsets, "{text}");
         }
     }
@@ -253,10 +228,7 @@ mod tests {
             "struct { [i8; 1073741824], i8 }",
             "struct align(4096) { [i8; 1073741823], i16 }",
         ] {
-            assert!(
-                error(text).contains("larger than 1073741824 bytes"),
-                "{text}"
-            );
+            assert!(error(text).contains("larger than 1073741824 bytes"), "{text}");
         }
         // Doubling a shared type never takes longer than the limit allows.
         let mut doubled = Type::structure([]).expect("small");

@@ -346,8 +346,7 @@ impl RegSet {
 
     /// The registers of a class in the set, by machine and hardware number.
     pub fn of_class(self, class: RegClass) -> impl Iterator<Item = Reg> {
-        self.iter()
-            .filter(move |register| register.class() == class)
+        self.iter().filter(move |register| register.class() == class)
     }
 
     /// The registers of the set: by machine, the general-purpose ones, then the vector ones, each

@@ -111,9 +111,7 @@ mod tests {
         };
         for step in steps {
             match *step {
-                Step::Move {
-                    from, to, extend, ..
-                } => {
+                Step::Move { from, to, extend, .. } => {
                     let extension = if extend == Extend::None { 0 } else { 1000 };
                     registers[index(to)] = registers[index(from)] + extension;
                 }
@@ -157,11 +155,7 @@ mod tests {
             for t in &transfers {
                 let extension = if t.extend == Extend::None { 0 } else { 1000 };
                 let expected = number(t.from) as u32 + extension;
-                assert_eq!(
-                    registers[number(t.to)],
-                    expected,
-                    "{transfers:?}\n{steps:?}"
-                );
+                assert_eq!(registers[number(t.to)], expected, "{transfers:?}\n{steps:?}");
             }
             for other in (0..32).filter(|i| transfers.iter().all(|t| number(t.to) != *i)) {
                 let writable = scratch.iter().any(|r| number(r) == other);
@@ -255,12 +249,7 @@ mod tests {
 
     #[test]
     fn nothing_is_done_for_values_in_place() {
-        let stay = Transfer {
-            from: gpr(0),
-            to: gpr(0),
-            width: Width::B8,
-            extend: Extend::None,
-        };
+        let stay = Transfer { from: gpr(0), to: gpr(0), width: Width::B8, extend: Extend::None };
         let mut steps = Vec::new();
         schedule(vec![stay], RegSet::EMPTY, &mut steps).expect("no cycle");
         assert_eq!(steps, []);

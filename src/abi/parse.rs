@@ -69,19 +69,10 @@ struct Expected {
     next: &'static str,
 }
 
-const PARAMS: Expected = Expected {
-    item: "a type, `...` or `)`",
-    next: "`,` or `)`",
-};
-const MORE_PARAMS: Expected = Expected {
-    item: "a type or `)`",
-    next: "`,` or `)`",
-};
+const PARAMS: Expected = Expected { item: "a type, `...` or `)`", next: "`,` or `)`" };
+const MORE_PARAMS: Expected = Expected { item: "a type or `)`", next: "`,` or `)`" };
 const RESULTS: Expected = MORE_PARAMS;
-const FIELDS: Expected = Expected {
-    item: "a type or `}`",
-    next: "`,` or `}`",
-};
+const FIELDS: Expected = Expected { item: "a type or `}`", next: "`,` or `}`" };
 
 /// The text that is still to be read.
 struct Tokens<'a> {
@@ -94,11 +85,7 @@ struct Tokens<'a> {
 
 impl<'a> Tokens<'a> {
     fn new(text: &'a str) -> Self {
-        Tokens {
-            text,
-            position: 0,
-            depth: 0,
-        }
+        Tokens { text, position: 0, depth: 0 }
     }
 
     /// The next token: a word, `->`, `...`, any other single character, or `""` at the end.
@@ -127,20 +114,12 @@ impl<'a> Tokens<'a> {
 
     /// Steps over `token`, which errors describe as `expected`.
     fn expect(&mut self, token: &str, expected: &'static str) -> Result<(), ParseError> {
-        if self.take(token) {
-            Ok(())
-        } else {
-            Err(self.unexpected(expected))
-        }
+        if self.take(token) { Ok(()) } else { Err(self.unexpected(expected)) }
     }
 
     fn unexpected(&mut self, expected: &'static str) -> ParseError {
         let found = self.peek().to_owned();
-        ParseError::Unexpected {
-            position: self.position,
-            expected,
-            found,
-        }
+        ParseError::Unexpected { position: self.position, expected, found }
     }
 
     /// The types up to `close`. While `variadic_at` is `None`, `...` may stand among them; then it
@@ -196,22 +175,14 @@ impl<'a> Tokens<'a> {
             return Ok(ty.clone());
         }
         if !matches!(name, "complex" | "[" | "struct" | "union") {
-            return Err(
-                if name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') {
-                    ParseError::UnknownType {
-                        position: start,
-                        name: name.to_owned(),
-                    }
-                } else {
-                    self.unexpected(expected)
-                },
-            );
+            return Err(if name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') {
+                ParseError::UnknownType { position: start, name: name.to_owned() }
+            } else {
+                self.unexpected(expected)
+            });
         }
         self.position += name.len();
-        let at_start = |error| ParseError::Type {
-            position: start,
-            error,
-        };
+        let at_start = |error| ParseError::Type { position: start, error };
         if self.depth == MAX_TYPE_DEPTH {
             let limit = MAX_TYPE_DEPTH;
             return Err(at_start(TypeError::TooDeep { limit }));
@@ -250,11 +221,7 @@ impl<'a> Tokens<'a> {
                 }
                 self.expect("{", "`packed`, `align` or `{`")?;
                 spec.fields = self.list("}", &mut Some(0), &FIELDS)?;
-                let record = if name == "struct" {
-                    spec.into_struct()
-                } else {
-                    spec.into_union()
-                };
+                let record = if name == "struct" { spec.into_struct() } else { spec.into_union() };
                 record.map_err(at_start)?
             }
         };

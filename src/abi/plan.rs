@@ -316,12 +316,7 @@ impl fmt::Display for Step {
             Step::Constant { to, value } => write!(f, "{to} <- {value}"),
             Step::PopX87 { to } => write!(f, "{to} <- pop x87"),
             Step::PushX87 { from } => write!(f, "push x87 <- {from}"),
-            Step::Move {
-                from,
-                to,
-                width,
-                extend,
-            } => {
+            Step::Move { from, to, width, extend } => {
                 let bytes = width.bytes();
                 match extend {
                     Extend::Zero => write!(f, "{to} <- zero{bytes} {from}"),
@@ -405,13 +400,7 @@ impl Plan {
         let (entry_pointer, target_pointer) = (entry.result_pointer(), target.result_pointer());
         let result = entry.results().first();
 
-        let mut args = Carrier::new(
-            entry,
-            entry.narrow(),
-            target,
-            request.arg_scratch,
-            &mut stage,
-        );
+        let mut args = Carrier::new(entry, entry.narrow(), target, request.arg_scratch, &mut stage);
         // The address for the result. `made` is the memory that the stub offers to the target,
         // `wanted` is where the entry's address is kept during the call.
         let (mut made, mut wanted) = (None, None);
@@ -488,10 +477,7 @@ impl Plan {
         }
         let results = results.finish()?;
 
-        let writes = args
-            .iter()
-            .chain(&results)
-            .flat_map(|step| step.writes().iter());
+        let writes = args.iter().chain(&results).flat_map(|step| step.writes().iter());
         let plan = Plan {
             writes: writes.collect(),
             target_area_bytes: target.total_bytes().next_multiple_of(16),
@@ -513,8 +499,7 @@ impl Plan {
     /// The distance from the base of the target's area up to that of the stage, where a stub has
     /// the stage above the area.
     pub fn stage_off(&self) -> u32 {
-        self.target_area_bytes
-            .next_multiple_of(self.stage_align_bytes)
+        self.target_area_bytes.next_multiple_of(self.stage_align_bytes)
     }
 
     /// The bytes of both: a multiple of 16.
@@ -579,14 +564,8 @@ impl fmt::Display for Plan {
 fn check_bound(target: &Assignment, index: usize) -> Result<(), PlanError> {
     let params = target.params();
     match params.get(index).map(Value::ty) {
-        None => Err(PlanError::BoundOutOfRange {
-            index,
-            params: params.len(),
-        }),
-        Some(ty) if !ty.is_word() => Err(PlanError::BoundNotInteger {
-            index,
-            ty: ty.clone(),
-        }),
+        None => Err(PlanError::BoundOutOfRange { index, params: params.len() }),
+        Some(ty) if !ty.is_word() => Err(PlanError::BoundNotInteger { index, ty: ty.clone() }),
         Some(_) => Ok(()),
     }
 }
@@ -836,13 +815,7 @@ impl<'a> Carrier<'a> {
     }
 
     fn copy(&mut self, index: ValueIndex, from: CopyFrom, to: Spot, size: u32) {
-        self.copies.push(MemoryCopy {
-            index,
-            from,
-            to,
-            size,
-            word: None,
-        });
+        self.copies.push(MemoryCopy { index, from, to, size, word: None });
     }
 
     fn transfer(&mut self, index: ValueIndex, from: Reg, to: Reg, size: u32, extend: Extend) {
@@ -851,12 +824,7 @@ impl<'a> Carrier<'a> {
         } else {
             Width::exact(size).expect("one or two bytes are extended")
         };
-        let transfer = Transfer {
-            from,
-            to,
-            width,
-            extend,
-        };
+        let transfer = Transfer { from, to, width, extend };
         self.transfers.push((index, transfer));
     }
 
@@ -965,9 +933,7 @@ impl<'a> Carrier<'a> {
         match source {
             Source::Nothing => {}
             Source::Context => {
-                let [part] = parts else {
-                    unreachable!("a word is in one part")
-                };
+                let [part] = parts else { unreachable!("a word is in one part") };
                 let register = part.place.reg().expect("a word is in a register");
                 let width = Width::exact(part.size).expect("a word has a width");
                 self.contexts.push((register, Extend::of(ty), width));
@@ -986,10 +952,7 @@ impl<'a> Carrier<'a> {
                 let data = ty.data_bytes(value.language());
                 let mut others = Vec::new();
                 for part in parts {
-                    match (
-                        part.place,
-                        given.iter().find(|from| covers(from, part, &data)),
-                    ) {
+                    match (part.place, given.iter().find(|from| covers(from, part, &data))) {
                         (Place::Reg(to), Some(from)) => {
                             let from = from.place.reg().expect("one that covers is a register");
                             let extend = match Extend::of(ty) {
@@ -1044,12 +1007,7 @@ impl<'a> Carrier<'a> {
                 (Width::B1 | Width::B2, Extend::None) => Extend::Zero,
                 (_, extend) => extend,
             };
-            self.loads.push(Step::Move {
-                from,
-                to: to.into(),
-                width,
-                extend,
-            });
+            self.loads.push(Step::Move { from, to: to.into(), width, extend });
         }
     }
 
@@ -1058,12 +1016,7 @@ impl<'a> Carrier<'a> {
         let class = RegClass::General;
         let mut free = self.scratch.minus(busy).of_class(class);
         let mut ends = self.ends.minus(busy).of_class(class);
-        free.next()
-            .or_else(|| ends.next())
-            .ok_or(PlanError::NoScratch {
-                value: index,
-                class,
-            })
+        free.next().or_else(|| ends.next()).ok_or(PlanError::NoScratch { value: index, class })
     }
 
     /// The steps, in the order that the head of this file explains.
@@ -1109,12 +1062,7 @@ impl<'a> Carrier<'a> {
         let to = Spot::from(register);
         self.steps.push(plain(Spot::Context, to, Width::B8));
         if extend != Extend::None {
-            self.steps.push(Step::Move {
-                from: to,
-                to,
-                width,
-                extend,
-            });
+            self.steps.push(Step::Move { from: to, to, width, extend });
         }
     }
 
@@ -1172,8 +1120,7 @@ impl<'a> Carrier<'a> {
                         extend: piece,
                     });
                     let stored = if copy.word.is_some() { stored } else { width };
-                    self.steps
-                        .push(plain(to_scratch, copy.to.plus(done), stored));
+                    self.steps.push(plain(to_scratch, copy.to.plus(done), stored));
                     done += width.bytes();
                 }
             }
@@ -1184,20 +1131,13 @@ impl<'a> Carrier<'a> {
 
 /// A move that extends nothing.
 fn plain(from: Spot, to: Spot, width: Width) -> Step {
-    Step::Move {
-        from,
-        to,
-        width,
-        extend: Extend::None,
-    }
+    Step::Move { from, to, width, extend: Extend::None }
 }
 
 /// The parts without those that repeat another one.
 fn distinct(parts: &[Part]) -> impl Iterator<Item = &Part> {
     let repeats = |i: usize| i > 0 && parts[i - 1].off == parts[i].off;
-    (0..parts.len())
-        .filter(move |i| !repeats(*i))
-        .map(|i| &parts[i])
+    (0..parts.len()).filter(move |i| !repeats(*i)).map(|i| &parts[i])
 }
 
 /// Whether a register that holds one part has all that another part needs.
@@ -1263,13 +1203,7 @@ mod tests {
         let text = "fn(i8, u16, i32, bool, f32) -> i8";
         assert_eq!(
             lines(&go(text), &sysv(text), None),
-            [
-                "rsi <- zero2 rbx",
-                "rdx <- 4 rcx",
-                "rcx <- zero1 rdi",
-                "rdi <- sign1 rax",
-                "call"
-            ]
+            ["rsi <- zero2 rbx", "rdx <- 4 rcx", "rcx <- zero1 rdi", "rdi <- sign1 rax", "call"]
         );
     }
 
@@ -1277,10 +1211,7 @@ mod tests {
     fn c_results_and_go_results_in_place() {
         let text = "fn() -> i8";
         assert_eq!(lines(&go(text), &sysv(text), None), ["call"]);
-        assert_eq!(
-            lines(&sysv(text), &go(text), None),
-            ["call", "rax <- sign1 rax"]
-        );
+        assert_eq!(lines(&sysv(text), &go(text), None), ["call", "rax <- sign1 rax"]);
     }
 
     #[test]
@@ -1289,14 +1220,7 @@ mod tests {
         let text = "fn(i64, i64, i64, i64, i64)";
         assert_eq!(
             lines(&sysv(text), &go(text), None),
-            [
-                "rax <- rdi",
-                "rbx <- rsi",
-                "rdi <- rcx",
-                "rcx <- rdx",
-                "rsi <- r8",
-                "call"
-            ]
+            ["rax <- rdi", "rbx <- rsi", "rdi <- rcx", "rcx <- rdx", "rsi <- r8", "call"]
         );
     }
 
@@ -1307,13 +1231,7 @@ mod tests {
         let target = go("fn(ptr, i64, i64, i64, i64)");
         assert_eq!(
             lines(&entry, &target, Some(0)),
-            [
-                "rbx <- rdi",
-                "rdi <- rdx",
-                "rsi <-> rcx",
-                "rax <- 8 context",
-                "call"
-            ]
+            ["rbx <- rdi", "rdi <- rdx", "rsi <-> rcx", "rax <- 8 context", "call"]
         );
     }
 
@@ -1324,12 +1242,7 @@ mod tests {
         let steps: Vec<String> = plan.args.iter().take(3).map(Step::to_string).collect();
         assert_eq!(
             steps,
-            [
-                "r9 <- sign1 r9",
-                "[target+0] <- 8 r9",
-                "[target+8] <- 8 r10"
-            ]
-            .map(str::to_owned)
+            ["r9 <- sign1 r9", "[target+0] <- 8 r9", "[target+8] <- 8 r10"].map(str::to_owned)
         );
         assert_eq!(plan.target_area_bytes, 16);
     }
@@ -1347,12 +1260,7 @@ mod tests {
         );
         assert_eq!(
             lines(&entry, &sysv("fn(u8, i32, f64)"), Some(0)),
-            [
-                "rsi <- 4 rdi",
-                "rdi <- 8 context",
-                "rdi <- zero1 rdi",
-                "call"
-            ]
+            ["rsi <- 4 rdi", "rdi <- 8 context", "rdi <- zero1 rdi", "call"]
         );
         let target = words("fn(i32, f64, ptr)");
         let plan = plan(&entry, &target, Some(2), R12).expect("plannable");
@@ -1405,26 +1313,11 @@ mod tests {
         assert_eq!(busy.args[0].to_string(), "r10 <- 8 [entry+24]");
 
         // rdi was stored and is free.
-        let stored = plan(
-            &sysv("fn(i32)"),
-            &words("fn(i32, ptr)"),
-            Some(1),
-            RegSet::of_gprs(&[Gpr::RDI]),
-        );
-        let steps: Vec<String> = stored
-            .expect("plannable")
-            .args
-            .iter()
-            .map(Step::to_string)
-            .collect();
-        assert_eq!(
-            steps,
-            [
-                "[target+0] <- 4 rdi",
-                "rdi <- 8 context",
-                "[target+8] <- 8 rdi"
-            ]
-        );
+        let stored =
+            plan(&sysv("fn(i32)"), &words("fn(i32, ptr)"), Some(1), RegSet::of_gprs(&[Gpr::RDI]));
+        let steps: Vec<String> =
+            stored.expect("plannable").args.iter().map(Step::to_string).collect();
+        assert_eq!(steps, ["[target+0] <- 4 rdi", "rdi <- 8 context", "[target+8] <- 8 rdi"]);
     }
 
     /// The lines of a plan between C conventions, with scratch.
@@ -1447,10 +1340,7 @@ mod tests {
         );
         // The padding behind i8 is nobody's.
         let text = "fn(struct { i64, i8 })";
-        assert_eq!(
-            lines(&sysv(text), &go(text), None),
-            ["rax <- rdi", "rbx <- 4 rsi", "call"]
-        );
+        assert_eq!(lines(&sysv(text), &go(text), None), ["rax <- rdi", "rbx <- 4 rsi", "call"]);
     }
 
     #[test]
@@ -1493,11 +1383,7 @@ mod tests {
     fn references_and_hidden_results() {
         // The entry's memory for the result is the target's. The argument is copied for Win64.
         assert_eq!(
-            c_lines(
-                Convention::SystemV,
-                Convention::Win64,
-                "fn(struct { i64, i32 }) -> [i64; 3]"
-            ),
+            c_lines(Convention::SystemV, Convention::Win64, "fn(struct { i64, i32 }) -> [i64; 3]"),
             [
                 "[stage+0] <- 8 rsi",
                 "[stage+8] <- 8 rdx",
@@ -1508,11 +1394,7 @@ mod tests {
         );
         // System V returns it in registers, Win64's caller wants it in memory.
         assert_eq!(
-            c_lines(
-                Convention::Win64,
-                Convention::SystemV,
-                "fn() -> struct { i64, i32 }"
-            ),
+            c_lines(Convention::Win64, Convention::SystemV, "fn() -> struct { i64, i32 }"),
             [
                 "[stage+0] <- 8 rcx",
                 "call",
@@ -1524,48 +1406,25 @@ mod tests {
         );
         // The other way round.
         assert_eq!(
-            c_lines(
-                Convention::SystemV,
-                Convention::Win64,
-                "fn() -> struct { i64, i32 }"
-            ),
-            [
-                "rcx <- address [stage+0]",
-                "call",
-                "rax <- 8 [stage+0]",
-                "rdx <- 8 [stage+8]"
-            ]
+            c_lines(Convention::SystemV, Convention::Win64, "fn() -> struct { i64, i32 }"),
+            ["rcx <- address [stage+0]", "call", "rax <- 8 [stage+0]", "rdx <- 8 [stage+8]"]
         );
     }
 
     #[test]
     fn x87_and_variadics() {
         assert_eq!(
-            c_lines(
-                Convention::SystemV,
-                Convention::SystemV,
-                "fn() -> longdouble"
-            ),
+            c_lines(Convention::SystemV, Convention::SystemV, "fn() -> longdouble"),
             ["call"]
         );
         assert_eq!(
             c_lines(Convention::Win64, Convention::SystemV, "fn() -> longdouble"),
-            [
-                "[stage+0] <- 8 rcx",
-                "call",
-                "rax <- 8 [stage+0]",
-                "[rax+0] <- pop x87"
-            ]
+            ["[stage+0] <- 8 rcx", "call", "rax <- 8 [stage+0]", "[rax+0] <- pop x87"]
         );
         let complex = "fn() -> complex<longdouble>";
         assert_eq!(
             c_lines(Convention::SystemV, Convention::Win64, complex),
-            [
-                "rcx <- address [stage+0]",
-                "call",
-                "push x87 <- [stage+16]",
-                "push x87 <- [stage+0]"
-            ]
+            ["rcx <- address [stage+0]", "call", "push x87 <- [stage+16]", "push x87 <- [stage+0]"]
         );
         let variadic = "fn(ptr, ..., f64)";
         assert_eq!(
@@ -1592,10 +1451,7 @@ mod tests {
             saved(win64, sysv, text),
             "{rsi, rdi, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15}"
         );
-        assert_eq!(
-            saved(sysv, Convention::GoAbiInternal, text),
-            "{rbx, r12, r13, r14, r15}"
-        );
+        assert_eq!(saved(sysv, Convention::GoAbiInternal, text), "{rbx, r12, r13, r14, r15}");
         assert_eq!(
             saved(Convention::Aapcs64, Convention::GoAbi0Aarch64, text),
             "{x19, x20, x21, x22, x23, x24, x25, x26, x27, x28, v8, v9, v10, v11, v12, v13, v14, \
@@ -1614,10 +1470,7 @@ mod tests {
         );
         let aarch64 = assign(Convention::Aapcs64, "fn()");
         let error = plan(&sysv("fn()"), &aarch64, None, R12).expect_err("no plan");
-        assert_eq!(
-            error.to_string(),
-            "SystemV is a convention of amd64, Aapcs64 one of aarch64"
-        );
+        assert_eq!(error.to_string(), "SystemV is a convention of amd64, Aapcs64 one of aarch64");
         let win64 = |text| assign(Convention::Win64, text);
         let text = "fn([i64; 1000], [i64; 1000]) -> [i64; 1000]";
         let words = words(text);
@@ -1650,9 +1503,7 @@ mod tests {
     #[test]
     fn mismatches_are_named() {
         let error = |entry: &str, target: &str, bound| {
-            plan(&go(entry), &go(target), bound, R12)
-                .expect_err("no plan")
-                .to_string()
+            plan(&go(entry), &go(target), bound, R12).expect_err("no plan").to_string()
         };
         assert_eq!(
             error("fn(i64)", "fn(u64)", None),

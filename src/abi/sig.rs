@@ -25,11 +25,7 @@ pub struct Signature {
 impl Signature {
     /// A signature with these parameter and result types.
     pub fn new(params: impl Into<Vec<Type>>, results: impl Into<Vec<Type>>) -> Self {
-        Self {
-            params: params.into(),
-            results: results.into(),
-            named: None,
-        }
+        Self { params: params.into(), results: results.into(), named: None }
     }
 
     /// The same signature as a call of a variadic function: the first `named` parameters are
@@ -40,10 +36,7 @@ impl Signature {
     /// If there are fewer parameters.
     #[must_use]
     pub fn variadic_after(mut self, named: usize) -> Signature {
-        assert!(
-            named <= self.params.len(),
-            "named parameters are parameters"
-        );
+        assert!(named <= self.params.len(), "named parameters are parameters");
         self.named = Some(named);
         self
     }
@@ -121,14 +114,8 @@ mod tests {
     fn displays_like_a_rust_function_pointer() {
         let show = |p: &[Type], r: &[Type]| Signature::new(p, r).to_string();
         assert_eq!(show(&[], &[]), "fn()");
-        assert_eq!(
-            show(&[Type::I64, Type::F64], &[Type::U8]),
-            "fn(i64, f64) -> u8"
-        );
-        assert_eq!(
-            show(&[Type::Ptr], &[Type::I64, Type::Bool]),
-            "fn(ptr) -> (i64, bool)"
-        );
+        assert_eq!(show(&[Type::I64, Type::F64], &[Type::U8]), "fn(i64, f64) -> u8");
+        assert_eq!(show(&[Type::Ptr], &[Type::I64, Type::Bool]), "fn(ptr) -> (i64, bool)");
     }
 
     #[test]

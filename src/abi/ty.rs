@@ -227,11 +227,7 @@ impl Record {
                 return Err(TypeError::BadAlign { align_bytes });
             }
         }
-        let lay_out = if is_union {
-            layout::union
-        } else {
-            layout::structure
-        };
+        let lay_out = if is_union { layout::union } else { layout::structure };
         let (c_offsets, c) = lay_out(&spec, Language::C)?;
         let (go_offsets, go) = lay_out(&spec, Language::Go)?;
         let depth = spec.fields.iter().map(Type::depth).max().unwrap_or(0);
@@ -278,18 +274,14 @@ impl Record {
 
 fn deeper(depth: u32) -> Result<u32, TypeError> {
     if depth >= MAX_TYPE_DEPTH {
-        return Err(TypeError::TooDeep {
-            limit: MAX_TYPE_DEPTH,
-        });
+        return Err(TypeError::TooDeep { limit: MAX_TYPE_DEPTH });
     }
     Ok(depth + 1)
 }
 
 fn limited_mentions(mentions: u32) -> Result<u32, TypeError> {
     if mentions > MAX_TYPE_MENTIONS {
-        return Err(TypeError::TooManyMentions {
-            limit: MAX_TYPE_MENTIONS,
-        });
+        return Err(TypeError::TooManyMentions { limit: MAX_TYPE_MENTIONS });
     }
     Ok(mentions)
 }
@@ -360,11 +352,7 @@ impl Type {
             depth: deeper(element.depth())?,
             mentions: limited_mentions(element.mentions().saturating_add(1))?,
         };
-        Ok(Type::Array(Array(Arc::new(ArrayData {
-            length,
-            element,
-            extent,
-        }))))
+        Ok(Type::Array(Array(Arc::new(ArrayData { length, element, extent }))))
     }
 
     /// The struct of these fields, neither packed nor over-aligned.
@@ -373,11 +361,7 @@ impl Type {
     ///
     /// A limit of this layer is exceeded.
     pub fn structure(fields: impl Into<Vec<Type>>) -> Result<Type, TypeError> {
-        RecordSpec {
-            fields: fields.into(),
-            ..RecordSpec::default()
-        }
-        .into_struct()
+        RecordSpec { fields: fields.into(), ..RecordSpec::default() }.into_struct()
     }
 
     /// The union of these fields, neither packed nor over-aligned.
@@ -386,11 +370,7 @@ impl Type {
     ///
     /// A limit of this layer is exceeded.
     pub fn union(fields: impl Into<Vec<Type>>) -> Result<Type, TypeError> {
-        RecordSpec {
-            fields: fields.into(),
-            ..RecordSpec::default()
-        }
-        .into_union()
+        RecordSpec { fields: fields.into(), ..RecordSpec::default() }.into_union()
     }
 
     fn extent(&self) -> Option<&Extent> {
@@ -431,11 +411,7 @@ impl Type {
                 | Type::Union(_) => false,
                 Type::Array(array) => array.element().exists_in(language),
                 Type::Struct(record) => {
-                    let RecordSpec {
-                        fields,
-                        packed,
-                        align,
-                    } = record.spec();
+                    let RecordSpec { fields, packed, align } = record.spec();
                     packed.is_none()
                         && align.is_none()
                         && fields.iter().all(|field| field.exists_in(language))
@@ -463,10 +439,7 @@ impl Type {
     ///
     /// Floats are not integers and answer `false`.
     pub const fn is_signed(&self) -> bool {
-        matches!(
-            self,
-            Type::I8 | Type::I16 | Type::I32 | Type::I64 | Type::Isize | Type::I128
-        )
+        matches!(self, Type::I8 | Type::I16 | Type::I32 | Type::I64 | Type::Isize | Type::I128)
     }
 
     /// Whether this is a truth value, an integer of at most 64 bits, or one pointer.
@@ -589,11 +562,7 @@ impl fmt::Debug for Record {
 
 impl Record {
     fn write(&self, word: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RecordSpec {
-            fields,
-            packed,
-            align,
-        } = self.spec();
+        let RecordSpec { fields, packed, align } = self.spec();
         f.write_str(word)?;
         if let Some(packed) = packed {
             write!(f, " packed({packed})")?;

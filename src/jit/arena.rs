@@ -78,9 +78,7 @@ impl Arena {
     ) -> Result<&'static Self, JitError> {
         mem::watch_forks();
         // Sixteenths: root 1/64, leaf 2/16, entry 1/16, saved 4/16, standard the rest.
-        let size = bytes
-            .max(MIN_ARENA_BYTES)
-            .checked_next_multiple_of(64 * CHUNK_BYTES);
+        let size = bytes.max(MIN_ARENA_BYTES).checked_next_multiple_of(64 * CHUNK_BYTES);
         let size = size.ok_or(JitError::System {
             call: "mmap(2)",
             errno: libc::ENOMEM,
@@ -94,22 +92,11 @@ impl Arena {
             at += bytes;
             let window_bytes = (bytes / 4).clamp(CHUNK_BYTES, MAX_WINDOW_BYTES);
             let window_bytes = window_bytes.next_multiple_of(CHUNK_BYTES);
-            let space = Mutex::new(Space {
-                next: range.start,
-                open: Vec::new(),
-            });
-            SubArena {
-                range,
-                window_bytes,
-                space,
-            }
+            let space = Mutex::new(Space { next: range.start, open: Vec::new() });
+            SubArena { range, window_bytes, space }
         };
-        let (root, leaf, entry, saved) = (
-            sub_arena(size / 64),
-            sub_arena(size / 8),
-            sub_arena(size / 16),
-            sub_arena(size / 4),
-        );
+        let (root, leaf, entry, saved) =
+            (sub_arena(size / 64), sub_arena(size / 8), sub_arena(size / 16), sub_arena(size / 4));
         let standard = sub_arena(size - size / 64 - size / 8 - size / 16 - size / 4);
         // In the order of `FrameClass`.
         let classes = [standard, saved, entry, root, leaf];
@@ -117,20 +104,12 @@ impl Arena {
             .iter()
             .zip(&classes)
             .map(|(&class, sub)| {
-                (
-                    memory.base() + sub.range.start..memory.base() + sub.range.end,
-                    class,
-                )
+                (memory.base() + sub.range.start..memory.base() + sub.range.end, class)
             })
             .collect();
         eh_frame::register(&ranges);
         let max_code_bytes = MAX_CODE_BYTES.min(size / 16);
-        Ok(Box::leak(Box::new(Self {
-            memory,
-            region,
-            classes,
-            max_code_bytes,
-        })))
+        Ok(Box::leak(Box::new(Self { memory, region, classes, max_code_bytes })))
     }
 
     pub(crate) fn memory(&self) -> &CodeMemory {
@@ -165,16 +144,10 @@ impl Arena {
         })?;
         if code.is_empty() {
             let rule = "it has no instruction";
-            return Err(JitError::FrameLaw {
-                name: spec.name.into(),
-                rule,
-            });
+            return Err(JitError::FrameLaw { name: spec.name.into(), rule });
         }
         if code.len() > bound_bytes {
-            return Err(JitError::CodeTooLarge {
-                bytes: code.len(),
-                limit_bytes: bound_bytes,
-            });
+            return Err(JitError::CodeTooLarge { bytes: code.len(), limit_bytes: bound_bytes });
         }
         if code.len() > lease.window().room() {
             return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
@@ -199,9 +172,7 @@ impl Arena {
             window.committed += CHUNK_BYTES;
         }
         self.memory.write(window.at, code)?;
-        window.at += code
-            .len()
-            .next_multiple_of(self.memory.publish_unit_bytes());
+        window.at += code.len().next_multiple_of(self.memory.publish_unit_bytes());
         Ok(())
     }
 
@@ -220,17 +191,10 @@ impl Arena {
         {
             // The last window that was cut grows in place.
             *next = end;
-            Window {
-                end,
-                ..open.swap_remove(last)
-            }
+            Window { end, ..open.swap_remove(last) }
         } else if end > *next {
             let at = std::mem::replace(next, end);
-            Window {
-                at,
-                committed: at,
-                end,
-            }
+            Window { at, committed: at, end }
         } else {
             // Nothing is left to cut: what is emitted may be shorter than its bound.
             let largest = (0..open.len()).max_by_key(|&i| open[i].room());
@@ -239,10 +203,7 @@ impl Arena {
                 None => return Err(sub.full(class, bytes)),
             }
         };
-        Ok(Lease {
-            sub,
-            window: Some(window),
-        })
+        Ok(Lease { sub, window: Some(window) })
     }
 }
 
@@ -270,19 +231,13 @@ struct Lease {
 
 impl Lease {
     fn window(&mut self) -> &mut Window {
-        self.window
-            .as_mut()
-            .expect("a lease has its window until it is dropped")
+        self.window.as_mut().expect("a lease has its window until it is dropped")
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut space = self
-            .sub
-            .space
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut space = self.sub.space.lock().unwrap_or_else(PoisonError::into_inner);
         space.open.extend(self.window.take());
     }
 }
@@ -290,10 +245,7 @@ impl Drop for Lease {
 /// A framed class starts with `push rbp; mov rbp, rsp`: walks and unwinds rely on it.
 fn check_frame_law(spec: &StubSpec<'_>, code: &[u8]) -> Result<(), JitError> {
     const PROLOGUES: [[u8; 4]; 2] = [[0x55, 0x48, 0x89, 0xe5], [0x55, 0x48, 0x8b, 0xec]];
-    let framed = matches!(
-        spec.class,
-        FrameClass::Standard | FrameClass::Saved | FrameClass::Entry
-    );
+    let framed = matches!(spec.class, FrameClass::Standard | FrameClass::Saved | FrameClass::Entry);
     if framed && !PROLOGUES.iter().any(|p| code.starts_with(p)) {
         return Err(JitError::FrameLaw {
             name: spec.name.into(),

@@ -60,10 +60,7 @@ unsafe extern "C" fn entry_personality(
             let fp = _Unwind_GetGR(context, c_int::from(RBP));
             let slot = |offset: i32| *(fp.wrapping_add_signed(offset as isize) as *const usize);
             let anchor = slot(entry_frame::ANCHOR) as *mut [usize; 2];
-            *anchor = [
-                slot(entry_frame::PREVIOUS_FP),
-                slot(entry_frame::PREVIOUS_PC),
-            ];
+            *anchor = [slot(entry_frame::PREVIOUS_FP), slot(entry_frame::PREVIOUS_PC)];
         }
     }
     URC_CONTINUE_UNWIND
@@ -83,11 +80,7 @@ impl Unwinder {
     pub(crate) fn of_this_process() -> Self {
         // SAFETY: a NUL-terminated name; the result is only compared.
         let marker = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__unw_add_dynamic_fde".as_ptr()) };
-        if marker.is_null() {
-            Self::Libgcc
-        } else {
-            Self::Llvm
-        }
+        if marker.is_null() { Self::Libgcc } else { Self::Llvm }
     }
 }
 
@@ -117,11 +110,7 @@ fn section(ranges: &[(Range<usize>, FrameClass)]) -> (Vec<u8>, Vec<usize>) {
             out.extend(0u32.to_le_bytes()); // this is a CIE
             out.push(1); // version
             let personality = *class == FrameClass::Entry;
-            out.extend(if personality {
-                &b"zPR\0"[..]
-            } else {
-                &b"zR\0"[..]
-            });
+            out.extend(if personality { &b"zPR\0"[..] } else { &b"zR\0"[..] });
             out.push(1); // code alignment factor
             out.push(0x78); // data alignment factor: -8 as SLEB128
             out.push(RETURN_ADDRESS);
@@ -165,20 +154,12 @@ fn record(out: &mut Vec<u8>, contents: impl FnOnce(&mut Vec<u8>)) {
 fn rules(class: FrameClass) -> Vec<u8> {
     // "register is saved at CFA - 8*words"
     let at = |register: u8, words: u8| [DW_CFA_OFFSET | register, words];
-    let framed = [
-        &[DW_CFA_DEF_CFA, RBP, 16][..],
-        &at(RETURN_ADDRESS, 1),
-        &at(RBP, 2),
-    ]
-    .concat();
+    let framed = [&[DW_CFA_DEF_CFA, RBP, 16][..], &at(RETURN_ADDRESS, 1), &at(RBP, 2)].concat();
     match class {
         FrameClass::Standard => framed,
         FrameClass::Saved | FrameClass::Entry => {
             let saved = [RBX, R12, R12 + 1, R12 + 2, R12 + 3];
-            let saved = saved
-                .iter()
-                .zip(3..)
-                .flat_map(|(&register, words)| at(register, words));
+            let saved = saved.iter().zip(3..).flat_map(|(&register, words)| at(register, words));
             framed.into_iter().chain(saved).collect()
         }
         FrameClass::Root => {

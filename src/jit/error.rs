@@ -82,30 +82,18 @@ impl JitError {
     /// The error of the system call that failed last on this thread.
     pub(crate) fn last_os(call: &'static str, purpose: &'static str) -> Self {
         let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
-        Self::System {
-            call,
-            errno,
-            purpose,
-        }
+        Self::System { call, errno, purpose }
     }
 }
 
 impl fmt::Display for JitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::System {
-                call,
-                errno,
-                purpose,
-            } => {
+            Self::System { call, errno, purpose } => {
                 let text = std::io::Error::from_raw_os_error(*errno);
                 write!(f, "{call} failed: {text}; {purpose}")
             }
-            Self::OutOfCodeSpace {
-                needed_bytes,
-                class,
-                class_bytes,
-            } => write!(
+            Self::OutOfCodeSpace { needed_bytes, class, class_bytes } => write!(
                 f,
                 "out of code space: {needed_bytes} bytes do not fit in what is left of the \
                  {class_bytes} bytes for {class} frames; build the Jit with a larger \

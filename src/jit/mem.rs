@@ -105,11 +105,8 @@ impl CodeMemory {
     fn dual_map(size: usize, placement: Placement) -> Result<Self, JitError> {
         // A kernel with vm.memfd_noexec=2 wants the seal (it speaks of the file's mode bits, not
         // of mappings); kernels before 6.3 know neither flag; a security module may want MFD_EXEC.
-        let attempts = [
-            (MFD_NOEXEC_SEAL, "MFD_NOEXEC_SEAL"),
-            (0, "no flag"),
-            (MFD_EXEC, "MFD_EXEC"),
-        ];
+        let attempts =
+            [(MFD_NOEXEC_SEAL, "MFD_NOEXEC_SEAL"), (0, "no flag"), (MFD_EXEC, "MFD_EXEC")];
         let mut first_error = None;
         for (flag, flag_name) in attempts {
             match Self::dual_map_with(size, placement, flag, flag_name) {
@@ -130,10 +127,7 @@ impl CodeMemory {
         let fd =
             unsafe { libc::memfd_create(c"footbridge-code".as_ptr(), libc::MFD_CLOEXEC | flag) };
         if fd < 0 {
-            return Err(JitError::last_os(
-                "memfd_create(2)",
-                "it holds the code of the dual map",
-            ));
+            return Err(JitError::last_os("memfd_create(2)", "it holds the code of the dual map"));
         }
         // SAFETY: `fd` was just made and nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -142,14 +136,11 @@ impl CodeMemory {
             return Err(JitError::last_os("ftruncate(2)", "it sizes the code memfd"));
         }
         let writable =
-            MmapOptions::new()
-                .len(size)
-                .map_raw(&fd)
-                .map_err(|error| JitError::System {
-                    call: "mmap(2)",
-                    errno: error.raw_os_error().unwrap_or(0),
-                    purpose: "the writable view of code memory; check RLIMIT_AS",
-                })?;
+            MmapOptions::new().len(size).map_raw(&fd).map_err(|error| JitError::System {
+                call: "mmap(2)",
+                errno: error.raw_os_error().unwrap_or(0),
+                purpose: "the writable view of code memory; check RLIMIT_AS",
+            })?;
         // A child must not be able to change its parent's code.
         // SAFETY: the range is the mapping that was just made.
         if unsafe { libc::madvise(writable.as_mut_ptr().cast(), size, libc::MADV_DONTFORK) } != 0 {
@@ -162,17 +153,11 @@ impl CodeMemory {
         // Only an mprotect tells whether this host lets a memfd be executable.
         // SAFETY: the first chunk of the mapping that was just made; it holds no code yet.
         let refused = unsafe {
-            libc::mprotect(
-                base as *mut _,
-                CHUNK_BYTES,
-                libc::PROT_READ | libc::PROT_EXEC,
-            ) != 0
+            libc::mprotect(base as *mut _, CHUNK_BYTES, libc::PROT_READ | libc::PROT_EXEC) != 0
         };
         if refused {
-            let error = JitError::last_os(
-                "mprotect(2) PROT_EXEC",
-                "the host refuses executable memfds",
-            );
+            let error =
+                JitError::last_os("mprotect(2) PROT_EXEC", "the host refuses executable memfds");
             // SAFETY: the mapping is ours, holds nothing, and no address in it has escaped.
             unsafe { libc::munmap(base as *mut _, size) };
             return Err(error);
@@ -188,26 +173,14 @@ impl CodeMemory {
                 "out of reach of the text: calls go through cells"
             },
         );
-        Ok(Self {
-            base,
-            size,
-            backend: Backend::DualMap { writable },
-            near,
-            report,
-        })
+        Ok(Self { base, size, backend: Backend::DualMap { writable }, near, report })
     }
 
     fn mprotect_batch(size: usize, placement: Placement, why: &str) -> Result<Self, JitError> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let (base, near) = map_code(size, placement, flags, -1)?;
         let report = format!("mprotect batch, {} MiB at {base:#x} ({why})", size >> 20);
-        Ok(Self {
-            base,
-            size,
-            backend: Backend::MprotectBatch,
-            near,
-            report,
-        })
+        Ok(Self { base, size, backend: Backend::MprotectBatch, near, report })
     }
 
     pub(crate) fn base(&self) -> usize {
@@ -264,10 +237,7 @@ impl CodeMemory {
     /// Copies finished code to offset `at`, which must be committed, unpublished and aligned to
     /// the publish unit.
     pub(crate) fn write(&self, at: usize, code: &[u8]) -> Result<(), JitError> {
-        assert!(
-            at.checked_add(code.len())
-                .is_some_and(|end| end <= self.size)
-        );
+        assert!(at.checked_add(code.len()).is_some_and(|end| end <= self.size));
         match &self.backend {
             Backend::DualMap { writable } => {
                 // SAFETY: in bounds by the assertion; the caller owns the range and nothing in it
@@ -347,11 +317,7 @@ fn map_code(
                 0,
             )
         };
-        if at == libc::MAP_FAILED {
-            None
-        } else {
-            Some(at as usize)
-        }
+        if at == libc::MAP_FAILED { None } else { Some(at as usize) }
     };
     if placement == Placement::Near {
         for address in near_candidates(size) {
@@ -367,10 +333,7 @@ fn map_code(
         }
     }
     let at = map(0, 0).ok_or_else(|| {
-        JitError::last_os(
-            "mmap(2)",
-            "it reserves code memory; check RLIMIT_AS or reserve less",
-        )
+        JitError::last_os("mmap(2)", "it reserves code memory; check RLIMIT_AS or reserve less")
     })?;
     let text = text_address();
     let near = at.abs_diff(text).max((at + size).abs_diff(text)) < REACH_BYTES;
@@ -382,9 +345,7 @@ fn near_candidates(size: usize) -> impl Iterator<Item = usize> {
     const STEP: usize = 32 << 20;
     let text = text_address() & !(CHUNK_BYTES - 1);
     let lowest = text.saturating_sub(REACH_BYTES).max(1 << 20);
-    let below = (1..)
-        .map(move |i| text.checked_sub(size + i * STEP))
-        .map_while(|a| a);
+    let below = (1..).map(move |i| text.checked_sub(size + i * STEP)).map_while(|a| a);
     let above = (16..).map(move |i| text + i * STEP);
     below
         .take_while(move |&a| a >= lowest)

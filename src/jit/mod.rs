@@ -69,9 +69,7 @@ impl JitBuilder {
     /// # Errors
     /// A mapping was refused ([`JitError::System`]), or there are too many arenas.
     pub fn build(self) -> Result<Jit, JitError> {
-        Ok(Jit {
-            arena: Arena::new(self.reserve_bytes, self.memory, self.placement)?,
-        })
+        Ok(Jit { arena: Arena::new(self.reserve_bytes, self.memory, self.placement)? })
     }
 }
 
@@ -148,28 +146,16 @@ impl Jit {
     ) -> Result<Code, JitError> {
         if matches!(class, FrameClass::Entry | FrameClass::Root) {
             let rule = "entry and root frames are made by the crate's own stubs only";
-            return Err(JitError::FrameLaw {
-                name: name.into(),
-                rule,
-            });
+            return Err(JitError::FrameLaw { name: name.into(), rule });
         }
-        let spec = StubSpec {
-            name,
-            kind: StubKind::User,
-            class,
-            signature: None,
-            user_data: 0,
-        };
+        let spec = StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 };
         let bound = self.arena.max_code_bytes();
         let prologue_bytes = if class == FrameClass::Leaf { 0 } else { 4 };
         let id = self.arena.emit(&spec, bound, |ops| {
             body(ops);
             prologue_bytes
         })?;
-        Ok(Code {
-            jit: *self,
-            code: Arc::new(Installed(id)),
-        })
+        Ok(Code { jit: *self, code: Arc::new(Installed(id)) })
     }
 
     /// How the code memory of this handle is mapped, in one sentence.
@@ -239,12 +225,7 @@ impl Code {
 impl std::fmt::Debug for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = look_up(self.address()).map_or("?", |stub| stub.name());
-        write!(
-            f,
-            "Code({name:?} at {:#x}, {} bytes)",
-            self.address(),
-            self.len()
-        )
+        write!(f, "Code({name:?} at {:#x}, {} bytes)", self.address(), self.len())
     }
 }
 

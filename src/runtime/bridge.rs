@@ -259,26 +259,13 @@ impl Jit {
         let name = crate::jit::look_up(code.address()).map_or("?", |stub| stub.name());
         let env = stub_env();
         let arena = self.arena();
-        let enter = enter::emit(
-            arena,
-            env,
-            name,
-            EntrySide::Words,
-            convention,
-            signature,
-            code.address(),
-        )?;
-        let start = leak(Start {
-            enter: enter.start(),
-            words: signature.params().len(),
-        });
+        let enter =
+            enter::emit(arena, env, name, EntrySide::Words, convention, signature, code.address())?;
+        let start = leak(Start { enter: enter.start(), words: signature.params().len() });
         let target = start_goroutine as *const () as usize;
         let context = std::ptr::from_ref(start) as u64;
         let id = spawn::emit(arena, env, name, convention, signature, target, context)?;
-        Ok(SpawnFn {
-            id,
-            _code: code.share(),
-        })
+        Ok(SpawnFn { id, _code: code.share() })
     }
 }
 
@@ -303,11 +290,7 @@ impl Code {
             signature,
             self.address(),
         )?;
-        Ok(Entry {
-            id,
-            types: PhantomData,
-            _code: self.share(),
-        })
+        Ok(Entry { id, types: PhantomData, _code: self.share() })
     }
 }
 
@@ -327,9 +310,7 @@ unsafe extern "C-unwind" fn start_goroutine(start: *const Start, arguments: *con
         (as_fn((*start).enter), arguments.into())
     };
     // SAFETY: by the contract of `spawn_fn`; there are no results.
-    drop(go(move || unsafe {
-        enter(arguments.as_ptr(), std::ptr::null_mut())
-    }));
+    drop(go(move || unsafe { enter(arguments.as_ptr(), std::ptr::null_mut()) }));
 }
 
 /// What stubs are bound to lives as long as the code: for ever.

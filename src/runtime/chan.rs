@@ -27,11 +27,7 @@ struct SpinLock(AtomicBool);
 impl SpinLock {
     #[inline(always)]
     fn lock(&self) {
-        if self
-            .0
-            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
+        if self.0.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             self.contended();
         }
     }
@@ -106,10 +102,7 @@ struct Waiters {
 
 impl Waiters {
     const fn new() -> Self {
-        Self {
-            first: Cell::new(ptr::null()),
-            last: Cell::new(ptr::null()),
-        }
+        Self { first: Cell::new(ptr::null()), last: Cell::new(ptr::null()) }
     }
 
     /// # Safety
@@ -141,11 +134,7 @@ impl Waiters {
             } else {
                 (*previous).next.set(next)
             }
-            if next.is_null() {
-                self.last.set(previous)
-            } else {
-                (*next).previous.set(previous)
-            }
+            if next.is_null() { self.last.set(previous) } else { (*next).previous.set(previous) }
         }
     }
 
@@ -358,11 +347,7 @@ impl<T> Inner<T> {
         // happens once; what is unlocked is what makes it visible.
         unsafe {
             let state = &*self.state.get();
-            let queue = if sending {
-                &state.senders
-            } else {
-                &state.receivers
-            };
+            let queue = if sending { &state.senders } else { &state.receivers };
             queue.push(&waiter);
             gopark(reason, || self.lock.unlock());
         }
@@ -407,15 +392,10 @@ impl<T: Send> Chan<T> {
                 Attempt::Passed => true,
                 Attempt::Closed => false,
                 Attempt::WouldBlock => {
-                    self.0
-                        .park_locked(value.as_mut_ptr(), WaitReason::ChanSend, true)
+                    self.0.park_locked(value.as_mut_ptr(), WaitReason::ChanSend, true)
                 }
             };
-            if passed {
-                Ok(())
-            } else {
-                Err(SendError(value.assume_init()))
-            }
+            if passed { Ok(()) } else { Err(SendError(value.assume_init())) }
         }
     }
 
@@ -430,8 +410,7 @@ impl<T: Send> Chan<T> {
                 Attempt::Passed => true,
                 Attempt::Closed => false,
                 Attempt::WouldBlock => {
-                    self.0
-                        .park_locked(value.as_mut_ptr(), WaitReason::ChanReceive, false)
+                    self.0.park_locked(value.as_mut_ptr(), WaitReason::ChanReceive, false)
                 }
             };
             passed.then(|| value.assume_init())
@@ -530,12 +509,7 @@ impl<T: Send> Chan<T> {
 
 impl<T> fmt::Debug for Chan<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Chan({:p}, capacity {})",
-            Arc::as_ptr(&self.0),
-            self.0.capacity
-        )
+        write!(f, "Chan({:p}, capacity {})", Arc::as_ptr(&self.0), self.0.capacity)
     }
 }
 
@@ -575,24 +549,14 @@ impl<'a> Case<'a> {
     pub fn recv<T: Send>(channel: &'a Chan<T>, slot: &'a mut Option<T>) -> Self {
         *slot = None;
         let slot = ptr::from_mut(slot).cast();
-        Self {
-            channel: &*channel.0,
-            sending: false,
-            slot,
-            borrow: std::marker::PhantomData,
-        }
+        Self { channel: &*channel.0, sending: false, slot, borrow: std::marker::PhantomData }
     }
 
     /// Sends what is in `slot` to `channel`. When the case is chosen, the slot is `None`, or still
     /// holds the value if the channel is closed. An empty slot makes a case that never happens.
     pub fn send<T: Send>(channel: &'a Chan<T>, slot: &'a mut Option<T>) -> Self {
         let slot = ptr::from_mut(slot).cast();
-        Self {
-            channel: &*channel.0,
-            sending: true,
-            slot,
-            borrow: std::marker::PhantomData,
-        }
+        Self { channel: &*channel.0, sending: true, slot, borrow: std::marker::PhantomData }
     }
 }
 
@@ -696,11 +660,7 @@ impl<T> Channel for Inner<T> {
     unsafe fn queue(&self, sending: bool) -> &Waiters {
         // SAFETY: the lock is held.
         let state = unsafe { &*self.state.get() };
-        if sending {
-            &state.senders
-        } else {
-            &state.receivers
-        }
+        if sending { &state.senders } else { &state.receivers }
     }
 }
 
@@ -760,10 +720,7 @@ fn poll(cases: &mut [Case<'_>], keep: bool) -> Option<usize> {
                 Attempt::Passed | Attempt::Closed => {
                     // This channel's lock is given back already.
                     let own = ptr::from_ref(case.channel.spin_lock());
-                    locks
-                        .iter()
-                        .filter(|l| !ptr::eq(**l, own))
-                        .for_each(|l| l.unlock());
+                    locks.iter().filter(|l| !ptr::eq(**l, own)).for_each(|l| l.unlock());
                     return Some(at);
                 }
             }
@@ -815,11 +772,7 @@ fn wait(cases: &mut [Case<'_>]) -> usize {
             unsafe { case.channel.queue(case.sending).push(waiter) };
         }
     }
-    let reason = if cases.is_empty() {
-        WaitReason::SelectNoCases
-    } else {
-        WaitReason::Select
-    };
+    let reason = if cases.is_empty() { WaitReason::SelectNoCases } else { WaitReason::Select };
     // SAFETY: one who takes a waiter wins the exchange, and readies once.
     unsafe { gopark(reason, || locks.iter().for_each(|lock| lock.unlock())) };
     for lock in &locks {
@@ -837,10 +790,7 @@ fn wait(cases: &mut [Case<'_>]) -> usize {
         if let Some((_, staging)) = waiter {
             let passed = at == chosen && shared.passed.get();
             // SAFETY: out of every queue, so nobody else touches the staging.
-            unsafe {
-                case.channel
-                    .finish(case.sending, case.slot, staging, passed)
-            };
+            unsafe { case.channel.finish(case.sending, case.slot, staging, passed) };
         }
     }
     chosen

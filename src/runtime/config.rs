@@ -22,18 +22,14 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            processors: processors.min(MAX_PROCESSORS),
-            stack_size: 64 << 10,
-        }
+        Self { processors: processors.min(MAX_PROCESSORS), stack_size: 64 << 10 }
     }
 }
 
 impl Config {
     pub(crate) fn class(&self) -> Result<SizeClass, RunError> {
-        SizeClass::for_bytes(self.stack_size).ok_or(RunError::StackSize {
-            requested: self.stack_size,
-        })
+        SizeClass::for_bytes(self.stack_size)
+            .ok_or(RunError::StackSize { requested: self.stack_size })
     }
 
     pub(crate) fn processor_count(&self) -> Result<usize, RunError> {

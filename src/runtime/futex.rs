@@ -54,10 +54,7 @@ pub(crate) fn probe_fences() -> &'static str {
     if MODE.load(Ordering::Relaxed) == UNKNOWN {
         let usable = membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)
             .and_then(|()| membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED));
-        MODE.store(
-            if usable.is_ok() { MEMBARRIER } else { PLAIN },
-            Ordering::Relaxed,
-        );
+        MODE.store(if usable.is_ok() { MEMBARRIER } else { PLAIN }, Ordering::Relaxed);
     }
     match MODE.load(Ordering::Relaxed) {
         MEMBARRIER => "membarrier(2) private expedited",

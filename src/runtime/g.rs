@@ -75,10 +75,7 @@ pub(crate) struct Anchor {
 impl Anchor {
     /// fp and pc.
     pub(crate) fn get(&self) -> (usize, usize) {
-        (
-            self.fp.load(Ordering::Relaxed),
-            self.pc.load(Ordering::Relaxed),
-        )
+        (self.fp.load(Ordering::Relaxed), self.pc.load(Ordering::Relaxed))
     }
 
     pub(crate) fn clear(&self) {
@@ -112,9 +109,7 @@ impl Status {
             2 => Self::Running,
             4 => Self::Waiting,
             6 => Self::Dead,
-            other => throw(format_args!(
-                "a goroutine has the status {other}, which none is"
-            )),
+            other => throw(format_args!("a goroutine has the status {other}, which none is")),
         }
     }
 
@@ -266,10 +261,7 @@ impl G {
             result_dropped: Cell::new(false),
             m: AtomicPtr::new(ptr::null_mut()),
             switches: AtomicU64::new(0),
-            anchor: Anchor {
-                fp: AtomicUsize::new(0),
-                pc: AtomicUsize::new(0),
-            },
+            anchor: Anchor { fp: AtomicUsize::new(0), pc: AtomicUsize::new(0) },
             link: Cell::new(ptr::null_mut()),
             goid: AtomicU64::new(0),
             stack: Cell::new(Stack { lo: 0, hi: 0 }),
@@ -288,10 +280,7 @@ impl G {
 
     pub(crate) fn wait_reason(&self) -> WaitReason {
         let reason = usize::from(self.wait_reason.load(Ordering::Relaxed));
-        WaitReason::ALL
-            .get(reason)
-            .copied()
-            .unwrap_or(WaitReason::None)
+        WaitReason::ALL.get(reason).copied().unwrap_or(WaitReason::None)
     }
 
     /// Makes a transition that the caller has the right to make. No read-modify-write: two who
@@ -333,10 +322,7 @@ pub(crate) struct GQueue {
 
 impl GQueue {
     pub(crate) const fn new() -> Self {
-        Self {
-            head: Cell::new(ptr::null_mut()),
-            tail: Cell::new(ptr::null_mut()),
-        }
+        Self { head: Cell::new(ptr::null_mut()), tail: Cell::new(ptr::null_mut()) }
     }
 
     #[inline(always)]
@@ -391,11 +377,8 @@ struct Slabs {
     free_threads: Vec<&'static G>,
 }
 
-static SLABS: Mutex<Slabs> = Mutex::new(Slabs {
-    slabs: Vec::new(),
-    used_in_last: SLAB,
-    free_threads: Vec::new(),
-});
+static SLABS: Mutex<Slabs> =
+    Mutex::new(Slabs { slabs: Vec::new(), used_in_last: SLAB, free_threads: Vec::new() });
 
 /// A structure that was never used.
 pub(crate) fn allocate() -> &'static G {
@@ -407,10 +390,7 @@ pub(crate) fn allocate() -> &'static G {
     }
     let at = slabs.used_in_last;
     slabs.used_in_last += 1;
-    let slab = slabs
-        .slabs
-        .last()
-        .expect("a slab was pushed above or stood there before");
+    let slab = slabs.slabs.last().expect("a slab was pushed above or stood there before");
     &slab[at]
 }
 
@@ -425,11 +405,7 @@ pub(crate) fn thread_g() -> *mut G {
     struct StandIn(&'static G);
     impl Drop for StandIn {
         fn drop(&mut self) {
-            SLABS
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .free_threads
-                .push(self.0);
+            SLABS.lock().unwrap_or_else(PoisonError::into_inner).free_threads.push(self.0);
         }
     }
     thread_local! {
@@ -457,9 +433,7 @@ mod tests {
     #[test]
     fn queue_is_first_in_first_out() {
         let queue = GQueue::new();
-        let gs: Vec<*mut G> = (0..5)
-            .map(|_| ptr::from_ref(allocate()).cast_mut())
-            .collect();
+        let gs: Vec<*mut G> = (0..5).map(|_| ptr::from_ref(allocate()).cast_mut()).collect();
         assert!(queue.pop().is_null());
         for &g in &gs {
             queue.push(g);

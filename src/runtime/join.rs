@@ -42,10 +42,7 @@ union Task<F, T> {
 }
 
 impl<F: FnOnce() -> T, T> Task<F, T> {
-    const TYPE: TaskType = TaskType {
-        run: Self::run,
-        drop_result: Self::drop_result,
-    };
+    const TYPE: TaskType = TaskType { run: Self::run, drop_result: Self::drop_result };
 
     unsafe fn run(data: *mut u8) {
         let task = data.cast::<Self>();
@@ -73,9 +70,7 @@ pub struct SpawnError<F> {
 
 impl<F> fmt::Debug for SpawnError<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SpawnError")
-            .field("error", &self.error)
-            .finish_non_exhaustive()
+        f.debug_struct("SpawnError").field("error", &self.error).finish_non_exhaustive()
     }
 }
 
@@ -107,24 +102,11 @@ unsafe fn spawn<F: FnOnce() -> T, T>(
     };
     let task = new.data().cast::<Task<F, T>>();
     // SAFETY: room of that size and alignment was reserved there.
-    unsafe {
-        task.write(Task {
-            f: ManuallyDrop::new(f),
-        })
-    };
-    let g = new.start(
-        const { &Task::<F, T>::TYPE },
-        join_state::RUNNING,
-        migratable,
-        false,
-    );
+    unsafe { task.write(Task { f: ManuallyDrop::new(f) }) };
+    let g = new.start(const { &Task::<F, T>::TYPE }, join_state::RUNNING, migratable, false);
     // SAFETY: the task is of these types.
     let result = unsafe { (&raw mut (*task).result).cast() };
-    Ok(RawHandle {
-        g,
-        result,
-        boxed: false,
-    })
+    Ok(RawHandle { g, result, boxed: false })
 }
 
 /// # Safety
@@ -137,11 +119,7 @@ unsafe fn spawn_boxed<F: FnOnce() -> T, T>(
     let inner = Boxed { f, out };
     // SAFETY: the caller's promise; the room is a box that the handle or the goroutine frees.
     match unsafe { spawn_in_place(inner, migratable) } {
-        Ok(g) => Ok(RawHandle {
-            g,
-            result: out.cast(),
-            boxed: true,
-        }),
+        Ok(g) => Ok(RawHandle { g, result: out.cast(), boxed: true }),
         Err((error, inner)) => {
             // SAFETY: from `into_raw` above, never written.
             drop(unsafe { Box::from_raw(inner.out) });
@@ -180,10 +158,7 @@ unsafe fn drop_boxed<F, T>(data: *mut u8) {
 struct BoxedType<F, T>(PhantomData<(F, T)>);
 
 impl<F: FnOnce() -> T, T> BoxedType<F, T> {
-    const TYPE: TaskType = TaskType {
-        run: run_boxed::<F, T>,
-        drop_result: drop_boxed::<F, T>,
-    };
+    const TYPE: TaskType = TaskType { run: run_boxed::<F, T>, drop_result: drop_boxed::<F, T> };
 }
 
 /// # Safety
@@ -448,10 +423,7 @@ impl<'scope> Scope<'scope, '_> {
         self.data.running.fetch_add(1, Ordering::Relaxed);
         let data = &self.data;
         let body = move || {
-            let mut leave = Leave {
-                data,
-                returned: false,
-            };
+            let mut leave = Leave { data, returned: false };
             let value = f();
             leave.returned = true;
             // The value may borrow from the scope: the scope waits until it is gone, too.

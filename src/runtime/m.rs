@@ -71,9 +71,7 @@ impl RunQueue {
         while head != tail {
             let g = self.slot(head).load(Ordering::Relaxed);
             let next = head.wrapping_add(1);
-            match self
-                .head
-                .compare_exchange_weak(head, next, Ordering::Release, Ordering::Acquire)
+            match self.head.compare_exchange_weak(head, next, Ordering::Release, Ordering::Acquire)
             {
                 Ok(_) => return g,
                 Err(now) => head = now,
@@ -89,14 +87,10 @@ impl RunQueue {
         if self.tail.load(Ordering::Relaxed).wrapping_sub(head) as usize != RUNQ {
             return None; // thieves made room
         }
-        let half: [*mut G; RUNQ / 2] = std::array::from_fn(|i| {
-            self.slot(head.wrapping_add(i as u32))
-                .load(Ordering::Relaxed)
-        });
+        let half: [*mut G; RUNQ / 2] =
+            std::array::from_fn(|i| self.slot(head.wrapping_add(i as u32)).load(Ordering::Relaxed));
         let next = head.wrapping_add(RUNQ as u32 / 2);
-        self.head
-            .compare_exchange(head, next, Ordering::Release, Ordering::Relaxed)
-            .ok()?;
+        self.head.compare_exchange(head, next, Ordering::Release, Ordering::Relaxed).ok()?;
         half.into_iter().for_each(|g| taken.push(g));
         Some(taken)
     }
@@ -127,10 +121,7 @@ impl RunQueue {
                 to.slot(to_tail.wrapping_add(i)).store(g, Ordering::Relaxed);
             }
             let next = head.wrapping_add(take);
-            if self
-                .head
-                .compare_exchange(head, next, Ordering::Release, Ordering::Relaxed)
-                .is_ok()
+            if self.head.compare_exchange(head, next, Ordering::Release, Ordering::Relaxed).is_ok()
             {
                 let last = to_tail.wrapping_add(take - 1);
                 let g = to.slot(last).load(Ordering::Relaxed);
@@ -250,10 +241,7 @@ impl M {
         self.inbox.stack.store(ptr::null_mut(), Ordering::Relaxed);
         self.inbox.park.store(AWAKE, Ordering::Relaxed);
         self.run_id.store(0, Ordering::Release);
-        FREE_MS
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(self);
+        FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).push(self);
     }
 
     /// Hands a goroutine of this M to it. Called by other threads; the goroutine is runnable.
@@ -295,12 +283,8 @@ impl M {
         }
         while !oldest.is_null() {
             // SAFETY: as above; `push` overwrites the link, so read it before.
-            let (next, run_id) = unsafe {
-                (
-                    (*oldest).link.get(),
-                    (*oldest).run_id.load(Ordering::Relaxed),
-                )
-            };
+            let (next, run_id) =
+                unsafe { ((*oldest).link.get(), (*oldest).run_id.load(Ordering::Relaxed)) };
             // A goroutine that an earlier run left behind belongs to a thread that is gone.
             if run_id == self.run_id.load(Ordering::Relaxed) {
                 self.local.push(oldest);
@@ -323,9 +307,7 @@ impl M {
     /// Sleeps until somebody unparks this M or its next timer is due; returns whether the waker
     /// counted it as spinning. `None`: the limit was reached first, and the M is still announced.
     pub(crate) fn park(&self, limit: Option<Duration>) -> Option<bool> {
-        let timer = self
-            .next_timer()
-            .map(|at| at.saturating_duration_since(Instant::now()));
+        let timer = self.next_timer().map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = match (timer, limit) {
             (Some(timer), Some(limit)) => Some(timer.min(limit)),
             (timer, limit) => timer.or(limit),
@@ -353,9 +335,7 @@ impl M {
     fn notify(&self, state: u32) -> bool {
         let park = &self.inbox.park;
         let parked = park.load(Ordering::SeqCst) == PARKED
-            && park
-                .compare_exchange(PARKED, state, Ordering::SeqCst, Ordering::SeqCst)
-                .is_ok();
+            && park.compare_exchange(PARKED, state, Ordering::SeqCst, Ordering::SeqCst).is_ok();
         if parked {
             futex::wake(park);
         }
@@ -371,9 +351,7 @@ impl M {
     pub(crate) fn set_timer(&self, at: Instant, g: *mut G) {
         let seq = self.timer_seq.get();
         self.timer_seq.set(seq + 1);
-        self.timers
-            .borrow_mut()
-            .push(Reverse((at, seq, g as usize)));
+        self.timers.borrow_mut().push(Reverse((at, seq, g as usize)));
         self.has_timers.store(true, Ordering::Relaxed);
     }
 

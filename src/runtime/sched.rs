@@ -118,9 +118,7 @@ impl Sched {
             if more.is_null() {
                 break;
             }
-            m.p.runq
-                .push(more)
-                .expect("there was room, and thieves only make more");
+            m.p.runq.push(more).expect("there was room, and thieves only make more");
             taken += 1;
         }
         self.global_len.fetch_sub(taken, Ordering::Release);
@@ -143,10 +141,7 @@ impl Sched {
         // The woken M is counted before it runs, so that a burst of work wakes one M, which wakes
         // the next one when it has found something.
         while self.spinning.load(Ordering::Relaxed) == 0
-            && self
-                .spinning
-                .compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed)
-                .is_ok()
+            && self.spinning.compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
         {
             if self.ms.iter().any(|m| m.unpark_spinning()) {
                 return;
@@ -185,8 +180,7 @@ fn make_current(m: &M, g: *mut G) {
     let gr = unsafe { &*g };
     gr.transition(Status::Runnable, Status::Running);
     gr.m.store(ptr::from_ref(m).cast_mut(), Ordering::Relaxed);
-    gr.switches
-        .store(gr.switches.load(Ordering::Relaxed) + 1, Ordering::Release);
+    gr.switches.store(gr.switches.load(Ordering::Relaxed) + 1, Ordering::Release);
     m.curg.store(g, Ordering::Relaxed);
     setg(g);
 }
@@ -259,11 +253,7 @@ fn pick_next(m: &M) -> *mut G {
         let g = p.runq.pop();
         if g.is_null() { m.local.pop() } else { g }
     };
-    if g.is_null() {
-        p.run_next.replace(ptr::null_mut())
-    } else {
-        g
-    }
+    if g.is_null() { p.run_next.replace(ptr::null_mut()) } else { g }
 }
 
 #[cold]
@@ -584,10 +574,7 @@ unsafe fn park_migratable(g: &G, m: &M, unlock: impl FnOnce()) {
     }
     let mut unlock = Some(unlock);
     let mut call = || (unlock.take().expect("called once"))();
-    let parking = Parking {
-        g,
-        unlock: Cell::new(Some(&mut call)),
-    };
+    let parking = Parking { g, unlock: Cell::new(Some(&mut call)) };
     // SAFETY: a goroutine's stack; the system stack is free below its saved rsp.
     unsafe { mcall(&g.sched, m.system_sp.get(), park0, &raw const parking) };
 }
@@ -672,11 +659,7 @@ unsafe fn ready(parker: Parker, next: bool) {
         if run_id != g.run_id.load(Ordering::Relaxed) {
             return; // left behind by an earlier run that used this M
         }
-        let queued = if next {
-            p.run_next.replace(parker.0)
-        } else {
-            parker.0
-        };
+        let queued = if next { p.run_next.replace(parker.0) } else { parker.0 };
         if !queued.is_null() {
             // SAFETY: this thread's M.
             enqueue(unsafe { &*m }, queued);
@@ -735,11 +718,7 @@ fn take_g(m: Option<&M>, class: SizeClass) -> Result<*mut G, NewError> {
             return Ok(g);
         }
     }
-    let g = FREE[class.index()]
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .0
-        .pop();
+    let g = FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.pop();
     if !g.is_null() {
         return Ok(g);
     }
@@ -767,11 +746,7 @@ pub(crate) fn free_g(g: *mut G) {
             return m.p.free.push(g);
         }
     }
-    FREE[class.index()]
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .0
-        .push(g);
+    FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
 }
 
 /// Offset of a stack's top from its end: spreads the hottest lines over cache sets.
@@ -813,10 +788,7 @@ pub(crate) fn new_g(size: usize, align: usize) -> Result<NewG, NewError> {
     // SAFETY: immortal and ours.
     let stack = unsafe { (*g).stack.get() };
     let data = (stack.hi - color(stack) - size) & !(align.max(16) - 1);
-    Ok(NewG {
-        g,
-        data: data as *mut u8,
-    })
+    Ok(NewG { g, data: data as *mut u8 })
 }
 
 impl NewG {
@@ -841,14 +813,9 @@ impl NewG {
         gr.join.store(join, Ordering::Relaxed);
         gr.migratable.set(migratable);
         gr.result_dropped.set(false);
-        let home = if pinned {
-            ptr::from_ref(m).cast_mut()
-        } else {
-            ptr::null_mut()
-        };
+        let home = if pinned { ptr::from_ref(m).cast_mut() } else { ptr::null_mut() };
         gr.m.store(home, Ordering::Relaxed);
-        gr.run_id
-            .store(m.run_id.load(Ordering::Relaxed), Ordering::Relaxed);
+        gr.run_id.store(m.run_id.load(Ordering::Relaxed), Ordering::Relaxed);
         gr.goid.store(next_goid(m), Ordering::Relaxed);
         gr.anchor.clear();
         // The entry stub calls: rsp is 16-aligned there.
@@ -896,17 +863,11 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
         }
     }
     unsafe fn drop_nothing(_: *mut u8) {}
-    static TASK: TaskType = TaskType {
-        run: partner,
-        drop_result: drop_nothing,
-    };
+    static TASK: TaskType = TaskType { run: partner, drop_result: drop_nothing };
     super::switch::emit_stubs().map_err(RunError::Code)?;
     let class = Config::default().class()?;
     let g = take_g(None, class).map_err(|NewError { error }| RunError::Stack(error))?;
-    let pair = Pair {
-        home: Gobuf::new(),
-        partner: g,
-    };
+    let pair = Pair { home: Gobuf::new(), partner: g };
     // SAFETY: the G is ours; the word at the top of its stack too.
     unsafe {
         let data = ((*g).stack.get().hi - 64) as *mut *const Pair;
@@ -921,11 +882,7 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
         }
         let elapsed = started.elapsed();
         // Idle again: what is on its stack is never resumed.
-        FREE[class.index()]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .push(g);
+        FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
         Ok(elapsed)
     }
 }
@@ -935,10 +892,7 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
 pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
     // SAFETY: the running goroutine; `start` set its task.
     unsafe {
-        let task = (*g)
-            .task
-            .get()
-            .expect("set before the goroutine was queued");
+        let task = (*g).task.get().expect("set before the goroutine was queued");
         (task.run)((*g).data.get());
         if (*g).join.load(Ordering::Acquire) == join_state::DETACHED {
             drop_result(&*g, task);
@@ -954,14 +908,11 @@ pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
 
 fn drop_result(g: &G, task: &TaskType) {
     // SAFETY: the task has run and its result was not taken: the handle is gone.
-    let dropped = panic::catch_unwind(AssertUnwindSafe(|| unsafe {
-        (task.drop_result)(g.data.get())
-    }));
+    let dropped =
+        panic::catch_unwind(AssertUnwindSafe(|| unsafe { (task.drop_result)(g.data.get()) }));
     if dropped.is_err() {
         let goid = g.goid.load(Ordering::Relaxed);
-        throw(format_args!(
-            "the result of goroutine {goid} panicked while it was dropped"
-        ));
+        throw(format_args!("the result of goroutine {goid} panicked while it was dropped"));
     }
     g.result_dropped.set(true);
 }
@@ -1025,8 +976,7 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
     for (id, m) in sched.ms.iter().enumerate() {
         m.id.set(id);
         m.run_id.store(run_id, Ordering::Relaxed);
-        m.sched
-            .store(ptr::from_ref(sched).cast_mut(), Ordering::Release);
+        m.sched.store(ptr::from_ref(sched).cast_mut(), Ordering::Release);
     }
     let mut threads = Vec::new();
     let mut failed = None;
@@ -1035,9 +985,7 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         match thread.spawn(move || mstart(m)) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
-                failed = Some(RunError::Thread {
-                    errno: error.raw_os_error().unwrap_or(0),
-                });
+                failed = Some(RunError::Thread { errno: error.raw_os_error().unwrap_or(0) });
                 break;
             }
         }
@@ -1056,11 +1004,7 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         while let g = m.p.free.pop()
             && !g.is_null()
         {
-            FREE[class.index()]
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .0
-                .push(g);
+            FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
         }
         m.p.free_len.set(0);
         m.sched.store(ptr::null_mut(), Ordering::Relaxed);
@@ -1094,18 +1038,11 @@ fn run_main<R>(sched: &'static Sched, f: impl FnOnce() -> R) -> Result<MainResul
     unsafe fn drop_nothing(_: *mut u8) {}
     struct Type<F, R>(std::marker::PhantomData<(F, R)>);
     impl<F: FnOnce() -> R, R> Type<F, R> {
-        const TASK: TaskType = TaskType {
-            run: run::<F, R>,
-            drop_result: drop_nothing,
-        };
+        const TASK: TaskType = TaskType { run: run::<F, R>, drop_result: drop_nothing };
     }
     let m = sched.ms[0];
     let mut result = None;
-    let mut main = Main {
-        f: Some(f),
-        result: &mut result,
-        sched,
-    };
+    let mut main = Main { f: Some(f), result: &mut result, sched };
     let task = task_of::<_, R>(&main.f);
     fn task_of<F: FnOnce() -> R, R>(_: &Option<F>) -> &'static TaskType {
         const { &Type::<F, R>::TASK }
@@ -1143,8 +1080,7 @@ fn mstart(m: &'static M) {
     setm(ptr::from_ref(m).cast_mut());
     m.system_stack.set(super::signal::thread_stack_bounds());
     // The frame of this function stays; the scheduler works below it and its red zone.
-    m.system_sp
-        .set((super::switch::stack_pointer() - 128) & !15);
+    m.system_sp.set((super::switch::stack_pointer() - 128) & !15);
     // SAFETY: `g0` is the Gobuf of this stack; below system_sp nothing is alive while the
     // scheduler runs, since this frame only waits.
     unsafe { mcall(&m.g0, m.system_sp.get(), schedule0, ptr::from_ref(m)) };

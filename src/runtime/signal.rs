@@ -79,10 +79,7 @@ fn report_overflow(goid: u64, stack_bytes: usize, at: Registers) -> ! {
     let mut out = RawStderr;
     let kib = stack_bytes >> 10;
     // Nothing can be done about a standard error that is closed.
-    let _ = write!(
-        out,
-        "footbridge: fatal: goroutine {goid} overflowed its {kib} KiB stack in "
-    );
+    let _ = write!(out, "footbridge: fatal: goroutine {goid} overflowed its {kib} KiB stack in ");
     let _ = match look_up(at.pc) {
         Some(stub) => writeln!(out, "{stub}"),
         None => with_symbol(at.pc, |name| match name {
@@ -90,23 +87,17 @@ fn report_overflow(goid: u64, stack_bytes: usize, at: Registers) -> ! {
             None => writeln!(RawStderr, "native code at {:#x}", at.pc),
         }),
     };
-    let _ = writeln!(
-        out,
-        "raise Config::stack_size, or recurse less; JIT frames, innermost first:"
-    );
+    let _ =
+        writeln!(out, "raise Config::stack_size, or recurse less; JIT frames, innermost first:");
     // SAFETY: immortal; the current goroutine of this thread.
     if let Some(g) = unsafe { getg().as_ref() } {
         let anchor = g.anchor.get();
         let mut shown = 0;
-        exact_walk(
-            Start::Registers { at, anchor },
-            &Bounds::of(g),
-            &mut |frame| {
-                shown += 1;
-                let _ = writeln!(RawStderr, "    {}", frame.stub);
-                shown < 16
-            },
-        );
+        exact_walk(Start::Registers { at, anchor }, &Bounds::of(g), &mut |frame| {
+            shown += 1;
+            let _ = writeln!(RawStderr, "    {}", frame.stub);
+            shown < 16
+        });
         if shown == 0 {
             let _ = writeln!(out, "    (none)");
         }

@@ -103,13 +103,8 @@ struct Segments {
     next_bytes: usize,
 }
 
-static SEGMENTS: [Mutex<Segments>; CLASSES] = [const {
-    Mutex::new(Segments {
-        at: 0,
-        end: 0,
-        next_bytes: FIRST_SEGMENT_BYTES,
-    })
-}; CLASSES];
+static SEGMENTS: [Mutex<Segments>; CLASSES] =
+    [const { Mutex::new(Segments { at: 0, end: 0, next_bytes: FIRST_SEGMENT_BYTES }) }; CLASSES];
 
 /// Set when the kernel said no to MADV_GUARD_INSTALL.
 static MPROTECT_GUARDS: AtomicBool = AtomicBool::new(false);
@@ -118,9 +113,7 @@ static MPROTECT_GUARDS: AtomicBool = AtomicBool::new(false);
 pub(crate) fn carve(class: SizeClass) -> Result<Stack, StackError> {
     let stride = class.bytes() + GUARD_BYTES;
     let slot = {
-        let mut segments = SEGMENTS[class.index()]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut segments = SEGMENTS[class.index()].lock().unwrap_or_else(PoisonError::into_inner);
         if segments.end - segments.at < stride {
             grow(&mut segments, stride)?;
         }
@@ -129,10 +122,7 @@ pub(crate) fn carve(class: SizeClass) -> Result<Stack, StackError> {
         slot
     };
     install_guard(slot)?;
-    Ok(Stack {
-        lo: slot + GUARD_BYTES,
-        hi: slot + stride,
-    })
+    Ok(Stack { lo: slot + GUARD_BYTES, hi: slot + stride })
 }
 
 fn grow(segments: &mut Segments, stride: usize) -> Result<(), StackError> {
@@ -180,9 +170,7 @@ fn install_guard(at: usize) -> Result<(), StackError> {
     if unsafe { libc::mprotect(at as *mut _, GUARD_BYTES, libc::PROT_NONE) } == 0 {
         return Ok(());
     }
-    Err(StackError::Guard {
-        errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(0),
-    })
+    Err(StackError::Guard { errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(0) })
 }
 
 /// How guards are made here, for `environment()`. Carves a stack to find out.
@@ -206,16 +194,10 @@ mod tests {
 
     #[test]
     fn classes_cover_sizes() {
-        for (bytes, class) in [
-            (0, 16 << 10),
-            (16 << 10, 16 << 10),
-            (16385, 32 << 10),
-            (8 << 20, 8 << 20),
-        ] {
-            assert_eq!(
-                SizeClass::for_bytes(bytes).map(SizeClass::bytes),
-                Some(class)
-            );
+        for (bytes, class) in
+            [(0, 16 << 10), (16 << 10, 16 << 10), (16385, 32 << 10), (8 << 20, 8 << 20)]
+        {
+            assert_eq!(SizeClass::for_bytes(bytes).map(SizeClass::bytes), Some(class));
         }
         assert_eq!(SizeClass::for_bytes((8 << 20) + 1), None);
         assert_eq!(SizeClass::for_bytes(usize::MAX), None);
@@ -224,9 +206,7 @@ mod tests {
     #[test]
     fn stacks_do_not_overlap_and_can_be_written() {
         let class = SizeClass::for_bytes(64 << 10).expect("a class of 64 KiB");
-        let stacks: Vec<_> = (0..300)
-            .map(|_| carve(class).expect("300 stacks"))
-            .collect();
+        let stacks: Vec<_> = (0..300).map(|_| carve(class).expect("300 stacks")).collect();
         for pair in stacks.windows(2) {
             assert!(pair[0].hi <= pair[1].lo || pair[1].hi <= pair[0].lo);
         }

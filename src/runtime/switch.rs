@@ -42,20 +42,14 @@ pub(crate) fn emit_stubs() -> Result<(), JitError> {
     }
     let jit = Jit::new()?;
     let main = super::sched::goroutine_main as *const () as usize;
-    let SwitchStubs {
-        goswitch,
-        gogo,
-        mcall,
-        systemstack,
-        goroutine_entry,
-    } = switch::emit(jit.arena(), Gobuf::LAYOUT, main)?;
+    let SwitchStubs { goswitch, gogo, mcall, systemstack, goroutine_entry } =
+        switch::emit(jit.arena(), Gobuf::LAYOUT, main)?;
     GOSWITCH.store(goswitch, Ordering::Relaxed);
     GOGO.store(gogo, Ordering::Relaxed);
     MCALL.store(mcall, Ordering::Relaxed);
     SYSTEMSTACK.store(systemstack, Ordering::Relaxed);
     GOROUTINE_ENTRY.store(goroutine_entry, Ordering::Relaxed);
-    DONE.set(())
-        .expect("one thread at a time comes here, and only while it is not set");
+    DONE.set(()).expect("one thread at a time comes here, and only while it is not set");
     Ok(())
 }
 
@@ -178,10 +172,7 @@ pub fn systemstack<R>(f: impl FnOnce() -> R) -> R {
     if g.is_null() || unsafe { (*m).on_system_stack.get() } {
         return f();
     }
-    let mut call = Call {
-        f: Some(f),
-        result: None,
-    };
+    let mut call = Call { f: Some(f), result: None };
     // SAFETY: the stub calls `run` with the address of `call` on the system stack, which is free
     // below its saved rsp while a goroutine runs, and marked busy here.
     unsafe {
@@ -192,6 +183,5 @@ pub fn systemstack<R>(f: impl FnOnce() -> R) -> R {
         let stub: Stub<_, R> = crate::jit::as_fn(SYSTEMSTACK.load(Ordering::Relaxed));
         stub(&raw mut call, run, (*m).system_sp.get());
     }
-    call.result
-        .expect("the call returned, so it left its result")
+    call.result.expect("the call returned, so it left its result")
 }

@@ -35,14 +35,7 @@ pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>) -> R) -> R 
             return f(None);
         }
         let len = stat.st_size as usize;
-        let at = libc::mmap(
-            ptr::null_mut(),
-            len,
-            libc::PROT_READ,
-            libc::MAP_PRIVATE,
-            fd,
-            0,
-        );
+        let at = libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, fd, 0);
         if at == libc::MAP_FAILED {
             return f(None);
         }
@@ -64,13 +57,9 @@ fn symbol_name(file: &[u8], pc: usize, phdr: usize) -> Option<&str> {
         .ok()?
         .iter()
         .find(|h| h.p_type.get(endian) == object::elf::PT_LOAD)?;
-    let address = (pc as u64)
-        .wrapping_sub(bias)
-        .wrapping_add(first.p_vaddr.get(endian));
+    let address = (pc as u64).wrapping_sub(bias).wrapping_add(first.p_vaddr.get(endian));
     let symbols = elf.sections(endian, file).ok()?;
-    let symbols = symbols
-        .symbols(endian, file, object::elf::SHT_SYMTAB)
-        .ok()?;
+    let symbols = symbols.symbols(endian, file, object::elf::SHT_SYMTAB).ok()?;
     let covers = symbols.iter().find(|symbol| {
         let start = symbol.st_value(endian);
         symbol.st_type() == STT_FUNC && (start..start + symbol.st_size(endian)).contains(&address)

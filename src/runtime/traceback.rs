@@ -48,28 +48,14 @@ pub enum TraceFrame {
 impl fmt::Display for TraceFrame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Jit {
-                name,
-                offset_bytes,
-                kind: "user code",
-            } => {
+            Self::Jit { name, offset_bytes, kind: "user code" } => {
                 write!(f, "jit {name}+{offset_bytes:#x}")
             }
-            Self::Jit {
-                name,
-                offset_bytes,
-                kind,
-            } => {
+            Self::Jit { name, offset_bytes, kind } => {
                 write!(f, "jit {name}+{offset_bytes:#x} ({kind})")
             }
-            Self::Rust {
-                name,
-                location: Some(at),
-            } => write!(f, "rust {name} at {at}"),
-            Self::Rust {
-                name,
-                location: None,
-            } => write!(f, "rust {name}"),
+            Self::Rust { name, location: Some(at) } => write!(f, "rust {name} at {at}"),
+            Self::Rust { name, location: None } => write!(f, "rust {name}"),
             Self::C { name } => write!(f, "c {name}"),
             Self::Unknown { pc } => write!(f, "? {pc:#x}"),
         }
@@ -92,12 +78,7 @@ pub struct Traceback {
 
 impl fmt::Display for Traceback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            goid,
-            status,
-            wait_reason,
-            frames,
-        } = self;
+        let Self { goid, status, wait_reason, frames } = self;
         match (goid, wait_reason) {
             (0, _) => writeln!(f, "thread without goroutine:")?,
             (_, WaitReason::None) => writeln!(f, "goroutine {goid} [{}]:", status.name())?,
@@ -109,9 +90,7 @@ impl fmt::Display for Traceback {
                 _ => writeln!(f, "    (running on another thread; its stack is not read)"),
             };
         }
-        frames
-            .iter()
-            .try_for_each(|frame| writeln!(f, "    {frame}"))
+        frames.iter().try_for_each(|frame| writeln!(f, "    {frame}"))
     }
 }
 
@@ -207,20 +186,10 @@ fn of_other(g: &G, names: &mut Names) -> Option<Traceback> {
     // What was read of a goroutine that ran meanwhile means nothing.
     std::sync::atomic::fence(Ordering::SeqCst);
     if g.switches.load(Ordering::Relaxed) == switches && g.status() == status {
-        return Some(Traceback {
-            goid,
-            status,
-            wait_reason,
-            frames,
-        });
+        return Some(Traceback { goid, status, wait_reason, frames });
     }
     let frames = Vec::new();
-    Some(Traceback {
-        goid,
-        status: Status::Running,
-        wait_reason: WaitReason::None,
-        frames,
-    })
+    Some(Traceback { goid, status: Status::Running, wait_reason: WaitReason::None, frames })
 }
 
 /// Walks stacks and names frames. Debug information is slow to read, and goroutines tend to be
@@ -232,10 +201,7 @@ struct Names {
 
 impl Names {
     fn new() -> Self {
-        Self {
-            walker: FullWalker::new(),
-            native: HashMap::new(),
-        }
+        Self { walker: FullWalker::new(), native: HashMap::new() }
     }
 
     /// Names the frames from `at` on, without the first `skip`.
@@ -272,9 +238,8 @@ fn native_frames(pc: usize) -> Vec<TraceFrame> {
         let Some(raw) = symbol.name() else { return };
         let raw = raw.as_str().unwrap_or("?");
         let at = symbol.filename().zip(symbol.lineno());
-        let is_rust_file = symbol
-            .filename()
-            .is_some_and(|file| file.extension() == Some("rs".as_ref()));
+        let is_rust_file =
+            symbol.filename().is_some_and(|file| file.extension() == Some("rs".as_ref()));
         frames.push(match rustc_demangle::try_demangle(raw) {
             Err(_) if !is_rust_file => TraceFrame::C { name: raw.into() },
             demangled => TraceFrame::Rust {
@@ -331,10 +296,8 @@ pub unsafe fn jit_frames_from(at: Registers, mut visit: impl FnMut(JitFrame) -> 
 pub(crate) fn report_deadlock(sched: &Sched) -> ! {
     eprintln!("footbridge: fatal: all goroutines are asleep - deadlock!\n");
     let mut names = Names::new();
-    let mut all: Vec<_> = goroutines(sched)
-        .into_iter()
-        .filter_map(|g| of_other(g, &mut names))
-        .collect();
+    let mut all: Vec<_> =
+        goroutines(sched).into_iter().filter_map(|g| of_other(g, &mut names)).collect();
     all.sort_by_key(|traceback| traceback.goid);
     for traceback in all {
         eprintln!("{traceback}");

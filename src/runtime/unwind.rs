@@ -70,9 +70,7 @@ pub(crate) struct Bounds {
 
 impl Bounds {
     pub(crate) fn new(first: (usize, usize), second: (usize, usize)) -> Self {
-        Self {
-            ranges: [first, second],
-        }
+        Self { ranges: [first, second] }
     }
 
     /// Bounds of the stacks that goroutine code of `g` can be on.
@@ -133,11 +131,7 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
         return Out::Switching;
     }
     let caller_at = |cfa: usize, fp: Option<usize>| {
-        Some(Registers {
-            pc: bounds.read(cfa.checked_sub(8)?)?,
-            sp: cfa,
-            fp: fp?,
-        })
+        Some(Registers { pc: bounds.read(cfa.checked_sub(8)?)?, sp: cfa, fp: fp? })
     };
     let caller = match class {
         FrameClass::Root => return Out::Root,
@@ -156,10 +150,7 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
     };
     if stub.kind() == StubKind::Systemstack {
         // Native code calls it, and it leaves the anchor alone.
-        return Out::Native {
-            anchor: None,
-            caller,
-        };
+        return Out::Native { anchor: None, caller };
     }
     if class != FrameClass::Entry {
         return Out::Caller(caller);
@@ -167,17 +158,11 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
     // Before the slots are written the goroutine's anchor is what they will hold, and at `ret` it
     // is what they held.
     if exact_pc && (stub.offset_bytes() < stub.prologue_bytes() || is_ret(r.pc)) {
-        return Out::Native {
-            anchor: None,
-            caller,
-        };
+        return Out::Native { anchor: None, caller };
     }
     let slot = |offset: i32| bounds.read(r.fp.wrapping_add_signed(offset as isize));
     match slot(entry_frame::PREVIOUS_FP).zip(slot(entry_frame::PREVIOUS_PC)) {
-        Some(anchor) => Out::Native {
-            anchor: Some(anchor),
-            caller,
-        },
+        Some(anchor) => Out::Native { anchor: Some(anchor), caller },
         None => Out::Broken,
     }
 }
@@ -209,10 +194,7 @@ pub(crate) enum Start {
     /// In native code that JIT code called, directly or not: at the goroutine's anchor.
     Anchor { fp: usize, pc: usize },
     /// At registers, taken anywhere; the anchor is the goroutine's.
-    Registers {
-        at: Registers,
-        anchor: (usize, usize),
-    },
+    Registers { at: Registers, anchor: (usize, usize) },
 }
 
 /// Visits the JIT frames of a stack, innermost first, until the visitor says `false`.
@@ -225,10 +207,7 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
     let (mut at, mut exact_pc, current) = match start {
         Start::Registers { at, anchor } if look_up(at.pc).is_some() => (at, true, anchor),
         // In native code: what is older begins at the anchor.
-        Start::Anchor { fp, pc }
-        | Start::Registers {
-            anchor: (fp, pc), ..
-        } => {
+        Start::Anchor { fp, pc } | Start::Registers { anchor: (fp, pc), .. } => {
             if fp == 0 {
                 return WalkEnd::Complete;
             }
@@ -236,22 +215,14 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
         }
     };
     for _ in 0..MAX_FRAMES {
-        let found = if exact_pc {
-            look_up(at.pc)
-        } else {
-            look_up_return(at.pc)
-        };
+        let found = if exact_pc { look_up(at.pc) } else { look_up_return(at.pc) };
         let Some(stub) = found else {
             return WalkEnd::Broken { at: at.fp };
         };
         let class = stub.frame_class();
         let complete = !exact_pc || is_frame_complete(at.pc, &stub);
         let has_frame = complete && class != FrameClass::Leaf;
-        if !visit(JitFrame {
-            pc: at.pc,
-            stub,
-            fp: if has_frame { at.fp } else { 0 },
-        }) {
+        if !visit(JitFrame { pc: at.pc, stub, fp: if has_frame { at.fp } else { 0 } }) {
             return WalkEnd::Stopped;
         }
         // Most frames: a return address into code with a plain frame, below its caller's.
@@ -292,10 +263,7 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
 
 /// Whether two addresses lie in the same stack of the bounds.
 fn same_stack(a: usize, b: usize, bounds: &Bounds) -> bool {
-    bounds
-        .ranges
-        .iter()
-        .any(|&(lo, hi)| (lo..hi).contains(&a) && (lo..hi).contains(&b))
+    bounds.ranges.iter().any(|&(lo, hi)| (lo..hi).contains(&a) && (lo..hi).contains(&b))
 }
 
 /// A frame of the full walk.
@@ -315,10 +283,7 @@ pub(crate) struct FullWalker {
 
 impl FullWalker {
     pub(crate) fn new() -> Self {
-        Self {
-            unwinder: native_unwinder(),
-            cache: Box::new(CacheX86_64::new()),
-        }
+        Self { unwinder: native_unwinder(), cache: Box::new(CacheX86_64::new()) }
     }
 
     /// Visits all frames, native and JIT, innermost first.
@@ -346,23 +311,11 @@ fn full_walk(
     let mut pc = start.pc;
     let mut is_return_address = !exact_pc;
     for _ in 0..MAX_FRAMES {
-        let stub = if is_return_address {
-            look_up_return(pc)
-        } else {
-            look_up(pc)
-        };
-        visit(Frame {
-            pc,
-            is_return_address,
-            stub,
-        });
+        let stub = if is_return_address { look_up_return(pc) } else { look_up(pc) };
+        visit(Frame { pc, is_return_address, stub });
         let next = if let Some(stub) = stub {
             let exact_pc = !is_return_address;
-            let at = Registers {
-                pc,
-                sp: regs.sp() as usize,
-                fp: regs.bp() as usize,
-            };
+            let at = Registers { pc, sp: regs.sp() as usize, fp: regs.bp() as usize };
             let caller = match step_out(at, &stub, exact_pc, bounds) {
                 Out::Caller(caller) | Out::Native { caller, .. } => caller,
                 Out::Root | Out::Switching | Out::Broken => return,
@@ -425,10 +378,7 @@ fn native_unwinder() -> NativeUnwinder {
     for module in modules.modules {
         unwinder.add_module(module);
     }
-    *known = Some(Known {
-        loaded: modules.counters,
-        unwinder: unwinder.clone(),
-    });
+    *known = Some(Known { loaded: modules.counters, unwinder: unwinder.clone() });
     unwinder
 }
 
@@ -470,9 +420,7 @@ unsafe fn module(info: &libc::dl_phdr_info) -> Option<Module<&'static [u8]>> {
         unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     let loads = || headers.iter().filter(|h| h.p_type == libc::PT_LOAD);
     let segment = |address: u64| {
-        loads()
-            .map(|h| h.p_vaddr..h.p_vaddr + h.p_memsz)
-            .find(|s| s.contains(&address))
+        loads().map(|h| h.p_vaddr..h.p_vaddr + h.p_memsz).find(|s| s.contains(&address))
     };
     let hdr = headers.iter().find(|h| h.p_type == libc::PT_GNU_EH_FRAME)?;
     let start = loads().map(|h| h.p_vaddr).min()?;
@@ -503,10 +451,5 @@ unsafe fn module(info: &libc::dl_phdr_info) -> Option<Module<&'static [u8]>> {
         eh_frame_hdr: Some(hdr_bytes),
         ..Default::default()
     };
-    Some(Module::new(
-        String::new(),
-        base + start..base + end,
-        base,
-        sections,
-    ))
+    Some(Module::new(String::new(), base + start..base + end, base, sections))
 }

@@ -68,10 +68,7 @@ pub fn run_case(test: &str, case: usize, body: impl FnOnce()) -> Option<Outcome>
         stdout: text(output.stdout),
         stderr: text(output.stderr),
     };
-    assert!(
-        outcome.stdout.contains(BEGIN),
-        "{test} is not the name of the test: {outcome:#?}"
-    );
+    assert!(outcome.stdout.contains(BEGIN), "{test} is not the name of the test: {outcome:#?}");
     Some(outcome)
 }
 
@@ -86,10 +83,7 @@ fn alone(body: impl FnOnce()) -> ! {
         0 => {
             // SAFETY: plain system calls.
             unsafe {
-                let none = libc::rlimit {
-                    rlim_cur: 0,
-                    rlim_max: 0,
-                };
+                let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
                 libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
                 libc::alarm(LIMIT_SECONDS);
             }
@@ -104,10 +98,7 @@ fn alone(body: impl FnOnce()) -> ! {
             // SAFETY: passes the end of the child on as the end of this process.
             unsafe {
                 if libc::WIFSIGNALED(status) {
-                    let none = libc::rlimit {
-                        rlim_cur: 0,
-                        rlim_max: 0,
-                    };
+                    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
                     libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
                     libc::signal(libc::WTERMSIG(status), libc::SIG_DFL);
                     libc::raise(libc::WTERMSIG(status));
@@ -150,18 +141,11 @@ pub fn mask(text: &str) -> String {
 /// Limits the address space to what is used now and `more_bytes`.
 pub fn limit_address_space(more_bytes: usize) {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("procfs");
-    let pages: usize = statm
-        .split(' ')
-        .next()
-        .and_then(|n| n.parse().ok())
-        .expect("a number");
+    let pages: usize = statm.split(' ').next().and_then(|n| n.parse().ok()).expect("a number");
     let limit = (pages * 4096 + more_bytes) as libc::rlim_t;
     // SAFETY: the address of a local.
     let failed = unsafe {
-        let limit = libc::rlimit {
-            rlim_cur: limit,
-            rlim_max: libc::RLIM_INFINITY,
-        };
+        let limit = libc::rlimit { rlim_cur: limit, rlim_max: libc::RLIM_INFINITY };
         libc::setrlimit(libc::RLIMIT_AS, &raw const limit)
     };
     assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
@@ -171,10 +155,7 @@ pub fn limit_address_space(more_bytes: usize) {
 pub fn unlimit_address_space() {
     // SAFETY: the address of a local.
     unsafe {
-        let limit = libc::rlimit {
-            rlim_cur: libc::RLIM_INFINITY,
-            rlim_max: libc::RLIM_INFINITY,
-        };
+        let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
         assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &raw const limit), 0);
     }
 }
@@ -203,11 +184,9 @@ pub fn refuse(refusals: &[Refusal]) {
     for refusal in refusals {
         let body = match refusal.argument {
             None => vec![],
-            Some((index, mask, value)) => vec![
-                op(LOAD, ARGUMENTS + 8 * index, 0),
-                op(AND, mask, 0),
-                op(IF_EQUAL, value, 1),
-            ],
+            Some((index, mask, value)) => {
+                vec![op(LOAD, ARGUMENTS + 8 * index, 0), op(AND, mask, 0), op(IF_EQUAL, value, 1)]
+            }
         };
         program.push(op(LOAD, NUMBER, 0));
         program.push(op(IF_EQUAL, refusal.call as u32, body.len() as u8 + 1));
@@ -215,10 +194,7 @@ pub fn refuse(refusals: &[Refusal]) {
         program.push(op(RETURN, ERRNO | refusal.errno as u32, 0));
     }
     program.push(op(RETURN, ALLOW, 0));
-    let filter = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_mut_ptr(),
-    };
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     // SAFETY: a valid program of that length, copied by the kernel.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);

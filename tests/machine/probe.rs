@@ -72,21 +72,13 @@ pub struct State {
 impl State {
     /// A different value in every register; another set for every seed.
     pub fn distinct(seed: u64) -> Self {
-        let mut state = Self {
-            gprs: [0; 16],
-            flags: FLAGS,
-            _pad: 0,
-            fx: Fx([0; 512]),
-        };
+        let mut state = Self { gprs: [0; 16], flags: FLAGS, _pad: 0, fx: Fx([0; 512]) };
         for register in Gpr::ALL {
             state.set_gpr(register, pattern(seed, 0x100 + u64::from(register.index())));
         }
         for register in Xmm::ALL {
             let n = u64::from(register.index());
-            state.set_xmm(
-                register,
-                [pattern(seed, 0x200 + n), pattern(seed, 0x300 + n)],
-            );
+            state.set_xmm(register, [pattern(seed, 0x200 + n), pattern(seed, 0x300 + n)]);
         }
         state.set_mxcsr(MXCSR);
         state.set_x87_control(X87_CONTROL);
@@ -237,10 +229,7 @@ fn load_all_but_rsp(ops: &mut Ops, at: i32) {
         ; push QWORD [rax + at + offset_of!(State, flags) as i32]
         ; popfq
     );
-    for register in Gpr::ALL
-        .into_iter()
-        .filter(|&r| r != Gpr::RSP && r != Gpr::RAX)
-    {
+    for register in Gpr::ALL.into_iter().filter(|&r| r != Gpr::RSP && r != Gpr::RAX) {
         let at = at + i32::from(register.index()) * 8;
         dynasm!(ops; .arch x64; mov Rq(register), [rax + at]);
     }
@@ -284,14 +273,9 @@ impl Probe {
             stack_after: [0; STACK_WORDS],
         }));
         let off = |offset: usize| offset as i32;
-        let (before, after) = (
-            off(offset_of!(Record, before)),
-            off(offset_of!(Record, after)),
-        );
-        let (native, frame_pointer) = (
-            off(offset_of!(Record, native)),
-            off(offset_of!(Record, native_rbp)),
-        );
+        let (before, after) = (off(offset_of!(Record, before)), off(offset_of!(Record, after)));
+        let (native, frame_pointer) =
+            (off(offset_of!(Record, native)), off(offset_of!(Record, native_rbp)));
         let call_rsp = off(offset_of!(Record, call_rsp));
         let stack_before = off(offset_of!(Record, stack_before));
         let stack_after = off(offset_of!(Record, stack_after));
@@ -351,10 +335,7 @@ impl Probe {
                 );
             })
         };
-        Self {
-            code: code.expect("the probe installs"),
-            record,
-        }
+        Self { code: code.expect("the probe installs"), record }
     }
 
     pub fn code(&self) -> &Code {
@@ -380,13 +361,7 @@ impl Probe {
     pub fn put_arguments(&mut self, entry: &Assignment, values: &[u64]) {
         let record = self.record();
         for (value, &bits) in entry.params().iter().zip(values) {
-            put(
-                value,
-                bits,
-                entry,
-                &mut record.before,
-                &mut record.stack_before,
-            );
+            put(value, bits, entry, &mut record.before, &mut record.stack_before);
         }
     }
 
@@ -420,16 +395,9 @@ impl Probe {
         }
         changes.extend(modes(before, after));
         let owned = owned_bytes.div_ceil(8) as usize;
-        let words = record
-            .stack_before
-            .iter()
-            .zip(&record.stack_after)
-            .enumerate();
+        let words = record.stack_before.iter().zip(&record.stack_after).enumerate();
         changes.extend(
-            words
-                .skip(owned)
-                .filter(|(_, (b, a))| b != a)
-                .map(|(n, _)| Change::StackWord(n)),
+            words.skip(owned).filter(|(_, (b, a))| b != a).map(|(n, _)| Change::StackWord(n)),
         );
         changes
     }
@@ -453,13 +421,7 @@ impl Probe {
         let wrong = |(n, (value, &bits))| {
             (!holds(value, bits, entry, after, stack)).then_some(Change::Result(n))
         };
-        entry
-            .results()
-            .iter()
-            .zip(values)
-            .enumerate()
-            .filter_map(wrong)
-            .collect()
+        entry.results().iter().zip(values).enumerate().filter_map(wrong).collect()
     }
 }
 
@@ -485,20 +447,11 @@ pub unsafe fn set_modes((mxcsr, x87_control): (u32, u16)) {
 fn modes(before: &State, after: &State) -> Vec<Change> {
     let checks = [
         (after.df(), Change::Df),
-        (
-            (before.mxcsr() ^ after.mxcsr()) & MXCSR_CONTROL != 0,
-            Change::Mxcsr,
-        ),
-        (
-            before.x87_control() != after.x87_control(),
-            Change::X87Control,
-        ),
+        ((before.mxcsr() ^ after.mxcsr()) & MXCSR_CONTROL != 0, Change::Mxcsr),
+        (before.x87_control() != after.x87_control(), Change::X87Control),
         (after.x87_tags() != 0, Change::X87Stack),
     ];
-    checks
-        .into_iter()
-        .filter_map(|(wrong, change)| wrong.then_some(change))
-        .collect()
+    checks.into_iter().filter_map(|(wrong, change)| wrong.then_some(change)).collect()
 }
 
 /// What may be different after a call: all but preserved and pinned registers and rsp.
@@ -514,14 +467,7 @@ pub fn must_keep(convention: Convention) -> Vec<Change> {
         Reg::Xmm(register) => Change::Xmm(register),
         other => panic!("not a register of this machine: {other:?}"),
     });
-    registers
-        .chain([
-            Change::Df,
-            Change::Mxcsr,
-            Change::X87Control,
-            Change::X87Stack,
-        ])
-        .collect()
+    registers.chain([Change::Df, Change::Mxcsr, Change::X87Control, Change::X87Stack]).collect()
 }
 
 /// Where a scalar is.
@@ -542,11 +488,7 @@ pub fn scalar_bytes(ty: &Type) -> u32 {
 
 /// Bits that are the value's own, and how wide what is checked is.
 fn mask(bytes: u32) -> u64 {
-    if bytes == 8 {
-        u64::MAX
-    } else {
-        (1 << (bytes * 8)) - 1
-    }
+    if bytes == 8 { u64::MAX } else { (1 << (bytes * 8)) - 1 }
 }
 
 /// The low 32 bits that a narrow integer extends to.
@@ -607,16 +549,8 @@ pub fn values(types: &[Type], seed: u64) -> Vec<u64> {
         let bits = pattern(seed, 0x400 + n as u64);
         let low = scalar_bytes(ty) * 8;
         let sign = 1 << (low - 1);
-        let bits = if n % 2 == 0 {
-            bits | sign
-        } else {
-            bits & !sign
-        };
-        if *ty == Type::Bool {
-            (n as u64 + seed) & 1
-        } else {
-            bits & mask(scalar_bytes(ty))
-        }
+        let bits = if n % 2 == 0 { bits | sign } else { bits & !sign };
+        if *ty == Type::Bool { (n as u64 + seed) & 1 } else { bits & mask(scalar_bytes(ty)) }
     };
     types.iter().enumerate().map(value).collect()
 }
@@ -641,14 +575,9 @@ pub struct Capture {
 impl Capture {
     /// A function of the convention and signature that returns `results`.
     pub fn new(jit: &Jit, convention: Convention, signature: &Signature, results: &[u64]) -> Self {
-        let assignment = convention
-            .assign(signature)
-            .expect("the convention has this signature");
+        let assignment = convention.assign(signature).expect("the convention has this signature");
         let owned = owned_bytes(&assignment).div_ceil(8) as usize;
-        assert!(
-            owned < OWNED_WORDS,
-            "{signature} takes more stack than a capture knows"
-        );
+        assert!(owned < OWNED_WORDS, "{signature} takes more stack than a capture knows");
         let visit: *mut Visit = Box::leak(Box::new(Visit {
             at_entry: State::distinct(0),
             entry_stack: [0; CAPTURED_WORDS],
@@ -660,25 +589,14 @@ impl Capture {
         let exit = unsafe { &mut *visit };
         exit.at_exit.flags = OTHER_FLAGS;
         for (value, &bits) in assignment.results().iter().zip(results) {
-            put(
-                value,
-                bits,
-                &assignment,
-                &mut exit.at_exit,
-                &mut exit.exit_stack,
-            );
+            put(value, bits, &assignment, &mut exit.at_exit, &mut exit.exit_stack);
         }
         let kept = RegSet::ALL_AMD64.minus(may_change(convention));
         let at = |offset: usize| offset as i32;
-        let (entry, at_exit) = (
-            at(offset_of!(Visit, at_entry)),
-            at(offset_of!(Visit, at_exit)),
-        );
+        let (entry, at_exit) = (at(offset_of!(Visit, at_entry)), at(offset_of!(Visit, at_exit)));
         let (flags, fx) = (at(offset_of!(State, flags)), at(offset_of!(State, fx)));
-        let (entry_stack, exit_stack) = (
-            at(offset_of!(Visit, entry_stack)),
-            at(offset_of!(Visit, exit_stack)),
-        );
+        let (entry_stack, exit_stack) =
+            (at(offset_of!(Visit, entry_stack)), at(offset_of!(Visit, exit_stack)));
         let hits = at(offset_of!(Visit, hits));
         // SAFETY: it makes no call, and rsp leads to the return address but for a few
         // instructions, in which nobody walks.
@@ -734,12 +652,7 @@ impl Capture {
             })
         };
         let code = code.expect("the capture installs");
-        Self {
-            code,
-            visit,
-            assignment,
-            convention,
-        }
+        Self { code, visit, assignment, convention }
     }
 
     pub fn code(&self) -> &Code {
@@ -884,11 +797,7 @@ impl fmt::Display for Change {
 pub fn current_g(jit: &Jit) -> u64 {
     // SAFETY: an ABIInternal leaf that changes rax only.
     let code = unsafe {
-        jit.install(
-            "r14",
-            FrameClass::Leaf,
-            |ops| dynasm!(ops; .arch x64; mov rax, r14; ret),
-        )
+        jit.install("r14", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; mov rax, r14; ret))
     };
     let code = code.expect("it installs");
     // SAFETY: of that convention and type.

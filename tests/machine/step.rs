@@ -121,10 +121,7 @@ fn install() {
             action.sa_sigaction = on_trap as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigemptyset(&raw mut action.sa_mask);
-            assert_eq!(
-                libc::sigaction(libc::SIGTRAP, &raw const action, ptr::null_mut()),
-                0
-            );
+            assert_eq!(libc::sigaction(libc::SIGTRAP, &raw const action, ptr::null_mut()), 0);
         }
     });
 }

@@ -86,12 +86,8 @@ struct Rules {
     has_long_double: bool,
 }
 
-const STANDARD_RULES: Rules = Rules {
-    even_pairs: true,
-    least_slot_bytes: 8,
-    unnamed_on_stack: false,
-    has_long_double: true,
-};
+const STANDARD_RULES: Rules =
+    Rules { even_pairs: true, least_slot_bytes: 8, unnamed_on_stack: false, has_long_double: true };
 
 /// "Pass arguments to functions correctly" and "Update code that passes arguments to variadic
 /// functions". That structs on the stack still take whole words is clang's reading.
@@ -235,9 +231,7 @@ fn classify(
     let value = |ty, passing| Value::new(ty, Language::C, passing);
     let check = |index, ty: &Type| {
         let mut found = false;
-        ty.each_leaf(Language::C, 0, &mut |_, leaf| {
-            found |= *leaf == Type::LongDouble
-        });
+        ty.each_leaf(Language::C, 0, &mut |_, leaf| found |= *leaf == Type::LongDouble);
         if found && !rules.has_long_double {
             let rule = "Apple's long double is f64";
             return Err(convention.unsupported(index, ty, rule));
@@ -285,11 +279,7 @@ fn classify(
             continue;
         }
         let class = class(ty);
-        let passing = if on_stack {
-            None
-        } else {
-            in_registers(ty, &class, rules, &mut registers)
-        };
+        let passing = if on_stack { None } else { in_registers(ty, &class, rules, &mut registers) };
         let passing = match (passing, &class) {
             (Some(passing), _) => passing,
             (None, Class::Reference) => {

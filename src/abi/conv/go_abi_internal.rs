@@ -32,10 +32,7 @@ pub(super) static AMD64: ConvSpec = ConvSpec {
     // The frame pointer, and nothing else: `obj/x86/obj6.go`, preprocess.
     preserved: RegSet::of(registers![Gpr: RBP]),
     preserved_low64: RegSet::EMPTY,
-    pinned: &[
-        (Reg::Gpr(Gpr::R14), Pinned::Goroutine),
-        (Reg::Xmm(Xmm::XMM15), Pinned::Zero),
-    ],
+    pinned: &[(Reg::Gpr(Gpr::R14), Pinned::Goroutine), (Reg::Xmm(Xmm::XMM15), Pinned::Zero)],
     reserved: RegSet::EMPTY,
     context: Some(Reg::Gpr(Gpr::RDX)),
     stack_align_bytes: 8,
@@ -197,9 +194,7 @@ mod tests {
 
     fn assign(text: &str) -> Assignment {
         let signature: Signature = text.parse().expect("a signature");
-        Convention::GoAbiInternal
-            .assign(&signature)
-            .expect("assignable")
+        Convention::GoAbiInternal.assign(&signature).expect("assignable")
     }
 
     #[test]
@@ -219,9 +214,7 @@ mod tests {
     #[test]
     fn the_stack_is_packed_and_sections_start_at_words() {
         let ten = "i64, i64, i64, i64, i64, i64, i64, i64, i64";
-        let assignment = assign(&format!(
-            "fn({ten}, u8, f32, i16, bool) -> ({ten}, u8, i32)"
-        ));
+        let assignment = assign(&format!("fn({ten}, u8, f32, i16, bool) -> ({ten}, u8, i32)"));
         let places = |values: &[Value]| -> Vec<String> {
             values
                 .iter()
@@ -232,10 +225,7 @@ mod tests {
                 })
                 .collect()
         };
-        assert_eq!(
-            places(assignment.params()),
-            ["[arg+0]", "xmm0", "[arg+2]", "[arg+4]"]
-        );
+        assert_eq!(places(assignment.params()), ["[arg+0]", "xmm0", "[arg+2]", "[arg+4]"]);
         assert_eq!(places(assignment.results()), ["[arg+8]", "[arg+12]"]);
         assert_eq!(assignment.args_bytes(), 5);
         assert_eq!(assignment.results_off(), 8);
@@ -248,9 +238,7 @@ mod tests {
     #[test]
     fn the_area_is_limited() {
         let results = Signature::new([], vec![Type::I64; 9 + 513]);
-        let error = Convention::GoAbiInternal
-            .assign(&results)
-            .expect_err("513 words");
+        let error = Convention::GoAbiInternal.assign(&results).expect_err("513 words");
         assert_eq!(
             error.to_string(),
             "GoAbiInternal, result 521 (i64): it ends more than 4096 bytes into the stack area; \

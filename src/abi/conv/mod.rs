@@ -102,22 +102,15 @@ impl Convention {
         }
         match (spec.language, signature.named_params(), signature.results()) {
             (Language::Go, Some(_), _) => Err(AssignError::NoVariadics { convention: self }),
-            (Language::C, _, [_, ty, ..]) => Err(AssignError::OneResult {
-                convention: self,
-                index: 1,
-                ty: ty.clone(),
-            }),
+            (Language::C, _, [_, ty, ..]) => {
+                Err(AssignError::OneResult { convention: self, index: 1, ty: ty.clone() })
+            }
             _ => (spec.classify)(self, signature),
         }
     }
 
     fn unsupported(self, value: ValueIndex, ty: &Type, rule: &'static str) -> AssignError {
-        AssignError::Unsupported {
-            convention: self,
-            value,
-            ty: ty.clone(),
-            rule,
-        }
+        AssignError::Unsupported { convention: self, value, ty: ty.clone(), rule }
     }
 }
 

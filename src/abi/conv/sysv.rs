@@ -126,10 +126,8 @@ fn eightbytes(ty: &Type) -> Result<Option<Vec<Class>>, &'static str> {
     if classes == eightbytes_of(ty, &|each| each_leaf_of_gcc(ty, 0, each)) {
         Ok(classes)
     } else {
-        Err(
-            "gcc and clang disagree where it is, because of an array of length 0; leave that \
-             field out",
-        )
+        Err("gcc and clang disagree where it is, because of an array of length 0; leave that \
+             field out")
     }
 }
 
@@ -190,14 +188,9 @@ fn in_registers(ty: &Type, classes: &[Class], registers: &mut RegQueue) -> Optio
             Class::Sse => parts.push(take(RegClass::Vector)?),
             Class::SseUp | Class::X87Up => {
                 let last = parts.last_mut();
-                last.expect("the post-merger step leaves it behind another class")
-                    .size += bytes;
+                last.expect("the post-merger step leaves it behind another class").size += bytes;
             }
-            Class::X87 => parts.push(Part {
-                place: Place::X87(0),
-                off,
-                size: bytes,
-            }),
+            Class::X87 => parts.push(Part { place: Place::X87(0), off, size: bytes }),
             Class::Empty => {}
             Class::Memory => unreachable!("the post-merger step"),
         }
@@ -222,10 +215,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
             ty,
             classify_result(convention, ty)?.unwrap_or_else(|| {
                 let place = Place::Reg(registers.take(RegClass::General).expect("the first one"));
-                result_pointer = Some(ResultPointer {
-                    place,
-                    returned: Some(Reg::Gpr(Gpr::RAX)),
-                });
+                result_pointer = Some(ResultPointer { place, returned: Some(Reg::Gpr(Gpr::RAX)) });
                 Passing::Reference(place)
             }),
         )],
@@ -269,9 +259,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
     // "%al is used to indicate the number of vector arguments passed to a function requiring a
     // variable number of arguments".
     let vectors = spec.float_args.len() - registers.left(RegClass::Vector);
-    let vector_count = signature
-        .named_params()
-        .map(|_| (Reg::Gpr(Gpr::RAX), vectors as u8));
+    let vector_count = signature.named_params().map(|_| (Reg::Gpr(Gpr::RAX), vectors as u8));
 
     Ok(Assignment {
         convention: Some(convention),
@@ -297,11 +285,8 @@ fn classify_result(convention: Convention, ty: &Type) -> Result<Option<Passing>,
     }
     // Class COMPLEX_X87: the real part in st0, the imaginary part in st1.
     if *ty == Type::Complex(Float::LongDouble) {
-        let parts = (0..2_u8).map(|i| Part {
-            place: Place::X87(i),
-            off: u32::from(i) * 16,
-            size: 16,
-        });
+        let parts =
+            (0..2_u8).map(|i| Part { place: Place::X87(i), off: u32::from(i) * 16, size: 16 });
         return Ok(Some(Passing::Parts(parts.collect())));
     }
     let classes =
@@ -378,13 +363,9 @@ mod tests {
     fn the_area_is_limited() {
         let words = MAX_AREA_BYTES as usize / 8;
         let fits = Signature::new(vec![Type::I8; 6 + words], []);
-        assert_eq!(
-            Convention::SystemV.assign(&fits).map(|a| a.args_bytes()),
-            Ok(MAX_AREA_BYTES)
-        );
-        let error = Convention::SystemV
-            .assign(&fits.with_param(Type::U16))
-            .expect_err("one word too many");
+        assert_eq!(Convention::SystemV.assign(&fits).map(|a| a.args_bytes()), Ok(MAX_AREA_BYTES));
+        let error =
+            Convention::SystemV.assign(&fits.with_param(Type::U16)).expect_err("one word too many");
         assert_eq!(
             error.to_string(),
             "SystemV, parameter 518 (u16): it ends more than 4096 bytes into the stack area; \

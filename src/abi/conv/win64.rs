@@ -88,10 +88,8 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
                 None => {
                     slots.push(ValueIndex::Result(0), ty, 8, 8)?;
                     let place = Place::Reg(spec.int_args[0]);
-                    result_pointer = Some(ResultPointer {
-                        place,
-                        returned: Some(Reg::Gpr(Gpr::RAX)),
-                    });
+                    result_pointer =
+                        Some(ResultPointer { place, returned: Some(Reg::Gpr(Gpr::RAX)) });
                     Passing::Reference(place)
                 }
             };

@@ -41,12 +41,7 @@ pub(crate) struct Emitter<'a> {
 
 impl<'a> Emitter<'a> {
     pub(crate) fn new(ops: &'a mut Ops, arena: &'static Arena) -> Self {
-        Self {
-            ops,
-            arena: Some(arena),
-            cells: Vec::new(),
-            no_goroutine: None,
-        }
+        Self { ops, arena: Some(arena), cells: Vec::new(), no_goroutine: None }
     }
 
     /// `push rbp; mov rbp, rsp`: the frame law. Returns its length.
@@ -149,17 +144,11 @@ impl<'a> Emitter<'a> {
     fn step(&mut self, step: Step, areas: &Areas, context: u64) -> Option<()> {
         match step {
             Step::SwapGpr(a, b) => dynasm!(self.ops; .arch x64; xchg Rq(a), Rq(b)),
-            Step::Address {
-                of,
-                to: Reg::Gpr(to),
-            } => {
+            Step::Address { of, to: Reg::Gpr(to) } => {
                 let Base(base, disp) = areas.locate(of)?;
                 dynasm!(self.ops; .arch x64; lea Rq(to), [Rq(base) + disp]);
             }
-            Step::Constant {
-                to: Reg::Gpr(to),
-                value,
-            } => self.constant(to, value.into()),
+            Step::Constant { to: Reg::Gpr(to), value } => self.constant(to, value.into()),
             Step::PopX87 { to } => {
                 let Base(base, disp) = areas.locate(to)?;
                 dynasm!(self.ops; .arch x64; fstp TWORD [Rq(base) + disp]);
@@ -168,12 +157,9 @@ impl<'a> Emitter<'a> {
                 let Base(base, disp) = areas.locate(from)?;
                 dynasm!(self.ops; .arch x64; fld TWORD [Rq(base) + disp]);
             }
-            Step::Move {
-                from,
-                to,
-                width,
-                extend,
-            } => return self.one_move(from, to, width, extend, areas, context),
+            Step::Move { from, to, width, extend } => {
+                return self.one_move(from, to, width, extend, areas, context);
+            }
             _ => return None,
         }
         Some(())
@@ -336,20 +322,10 @@ impl Areas {
 
 /// Refuses a plan with a step that this emitter or this processor cannot do.
 pub(crate) fn check(plan: &Plan) -> Result<(), JitError> {
-    let refuse = |rule| {
-        Err(JitError::Signature {
-            stub: "x86-64",
-            rule,
-        })
-    };
+    let refuse = |rule| Err(JitError::Signature { stub: "x86-64", rule });
     let here = Base(Gpr::RSP, 0);
-    let areas = Areas {
-        entry: here,
-        target: here,
-        entry_result: here,
-        target_result: here,
-        stage: here,
-    };
+    let areas =
+        Areas { entry: here, target: here, entry_result: here, target_result: here, stage: here };
     let steps = || plan.args.iter().chain(&plan.results);
     let moves = |bytes| {
         let mut widths = steps().filter_map(|step| match step {
@@ -367,12 +343,8 @@ pub(crate) fn check(plan: &Plan) -> Result<(), JitError> {
         return refuse("it moves 256-bit vectors, and this processor has no AVX");
     }
     let mut scrap = Ops::new(0);
-    let mut emitter = Emitter {
-        ops: &mut scrap,
-        arena: None,
-        cells: Vec::new(),
-        no_goroutine: None,
-    };
+    let mut emitter =
+        Emitter { ops: &mut scrap, arena: None, cells: Vec::new(), no_goroutine: None };
     for step in steps() {
         if emitter.step(*step, &areas, 0).is_none() {
             return refuse("its plan has a step of another machine");
@@ -404,12 +376,8 @@ mod tests {
             target_result: Base(Gpr::RSP, 0),
             stage: Base(Gpr::RSP, 32),
         };
-        let mut emitter = Emitter {
-            ops: &mut ops,
-            arena: None,
-            cells: Vec::new(),
-            no_goroutine: None,
-        };
+        let mut emitter =
+            Emitter { ops: &mut ops, arena: None, cells: Vec::new(), no_goroutine: None };
         emitter.step(step, &areas, 7)?;
         assert_ne!(ops.offset(), AssemblyOffset(0));
         let code = ops.finalize().expect("no label is open");
@@ -425,12 +393,7 @@ mod tests {
     #[test]
     fn each_step_is_the_instruction_that_it_says() {
         let moves = |from: Spot, to: Spot, width| {
-            listing(Step::Move {
-                from,
-                to,
-                width,
-                extend: Extend::None,
-            })
+            listing(Step::Move { from, to, width, extend: Extend::None })
         };
         let (rdi, r9) = (Spot::Gpr(Gpr::RDI), Spot::Gpr(Gpr::R9));
         let (xmm1, xmm9) = (Spot::Xmm(Xmm::XMM1), Spot::Xmm(Xmm::XMM9));
@@ -454,27 +417,10 @@ mod tests {
             assert_eq!(moves(from, to, width).as_deref(), Some(expected));
         }
         for (step, expected) in [
-            (
-                Step::Address {
-                    of: Spot::Stage(16),
-                    to: Reg::Gpr(Gpr::RDX),
-                },
-                "lea rdx,[rsp+30h]",
-            ),
-            (
-                Step::Constant {
-                    to: Reg::Gpr(Gpr::RAX),
-                    value: 3,
-                },
-                "mov eax,3",
-            ),
+            (Step::Address { of: Spot::Stage(16), to: Reg::Gpr(Gpr::RDX) }, "lea rdx,[rsp+30h]"),
+            (Step::Constant { to: Reg::Gpr(Gpr::RAX), value: 3 }, "mov eax,3"),
             (Step::PopX87 { to: behind }, "fstp tbyte ptr [r12+3],st"),
-            (
-                Step::PushX87 {
-                    from: Spot::Stage(0),
-                },
-                "fld st,tbyte ptr [rsp+20h]",
-            ),
+            (Step::PushX87 { from: Spot::Stage(0) }, "fld st,tbyte ptr [rsp+20h]"),
             (Step::SwapGpr(Gpr::RCX, Gpr::R8), "xchg r8,rcx"),
         ] {
             assert_eq!(listing(step).as_deref(), Some(expected));

@@ -51,13 +51,8 @@ pub enum FrameClass {
 }
 
 impl FrameClass {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Standard,
-        Self::Saved,
-        Self::Entry,
-        Self::Root,
-        Self::Leaf,
-    ];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Standard, Self::Saved, Self::Entry, Self::Root, Self::Leaf];
 
     /// The class as one lower-case word.
     pub fn name(self) -> &'static str {
@@ -201,18 +196,13 @@ impl Region {
         let _one_at_a_time = REGION_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
         let count = REGION_COUNT.load(Ordering::Relaxed);
         if count == REGION_LIMIT {
-            return Err(JitError::TooManyRegions {
-                limit: REGION_LIMIT,
-            });
+            return Err(JitError::TooManyRegions { limit: REGION_LIMIT });
         }
         for entry in &REGIONS[..count] {
             let other = entry.base.load(Ordering::Relaxed);
             if other < base + size && base < other + entry.size.load(Ordering::Relaxed) {
                 let rule = "it overlaps a region that is registered already";
-                return Err(JitError::ForeignRange {
-                    range: base..base + size,
-                    rule,
-                });
+                return Err(JitError::ForeignRange { range: base..base + size, rule });
             }
         }
         let granules = size.div_ceil(GRANULE_BYTES);
@@ -221,18 +211,11 @@ impl Region {
             // SAFETY: the table that was just made, which nobody knows.
             unsafe { libc::munmap(words.as_ptr().cast_mut().cast(), size_of_val(words)) };
         })?;
-        let region: &'static Self = Box::leak(Box::new(Self {
-            base,
-            size,
-            words,
-            slots,
-            next_slot: Mutex::new(0),
-        }));
+        let region: &'static Self =
+            Box::leak(Box::new(Self { base, size, words, slots, next_slot: Mutex::new(0) }));
         let entry = &REGIONS[count];
         entry.base.store(base, Ordering::Relaxed);
-        entry
-            .region
-            .store(ptr::from_ref(region).cast_mut(), Ordering::Relaxed);
+        entry.region.store(ptr::from_ref(region).cast_mut(), Ordering::Relaxed);
         entry.size.store(size, Ordering::Release);
         REGION_COUNT.store(count + 1, Ordering::Release);
         Ok(region)
@@ -247,54 +230,26 @@ impl Region {
     pub(crate) fn publish(&'static self, new: &Publication) -> StubId {
         debug_assert!(new.start.is_multiple_of(GRANULE_BYTES) && new.len > 0);
         debug_assert!(new.start >= self.base && new.start + new.len <= self.base + self.size);
-        let mut next = self
-            .next_slot
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = *next;
         *next += 1;
-        let Publication {
-            start,
-            len,
-            prologue_bytes,
-            flags,
-            name,
-            signature,
-            user_data,
-        } = *new;
-        let descriptor = Descriptor {
-            len,
-            prologue_bytes,
-            name,
-            signature,
-            user_data,
-        };
+        let Publication { start, len, prologue_bytes, flags, name, signature, user_data } = *new;
+        let descriptor = Descriptor { len, prologue_bytes, name, signature, user_data };
         let range = self.granules(start, len);
         // SAFETY: 1. the lock is held. 2. The caller owns the range, which is unpublished, and
         // the slot is new; there are as many slots as granules, and code takes at least one.
         unsafe {
             let orders = protocol::ORDERS;
-            protocol::publish(
-                self.words, self.slots, slot, descriptor, range, flags.0, orders,
-            );
+            protocol::publish(self.words, self.slots, slot, descriptor, range, flags.0, orders);
         }
-        StubId {
-            region: self,
-            start,
-            len,
-        }
+        StubId { region: self, start, len }
     }
 
     #[inline]
     fn look_up(&'static self, pc: usize) -> Option<StubInfo> {
         let granule = (pc - self.base) / GRANULE_BYTES;
         let (word, head) = protocol::look_up(self.words, granule, protocol::ORDERS)?;
-        Some(StubInfo {
-            region: self,
-            word,
-            start: self.base + head * GRANULE_BYTES,
-            pc,
-        })
+        Some(StubInfo { region: self, word, start: self.base + head * GRANULE_BYTES, pc })
     }
 }
 
@@ -313,10 +268,7 @@ fn zeroed_table<T>(len: usize) -> Result<&'static [T], JitError> {
         )
     };
     if at == libc::MAP_FAILED {
-        return Err(JitError::last_os(
-            "mmap(2)",
-            "it holds the registry; check RLIMIT_AS",
-        ));
+        return Err(JitError::last_os("mmap(2)", "it holds the registry; check RLIMIT_AS"));
     }
     // SAFETY: `bytes` of zeroes, page-aligned, never unmapped. Both element types (an atomic
     // word, a cell of possibly uninitialised data) are valid when zero.
@@ -334,11 +286,7 @@ pub(crate) struct StubId {
 impl StubId {
     /// Marks the code as retired. Its range stays recognisable for ever.
     pub(crate) fn retire(self) {
-        let _lock = self
-            .region
-            .next_slot
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _lock = self.region.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
         let range = self.region.granules(self.start, self.len);
         protocol::retire(self.region.words, range, protocol::ORDERS);
     }
@@ -433,12 +381,7 @@ impl StubInfo {
 
 impl fmt::Debug for StubInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{self} ({}, {} frame)",
-            self.kind().name(),
-            self.frame_class().name()
-        )
+        write!(f, "{self} ({}, {} frame)", self.kind().name(), self.frame_class().name())
     }
 }
 
@@ -512,10 +455,7 @@ impl ForeignRegion {
     /// 1. The range stays reserved for code of the caller for the rest of the process.
     /// 2. All code in it keeps the law of `class`.
     pub unsafe fn new(range: Range<usize>, class: FrameClass) -> Result<Self, JitError> {
-        let refuse = |rule| JitError::ForeignRange {
-            range: range.clone(),
-            rule,
-        };
+        let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
         if range.is_empty() || range.end > isize::MAX as usize {
             return Err(refuse("the range must not be empty, and lie in user space"));
         }
@@ -523,17 +463,11 @@ impl ForeignRegion {
             return Err(refuse("both ends must be multiples of 64 bytes"));
         }
         if matches!(class, FrameClass::Entry | FrameClass::Root) {
-            return Err(refuse(
-                "entry and root frames are made by the crate's own stubs only",
-            ));
+            return Err(refuse("entry and root frames are made by the crate's own stubs only"));
         }
         let region = Region::add(range.start, range.len())?;
         eh_frame::register(&[(range.clone(), class)]);
-        Ok(Self {
-            region,
-            class,
-            published: Mutex::new(Vec::new()),
-        })
+        Ok(Self { region, class, published: Mutex::new(Vec::new()) })
     }
 
     /// Publishes one function (or any other piece) of the region.
@@ -545,31 +479,18 @@ impl ForeignRegion {
     /// # Safety
     /// The bytes of the code are in place and do not change any more.
     pub unsafe fn publish(&self, name: &str, range: Range<usize>) -> Result<ForeignCode, JitError> {
-        let refuse = |rule| JitError::ForeignRange {
-            range: range.clone(),
-            rule,
-        };
+        let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
         if range.is_empty() || !range.start.is_multiple_of(GRANULE_BYTES) {
-            return Err(refuse(
-                "it must start at a multiple of 64 bytes and not be empty",
-            ));
+            return Err(refuse("it must start at a multiple of 64 bytes and not be empty"));
         }
         let end = self.region.base + self.region.size;
         if range.start < self.region.base || range.end > end {
             return Err(refuse("it leaves the region it is published in"));
         }
         let taken = range.start..range.end.next_multiple_of(GRANULE_BYTES);
-        let mut published = self
-            .published
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if published
-            .iter()
-            .any(|p| p.start < taken.end && taken.start < p.end)
-        {
-            return Err(refuse(
-                "it shares a granule of 64 bytes with code published before",
-            ));
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        if published.iter().any(|p| p.start < taken.end && taken.start < p.end) {
+            return Err(refuse("it shares a granule of 64 bytes with code published before"));
         }
         published.push(taken);
         let id = self.region.publish(&Publication {

@@ -39,10 +39,7 @@ pub(crate) struct Orders {
 }
 
 /// The orders that are right.
-pub(crate) const ORDERS: Orders = Orders {
-    store: Ordering::Release,
-    load: Ordering::Acquire,
-};
+pub(crate) const ORDERS: Orders = Orders { store: Ordering::Release, load: Ordering::Acquire };
 
 /// Makes a word.
 pub(crate) fn word(slot: u32, back: u64, flags: u64) -> u64 {

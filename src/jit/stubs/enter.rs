@@ -51,10 +51,7 @@ pub(crate) fn emit(
 ) -> Result<StubId, JitError> {
     if !matches!(convention, Convention::SystemV | Convention::GoAbiInternal) {
         let rule = "JIT code is entered in SystemV or in GoAbiInternal";
-        return Err(JitError::Signature {
-            stub: "enter",
-            rule,
-        });
+        return Err(JitError::Signature { stub: "enter", rule });
     }
     static TYPED: Shapes<Plan> = Shapes::new();
     static WORDS: Shapes<Plan> = Shapes::new();
@@ -68,13 +65,7 @@ pub(crate) fn emit(
     let areas = match side {
         EntrySide::Typed => {
             let caller = Base(Gpr::RBP, 16);
-            Areas {
-                entry: caller,
-                target: own,
-                entry_result: caller,
-                target_result: own,
-                stage,
-            }
+            Areas { entry: caller, target: own, entry_result: caller, target_result: own, stage }
         }
         EntrySide::Words => Areas {
             entry: Base(Gpr::R12, 0),

@@ -98,12 +98,7 @@ impl NativeCall {
             target_result: own,
             stage: Base(Gpr::RSP, plan.stage_off() as i32),
         };
-        Ok(Self {
-            convention,
-            plan,
-            areas,
-            free,
-        })
+        Ok(Self { convention, plan, areas, free })
     }
 
     /// Frame, anchor, outgoing area. Returns the length of the prologue.
@@ -143,11 +138,7 @@ impl NativeCall {
 
 /// The register that the convention pins to something.
 pub(super) fn pinned_to(convention: Convention, what: Pinned) -> Option<Reg> {
-    let pinned = convention
-        .spec()
-        .pinned
-        .iter()
-        .find(|(_, value)| *value == what);
+    let pinned = convention.spec().pinned.iter().find(|(_, value)| *value == what);
     pinned.map(|(register, _)| *register)
 }
 

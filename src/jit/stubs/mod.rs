@@ -53,18 +53,11 @@ impl<P> Shapes<P> {
     ) -> Result<Arc<P>, JitError> {
         let shapes = self.0.get_or_init(Mutex::default);
         let key = (convention, signature.clone());
-        if let Some(known) = shapes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-        {
+        if let Some(known) = shapes.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(Arc::clone(known));
         }
         let new = Arc::new(plan()?);
-        shapes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, Arc::clone(&new));
+        shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&new));
         Ok(new)
     }
 }

@@ -22,22 +22,12 @@ pub(crate) fn emit(
     if !signature.results().is_empty() {
         let rule = "nobody receives the results of a goroutine that JIT code starts: the \
                     signature must have none";
-        return Err(JitError::Signature {
-            stub: "spawn",
-            rule,
-        });
+        return Err(JitError::Signature { stub: "spawn", rule });
     }
-    if !signature
-        .params()
-        .iter()
-        .all(|ty| ty.is_word() || matches!(ty, Type::F32 | Type::F64))
-    {
+    if !signature.params().iter().all(|ty| ty.is_word() || matches!(ty, Type::F32 | Type::F64)) {
         let rule = "a goroutine is started with integers, pointers and floats; pass a pointer to \
                     anything else";
-        return Err(JitError::Signature {
-            stub: "spawn",
-            rule,
-        });
+        return Err(JitError::Signature { stub: "spawn", rule });
     }
     static SHAPES: Shapes<NativeCall> = Shapes::new();
     let bridge = SHAPES.get_or_plan(convention, signature, || {

@@ -49,13 +49,7 @@ pub(crate) fn emit(
     goroutine_main: usize,
 ) -> Result<SwitchStubs, JitError> {
     let stub = |name, kind, class, body: &dyn Fn(&mut Emitter<'_>)| {
-        let spec = StubSpec {
-            name,
-            kind,
-            class,
-            signature: None,
-            user_data: 0,
-        };
+        let spec = StubSpec { name, kind, class, signature: None, user_data: 0 };
         let emitted = arena.emit(&spec, STUB_BYTES, |ops| {
             let mut emitter = Emitter::new(ops, arena);
             body(&mut emitter);
@@ -70,9 +64,7 @@ pub(crate) fn emit(
             save(e.ops, gobuf);
             load_and_jump(e.ops, gobuf);
         })?,
-        gogo: stub("gogo", StubKind::Switch, root, &|e| {
-            load_and_jump(e.ops, gobuf)
-        })?,
+        gogo: stub("gogo", StubKind::Switch, root, &|e| load_and_jump(e.ops, gobuf))?,
         mcall: stub("mcall", StubKind::Switch, root, &|e| {
             save(e.ops, gobuf);
             // Now on the system stack, from its top: what an earlier mcall left there is dead.
