@@ -114,7 +114,11 @@ fn a_goroutine_stays_on_its_thread_and_may_hold_what_is_not_send() {
                     let home = std::thread::current().id();
                     let counter = Rc::new(Cell::new(0));
                     let other = counter.clone();
-                    for _ in 0..200 {
+                    for round in 0..200 {
+                        if round % 8 == 0 {
+                            // Wakes thieves.
+                            drop(go(|| ()));
+                        }
                         other.set(other.get() + 1);
                         gosched();
                         assert_eq!(std::thread::current().id(), home);
