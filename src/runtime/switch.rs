@@ -100,7 +100,8 @@ pub(crate) unsafe fn gogo(to: *const Gobuf) -> ! {
     }
 }
 
-/// Saves the running context to `from` and calls `f(argument)` on the system stack of `m`.
+/// Saves the running context to `from` and calls `f(argument)` with rsp = `system_sp`, the start of
+/// this thread's system stack.
 /// Returns when somebody continues `from`.
 ///
 /// # Safety
