@@ -5,7 +5,7 @@ use std::fmt;
 use footbridge::abi::interp::Xorshift;
 use footbridge::abi::{Assignment, Convention, Narrow, Passing, Place, Reg};
 
-use crate::image::{Found, Image, Wrong};
+use crate::image::{Found, Image, Narrowed, Wrong};
 use crate::observer::{
     DF, MXCSR_CONTROL, Observer, Point, SLOTS, State, Watcher, land, read, read_word, write,
 };
@@ -28,7 +28,8 @@ pub enum Kind {
     Alignment,
     /// The number of vector registers is not in `al`.
     VectorCount,
-    /// The closure register does not have the bound word.
+    /// The closure register has neither the bound word nor, without one, what the caller had
+    /// there.
     Closure,
     /// The stack pointer of the callee is not aligned.
     StackAlignment,
@@ -58,6 +59,8 @@ pub enum Kind {
     NotCalled,
     /// The callee was called again.
     CalledAgain,
+    /// There is no code to test.
+    Refused,
 }
 
 /// Something that went wrong, for a person.
@@ -98,12 +101,11 @@ pub struct Call<'a> {
     /// And of the target.
     pub target_args: &'a [Vec<u8>],
     pub result: Option<&'a [u8]>,
-    /// The word that the target finds in its closure register.
+    /// The word that the target finds in its closure register; if there is none, it finds what
+    /// the caller has there.
     pub closure: Option<u64>,
-    /// The code under test. It calls [`Point::Arrive`].
+    /// The code under test, which calls [`Point::Arrive`]; or that itself, if there is none.
     pub code: u64,
-    /// Whether there is none: `code` is [`Point::Arrive`] itself, so nobody extends narrow values.
-    pub is_direct: bool,
     /// The function that gcc compiled.
     pub callee: u64,
     pub seed: u64,
@@ -147,8 +149,11 @@ struct Running<'a> {
     arrivals: u32,
     /// What the caller was about to have, and where it wants to go on.
     callers: Option<(Kept, u64)>,
-    /// What is in the preserved registers during the call.
+    /// What is in the registers when the code under test starts.
     loaded: Option<Kept>,
+    /// The words of narrow integers, with the garbage in them: of the entry's parameters, later of
+    /// the target's result.
+    given: Vec<Option<[u8; 4]>>,
     /// Where the callee shall return to.
     back: u64,
     /// The target's argument base.
@@ -213,6 +218,9 @@ impl Running<'_> {
         state.set_x87_control(0x37f & !0xf00 | (bits >> 16) as u16 & 0xc00 | 0x200);
         state.flags = 0x202 | bits >> 32 & 0x8d5;
         self.loaded = Some(Kept::of(state));
+        let assignment = self.call.entry;
+        let found = Found { state, base, observer: self.observer, assignment };
+        self.given = assignment.params().iter().map(|value| found.narrow(value)).collect();
     }
 
     fn enter(&mut self, state: &mut State) {
@@ -221,7 +229,7 @@ impl Running<'_> {
         let found = Found { state, base, observer: self.observer, assignment: call.entry };
         let mut wrong = Vec::new();
         for (i, (value, bytes)) in call.entry.params().iter().zip(call.args).enumerate() {
-            if let Err((kind, text)) = found.parameter(value, bytes, false, 1) {
+            if let Err((kind, text)) = found.parameter(value, bytes, Narrowed::Any, 1) {
                 wrong.push(format!("argument {i}, {kind:?}: {text}"));
             }
         }
@@ -260,24 +268,28 @@ impl Running<'_> {
                 self.fail(Kind::VectorCount, format!("al is {found}, not {count}"));
             }
         }
-        if let Some(word) = call.closure
-            && state.general[R10] != word
-        {
+        let passed = self.loaded.as_ref().expect("entered before").general[R10];
+        let word = call.closure.unwrap_or(passed);
+        if state.general[R10] != word {
             let text = format!("r10 is {:#x}, not {word:#x}", state.general[R10]);
             self.fail(Kind::Closure, text);
         }
 
         let found = Found { state, base, observer: self.observer, assignment };
-        let extended = !call.is_direct && assignment.narrow() != Narrow::Garbage;
+        let relies = assignment.narrow() == Narrow::ExtendedTo32 || !call.is_alike();
+        // Those of the entry, behind the bound one.
+        let bound = call.target_args.len() - call.args.len();
+        let given = std::iter::repeat_n(&None, bound).chain(&self.given);
         let mut is_lost = false;
         let mut wrong = Vec::new();
-        for (i, (value, bytes)) in assignment.params().iter().zip(call.target_args).enumerate() {
+        let values = assignment.params().iter().zip(call.target_args).zip(given);
+        for (i, ((value, bytes), given)) in values.enumerate() {
             // A stub between equal conventions may hand on the caller's copy, which has the
             // alignment of its type here: see `Call::run`.
-            let same = call.entry.convention() == assignment.convention();
-            let least = if same { 1 } else { spec.copy_align_bytes };
+            let least = if call.is_alike() { 1 } else { spec.copy_align_bytes };
             let align = value.layout().align_bytes.max(least);
-            if let Err((kind, text)) = found.parameter(value, bytes, extended, align) {
+            let narrow = if relies { Narrowed::Extended } else { Narrowed::As(*given) };
+            if let Err((kind, text)) = found.parameter(value, bytes, narrow, align) {
                 let kind = match kind {
                     Wrong::Bytes => Kind::Argument,
                     Wrong::Extension => Kind::Extension,
@@ -319,8 +331,8 @@ impl Running<'_> {
         let (call, assignment) = (self.call, self.call.target);
         let found = Found { state, base: self.target_base, observer: self.observer, assignment };
         let result = assignment.results().first().zip(call.result);
-        let wrong =
-            result.map(|(value, bytes)| found.result(value, bytes, false, self.target_result));
+        let wrong = result
+            .map(|(value, bytes)| found.result(value, bytes, Narrowed::Any, self.target_result));
         if let Some(Err((kind, text))) = wrong {
             self.fail(Kind::Callee, format!("{kind:?}: {text}"));
         }
@@ -335,6 +347,8 @@ impl Running<'_> {
         let kept = |register, byte| byte < preserved_bytes(convention, register);
         image.load(state, &mut self.garbage, false, kept);
         state.general[RSP] = rsp;
+        let found = Found { state, base: self.target_base, observer: self.observer, assignment };
+        self.given = assignment.results().iter().map(|value| found.narrow(value)).collect();
         state.next = self.back;
     }
 
@@ -380,10 +394,13 @@ impl Running<'_> {
 
         if self.arrivals > 0 {
             let found = Found { state, base: 0, observer: self.observer, assignment };
-            let extended = !call.is_direct && assignment.narrow() != Narrow::Garbage;
+            let narrow = match (call.is_alike(), &*self.given) {
+                (true, [given]) => Narrowed::As(*given),
+                _ => Narrowed::Extended,
+            };
             let result = values.first().zip(call.result);
             let wrong = result
-                .map(|(value, bytes)| found.result(value, bytes, extended, self.result_address));
+                .map(|(value, bytes)| found.result(value, bytes, narrow, self.result_address));
             if let Some(Err((kind, text))) = wrong {
                 let kind = match kind {
                     Wrong::Bytes => Kind::Result,
@@ -457,6 +474,12 @@ impl Watcher for Running<'_> {
 const FILL: u8 = 0x5a;
 
 impl Call<'_> {
+    /// Whether both sides have one convention. A stub between them need not extend what comes
+    /// without, but must not lose what comes extended.
+    fn is_alike(&self) -> bool {
+        self.entry.convention() == self.target.convention()
+    }
+
     /// Makes the call, and says what went wrong.
     pub fn run(
         &self,
@@ -521,6 +544,7 @@ impl Call<'_> {
             arrivals: 0,
             callers: None,
             loaded: None,
+            given: Vec::new(),
             back: 0,
             target_base: 0,
             target_result: 0,

@@ -220,6 +220,15 @@ pub enum Wrong {
     Alignment,
 }
 
+/// What the low 32 bits of a narrow integer shall be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Narrowed {
+    Any,
+    Extended,
+    /// Extended, or these.
+    As(Option<[u8; 4]>),
+}
+
 /// Registers and memory to compare with values.
 pub struct Found<'a> {
     pub state: &'a State,
@@ -253,7 +262,20 @@ impl Found<'_> {
         }
     }
 
-    fn compare(&self, value: &Value, bytes: &[u8], extended: bool) -> Result<(), (Wrong, String)> {
+    /// The low 32 bits of the place of an integer that is narrower.
+    pub fn narrow(&self, value: &Value) -> Option<[u8; 4]> {
+        let size = value.layout().size_bytes;
+        let [(place, ..)] = *pieces(value) else { return None };
+        let is_narrow = value.ty().is_word() && size < 4;
+        is_narrow.then(|| self.bytes(place, 4).try_into().expect("four bytes"))
+    }
+
+    fn compare(
+        &self,
+        value: &Value,
+        bytes: &[u8],
+        narrow: Narrowed,
+    ) -> Result<(), (Wrong, String)> {
         let data = data(value.ty());
         for (place, off, size) in pieces(value) {
             let found = self.bytes(place, size);
@@ -269,9 +291,14 @@ impl Found<'_> {
                     return Err((Wrong::Bytes, text));
                 }
             }
-            if let (true, Some(extension)) = (extended, extension(value, bytes)) {
+            let as_given = match narrow {
+                Narrowed::Any => continue,
+                Narrowed::Extended => None,
+                Narrowed::As(given) => given,
+            };
+            if let Some(extension) = extension(value, bytes) {
                 let found = self.bytes(place, 4);
-                if found != extension {
+                if found != extension && as_given.is_none_or(|given| found != given) {
                     let text = format!("{place} has {found:02x?}, not {extension:02x?}");
                     return Err((Wrong::Extension, text));
                 }
@@ -286,11 +313,11 @@ impl Found<'_> {
         &self,
         value: &Value,
         bytes: &[u8],
-        extended: bool,
+        narrow: Narrowed,
         align: u32,
     ) -> Result<(), (Wrong, String)> {
         let Passing::Reference(place) = value.passing() else {
-            return self.compare(value, bytes, extended);
+            return self.compare(value, bytes, narrow);
         };
         let address = self.word(*place);
         if !self.observer.is_known(address, bytes.len()) {
@@ -309,11 +336,11 @@ impl Found<'_> {
         &self,
         value: &Value,
         bytes: &[u8],
-        extended: bool,
+        narrow: Narrowed,
         address: u64,
     ) -> Result<(), (Wrong, String)> {
         let Passing::Reference(_) = value.passing() else {
-            return self.compare(value, bytes, extended);
+            return self.compare(value, bytes, narrow);
         };
         if let Some(returned) = self.assignment.result_pointer().and_then(|p| p.returned) {
             let found = self.word(Place::Reg(returned));

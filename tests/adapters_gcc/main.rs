@@ -13,6 +13,8 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 #![allow(unsafe_code, reason = "calls emitted and compiled code")]
 
+// The modules stand in the order in which a call meets them.
+
 #[path = "../c_types/mod.rs"]
 mod c_types;
 mod call;
@@ -23,9 +25,11 @@ mod text;
 use std::collections::BTreeMap;
 
 use c_types::{has_gcc, random_bytes, random_signature, setting};
-use call::{Buffers, Call, Caller, Failure};
+use call::{Buffers, Call, Caller, Failure, Kind};
 use footbridge::abi::interp::Xorshift;
 use footbridge::abi::{AssignError, Assignment, Convention, Signature, Type, VectorWidth};
+use footbridge::jit::{Bind, Jit, JitError, look_up};
+use footbridge::runtime::Adapter;
 use observer::{Observer, Point};
 use text::{FUNCTIONS, Source};
 
@@ -98,6 +102,25 @@ impl Case {
         })
     }
 
+    /// The adapter from one convention to another, which are indices.
+    fn adapter(&self, jit: Jit, from: usize, to: usize) -> Result<Adapter, JitError> {
+        let target = Point::Arrive.address() as usize;
+        let [from, to] = [from, to].map(|index| CONVENTIONS[index]);
+        let bind = match self.bound {
+            Bound::Nothing => None,
+            Bound::FirstArgument(word) => Some(Bind::FirstArgument(word)),
+            Bound::Closure(word) => Some(Bind::Closure(word)),
+        };
+        // SAFETY: what arrives goes on in a function of gcc's of the target's convention and
+        // signature, with the bound word; calls are made in the entry's, by `Call::run`.
+        unsafe {
+            match bind {
+                None => jit.adapter(&self.signature, from, to, target),
+                Some(bind) => jit.bound_adapter(&self.signature, from, to, target, bind),
+            }
+        }
+    }
+
     /// The call from one convention to another, which are indices.
     fn call<'a>(&'a self, from: usize, to: usize, functions: &[u64]) -> Call<'a> {
         Call {
@@ -111,7 +134,6 @@ impl Case {
                 _ => None,
             },
             code: Point::Arrive.address(),
-            is_direct: true,
             callee: functions[2 + to],
             seed: self.seed,
         }
@@ -254,4 +276,61 @@ fn direct_calls_pass() {
     }
     report.assert_passed();
     assert_eq!(report.calls, 4 * cases.len());
+}
+
+/// What most signatures bind is nothing.
+fn random_bound(rng: &mut Xorshift) -> Bound {
+    match rng.below(6) {
+        0 => Bound::Closure(rng.bits()),
+        1 | 2 => Bound::FirstArgument(rng.bits()),
+        _ => Bound::Nothing,
+    }
+}
+
+#[test]
+fn adapters_carry_calls_of_gcc() {
+    if !has_gcc() {
+        return;
+    }
+    let count = setting("FOOTBRIDGE_ADAPTER_GCC_CASES").unwrap_or(200) as usize;
+    let seed = setting("FOOTBRIDGE_SEED").unwrap_or(1);
+    let (cases, refusals) = random_cases(count, seed, random_bound);
+    let refused: usize = refusals.values().sum();
+    println!("seed {seed}: {} signatures; refused were {refused}:", cases.len());
+    for (reason, count) in &refusals {
+        println!("{count:6} {reason}");
+    }
+    assert!(refused < cases.len(), "most signatures are refused");
+
+    let mut buffers = Buffers::new();
+    let functions = compile(&cases, &buffers);
+    let jit = Jit::new().expect("code memory");
+    let mut report = Report::new(seed);
+    let mut frames: BTreeMap<String, usize> = BTreeMap::new();
+    let observer = Observer::new();
+    for (number, case) in cases.iter().enumerate() {
+        let functions = &functions[FUNCTIONS * number..];
+        for (from, to) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let mut call = case.call(from, to, functions);
+            let adapter = match case.adapter(jit, from, to) {
+                Ok(adapter) => adapter,
+                Err(error) => {
+                    let what = report.describe(number, &call, case, Caller::Bare);
+                    let failure = Failure { kind: Kind::Refused, text: error.to_string() };
+                    report.add(&what, &[failure]);
+                    continue;
+                }
+            };
+            call.code = adapter.address() as u64;
+            let class = look_up(adapter.address()).expect("a stub").frame_class();
+            *frames.entry(format!("{class:?}")).or_default() += 1;
+            for caller in [Caller::Gcc(functions[from]), Caller::Bare] {
+                let what = report.describe(number, &call, case, caller);
+                report.add(&what, &call.run(&observer, &mut buffers, caller, &what));
+            }
+        }
+    }
+    println!("frames: {frames:?}");
+    report.assert_passed();
+    assert_eq!(report.calls, 8 * cases.len());
 }

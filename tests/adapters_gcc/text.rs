@@ -133,8 +133,16 @@ impl Source {
                 _ => "__builtin_va",
             };
             writeln!(text, "  {prefix}_list ap; {prefix}_start(ap, a{});", named - 1)?;
-            for (i, ty) in types.iter().enumerate().skip(named) {
-                writeln!(text, "  {ty} a{i} = __builtin_va_arg(ap, {ty});")?;
+            let values = types.iter().zip(assignment.params()).enumerate();
+            for (i, (ty, value)) in values.skip(named) {
+                // gcc asks its default convention which types are passed by reference, not that
+                // of the list, so the address is read as one.
+                match value.passing() {
+                    Passing::Reference(_) => {
+                        writeln!(text, "  {ty} a{i} = *({ty} *)__builtin_va_arg(ap, void *);")?;
+                    }
+                    _ => writeln!(text, "  {ty} a{i} = __builtin_va_arg(ap, {ty});")?,
+                }
             }
             writeln!(text, "  {prefix}_end(ap);")?;
         }
