@@ -63,6 +63,34 @@ pub enum Kind {
     Refused,
 }
 
+impl Kind {
+    pub const ALL: [Kind; 23] = [
+        Kind::Caller,
+        Kind::Callee,
+        Kind::Argument,
+        Kind::Extension,
+        Kind::Address,
+        Kind::Alignment,
+        Kind::VectorCount,
+        Kind::Closure,
+        Kind::StackAlignment,
+        Kind::DirectionFlag,
+        Kind::Mxcsr,
+        Kind::X87Control,
+        Kind::X87Stack,
+        Kind::Preserved,
+        Kind::StackPointer,
+        Kind::Result,
+        Kind::ResultExtension,
+        Kind::ResultPointer,
+        Kind::Stray,
+        Kind::Fault,
+        Kind::NotCalled,
+        Kind::CalledAgain,
+        Kind::Refused,
+    ];
+}
+
 /// Something that went wrong, for a person.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -108,7 +136,19 @@ pub struct Call<'a> {
     pub code: u64,
     /// The function that gcc compiled.
     pub callee: u64,
+    pub ends: Ends,
     pub seed: u64,
+}
+
+/// Where values in memory are that the caller has addresses of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ends {
+    /// At the end of a page, before one that cannot be touched.
+    AtEnd,
+    /// At the start of a page, behind one that cannot be touched.
+    AtStart,
+    /// Mostly at the end.
+    Random,
 }
 
 /// Where the callee stores what it was given, and finds what it returns.
@@ -296,7 +336,7 @@ impl Running<'_> {
                     Wrong::Address => Kind::Address,
                     Wrong::Alignment => Kind::Alignment,
                 };
-                is_lost |= kind == Kind::Address;
+                is_lost |= matches!(kind, Kind::Address | Kind::Alignment);
                 wrong.push((kind, format!("argument {i}: {text}")));
             }
         }
@@ -310,6 +350,7 @@ impl Running<'_> {
             }
             if address & (u64::from(layout.align_bytes) - 1) != 0 {
                 let align = layout.align_bytes;
+                is_lost = true;
                 let text =
                     format!("the result is at {address:#x}, which is no multiple of {align}");
                 wrong.push((Kind::Alignment, text));
@@ -494,7 +535,11 @@ impl Call<'_> {
         let mut places = Vec::new();
         let mut addresses = Vec::new();
         let mut place = |slot, bytes: usize, align: u32| {
-            let at_end = garbage.below(4) != 0;
+            let at_end = match self.ends {
+                Ends::AtEnd => true,
+                Ends::AtStart => false,
+                Ends::Random => garbage.below(4) != 0,
+            };
             observer.fill(slot, FILL);
             let address = observer.place(slot, bytes, align as usize, at_end);
             places.push((slot, address, bytes));
@@ -586,7 +631,9 @@ impl Call<'_> {
         let mut fail = |kind, text: String| failures.push(Failure { kind, text });
         let is_complete = match ended {
             Err(fault) => {
-                fail(Kind::Fault, format!("{fault:x?}"));
+                let crate::observer::Fault { signal, address, pc } = fault;
+                let text = format!("signal {signal}, {address:#x} touched, at {pc:#x}");
+                fail(Kind::Fault, text);
                 false
             }
             Ok(()) if arrivals == 0 => {
@@ -596,7 +643,7 @@ impl Call<'_> {
             Ok(()) => failures.is_empty(),
         };
         for (slot, address, bytes) in places {
-            if observer.rest(slot, address, bytes).iter().any(|byte| *byte != FILL) {
+            if !observer.is_filled(slot, FILL, address, bytes) {
                 let text = format!("memory beside {address:#x}, {bytes} bytes, was written");
                 failures.push(Failure { kind: Kind::Stray, text });
             }

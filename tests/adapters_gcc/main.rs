@@ -13,19 +13,18 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 #![allow(unsafe_code, reason = "calls emitted and compiled code")]
 
-// The modules stand in the order in which a call meets them.
-
 #[path = "../c_types/mod.rs"]
 mod c_types;
 mod call;
 mod image;
 mod observer;
+mod planted;
 mod text;
 
 use std::collections::BTreeMap;
 
 use c_types::{has_gcc, random_bytes, random_signature, setting};
-use call::{Buffers, Call, Caller, Failure, Kind};
+use call::{Buffers, Call, Caller, Ends, Failure, Kind};
 use footbridge::abi::interp::Xorshift;
 use footbridge::abi::{AssignError, Assignment, Convention, Signature, Type, VectorWidth};
 use footbridge::jit::{Bind, Jit, JitError, look_up};
@@ -102,9 +101,10 @@ impl Case {
         })
     }
 
-    /// The adapter from one convention to another, which are indices.
-    fn adapter(&self, jit: Jit, from: usize, to: usize) -> Result<Adapter, JitError> {
-        let target = Point::Arrive.address() as usize;
+    /// The adapter from one convention to another, which are indices. `target` is or ends in
+    /// [`Point::Arrive`].
+    fn adapter(&self, jit: Jit, from: usize, to: usize, target: u64) -> Result<Adapter, JitError> {
+        let target = target as usize;
         let [from, to] = [from, to].map(|index| CONVENTIONS[index]);
         let bind = match self.bound {
             Bound::Nothing => None,
@@ -135,6 +135,7 @@ impl Case {
             },
             code: Point::Arrive.address(),
             callee: functions[2 + to],
+            ends: Ends::Random,
             seed: self.seed,
         }
     }
@@ -312,7 +313,7 @@ fn adapters_carry_calls_of_gcc() {
         let functions = &functions[FUNCTIONS * number..];
         for (from, to) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             let mut call = case.call(from, to, functions);
-            let adapter = match case.adapter(jit, from, to) {
+            let adapter = match case.adapter(jit, from, to, Point::Arrive.address()) {
                 Ok(adapter) => adapter,
                 Err(error) => {
                     let what = report.describe(number, &call, case, Caller::Bare);

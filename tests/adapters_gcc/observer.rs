@@ -529,13 +529,13 @@ impl Observer {
         write(slot.start, &vec![byte; slot.bytes]);
     }
 
-    /// The bytes of a slot outside of a value that is there.
-    pub fn rest(&self, slot: usize, address: u64, bytes: usize) -> Vec<u8> {
+    /// Whether a slot is still filled like that, beside a value that is there.
+    pub fn is_filled(&self, slot: usize, byte: u8, address: u64, bytes: usize) -> bool {
         let slot = &self.slots[slot];
         let mut whole = read(slot.start, slot.bytes);
         let off = (address - slot.start) as usize;
-        whole.drain(off..off + bytes);
-        whole
+        whole[off..off + bytes].fill(byte);
+        whole == vec![byte; slot.bytes]
     }
 
     /// Goes to [`State::next`] with the registers that `prepare` sets, until the call is at
@@ -602,9 +602,12 @@ impl Drop for Observer {
 
 /// Bytes of memory at an address.
 pub fn read(address: u64, bytes: usize) -> Vec<u8> {
+    let mut found = vec![0; bytes];
     let from: *const u8 = with_exposed_provenance(address as usize);
-    // SAFETY: callers have checked the address or made it; it is plain memory of this process.
-    (0..bytes).map(|i| unsafe { from.add(i).read_volatile() }).collect()
+    // SAFETY: callers have checked the address or made it; it is plain memory of this process,
+    // and none of it is a Rust object that anybody has a reference to.
+    unsafe { from.copy_to_nonoverlapping(found.as_mut_ptr(), bytes) };
+    found
 }
 
 /// The 64-bit number at an address.
@@ -615,8 +618,6 @@ pub fn read_word(address: u64) -> u64 {
 /// Puts bytes at an address.
 pub fn write(address: u64, bytes: &[u8]) {
     let to: *mut u8 = with_exposed_provenance_mut(address as usize);
-    for (i, byte) in bytes.iter().enumerate() {
-        // SAFETY: as above.
-        unsafe { to.add(i).write_volatile(*byte) };
-    }
+    // SAFETY: as above.
+    unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
 }

@@ -191,7 +191,7 @@ pub fn load(sources: &[Source], buffers: &Buffers) -> Vec<u64> {
                 while let Some((i, source)) = Some(next.fetch_add(1, Ordering::Relaxed))
                     .and_then(|i| Some((i, sources.get(i)?)))
                 {
-                    compile(source, &folder.0.join(format!("{i}.c")));
+                    compile(source, OPTIMIZATIONS[i % 3], &folder.0.join(format!("{i}.c")));
                 }
             });
         }
@@ -226,7 +226,10 @@ impl Drop for Folder {
     }
 }
 
-fn compile(source: &Source, path: &Path) {
+/// Not the same for all: unoptimised callees use their homes, for one.
+const OPTIMIZATIONS: [&str; 3] = ["-O1", "-O0", "-O2"];
+
+fn compile(source: &Source, optimization: &str, path: &Path) {
     let Source { c, functions, table } = source;
     let text = format!(
         "{PRELUDE}{}{functions}void *const footbridge_functions[] = {{{table}}};\n",
@@ -234,8 +237,10 @@ fn compile(source: &Source, path: &Path) {
     );
     std::fs::write(path, text).expect("written");
     let mut gcc = Command::new("gcc");
-    gcc.args(["-O1", "-w", "-Wno-psabi", "-fPIC", "-shared", "-mavx2", "-o"]);
-    gcc.arg(path.with_extension("so")).arg(path);
+    gcc.args([optimization, "-w", "-Wno-psabi", "-fPIC", "-shared", "-mavx2"]);
+    // Without it gcc 12 clears the upper half of a union with a vector that is returned in ymm0.
+    gcc.arg("-mno-vzeroupper");
+    gcc.arg("-o").arg(path.with_extension("so")).arg(path);
     if std::arch::is_x86_feature_detected!("avx512f") {
         gcc.arg("-mavx512f");
     }
