@@ -171,12 +171,12 @@ impl<const N: usize> Bits<N> {
         put_given: bool,
         kept: impl Fn(usize) -> bool,
     ) {
-        for i in 0..N {
+        for (i, byte) in bytes.iter_mut().enumerate() {
             match self.given[i] {
-                true if put_given => bytes[i] = self.bytes[i],
+                true if put_given => *byte = self.bytes[i],
                 true => {}
                 false if kept(i) => {}
-                false => bytes[i] = (garbage.bits() >> 40) as u8,
+                false => *byte = (garbage.bits() >> 40) as u8,
             }
         }
     }

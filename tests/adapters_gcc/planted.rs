@@ -370,9 +370,8 @@ fn modes(from: usize, to: usize) -> Vec<Plant> {
     for register in spec.preserved.iter() {
         let name = format!("loses {register}");
         let clobber = move |ops: &mut Ops| match register {
-            Reg::Gpr(gpr) => dynasm!(ops; .arch x64; not Rq(u8::from(gpr))),
+            Reg::Gpr(gpr) => dynasm!(ops; .arch x64; not Rq(gpr)),
             Reg::Xmm(xmm) => {
-                let xmm = u8::from(xmm);
                 // The highest of the 128 bits that are preserved.
                 dynasm!(ops
                     ; .arch x64

@@ -188,10 +188,10 @@ pub fn load(sources: &[Source], buffers: &Buffers) -> Vec<u64> {
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some((i, source)) = Some(next.fetch_add(1, Ordering::Relaxed))
-                    .and_then(|i| Some((i, sources.get(i)?)))
-                {
-                    compile(source, OPTIMIZATIONS[i % 3], &folder.0.join(format!("{i}.c")));
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(source) = sources.get(i) else { break };
+                    compile(source, OPTIMIZATIONS[i % 4], &folder.0.join(format!("{i}.c")));
                 }
             });
         }
@@ -227,7 +227,7 @@ impl Drop for Folder {
 }
 
 /// Not the same for all: unoptimised callees use their homes, for one.
-const OPTIMIZATIONS: [&str; 3] = ["-O1", "-O0", "-O2"];
+const OPTIMIZATIONS: [&str; 4] = ["-O1", "-O0", "-O1", "-O2"];
 
 fn compile(source: &Source, optimization: &str, path: &Path) {
     let Source { c, functions, table } = source;
