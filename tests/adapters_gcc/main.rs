@@ -35,7 +35,8 @@ use text::{FUNCTIONS, Source};
 /// What gcc compiles on Linux.
 const CONVENTIONS: [Convention; 2] = [Convention::SystemV, Convention::Win64];
 
-const MOST_PARAMS: usize = 24;
+/// How many parameters at most, in turn: many take gcc long, and use the stack mostly.
+const MOST_PARAMS: [usize; 3] = [8, 8, 24];
 
 /// How many signatures go into one file.
 const FILE_SIGNATURES: usize = 32;
@@ -163,7 +164,7 @@ fn random_cases(
         return (cases, refusals);
     }
     while cases.len() < count {
-        let signature = random_signature(&mut rng, MOST_PARAMS, widest);
+        let signature = random_signature(&mut rng, MOST_PARAMS[cases.len() % 3], widest);
         let bound = bound(&mut rng);
         match Case::new(signature, bound, &mut rng) {
             Ok(case) => cases.push(case),
@@ -258,7 +259,7 @@ fn direct_calls_pass() {
     if !has_gcc() {
         return;
     }
-    let count = setting("FOOTBRIDGE_ADAPTER_GCC_CASES").unwrap_or(200).div_ceil(4) as usize;
+    let count = setting("FOOTBRIDGE_ADAPTER_GCC_CASES").unwrap_or(200).div_ceil(10) as usize;
     let seed = setting("FOOTBRIDGE_SEED").unwrap_or(1);
     let (cases, _) = random_cases(count, seed, |_| Bound::Nothing);
     let mut buffers = Buffers::new();
