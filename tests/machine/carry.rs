@@ -615,8 +615,11 @@ pub struct Call<'a> {
     pub args: &'a [Vec<u8>],
     /// The address of the goroutine.
     pub g: u64,
-    /// Nobody is between the two sides: the caller extends what the callee relies on.
-    pub direct: bool,
+    /// Both sides are of one convention, which nobody translates: each extends what the other
+    /// relies on.
+    pub alike: bool,
+    /// A word in the closure register, if it is to reach the callee.
+    pub closure: Option<u64>,
     /// The address that is called.
     pub target: usize,
     /// Code that runs before anything is looked at after the return, and jumps to
@@ -762,7 +765,7 @@ impl Caller {
     ///    these values.
     /// 2. `back` does what it says.
     pub unsafe fn call(&mut self, call: &Call<'_>, rng: &mut Xorshift) -> Returned {
-        let Call { entry, args, g, direct, target, back, room } = *call;
+        let Call { entry, args, g, alike, closure, target, back, room } = *call;
         let room = |rng: &mut Xorshift| room.unwrap_or_else(|| rng.below(2) == 0);
         let spec = convention(entry).spec();
         let mut state = State::garbage(rng);
@@ -796,7 +799,7 @@ impl Caller {
             } else {
                 let extend = entry.narrow() == Narrow::ExtendedTo32
                     && matches!(value.passing(), Passing::Parts(_))
-                    || direct && entry.narrow() != Narrow::Garbage;
+                    || alike && entry.narrow() != Narrow::Garbage;
                 frame.put(value, bytes, extend, rng);
             }
         }
@@ -808,6 +811,9 @@ impl Caller {
             let address = self.place(&mut placed, index, shape, room, rng);
             frame.put_word(pointer.place, address as u64);
             result_address = Some(address);
+        }
+        if let Some(word) = closure {
+            frame.state.set_gpr(closure_register(convention(entry)), word);
         }
         if let Some((Reg::Gpr(register), count)) = entry.vector_count() {
             frame.state.set_gpr(register, rng.bits() << 8 | u64::from(count));
@@ -910,7 +916,7 @@ pub struct Expected<'a> {
     pub closure: Option<u64>,
     pub g: u64,
     /// As in [`Call`].
-    pub direct: bool,
+    pub alike: bool,
     /// Decides the garbage.
     pub seed: u64,
 }
@@ -921,7 +927,7 @@ struct CalleeSide {
     results: Vec<Vec<u8>>,
     closure: Option<u64>,
     g: u64,
-    direct: bool,
+    alike: bool,
     rng: Xorshift,
     /// The caller's, for its modes.
     caller: *const Record,
@@ -958,7 +964,7 @@ impl Callee {
             results: Vec::new(),
             closure: None,
             g: 0,
-            direct: false,
+            alike: false,
             rng: Xorshift::new(0),
             caller: caller.record,
             hits: 0,
@@ -1026,7 +1032,7 @@ impl Callee {
         side.results = expected.results.to_vec();
         side.closure = expected.closure;
         side.g = expected.g;
-        side.direct = expected.direct;
+        side.alike = expected.alike;
         side.rng = Xorshift::new(expected.seed);
         side.hits = 0;
         side.arrived = Vec::new();
@@ -1098,8 +1104,7 @@ extern "C" fn on_entry(visit: *mut Visit) {
             }
             masked(value, &memory.unwrap_or_else(|| vec![0; size]))
         } else {
-            let poison = (!side.direct).then_some(Caller::POISON);
-            frame.take(&target, value, index, poison, &mut wrong)
+            frame.take(&target, value, index, Some(Caller::POISON), &mut wrong)
         };
         if side.args.get(i) != Some(&bytes) {
             wrong.push(Change::Value(index));
@@ -1154,7 +1159,7 @@ extern "C" fn on_entry(visit: *mut Visit) {
             }
             (None, Passing::Reference(_)) => {}
             _ => {
-                let extend = side.direct && target.narrow() != Narrow::Garbage;
+                let extend = side.alike && target.narrow() != Narrow::Garbage;
                 frame.put(value, bytes, extend, rng);
             }
         }
