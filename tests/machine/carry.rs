@@ -23,7 +23,7 @@ use std::cell::Cell;
 use std::mem::offset_of;
 use std::ptr;
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::interp::Xorshift;
 use footbridge::abi::{
     Assignment, Convention, Extend, Gpr, Language, Layout, Narrow, Passing, Pinned, Place, Reg,
@@ -1047,12 +1047,6 @@ impl Callee {
             wrong.push(Change::Hits(side.hits));
         }
         Arrived { values: std::mem::take(&mut side.arrived), wrong }
-    }
-
-    /// The registers at the last entry.
-    pub fn at_entry(&self) -> State {
-        // SAFETY: leaked in `new`; the code does not run now.
-        unsafe { (*self.visit).entry.clone() }
     }
 }
 
