@@ -6,7 +6,8 @@
 //! * The same by way of functions that rustc compiles (`machine/rust_source.rs`).
 //! * Planted defects: each kind of report is seen, for every pair.
 //!
-//! `FOOTBRIDGE_ADAPTER_CASES` is the number of random signatures a pair, `FOOTBRIDGE_SEED` the seed.
+//! `FOOTBRIDGE_ADAPTER_CASES` is the number of random signatures a pair, `FOOTBRIDGE_RUSTC_CASES` that
+//! of signatures for rustc, `FOOTBRIDGE_SEED` the seed.
 #![cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 #![allow(unsafe_code, reason = "calls emitted code")]
 
@@ -18,8 +19,11 @@ mod child;
 mod draw;
 #[path = "machine/plant.rs"]
 mod plant;
+#[path = "machine/rust_source.rs"]
+mod rust_source;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use carry::{
     Arrived, Call, Callee, Caller, Change, Expected, Returned, closure_register, current_g,
@@ -34,6 +38,7 @@ use footbridge::abi::{
 };
 use footbridge::jit::{Bind, Code, FrameClass, Jit, JitError, Ops};
 use footbridge::runtime::{Adapter, Config};
+use rust_source::{Found, Library};
 
 const CONVENTIONS: [Convention; 4] =
     [Convention::SystemV, Convention::Win64, Convention::GoAbi0, Convention::GoAbiInternal];
@@ -66,6 +71,7 @@ struct Case {
     args: Vec<Vec<u8>>,
     results: Vec<Vec<u8>>,
     seed: u64,
+    /// As in [`Call`].
     room: Option<bool>,
     /// For a person.
     what: String,
@@ -175,12 +181,10 @@ impl Bench {
         }
     }
 
-    /// The call of a case by way of the code at `address`, which leads to the callee. After the
-    /// return `back` runs first.
-    fn call(&mut self, case: &Case, address: usize, back: Option<&Code>) -> (Arrived, Returned) {
+    /// Prepares the callee for a case. The result is the closure that the caller has to pass.
+    fn expect(&mut self, case: &Case) -> Option<u64> {
         let args = case.target_args();
         let [from, to] = case.conventions();
-        let alike = from == to;
         // A stub that binds nothing leaves a closure where it is, if that is right for its target.
         let passes = case.bind.is_none() && closure_register(from) == closure_register(to);
         let passed = passes.then_some(case.seed.rotate_left(17));
@@ -194,28 +198,51 @@ impl Bench {
             results: &case.results,
             closure: bound,
             g: self.g,
-            alike,
+            alike: from == to,
             seed: case.seed ^ 0x7a26,
         });
+        passed
+    }
+
+    /// Calls the code at `address` as a case says. After the return `back` runs first.
+    ///
+    /// # Safety
+    /// The code is of the entry's convention and signature, and leads to something that may be
+    /// called with any values.
+    unsafe fn call_only(
+        &mut self,
+        case: &Case,
+        address: usize,
+        closure: Option<u64>,
+        back: Option<&Code>,
+    ) -> Returned {
+        let [from, to] = case.conventions();
         let call = Call {
             entry: &case.entry,
             args: &case.args,
             g: self.g,
-            alike,
-            closure: passed,
+            alike: from == to,
+            closure,
             target: address,
             back: back.map(Code::address),
             room: case.room,
         };
         let mut rng = Xorshift::new(case.seed ^ 0xca11);
-        // SAFETY: the code is of the entry's convention and signature, and leads to the callee,
-        // which takes any values; `back` jumps to where it is to.
+        // SAFETY: the caller's promise; `back` jumps to where it is to.
         let mut returned = with_case(&case.what, || unsafe { self.caller.call(&call, &mut rng) });
         for (i, (found, expected)) in returned.values.iter().zip(&case.results).enumerate() {
             if found != expected {
                 returned.wrong.push(Change::Value(ValueIndex::Result(i)));
             }
         }
+        returned
+    }
+
+    /// The call of a case by way of the code at `address`, which leads to the callee.
+    fn call(&mut self, case: &Case, address: usize, back: Option<&Code>) -> (Arrived, Returned) {
+        let closure = self.expect(case);
+        // SAFETY: adapters are made of the case, and the callee takes any values.
+        let returned = unsafe { self.call_only(case, address, closure, back) };
         (self.callee.arrived(), returned)
     }
 }
@@ -773,4 +800,137 @@ fn an_over_read_faults_and_names_its_case() {
             assert!(outcome.stderr.contains(text), "no {text:?}: {outcome:#?}");
         }
     }
+}
+
+/// Signatures that Rust can declare, of values that rustc passes as C compilers do. One half is for
+/// Go's conventions too.
+fn rust_signatures(count: usize, rng: &mut Xorshift) -> Vec<Signature> {
+    let vectors = vector_bytes().min(32);
+    let c = Kinds::of([Convention::SystemV, Convention::Win64], vectors);
+    let both = Kinds::of([Convention::SystemV, Convention::GoAbiInternal], vectors);
+    let kinds = [c, both].map(|kinds| Kinds { rust: true, ..kinds });
+    let mut signatures = Vec::new();
+    while signatures.len() < count {
+        let mut signature = kinds[signatures.len() % 2].signature(rng);
+        if rng.below(4) == 0 {
+            // For a word that is bound as a first argument.
+            signature = signature.with_first_param(Type::Ptr);
+        }
+        if rust_source::CONVENTIONS.iter().all(|c| c.assign(&signature).is_ok()) {
+            signatures.push(signature);
+        }
+    }
+    signatures
+}
+
+/// What compiled code found, and what it must have found, without padding.
+fn assert_found(found: Vec<Found>, types: &[Type], values: &[Vec<u8>], what: &str) {
+    let of = |found: Vec<Found>| -> Vec<Found> {
+        let both = found.into_iter().zip(types);
+        both.map(|(found, ty)| found.masked(&data_bytes(ty, Language::C))).collect()
+    };
+    let expected = types.iter().zip(values).map(|(ty, bytes)| Found::expected(ty, bytes));
+    assert_eq!(of(found), expected.collect::<Vec<_>>(), "{what}");
+}
+
+/// Every way from or to functions of one signature that rustc compiled. Says how many calls there
+/// were.
+fn check_compiled(
+    bench: &mut Bench,
+    library: &Library,
+    n: usize,
+    signature: &Signature,
+    seed: u64,
+) -> usize {
+    let mut calls = 0;
+    for from in CONVENTIONS {
+        for to in CONVENTIONS {
+            let [from_rust, to_rust] =
+                [from, to].map(|convention| rust_source::CONVENTIONS.contains(&convention));
+            let Some(case) = Case::new(signature, [from, to], None, seed) else { continue };
+            let (params, results) = (signature.params(), signature.results());
+            let what = format!("rustc, seed {}: {}", self::seed(), case.what);
+            if from_rust && to_rust {
+                let adapter = bench.adapter(&case, library.callee(n, to)).expect("an adapter");
+                library.prepare(&case.args, &case.results);
+                // SAFETY: the adapter is of this convention and signature.
+                with_case(&what, || unsafe { library.call(n, from, adapter.address()) });
+                assert_eq!(library.hits(), 1, "{what}");
+                assert_found(library.arguments(n), params, &case.args, &what);
+                assert_found(library.results(n), results, &case.results, &what);
+                calls += 1;
+            }
+            if from_rust {
+                let adapter = bench.adapter(&case, bench.callee.address()).expect("an adapter");
+                bench.expect(&case);
+                bench.caller.stands_aside();
+                library.prepare(&case.args, &[]);
+                // SAFETY: the adapter is of this convention and signature.
+                with_case(&what, || unsafe { library.call(n, from, adapter.address()) });
+                let mut arrived = bench.callee.arrived();
+                // Compiled code passes no closure.
+                arrived.wrong.retain(|wrong| *wrong != Change::Closure);
+                assert_eq!(arrived.wrong, [], "{what}");
+                assert_eq!(arrived.values, case.args, "{what}");
+                assert_found(library.results(n), results, &case.results, &what);
+                calls += 1;
+            }
+            if to_rust {
+                let adapter = bench.adapter(&case, library.callee(n, to)).expect("an adapter");
+                check_compiled_callee(bench, library, n, &case, &adapter, &what);
+                calls += 1;
+                if let [Type::Ptr, others @ ..] = params {
+                    let entry = Signature::new(others, results);
+                    let bind = Some(Bind::FirstArgument(seed.rotate_left(40)));
+                    let Some(case) = Case::new(&entry, [from, to], bind, seed) else { continue };
+                    let what = format!("rustc, seed {}: {}", self::seed(), case.what);
+                    let adapter = bench.adapter(&case, library.callee(n, to)).expect("an adapter");
+                    check_compiled_callee(bench, library, n, &case, &adapter, &what);
+                    calls += 1;
+                }
+            }
+        }
+    }
+    calls
+}
+
+/// From the caller that knows every register to a function that rustc compiled.
+fn check_compiled_callee(
+    bench: &mut Bench,
+    library: &Library,
+    n: usize,
+    case: &Case,
+    adapter: &Adapter,
+    what: &str,
+) {
+    let [from, to] = case.conventions();
+    library.prepare(&[], &case.results);
+    // SAFETY: the adapter is of the case; the callee stores what it gets.
+    let mut returned = unsafe { bench.call_only(case, adapter.address(), None, None) };
+    if from == to {
+        // LLVM does not extend what it returns, whatever the attribute says, and a stub between
+        // two sides of one convention changes nothing.
+        returned.wrong.retain(|wrong| !matches!(wrong, Change::NotExtended(ValueIndex::Result(_))));
+    }
+    assert_eq!(returned.wrong, [], "{what}");
+    assert_eq!(library.hits(), 1, "{what}");
+    let types: Vec<Type> = case.target.params().iter().map(|value| value.ty().clone()).collect();
+    assert_found(library.arguments(n), &types, &case.target_args(), what);
+}
+
+#[test]
+fn functions_that_rustc_compiles_call_each_other_and_go() {
+    let count = number("FOOTBRIDGE_RUSTC_CASES", 150) as usize;
+    let mut rng = Xorshift::new(seed() ^ 0x0007_2057);
+    let signatures = rust_signatures(count, &mut rng);
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let library = Library::new(directory, &signatures).unwrap_or_else(|error| panic!("{error}"));
+    with_bench(&[Convention::GoAbiInternal], |bench| {
+        let mut calls = 0;
+        for (n, signature) in signatures.iter().enumerate() {
+            calls += check_compiled(bench, &library, n, signature, rng.bits());
+        }
+        // Half of the signatures have all pairs, and the other half those of C.
+        assert!(calls >= count * 14, "only {calls} calls of {count} signatures");
+    });
 }

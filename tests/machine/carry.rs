@@ -758,6 +758,11 @@ impl Caller {
         address
     }
 
+    /// Somebody else calls next: a function that was compiled, with the modes of a thread that starts.
+    pub fn stands_aside(&mut self) {
+        self.record().before.set_modes(NATIVE_MXCSR, NATIVE_X87_CONTROL);
+    }
+
     /// Calls, and looks at everything afterwards.
     ///
     /// # Safety

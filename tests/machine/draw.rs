@@ -4,7 +4,7 @@
 //! same, and whoever draws asks for another one.
 
 use footbridge::abi::interp::Xorshift;
-use footbridge::abi::{Convention, Float, Language, RecordSpec, Signature, Type};
+use footbridge::abi::{Convention, Float, Language, RecordSpec, Signature, Type, VectorWidth};
 
 /// Which types are drawn.
 #[derive(Clone, Copy)]
@@ -142,6 +142,8 @@ impl Kinds {
 fn rust_declares(ty: &Type) -> bool {
     match ty {
         Type::LongDouble | Type::Complex(Float::LongDouble) => false,
+        // `__m64` is gone, and `__m512` is newer than the oldest compiler.
+        Type::Vector(width) => matches!(width, VectorWidth::V128 | VectorWidth::V256),
         Type::Array(array) => array.length() > 0 && rust_declares(array.element()),
         Type::Struct(record) | Type::Union(record) => {
             let spec = record.spec();
