@@ -808,7 +808,7 @@ fn rust_signatures(count: usize, rng: &mut Xorshift) -> Vec<Signature> {
     let vectors = vector_bytes().min(32);
     let c = Kinds::of([Convention::SystemV, Convention::Win64], vectors);
     let both = Kinds::of([Convention::SystemV, Convention::GoAbiInternal], vectors);
-    let kinds = [c, both].map(|kinds| Kinds { rust: true, ..kinds });
+    let kinds = [c, both].map(Kinds::for_rust);
     let mut signatures = Vec::new();
     while signatures.len() < count {
         let mut signature = kinds[signatures.len() % 2].signature(rng);
@@ -868,8 +868,17 @@ fn check_compiled(
                 // SAFETY: the adapter is of this convention and signature.
                 with_case(&what, || unsafe { library.call(n, from, adapter.address()) });
                 let mut arrived = bench.callee.arrived();
-                // Compiled code passes no closure.
-                arrived.wrong.retain(|wrong| *wrong != Change::Closure);
+                // Compiled code passes no closure. In Win64 rustc extends nothing on the stack, and
+                // aligns copies as their types ask for and not to 16 bytes; a stub between two sides
+                // of one convention changes nothing. What arrives is compared all the same.
+                let is_rust = |wrong: &Change| match wrong {
+                    Change::Closure => true,
+                    Change::NotExtended(_) | Change::Address(ValueIndex::Param(_)) => {
+                        [from, to] == [Convention::Win64; 2]
+                    }
+                    _ => false,
+                };
+                arrived.wrong.retain(|wrong| !is_rust(wrong));
                 assert_eq!(arrived.wrong, [], "{what}");
                 assert_eq!(arrived.values, case.args, "{what}");
                 assert_found(library.results(n), results, &case.results, &what);

@@ -12,10 +12,10 @@ pub struct Kinds {
     /// The languages that know them and lay them out alike.
     languages: &'static [Language],
     /// No vector is wider, in bytes.
-    pub vector_bytes: u32,
+    vector_bytes: u32,
     /// Only what Rust can declare: no `long double`, no record without bytes, no union with a
     /// part that Rust would have to drop, and no `align` inside of `packed`.
-    pub rust: bool,
+    rust: bool,
     /// So many results at most.
     results: usize,
 }
@@ -31,6 +31,11 @@ impl Kinds {
         };
         let results = if go == [true, true] { 12 } else { 1 };
         Kinds { languages, vector_bytes, rust: false, results }
+    }
+
+    /// Of these only what Rust can declare.
+    pub fn for_rust(self) -> Kinds {
+        Kinds { rust: true, ..self }
     }
 
     fn has(&self, language: Language) -> bool {
