@@ -113,16 +113,23 @@ impl Case {
         args
     }
 
-    /// A plan with registers at hand that hold no argument or result.
-    fn plan(&self) -> Result<Plan, PlanError> {
-        let scratch = RegSet::of_gprs(&[Gpr::R12]).with(Xmm::XMM15);
-        Plan::new(&PlanRequest {
+    /// Plans as they are made for an adapter: one with a frame, and if there is one, that of a tail
+    /// jump. Registers are at hand that hold no argument or result.
+    fn plans(&self) -> Result<Vec<Plan>, PlanError> {
+        let [from, to] = self.conventions().map(Convention::spec);
+        let request = |scratch| PlanRequest {
             entry: &self.entry,
             target: &self.target,
             bound_param: matches!(self.bind, Some(Bind::FirstArgument(_))).then_some(0),
             arg_scratch: scratch,
             result_scratch: scratch,
-        })
+        };
+        let saved = RegSet::of_gprs(&[Gpr::R12]).with(Xmm::XMM15);
+        let volatile = from.volatile().intersection(to.volatile());
+        let closure = to.context.into_iter().collect();
+        let mut plans = vec![Plan::new(&request(saved))?];
+        plans.extend(Plan::tail(&request(volatile.minus(closure))));
+        Ok(plans)
     }
 
     /// What the model machine carries: the arguments that arrive, and the results that return.
@@ -286,19 +293,22 @@ fn check_signature(
             continue;
         };
         let made = bench.adapter(&case, bench.callee.address());
-        let (plan, adapter) = match (case.plan(), made) {
-            (Ok(plan), Ok(adapter)) => (plan, adapter),
+        let (plans, adapter) = match (case.plans(), made) {
+            (Ok(plans), Ok(adapter)) => (plans, adapter),
             (Err(refused), Err(JitError::Plan(error))) if error == refused => continue,
-            (plan, made) => panic!("plan {plan:?}, adapter {made:?}\n{}", case.what),
+            (plans, made) => panic!("plans {plans:?}, adapter {made:?}\n{}", case.what),
         };
         let (arrived, returned) = bench.call(&case, adapter.address(), None);
-        let what = format_args!("{}{plan}", case.what);
+        let what = format_args!("{}{}", case.what, plans[0]);
         assert_eq!(arrived.wrong, [], "at the callee: {what}");
         assert_eq!(returned.wrong, [], "at the caller: {what}");
-        let [arrived_in_model, returned_in_model] = case.model(&plan);
-        assert_eq!(arrived.values, arrived_in_model, "{what}");
-        assert_eq!(returned.values, returned_in_model, "{what}");
-        assert_eq!(returned.values, case.results, "{what}");
+        for plan in &plans {
+            let [arrived_in_model, returned_in_model] = case.model(plan);
+            let what = format_args!("{}{plan}", case.what);
+            assert_eq!(arrived.values, arrived_in_model, "{what}");
+            assert_eq!(returned.values, returned_in_model, "{what}");
+        }
+        assert_eq!(returned.values, case.results, "{}", case.what);
         calls += 1;
     }
     calls
