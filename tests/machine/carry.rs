@@ -1212,14 +1212,14 @@ pub fn report_faults() {
             unsafe {
                 let mut action: libc::sigaction = std::mem::zeroed();
                 action.sa_sigaction = on_fault as *const () as usize;
-                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESETHAND;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
                 libc::sigaction(signal, &raw const action, ptr::null_mut());
             }
         }
     });
 }
 
-extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let write = |bytes: &[u8]| {
         // SAFETY: bytes that are there. Nothing can be done if it fails.
         unsafe { libc::write(2, bytes.as_ptr().cast(), bytes.len()) };
@@ -1246,5 +1246,7 @@ extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut
         write(unsafe { std::slice::from_raw_parts(case, bytes) });
     }
     write(b"\n");
-    // The instruction faults again, with nobody in the way.
+    // SAFETY: the instruction faults again, with nobody in the way. SA_RESETHAND does the same, but
+    // not in every sandbox.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
 }
