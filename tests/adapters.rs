@@ -94,7 +94,9 @@ impl Case {
         let args = random_values(entry.params(), &mut rng);
         let results = random_values(entry.results(), &mut rng);
         let what = format!(
-            "{from} -> {to}, {bind:?}, seed {seed:#x}\n{signature}\nentry:  {entry}\ntarget: {target}\n"
+            "{from} -> {to}, {bind:?}, seed {seed:#x}, FOOTBRIDGE_SEED={}\n{signature}\n\
+             entry:  {entry}\ntarget: {target}\n",
+            self::seed()
         );
         let signature = signature.clone();
         Some(Case { signature, entry, target, bind, args, results, seed, room: None, what })
@@ -806,7 +808,7 @@ fn an_over_read_faults_and_names_its_case() {
         });
         let Some(outcome) = outcome else { continue };
         assert_eq!(outcome.signal, Some(libc::SIGSEGV), "{outcome:#?}");
-        for text in ["fault at address ", "seed 0x7\nfn([[i64; 2]; 5])\n", convention.spec().name] {
+        for text in ["fault at address ", "seed 0x7, ", "\nfn([[i64; 2]; 5])\n", convention.spec().name] {
             assert!(outcome.stderr.contains(text), "no {text:?}: {outcome:#?}");
         }
     }
@@ -859,7 +861,7 @@ fn check_compiled(
                 [from, to].map(|convention| rust_source::CONVENTIONS.contains(&convention));
             let Some(case) = Case::new(signature, [from, to], None, seed) else { continue };
             let (params, results) = (signature.params(), signature.results());
-            let what = format!("rustc, seed {}: {}", self::seed(), case.what);
+            let what = format!("rustc: {}", case.what);
             if from_rust && to_rust {
                 let adapter = bench.adapter(&case, library.callee(n, to)).expect("an adapter");
                 library.prepare(&case.args, &case.results);
@@ -902,7 +904,7 @@ fn check_compiled(
                     let entry = Signature::new(others, results);
                     let bind = Some(Bind::FirstArgument(seed.rotate_left(40)));
                     let Some(case) = Case::new(&entry, [from, to], bind, seed) else { continue };
-                    let what = format!("rustc, seed {}: {}", self::seed(), case.what);
+                    let what = format!("rustc: {}", case.what);
                     let adapter = bench.adapter(&case, library.callee(n, to)).expect("an adapter");
                     check_compiled_callee(bench, library, n, &case, &adapter, &what);
                     calls += 1;

@@ -65,7 +65,7 @@ impl Kinds {
     /// not 0.
     fn draw(&self, rng: &mut Xorshift, depth: u32, most: u32) -> Type {
         loop {
-            let choice = rng.below(if depth == 0 { 20 } else { 40 });
+            let choice = rng.below(if depth == 0 { 20 } else { 44 });
             let ty = match choice {
                 0..12 => Type::SCALARS[rng.below(Type::SCALARS.len())].clone(),
                 12..18 => Type::NAMED[rng.below(Type::NAMED.len())].1.clone(),
@@ -75,6 +75,17 @@ impl Kinds {
                     let element = self.draw(rng, depth - 1, most);
                     let length = [0, 1, 1, 2, 3, 4, 5, 7, 13][rng.below(9)];
                     Type::array(length, element).expect("small")
+                }
+                // Every size up to a little more than two words, most of which no register has.
+                40.. => {
+                    let narrow = [Type::U8, Type::I16, Type::Bool];
+                    let element = narrow[rng.below(narrow.len())].clone();
+                    let length = 1 + rng.below(17) as u32;
+                    let bytes = Type::array(length, element).expect("small");
+                    match rng.below(2) {
+                        0 => bytes,
+                        _ => Type::structure([bytes]).expect("small"),
+                    }
                 }
                 _ => self.record(rng, depth, most),
             };
