@@ -808,7 +808,9 @@ fn an_over_read_faults_and_names_its_case() {
         });
         let Some(outcome) = outcome else { continue };
         assert_eq!(outcome.signal, Some(libc::SIGSEGV), "{outcome:#?}");
-        for text in ["fault at address ", "seed 0x7, ", "\nfn([[i64; 2]; 5])\n", convention.spec().name] {
+        for text in
+            ["fault at address ", "seed 0x7, ", "\nfn([[i64; 2]; 5])\n", convention.spec().name]
+        {
             assert!(outcome.stderr.contains(text), "no {text:?}: {outcome:#?}");
         }
     }

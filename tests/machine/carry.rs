@@ -519,13 +519,14 @@ fn store_rax(ops: &mut Ops, address: *mut u64) {
 
 /// Loads or stores the vector registers at rax + `at`, whole.
 fn move_vectors(ops: &mut Ops, at: i32, store: bool) {
-    for n in 0..16_u8 {
+    for x in Xmm::ALL {
+        let n = x.index();
         let at = at + offset_of!(State, vectors) as i32 + i32::from(n) * 64;
         match (width(), store) {
-            (Width::Xmm, true) => dynasm!(ops; .arch x64; movups [rax + at], Rx(n)),
-            (Width::Xmm, false) => dynasm!(ops; .arch x64; movups Rx(n), [rax + at]),
-            (Width::Ymm, true) => dynasm!(ops; .arch x64; vmovups [rax + at], Ry(n)),
-            (Width::Ymm, false) => dynasm!(ops; .arch x64; vmovups Ry(n), [rax + at]),
+            (Width::Xmm, true) => dynasm!(ops; .arch x64; movups [rax + at], Rx(x)),
+            (Width::Xmm, false) => dynasm!(ops; .arch x64; movups Rx(x), [rax + at]),
+            (Width::Ymm, true) => dynasm!(ops; .arch x64; vmovups [rax + at], Ry(x)),
+            (Width::Ymm, false) => dynasm!(ops; .arch x64; vmovups Ry(x), [rax + at]),
             (Width::Zmm, _) => {
                 // vmovdqu64, which dynasm does not have: EVEX.512.F3.0F.W1 6F and 7F /r, with a
                 // disp32, which is not scaled. Intel SDM volume 2, section 2.7.
@@ -1219,7 +1220,11 @@ pub fn report_faults() {
     });
 }
 
-extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn on_fault(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
     let write = |bytes: &[u8]| {
         // SAFETY: bytes that are there. Nothing can be done if it fails.
         unsafe { libc::write(2, bytes.as_ptr().cast(), bytes.len()) };
