@@ -6,8 +6,9 @@
 //! * The same by way of functions that rustc compiles (`machine/rust_source.rs`).
 //! * Planted defects: each kind of report is seen, for every pair.
 //!
-//! `FOOTBRIDGE_ADAPTER_CASES` is the number of random signatures a pair, `FOOTBRIDGE_RUSTC_CASES` that
-//! of signatures for rustc, `FOOTBRIDGE_SEED` the seed.
+//! `FOOTBRIDGE_ADAPTER_CASES` is the number of random signatures a pair (code memory is full after a
+//! few thousand: take another seed), `FOOTBRIDGE_RUSTC_CASES` that of signatures for rustc,
+//! `FOOTBRIDGE_SEED` the seed.
 #![cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 #![allow(unsafe_code, reason = "calls emitted code")]
 
