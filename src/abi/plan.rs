@@ -17,6 +17,12 @@
 //! 4. registers that no value is waiting in any more are loaded from memory or get an address,
 //! 5. and at last bound constants.
 //!
+//! # In place
+//!
+//! A stub that needs no memory of its own and has nothing to do after the call can jump to the
+//! target, which then returns to the entry's caller: [`Plan::tail`]. The target's area is then the
+//! entry's. Values in memory stay where they are, and no step writes memory.
+//!
 //! # Stage
 //!
 //! Where the two sides cut a value into different parts, its image is put together in the stage: a
@@ -370,6 +376,8 @@ pub struct Plan {
     pub stage_align_bytes: u32,
     /// Every register that a step writes.
     pub writes: RegSet,
+    /// The target's area is the entry's: see [`Plan::tail`].
+    pub in_place: bool,
 }
 
 impl Plan {
@@ -381,6 +389,51 @@ impl Plan {
     /// value out differently, the bound parameter is none or is not an integer, a value needs
     /// a scratch register and none is offered, or the frame would be too large.
     pub fn new(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
+        Plan::build(request, false)
+    }
+
+    /// The plan of a stub that keeps nothing on the stack and jumps to the target, if there is one.
+    ///
+    /// The target finds the area that the entry's caller made, and returns to that caller. So
+    ///
+    /// 1. what the target has in memory is there already: each of its parameters and results on the
+    ///    stack has the same place on both sides, and the caller made room for all of its area,
+    ///    with its alignment;
+    /// 2. the target leaves everything as the entry's caller expects it: it preserves what the
+    ///    entry's convention preserves or pins, and the steps write none of that;
+    /// 3. results are returned where the entry's caller looks for them;
+    /// 4. no value needs the stage.
+    ///
+    /// Registers that the *target's* convention pins are the stub's business, before the jump.
+    pub fn tail(request: &PlanRequest<'_>) -> Option<Plan> {
+        let PlanRequest { entry, target, .. } = *request;
+        let (from, to) = (entry.convention()?.spec(), target.convention()?.spec());
+        let area_is_there = target.total_bytes() <= entry.total_bytes()
+            && to.stack_align_bytes <= from.stack_align_bytes
+            && target.area_align_bytes() <= entry.area_align_bytes()
+            && to.base_off_bytes == from.base_off_bytes
+            && to.caller_below_bytes >= from.caller_below_bytes;
+        if !area_is_there {
+            return None;
+        }
+        let plan = Plan::build(request, true).ok()?;
+        let writes_memory = |step: &Step| match step {
+            Step::Move { to, .. } | Step::PopX87 { to } => to.reg().is_none(),
+            _ => false,
+        };
+        let pins_are_kept = from.pinned.iter().all(|(register, _)| {
+            let pinned_too = to.pinned.iter().any(|(other, _)| other == register);
+            (pinned_too || to.preserved.contains(*register)) && !plan.writes.contains(*register)
+        });
+        let is_tail = plan.stage_bytes == 0
+            && plan.results.is_empty()
+            && !plan.args.iter().any(writes_memory)
+            && plan.must_save(entry, target).is_empty()
+            && pins_are_kept;
+        is_tail.then_some(plan)
+    }
+
+    fn build(request: &PlanRequest<'_>, in_place: bool) -> Result<Plan, PlanError> {
         let PlanRequest { entry, target, .. } = *request;
         if let (Some(entry), Some(target)) = (entry.convention(), target.convention())
             && entry.spec().arch != target.spec().arch
@@ -401,6 +454,7 @@ impl Plan {
         let result = entry.results().first();
 
         let mut args = Carrier::new(entry, entry.narrow(), target, request.arg_scratch, &mut stage);
+        args.in_place = in_place;
         // The address for the result. `made` is the memory that the stub offers to the target,
         // `wanted` is where the entry's address is kept during the call.
         let (mut made, mut wanted) = (None, None);
@@ -441,6 +495,7 @@ impl Plan {
         // Callees do not extend their results: see `Narrow`.
         let given = Narrow::Garbage;
         let mut results = Carrier::new(target, given, entry, request.result_scratch, &mut stage);
+        results.in_place = in_place;
         match (entry_pointer, target_pointer) {
             (Some(entry), Some(target)) => {
                 let from = match (target.returned, wanted) {
@@ -480,12 +535,16 @@ impl Plan {
         let writes = args.iter().chain(&results).flat_map(|step| step.writes().iter());
         let plan = Plan {
             writes: writes.collect(),
-            target_area_bytes: target.total_bytes().next_multiple_of(16),
+            target_area_bytes: match in_place {
+                true => 0,
+                false => target.total_bytes().next_multiple_of(16),
+            },
             target_area_align_bytes: target.area_align_bytes().max(16),
             stage_bytes: stage.bytes.next_multiple_of(16),
             stage_align_bytes: stage.align.max(16),
             args,
             results,
+            in_place,
         };
         if plan.stage_bytes > 0 && plan.frame_bytes() > MAX_FRAME_BYTES {
             return Err(PlanError::FrameTooLarge {
@@ -709,6 +768,10 @@ struct Carrier<'a> {
     extends: bool,
     /// Integers in memory arrive as whole words.
     slots: Slots,
+    /// Integers in memory come as whole words.
+    given_slots: Slots,
+    /// Both sides have one area.
+    in_place: bool,
     receiver: &'a Assignment,
     /// What the copies of the giving side are aligned to.
     given_align: u32,
@@ -738,9 +801,16 @@ impl<'a> Carrier<'a> {
         scratch: RegSet,
         stage: &'a mut Stage,
     ) -> Carrier<'a> {
+        // Between two sides of one convention a stub changes nothing that the receiver would have
+        // found without it.
+        let alike = giver.convention().is_some() && giver.convention() == receiver.convention();
         Carrier {
-            extends: given != Narrow::ExtendedTo32 && receiver.narrow() != Narrow::Garbage,
+            extends: !alike
+                && given != Narrow::ExtendedTo32
+                && receiver.narrow() != Narrow::Garbage,
             slots: receiver.slots(),
+            given_slots: giver.slots(),
+            in_place: false,
             receiver,
             given_align: match giver.convention() {
                 Some(convention) => convention.spec().copy_align_bytes,
@@ -762,6 +832,9 @@ impl<'a> Carrier<'a> {
 
     /// An address or another whole word, from one place to another.
     fn word(&mut self, index: ValueIndex, from: Spot, to: Spot) {
+        if self.in_place && one_place(from, to) {
+            return;
+        }
         self.end(from);
         self.end(to);
         match (from.reg(), to.reg()) {
@@ -836,6 +909,8 @@ impl<'a> Carrier<'a> {
         }
         match (dest, source) {
             (Dest::Nothing, _) => {}
+            (Dest::Memory(to), Source::Memory(Bytes::At(from)))
+                if self.in_place && one_place(from, to) && self.arrives_as_it_is(value) => {}
             // The giver's copy is the stub's to pass on.
             (Dest::Address(to), Source::Memory(Bytes::Behind(from)))
                 if self.passes_copies(value) =>
@@ -855,6 +930,13 @@ impl<'a> Carrier<'a> {
                 self.parts(index, value, source, parts);
             }
         }
+    }
+
+    /// Whether a value in memory is as the receiver expects it.
+    fn arrives_as_it_is(&self, value: &Value) -> bool {
+        let is_whole = self.slots == Slots::Exact || self.given_slots == Slots::Whole;
+        let is_extended = !self.extends || Extend::of(value.ty()) == Extend::None;
+        !value.ty().is_word() || is_whole && is_extended
     }
 
     /// Whether the giver's copies are aligned well enough for the receiver.
@@ -1126,6 +1208,14 @@ impl<'a> Carrier<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether two spots are the same place where both sides have one area.
+fn one_place(from: Spot, to: Spot) -> bool {
+    match (from, to) {
+        (Spot::Entry(a), Spot::Target(b)) | (Spot::TargetResult(a), Spot::EntryResult(b)) => a == b,
+        _ => false,
     }
 }
 

@@ -16,12 +16,13 @@ pub(crate) mod stubs;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-pub use arena::Ops;
+pub use emit::x86_64::Ops;
 pub use error::JitError;
 pub use mem::{MemoryMode, Placement};
 pub use registry::{
     ForeignCode, ForeignRegion, FrameClass, GRANULE_BYTES, StubInfo, StubKind, look_up,
 };
+pub use stubs::adapter::{AdapterCode, AdapterSpec, Bind, Binding};
 
 pub(crate) use arena::{Arena, STUB_BYTES, StubSpec};
 pub(crate) use eh_frame::Unwinder;

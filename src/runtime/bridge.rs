@@ -16,7 +16,7 @@ use crate::jit::stubs::{StubEnv, goroutine_fn, spawn};
 use crate::jit::{Code, Installed, Jit, JitError, StubId, as_fn};
 
 /// The numbers that stubs need of this runtime.
-fn stub_env() -> &'static StubEnv {
+pub(super) fn stub_env() -> &'static StubEnv {
     static ENV: OnceLock<StubEnv> = OnceLock::new();
     ENV.get_or_init(|| StubEnv {
         tls_g_off: tls::g_offset(),

@@ -30,8 +30,9 @@ pub(super) static SPEC: ConvSpec = ConvSpec {
     preserved_low64: RegSet::EMPTY,
     pinned: &[],
     reserved: RegSet::EMPTY,
-    // Figure 3.4 gives r10 to languages with static chains; no C function pointer has one.
-    context: None,
+    // Figure 3.4: the static chain pointer, of languages (and GNU C's nested functions) that have
+    // one.
+    context: Some(Reg::Gpr(Gpr::R10)),
     // psABI 3.2.2: the end of the argument area is 16-byte aligned at a call.
     stack_align_bytes: 16,
     base_off_bytes: 8,

@@ -32,7 +32,8 @@ pub(super) static SPEC: ConvSpec = ConvSpec {
     preserved_low64: RegSet::EMPTY,
     pinned: &[],
     reserved: RegSet::EMPTY,
-    context: None,
+    // GNU C: the static chain pointer of nested functions.
+    context: Some(Reg::Gpr(Gpr::R10)),
     // "x64 stack usage".
     stack_align_bytes: 16,
     base_off_bytes: 8,

@@ -48,11 +48,15 @@ pub enum FrameClass {
     Root = 3,
     /// No frame: rsp points to the return address throughout. Such code makes no call.
     Leaf = 4,
+    /// As `Standard`, and registers are changed that the caller expects back but that no unwinder
+    /// on this host restores (the vector registers that Win64 preserves). Walks go on, a panic that
+    /// gets here ends the process with Rust's message.
+    Barrier = 5,
 }
 
 impl FrameClass {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Standard, Self::Saved, Self::Entry, Self::Root, Self::Leaf];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Standard, Self::Saved, Self::Entry, Self::Root, Self::Leaf, Self::Barrier];
 
     /// The class as one lower-case word.
     pub fn name(self) -> &'static str {
@@ -62,6 +66,7 @@ impl FrameClass {
             Self::Entry => "entry",
             Self::Root => "root",
             Self::Leaf => "leaf",
+            Self::Barrier => "barrier",
         }
     }
 }
@@ -87,9 +92,11 @@ pub enum StubKind {
     Spawn = 6,
     /// Code in memory that somebody else owns.
     Foreign = 7,
+    /// Puts one calling convention in front of another.
+    Adapter = 8,
 }
 
-const KINDS: [StubKind; 8] = [
+const KINDS: [StubKind; 9] = [
     StubKind::User,
     StubKind::Switch,
     StubKind::Systemstack,
@@ -98,6 +105,7 @@ const KINDS: [StubKind; 8] = [
     StubKind::Enter,
     StubKind::Spawn,
     StubKind::Foreign,
+    StubKind::Adapter,
 ];
 
 impl StubKind {
@@ -112,6 +120,7 @@ impl StubKind {
             Self::Enter => "enter",
             Self::Spawn => "spawn",
             Self::Foreign => "foreign code",
+            Self::Adapter => "adapter",
         }
     }
 }
@@ -130,12 +139,12 @@ impl Flags {
 
     #[inline]
     fn kind(self) -> StubKind {
-        KINDS[(self.0 & 7) as usize]
+        KINDS[((self.0 & 15) as usize).min(KINDS.len() - 1)]
     }
 
     #[inline]
     fn class(self) -> FrameClass {
-        FrameClass::ALL[((self.0 >> CLASS_SHIFT & 7) as usize).min(4)]
+        FrameClass::ALL[((self.0 >> CLASS_SHIFT & 7) as usize).min(5)]
     }
 }
 
@@ -281,6 +290,12 @@ pub(crate) struct StubId {
     region: &'static Region,
     start: usize,
     len: usize,
+}
+
+impl fmt::Debug for StubId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}, {} bytes", self.start, self.len)
+    }
 }
 
 impl StubId {
