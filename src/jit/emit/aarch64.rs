@@ -2,12 +2,12 @@
 //!
 //! It owns no register. Whatever a stub writes is named in its plan or in the stub's own file. That
 //! file also names the register in which addresses are made that no load or store can hold, and
-//! never offers it to the plan. The constant of the stub is in a cell of memory behind the code.
+//! never offers it to the plan. The code runs anywhere: constants are in cells behind it.
 
 use dynasmrt::aarch64::Aarch64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
-use crate::abi::{Extend, Plan, Reg, RegSet, Spot, Step, Vreg, Width, Xreg};
+use crate::abi::{Extend, Reg, RegSet, Spot, Step, Vreg, Width, Xreg};
 use crate::jit::JitError;
 
 /// An assembler for AArch64, on any host.
@@ -54,8 +54,8 @@ pub(crate) struct Emitter<'a> {
     pub(crate) ops: &'a mut Ops,
     /// Where addresses are made that no load or store can hold.
     address: Xreg,
-    /// The 8-byte cell of the stub's constant.
-    context: DynamicLabel,
+    /// Data behind the code, which the stub's maker fills in.
+    cells: Vec<DynamicLabel>,
 }
 
 /// A load or store: the registers and the bytes.
@@ -68,39 +68,80 @@ enum Access {
 }
 
 impl<'a> Emitter<'a> {
-    /// The stub's own file never lets its plan write or read `address`, and binds the label.
-    pub(crate) fn new(ops: &'a mut Ops, address: Xreg, context: DynamicLabel) -> Self {
-        Self { ops, address, context }
+    /// The stub's own file never lets its plan write or read `address`.
+    pub(crate) fn new(ops: &'a mut Ops, address: Xreg) -> Self {
+        Self { ops, address, cells: Vec::new() }
     }
 
-    /// Emits the steps of one half of a plan that [`check`] has accepted.
-    pub(crate) fn steps(&mut self, steps: &[Step], areas: &Areas) {
+    /// A new cell behind the code: eight bytes, aligned.
+    pub(crate) fn cell(&mut self) -> DynamicLabel {
+        let cell = self.ops.new_dynamic_label();
+        self.cells.push(cell);
+        cell
+    }
+
+    /// Loads a cell.
+    pub(crate) fn load_cell(&mut self, to: Xreg, cell: DynamicLabel) {
+        let to = to.index();
+        dynasm!(self.ops; .arch aarch64; ldr X(to), =>cell);
+    }
+
+    /// Loads a small number, with zeros above it.
+    pub(crate) fn constant(&mut self, to: Xreg, value: u32) {
+        let (to, low, high) = (to.index(), value & 0xffff, value >> 16);
+        dynasm!(self.ops; .arch aarch64; movz W(to), low);
+        if high != 0 {
+            dynasm!(self.ops; .arch aarch64; movk W(to), high, lsl 16);
+        }
+    }
+
+    /// Emits the cells, and says at which offset each is, in the order in which they were made.
+    /// Call once, at the end.
+    pub(crate) fn finish(self) -> Vec<usize> {
+        // Not executed: data behind the last instruction.
+        while !self.ops.offset().0.is_multiple_of(8) {
+            dynasm!(self.ops; .arch aarch64; udf 0);
+        }
+        let mut offsets = Vec::with_capacity(self.cells.len());
+        for cell in self.cells {
+            offsets.push(self.ops.offset().0);
+            dynasm!(self.ops; .arch aarch64; =>cell; .u64 0);
+        }
+        offsets
+    }
+
+    /// Emits the steps of one half of a plan. `context` is the cell of the stub's constant.
+    ///
+    /// # Errors
+    ///
+    /// A step is not one of this machine, or uses the address register.
+    pub(crate) fn steps(
+        &mut self,
+        steps: &[Step],
+        areas: &Areas,
+        context: Option<DynamicLabel>,
+    ) -> Result<(), JitError> {
         for &step in steps {
-            let emitted = self.step(step, areas);
-            // `check` runs the same code before the stub is made.
-            debug_assert!(emitted.is_some(), "{step}");
-            if emitted.is_none() {
-                dynasm!(self.ops; .arch aarch64; udf 0);
+            let refuse = |rule| Err(JitError::Signature { stub: "AArch64", rule });
+            if registers(step).contains(self.address) {
+                return refuse("its plan names the register in which the stub makes addresses");
+            }
+            if self.step(step, areas, context).is_none() {
+                return refuse("its plan has a step that AArch64 has no instruction for");
             }
         }
+        Ok(())
     }
 
-    /// Emits one step; `None`, and nothing that matters, if it is not one that this machine can do.
-    fn step(&mut self, step: Step, areas: &Areas) -> Option<()> {
-        if registers(step).contains(self.address) {
-            return None;
-        }
+    /// Emits one step; `None` if it is not one that this machine can do.
+    fn step(&mut self, step: Step, areas: &Areas, context: Option<DynamicLabel>) -> Option<()> {
         match step {
             Step::Address { of, to: Reg::Xreg(to) } => {
                 let base = areas.locate(of)?;
                 self.address_of(base, to)
             }
             Step::Constant { to: Reg::Xreg(to), value } => {
-                let (to, low, high) = (to.index(), value & 0xffff, value >> 16);
-                dynasm!(self.ops; .arch aarch64; movz W(to), low);
-                if high != 0 {
-                    dynasm!(self.ops; .arch aarch64; movk W(to), high, lsl 16);
-                }
+                self.constant(to, value);
                 Some(())
             }
             Step::Move { from, to, width, extend } => {
@@ -118,8 +159,7 @@ impl<'a> Emitter<'a> {
                     (Spot::Xreg(from), Spot::Vreg(to)) => self.x_to_v(from, to, width),
                     (Spot::Vreg(from), Spot::Xreg(to)) => self.v_to_x(from, to, width),
                     (Spot::Context, Spot::Xreg(to)) if width == Width::B8 => {
-                        let (to, cell) = (to.index(), self.context);
-                        dynasm!(self.ops; .arch aarch64; ldr X(to), =>cell);
+                        self.load_cell(to, context?);
                         Some(())
                     }
                     (Spot::Xreg(from), memory) => {
@@ -182,6 +222,11 @@ impl<'a> Emitter<'a> {
             _ => return None,
         }
         Some(())
+    }
+
+    /// Loads a word.
+    pub(crate) fn load(&mut self, to: Xreg, from: Base) -> Option<()> {
+        self.access(Access::LoadX(Width::B8, Extend::None), to.index(), from)
     }
 
     /// Adds a displacement to a base.
@@ -304,24 +349,6 @@ fn registers(step: Step) -> RegSet {
     step.writes().union(read.into_iter().flatten().collect())
 }
 
-/// Refuses a plan with a step that this emitter cannot do. The registers are those that its emitter
-/// and its areas will have.
-pub(crate) fn check(plan: &Plan, address: Xreg, areas: &Areas) -> Result<(), JitError> {
-    let refuse = |rule| Err(JitError::Signature { stub: "AArch64", rule });
-    let mut scrap = Ops::new(0);
-    let context = scrap.new_dynamic_label();
-    let mut emitter = Emitter::new(&mut scrap, address, context);
-    for &step in plan.args.iter().chain(&plan.results) {
-        if registers(step).contains(address) {
-            return refuse("its plan names the register in which the stub makes addresses");
-        }
-        if emitter.step(step, areas).is_none() {
-            return refuse("its plan has a step that AArch64 has no instruction for");
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use yaxpeax_arch::{Decoder, U8Reader};
@@ -329,7 +356,7 @@ mod tests {
 
     use super::*;
     use crate::abi::Width::{B1, B2, B4, B8, B16};
-    use crate::abi::{Assignment, Convention, Gpr, PlanRequest, Signature, Xmm};
+    use crate::abi::{Assignment, Convention, Gpr, Plan, PlanRequest, Signature, Xmm};
 
     const AREAS: Areas = Areas {
         entry: Base(BaseReg::X(Xreg::X29), 16),
@@ -346,11 +373,12 @@ mod tests {
 
     fn listing_at(step: Step, areas: &Areas) -> Option<String> {
         let mut ops = Ops::new(0);
-        let cell = ops.new_dynamic_label();
-        Emitter::new(&mut ops, Xreg::X17, cell).step(step, areas)?;
-        let end = ops.offset().0;
+        let mut emitter = Emitter::new(&mut ops, Xreg::X17);
+        let cell = emitter.cell();
+        emitter.steps(&[step], areas, Some(cell)).ok()?;
+        let end = emitter.ops.offset().0;
         assert_ne!(end, 0);
-        dynasm!(ops; .arch aarch64; .align 8; =>cell; .u64 7);
+        assert_eq!(emitter.finish(), [end.next_multiple_of(8)]);
         let code = ops.finalize().expect("no label is open");
         let mut reader = U8Reader::new(&code[..end]);
         let decoder = InstDecoder::default();
@@ -587,7 +615,11 @@ mod tests {
                 arg_scratch: scratch,
                 result_scratch: scratch,
             });
-            let refused = check(&plan.expect("plannable"), Xreg::X17, &AREAS);
+            let plan = plan.expect("plannable");
+            let mut ops = Ops::new(0);
+            let mut emitter = Emitter::new(&mut ops, Xreg::X17);
+            let args = emitter.steps(&plan.args, &AREAS, None);
+            let refused = args.and_then(|()| emitter.steps(&plan.results, &AREAS, None));
             refused.err().map(|error| error.to_string())
         };
         let (x16, x17, r12) = (Xreg::X16.into(), Xreg::X17.into(), Gpr::R12.into());

@@ -23,6 +23,7 @@
 //! is in cells behind it, so that only the first of a shape is planned and emitted: each further
 //! one is a copy with other cells.
 
+mod aarch64;
 mod x86_64;
 
 use std::sync::Arc;
@@ -150,10 +151,7 @@ impl AdapterCode {
         };
         match plan.arch {
             Arch::Amd64 => x86_64::emit(plan, g_tls_off, no_goroutine),
-            Arch::Aarch64 => {
-                let rule = "adapters of AArch64 are not emitted yet";
-                Err(JitError::Signature { stub: "adapter", rule })
-            }
+            Arch::Aarch64 => aarch64::emit(plan, g_tls_off),
         }
     }
 
@@ -203,6 +201,8 @@ struct AdapterPlan {
     arch: Arch,
     /// How the adapter is entered.
     entry: Convention,
+    /// How the target is.
+    target: Convention,
     /// The moves; in place for a tail jump.
     plan: Plan,
     /// The law of the frame.
@@ -270,6 +270,7 @@ impl AdapterPlan {
         Ok(AdapterPlan {
             arch: from.arch,
             entry: spec.entry,
+            target: spec.target,
             class: if plan.in_place { FrameClass::Leaf } else { class },
             saved,
             set_before: set_before.collect(),

@@ -1,0 +1,256 @@
+//! Adapters on AArch64.
+//!
+//! ```text
+//!     |  stack arguments          |  fp+16, or fp+40 of a Go caller    addresses grow upwards
+//!     |  (two words of a Go       |  the upper one is the caller's link register, the lower one
+//!     |   caller, and a hole)     |  its frame pointer: only read, by others
+//!     |  fp, lr                   |  <- fp
+//!     |  saved general registers  |  fp-8, ..
+//!     |  saved vector registers   |  the low 64 bits of each
+//!     |  stage                    |
+//!     |  arguments of the target  |  sp, or sp+8 of a Go target
+//!     |  (a word for a Go target) |  <- sp at the call
+//! ```
+//!
+//! Registers that this file writes besides those of the plan: sp, x29 and x30, x16 for the target's
+//! address and x17 for other addresses, which AAPCS64 6.1.1 gives to code between a call and its
+//! target; what the target's convention pins; the register of a bound closure; and what the frame
+//! saved.
+
+use dynasmrt::{DynamicLabel, DynasmApi, dynasm};
+
+use super::{AdapterCode, AdapterPlan, Binding};
+use crate::abi::{Pinned, Plan, Reg, Vreg, Xreg};
+use crate::jit::JitError;
+use crate::jit::emit::aarch64::{Areas, Base, BaseReg, Emitter, Ops};
+
+const WORD_BYTES: u32 = 8;
+
+/// What sp is a multiple of.
+const STACK_ALIGN_BYTES: u32 = 16;
+
+/// So much is reserved at once: the next page may be the guard.
+const PAGE_BYTES: u32 = 4096;
+
+/// The thread pointer, as `mrs` has it: op0 (its low bit), op1, CRn, CRm, op2.
+const TPIDR_EL0: u32 = 1 << 14 | 3 << 11 | 13 << 7 | 2;
+
+/// `bti c`, as a number of `hint`.
+const BTI_C: u32 = 34;
+
+/// Where addresses are made.
+const ADDRESS: Xreg = Xreg::X17;
+
+pub(super) fn emit(adapter: &AdapterPlan, g_tls_off: i32) -> Result<AdapterCode, JitError> {
+    let mut ops = Ops::new(0);
+    let mut e = Emitter::new(&mut ops, ADDRESS);
+    let target = e.cell();
+    let bound = match adapter.binding {
+        Binding::None => None,
+        Binding::Closure | Binding::FirstArgument => Some(e.cell()),
+    };
+    let plan = &adapter.plan;
+    let entry = adapter.entry.spec();
+    let mut prologue_bytes = 0;
+
+    // A landing pad for indirect calls and jumps; elsewhere a hint that nobody takes.
+    dynasm!(e.ops; .arch aarch64; hint BTI_C);
+    if plan.in_place {
+        let area = Base(BaseReg::Sp, entry.base_off_bytes as i32);
+        let areas = Areas {
+            entry: area,
+            target: area,
+            entry_result: area,
+            target_result: area,
+            stage: area,
+        };
+        e.steps(&plan.args, &areas, bound)?;
+        set_before(&mut e, adapter, g_tls_off, bound);
+        e.load_cell(Xreg::X16, target);
+        dynasm!(e.ops; .arch aarch64; br x16);
+    } else {
+        let skipped = entry.caller_below_bytes.next_multiple_of(STACK_ALIGN_BYTES);
+        if skipped > 0 {
+            dynasm!(e.ops; .arch aarch64; sub sp, sp, skipped);
+        }
+        dynasm!(e.ops; .arch aarch64; stp x29, x30, [sp, #-16]!; mov x29, sp);
+        prologue_bytes = e.ops.offset().0;
+
+        let slots = Slots::new(&adapter.saved);
+        let own = Frame::new(adapter.target.spec().base_off_bytes, plan);
+        let bytes = slots.bytes.next_multiple_of(STACK_ALIGN_BYTES) + own.bytes;
+        reserve(&mut e, bytes, plan.frame_align_bytes());
+        slots.save(&mut e);
+        let caller = Base(BaseReg::X(Xreg::X29), (16 + skipped + entry.base_off_bytes) as i32);
+        let areas = Areas {
+            entry: caller,
+            target: own.target,
+            entry_result: caller,
+            target_result: own.target,
+            stage: own.stage,
+        };
+        e.steps(&plan.args, &areas, bound)?;
+        set_before(&mut e, adapter, g_tls_off, bound);
+        e.load_cell(Xreg::X16, target);
+        dynasm!(e.ops; .arch aarch64; blr x16);
+        e.steps(&plan.results, &areas, bound)?;
+        // Results are in their registers, which are none of those that were saved.
+        slots.restore(&mut e);
+        dynasm!(e.ops; .arch aarch64; mov sp, x29; ldp x29, x30, [sp], #16);
+        if skipped > 0 {
+            dynasm!(e.ops; .arch aarch64; add sp, sp, skipped);
+        }
+        dynasm!(e.ops; .arch aarch64; ret);
+    }
+    let cells = e.finish();
+    let bytes = ops.finalize().map_err(|error| JitError::Assemble {
+        name: "adapter".into(),
+        reason: error.to_string(),
+    })?;
+    Ok(AdapterCode {
+        bytes,
+        target_off: cells[0],
+        context_off: bound.map(|_| cells[1]),
+        prologue_bytes,
+        class: adapter.class,
+        is_tail_jump: plan.in_place,
+    })
+}
+
+/// What is below the saved registers, from sp up: the word that a Go target expects to be its
+/// caller's, the target's area, and the stage.
+struct Frame {
+    target: Base,
+    stage: Base,
+    bytes: u32,
+}
+
+impl Frame {
+    fn new(base_off: u32, plan: &Plan) -> Frame {
+        let area_end = base_off + plan.target_area_bytes;
+        let stage_off = area_end.next_multiple_of(plan.stage_align_bytes);
+        let end = if plan.stage_bytes == 0 { area_end } else { stage_off + plan.stage_bytes };
+        Frame {
+            target: Base(BaseReg::Sp, base_off as i32),
+            stage: Base(BaseReg::Sp, stage_off as i32),
+            bytes: end.next_multiple_of(STACK_ALIGN_BYTES),
+        }
+    }
+}
+
+/// Makes room for `bytes`, a multiple of what sp is aligned to, and aligns sp to `align`.
+fn reserve(e: &mut Emitter<'_>, mut bytes: u32, align: u32) {
+    while bytes >= PAGE_BYTES {
+        dynasm!(e.ops; .arch aarch64; sub sp, sp, 1, lsl 12; str xzr, [sp]);
+        bytes -= PAGE_BYTES;
+    }
+    if align > STACK_ALIGN_BYTES {
+        let (address, mask) = (ADDRESS.index(), !(u64::from(align) - 1));
+        // Aligning skips up to another page.
+        dynasm!(e.ops
+            ; .arch aarch64
+            ; sub sp, sp, bytes
+            ; str xzr, [sp]
+            ; mov XSP(address), sp
+            ; and sp, X(address), mask
+        );
+    } else if bytes > 0 {
+        dynasm!(e.ops; .arch aarch64; sub sp, sp, bytes);
+    }
+}
+
+/// Where a frame keeps its saved registers: one word for each, downwards from the frame pointer.
+struct Slots {
+    general: Vec<(Xreg, i32)>,
+    vector: Vec<(Vreg, i32)>,
+    bytes: u32,
+}
+
+impl Slots {
+    fn new(saved: &[Reg]) -> Slots {
+        let mut slots = Slots { general: Vec::new(), vector: Vec::new(), bytes: 0 };
+        for register in saved {
+            slots.bytes += WORD_BYTES;
+            let off = -(slots.bytes as i32);
+            match *register {
+                Reg::Xreg(x) => slots.general.push((x, off)),
+                Reg::Vreg(v) => slots.vector.push((v, off)),
+                other => unreachable!("{other} is a register of another machine"),
+            }
+        }
+        slots
+    }
+
+    /// Two registers at a time: the second of two is one word further down.
+    fn save(&self, e: &mut Emitter<'_>) {
+        for pair in self.general.chunks(2) {
+            match *pair {
+                [(a, _), (b, off)] => {
+                    let (a, b) = (a.index(), b.index());
+                    dynasm!(e.ops; .arch aarch64; stp X(b), X(a), [x29, off]);
+                }
+                [(a, off)] => dynasm!(e.ops; .arch aarch64; stur X(a.index()), [x29, off]),
+                _ => unreachable!("chunks of two have one or two"),
+            }
+        }
+        for pair in self.vector.chunks(2) {
+            match *pair {
+                [(a, _), (b, off)] => {
+                    let (a, b) = (a.index(), b.index());
+                    dynasm!(e.ops; .arch aarch64; stp D(b), D(a), [x29, off]);
+                }
+                [(a, off)] => dynasm!(e.ops; .arch aarch64; stur D(a.index()), [x29, off]),
+                _ => unreachable!("chunks of two have one or two"),
+            }
+        }
+    }
+
+    fn restore(&self, e: &mut Emitter<'_>) {
+        for pair in self.general.chunks(2) {
+            match *pair {
+                [(a, _), (b, off)] => {
+                    let (a, b) = (a.index(), b.index());
+                    dynasm!(e.ops; .arch aarch64; ldp X(b), X(a), [x29, off]);
+                }
+                [(a, off)] => dynasm!(e.ops; .arch aarch64; ldur X(a.index()), [x29, off]),
+                _ => unreachable!("chunks of two have one or two"),
+            }
+        }
+        for pair in self.vector.chunks(2) {
+            match *pair {
+                [(a, _), (b, off)] => {
+                    let (a, b) = (a.index(), b.index());
+                    dynasm!(e.ops; .arch aarch64; ldp D(b), D(a), [x29, off]);
+                }
+                [(a, off)] => dynasm!(e.ops; .arch aarch64; ldur D(a.index()), [x29, off]),
+                _ => unreachable!("chunks of two have one or two"),
+            }
+        }
+    }
+}
+
+/// What must hold when the target starts, apart from its arguments. The moves are done.
+fn set_before(
+    e: &mut Emitter<'_>,
+    adapter: &AdapterPlan,
+    g_tls_off: i32,
+    bound: Option<DynamicLabel>,
+) {
+    for (register, what) in &adapter.set_before {
+        match (register, what) {
+            (Reg::Xreg(g), Pinned::Goroutine) => {
+                let (x, address) = (g.index(), ADDRESS.index());
+                dynasm!(e.ops; .arch aarch64; mrs X(x), TPIDR_EL0);
+                if e.load(*g, Base(BaseReg::X(*g), g_tls_off)).is_none() {
+                    // Out of reach: all 32 bits of the offset, extended by its sign.
+                    e.constant(ADDRESS, g_tls_off.cast_unsigned());
+                    dynasm!(e.ops; .arch aarch64; ldr X(x), [X(x), W(address), sxtw]);
+                }
+            }
+            other => unreachable!("{other:?} is not pinned on this machine"),
+        }
+    }
+    if let (Some(Reg::Xreg(closure)), Some(bound)) = (adapter.closure, bound) {
+        e.load_cell(closure, bound);
+    }
+}
