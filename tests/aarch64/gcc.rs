@@ -149,7 +149,7 @@ fn values_are_where_gcc_has_them() {
         &program,
         &[&folder.write("cases.c", source), &folder.write("capture.s", ASSEMBLY)],
     );
-    let output = String::from_utf8(cross::run(&program, &[])).expect("ASCII");
+    let output = String::from_utf8(cross::run(&program)).expect("ASCII");
 
     let mut checked = 0;
     for block in output.split("case ").skip(1) {
