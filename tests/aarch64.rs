@@ -14,3 +14,5 @@ mod cross;
 mod gcc;
 #[path = "aarch64/go.rs"]
 mod go;
+#[path = "aarch64/listings.rs"]
+mod listings;
