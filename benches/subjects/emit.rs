@@ -3,14 +3,17 @@
 //! Code memory is not given back: a bench that ran for long would fill the machine. So each kind
 //! makes a bounded number in a row, and criterion's requests for more are answered in proportion.
 
+use std::cell::Cell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, VecAssembler, dynasm};
 use footbridge::abi::{Convention, Plan, PlanRequest, RegSet, Signature, Type};
-use footbridge::jit::{Code, FrameClass, Jit, JitError, look_up};
-use footbridge::runtime::{Entry, GoroutineFn};
+use footbridge::jit::{
+    AdapterCode, AdapterSpec, Binding, Code, FrameClass, Jit, JitError, look_up,
+};
+use footbridge::runtime::{Adapter, Entry, GoroutineFn};
 
 use crate::meter::Subject;
 
@@ -18,8 +21,7 @@ const ASSEMBLER: &str = "VecAssembler alone, into a Vec";
 /// The most stubs that are made in a row.
 const LIMIT: u64 = 5_000;
 
-/// What cranelift-jit took for one adapter on this machine.
-const CRANELIFT_NS: f64 = 25_000.0;
+const CRANELIFT: &str = "cranelift-jit, adapter, 6 arguments";
 
 /// The group.
 pub fn subjects() -> Vec<Subject> {
@@ -34,7 +36,6 @@ pub fn subjects() -> Vec<Subject> {
         made("goroutine fn, u64 -> u64, SystemV", |jit, n| {
             goroutine_fn(jit, Convention::SystemV, n)
         })
-        .faster_than_recorded("cranelift-jit", CRANELIFT_NS, 25.0)
         .against(ASSEMBLER),
         made("goroutine fn, u64 -> u64, GoAbiInternal", |jit, n| {
             goroutine_fn(jit, Convention::GoAbiInternal, n)
@@ -42,7 +43,136 @@ pub fn subjects() -> Vec<Subject> {
         .against(ASSEMBLER),
         made("goroutine fn, 12 arguments, GoAbiInternal", wide_goroutine_fn).against(ASSEMBLER),
         made("enter, u64 -> u64, GoAbiInternal", enter).against(ASSEMBLER),
+        Subject::new(CRANELIFT, cranelift::adapters).limit(LIMIT),
+        made("adapter, 6 arguments, known shape", known_adapter)
+            .faster_than(CRANELIFT, 25.0)
+            .against(ASSEMBLER),
+        made("adapter, 6 arguments, new shape each", new_adapters())
+            .faster_than(CRANELIFT, 25.0)
+            .against(ASSEMBLER),
+        Subject::new("adapter, 6 arguments, plan and bytes alone", adapter_code),
     ]
+}
+
+const SIX: &str = "fn(u64, f64, i32, ptr, f32, u64) -> u64";
+
+/// A target of adapters, which nobody calls here.
+extern "win64" fn win64_target() {}
+
+fn adapter(jit: Jit, signature: &Signature) -> Result<Adapter, JitError> {
+    let target = win64_target as *const () as usize;
+    // SAFETY: nobody calls the adapter.
+    unsafe { jit.adapter(signature, Convention::SystemV, Convention::Win64, target) }
+}
+
+fn known_adapter(jit: Jit, iterations: u64) -> Duration {
+    let signature: Signature = SIX.parse().expect("well-formed");
+    adapter(jit, &signature).expect("the first of its shape");
+    time(iterations, Adapter::address, |_| adapter(jit, &signature))
+}
+
+/// Makes adapters of six arguments and one result, of which no two have one signature.
+fn new_adapters() -> impl Fn(Jit, u64) -> Duration {
+    let used = Cell::new(0);
+    move |jit, iterations| {
+        let signatures: Vec<Signature> = (0..iterations)
+            .map(|n| {
+                let mut number = (used.get() + n) as usize;
+                let mut ty = || {
+                    let ty = Type::SCALARS[number % Type::SCALARS.len()].clone();
+                    number /= Type::SCALARS.len();
+                    ty
+                };
+                let types: Vec<Type> = (0..7).map(|_| ty()).collect();
+                Signature::new(&types[..6], &types[6..])
+            })
+            .collect();
+        used.set(used.get() + iterations);
+        time(iterations, Adapter::address, |n| adapter(jit, &signatures[n as usize]))
+    }
+}
+
+/// What the first of a shape takes without the code memory and the registry.
+fn adapter_code(iterations: u64) -> Duration {
+    let signature: Signature = SIX.parse().expect("well-formed");
+    let (entry, target) = (Convention::SystemV, Convention::Win64);
+    let start = Instant::now();
+    for _ in 0..iterations {
+        let spec = AdapterSpec {
+            signature: black_box(&signature),
+            entry,
+            target,
+            binding: Binding::None,
+            g_tls_off_bytes: None,
+        };
+        black_box(AdapterCode::new(&spec).expect("an adapter"));
+    }
+    start.elapsed()
+}
+
+/// The peer: the same adapter, compiled by Cranelift.
+mod cranelift {
+    use std::time::{Duration, Instant};
+
+    use cranelift_codegen::ir::{AbiParam, InstBuilder, Signature, UserFuncName, types};
+    use cranelift_codegen::isa::CallConv;
+    use cranelift_codegen::settings::{self, Configurable};
+    use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+    use cranelift_jit::{JITBuilder, JITModule};
+    use cranelift_module::{Module, default_libcall_names};
+
+    fn signature(convention: CallConv) -> Signature {
+        let mut signature = Signature::new(convention);
+        let (int, float) = (types::I64, types::F64);
+        let params = [int, float, types::I32, int, types::F32, int];
+        signature.params.extend(params.map(AbiParam::new));
+        signature.returns.push(AbiParam::new(int));
+        signature
+    }
+
+    /// Makes so many, each as code that could be called.
+    pub fn adapters(iterations: u64) -> Duration {
+        let mut flags = settings::builder();
+        // What makes it fastest.
+        flags.set("opt_level", "none").expect("a setting");
+        flags.set("enable_verifier", "false").expect("a setting");
+        let triple = "x86_64-unknown-linux-gnu".parse().expect("a triple");
+        let isa = cranelift_codegen::isa::lookup(triple).expect("this machine");
+        let isa = isa.finish(settings::Flags::new(flags)).expect("settings");
+        let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
+        let mut context = module.make_context();
+        let mut builder_context = FunctionBuilderContext::new();
+        let target = super::win64_target as *const () as i64;
+        let start = Instant::now();
+        let mut last = std::ptr::null();
+        for _ in 0..iterations {
+            context.func.signature = signature(CallConv::SystemV);
+            context.func.name = UserFuncName::user(0, 0);
+            let mut builder = FunctionBuilder::new(&mut context.func, &mut builder_context);
+            let callee = builder.import_signature(signature(CallConv::WindowsFastcall));
+            let block = builder.create_block();
+            builder.append_block_params_for_function_params(block);
+            builder.switch_to_block(block);
+            builder.seal_block(block);
+            let arguments = builder.block_params(block).to_vec();
+            let address = builder.ins().iconst(types::I64, target);
+            let call = builder.ins().call_indirect(callee, address, &arguments);
+            let results = builder.inst_results(call).to_vec();
+            builder.ins().return_(&results);
+            builder.finalize();
+            let signature = context.func.signature.clone();
+            let id = module.declare_anonymous_function(&signature).expect("declared");
+            module.define_function(id, &mut context).expect("compiled");
+            module.clear_context(&mut context);
+            module.finalize_definitions().expect("executable");
+            last = module.get_finalized_function(id);
+        }
+        let time = start.elapsed();
+        assert!(!last.is_null());
+        // SAFETY: nobody has called or will call the code.
+        unsafe { module.free_memory() };
+        time
+    }
 }
 
 /// The plan of a goroutine function: two assignments and the moves between them.

@@ -676,12 +676,13 @@ struct Stage {
 }
 
 impl Stage {
-    /// Room for `size` bytes and what is left of their last word.
+    /// Room for `size` bytes and what is left of their last word. Something without bytes has a
+    /// word too: it has an address, of the alignment that was asked for.
     fn room(&mut self, size: u32, align: u32) -> Spot {
         let align = align.max(8);
         let offset = self.bytes.saturating_add(align - 1) & !(align - 1);
         // Saturated, this is over the limit on frames.
-        self.bytes = offset.saturating_add(size.next_multiple_of(8));
+        self.bytes = offset.saturating_add(size.max(1).next_multiple_of(8));
         self.align = self.align.max(align);
         Spot::Stage(offset)
     }
@@ -1467,6 +1468,15 @@ mod tests {
              [target+6] <- 1 r12\ncall\n"
         );
         assert_eq!((to_memory.stage_bytes, to_memory.frame_bytes()), (16, 32));
+    }
+
+    #[test]
+    fn an_empty_value_by_reference_has_an_aligned_address() {
+        let text = "fn(struct align(64) {})";
+        let plan = plan(&sysv(text), &assign(Convention::Win64, text), None, R12);
+        let plan = plan.expect("plannable");
+        assert_eq!(plan.to_string(), "rcx <- address [stage+0]\ncall\n");
+        assert_eq!((plan.frame_bytes(), plan.frame_align_bytes()), (80, 64));
     }
 
     #[test]

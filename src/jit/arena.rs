@@ -12,8 +12,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use super::eh_frame;
 use super::emit::x86_64::Ops;
 use super::error::JitError;
+use super::frame::FrameClass;
 use super::mem::{self, CHUNK_BYTES, CodeMemory, MemoryMode, Placement};
-use super::registry::{Flags, FrameClass, GRANULE_BYTES, Publication, Region, StubId, StubKind};
+use super::registry::{Flags, GRANULE_BYTES, Publication, Region, StubId, StubKind};
 use crate::abi::Signature;
 
 /// Room that every stub of the crate itself fits in, apart from its moves.
@@ -71,7 +72,7 @@ impl Arena {
         placement: Placement,
     ) -> Result<&'static Self, JitError> {
         mem::watch_forks();
-        // Root and barrier 1/64 each, leaf 2/16, entry 1/16, saved 4/16, standard the rest.
+        // Root 1/64, leaf 2/16, entry and barrier 1/16 each, saved 4/16, standard the rest.
         let size = bytes.max(MIN_ARENA_BYTES).checked_next_multiple_of(64 * CHUNK_BYTES);
         let size = size.ok_or(JitError::System {
             call: "mmap(2)",

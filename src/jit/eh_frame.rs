@@ -12,7 +12,7 @@
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 
-use super::registry::FrameClass;
+use super::frame::FrameClass;
 
 // DWARF register numbers.
 const RBX: u8 = 3;

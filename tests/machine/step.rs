@@ -11,6 +11,7 @@
 //! runs on the alternate stack that every thread of a run has.
 
 #![allow(unsafe_code, reason = "a signal handler and the trap flag")]
+#![allow(dead_code, reason = "each test binary uses a part of this")]
 
 use std::arch::asm;
 use std::cell::UnsafeCell;

@@ -77,7 +77,7 @@ pub(super) fn emit(
         prologue_bytes = e.prologue();
         let slots = Slots::new(&adapter.saved);
         for &gpr in &slots.general {
-            dynasm!(e.ops; .arch x64; push Rq(u8::from(gpr)));
+            dynasm!(e.ops; .arch x64; push Rq(gpr));
         }
         // rbp is as aligned as the entry's convention keeps its stack: a return address and rbp
         // were pushed. What is below the pushes makes up for what they took.
