@@ -8,6 +8,8 @@
 mod adapters;
 #[path = "aarch64/c.rs"]
 mod c;
+#[path = "aarch64/chain.rs"]
+mod chain;
 #[path = "aarch64/cross.rs"]
 mod cross;
 #[path = "aarch64/gcc.rs"]

@@ -178,14 +178,15 @@ fn at_page_end(page: u64, size: u32, align: u32) -> u64 {
 }
 
 /// Why there is no adapter; other errors are defects.
-fn is_expected(error: &JitError) -> bool {
+pub fn is_expected(error: &JitError) -> bool {
     matches!(
         error,
         JitError::Assign(
             AssignError::Unsupported { .. }
                 | AssignError::OneResult { .. }
                 | AssignError::NoVariadics { .. }
-        ) | JitError::Plan(PlanError::LayoutDiffers { .. })
+                | AssignError::AreaTooLarge { .. }
+        ) | JitError::Plan(PlanError::LayoutDiffers { .. } | PlanError::FrameTooLarge { .. })
     )
 }
 
@@ -299,7 +300,7 @@ impl Case {
             let address = at_page_end(RESULT, layout.size_bytes, layout.align_bytes);
             self.result_at = Some(address);
             self.caller.put_word(place, address, &mut area);
-            let start = RESULT + PAGE_BYTES - 512;
+            let start = RESULT;
             self.watched.push((start, random(RESULT + PAGE_BYTES - start)));
         }
         for (register, what) in spec.pinned {

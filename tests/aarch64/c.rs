@@ -128,7 +128,7 @@ impl C {
             Type::Complex(Float::F32) => "_Complex float",
             Type::Complex(Float::F64) => "_Complex double",
             Type::Complex(Float::LongDouble) => "_Complex long double",
-            Type::Ptr | Type::Managed => "void *",
+            Type::Ptr | Type::Managed | Type::GoFunc => "void *",
             _ => "",
         };
         if !simple.is_empty() {
@@ -144,6 +144,12 @@ impl C {
                 format!("typedef float {name} __attribute__((vector_size({})));", width.bytes())
             }
             Type::GoString => format!("typedef struct {{ void *p; long n; }} {name};"),
+            Type::GoSlice => format!("typedef struct {{ void *p; long n, c; }} {name};"),
+            Type::GoAny | Type::GoIface => format!("typedef struct {{ void *t, *p; }} {name};"),
+            Type::Array(array) => {
+                let element = self.name(array.element());
+                format!("typedef {element} {name}[{}];", array.length())
+            }
             Type::Struct(record) | Type::Union(record) => {
                 let word = match ty {
                     Type::Struct(_) => "struct",
@@ -152,12 +158,8 @@ impl C {
                 let spec = record.spec();
                 let mut fields = String::new();
                 for (i, field) in spec.fields.iter().enumerate() {
-                    let (element, length) = match field {
-                        Type::Array(array) => (array.element(), format!("[{}]", array.length())),
-                        field => (field, String::new()),
-                    };
-                    let element = self.name(element);
-                    write!(fields, "{element} f{i}{length}; ").expect("a string");
+                    let field = self.name(field);
+                    write!(fields, "{field} f{i}; ").expect("a string");
                 }
                 let align = match spec.align {
                     Some(align) => format!("__attribute__((aligned({align})))"),

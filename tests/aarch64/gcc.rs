@@ -67,7 +67,7 @@ fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt:
 /// What was seen: the lines of one case.
 type Seen = HashMap<String, Vec<Vec<u8>>>;
 
-fn unhex(text: &str) -> Vec<u8> {
+pub fn unhex(text: &str) -> Vec<u8> {
     let pairs = text.as_bytes().chunks_exact(2);
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     pairs.map(|pair| byte(pair).expect("hexadecimal")).collect()

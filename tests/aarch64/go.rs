@@ -34,8 +34,16 @@ fn random_type(rng: &mut Xorshift, depth: u32) -> Type {
 /// A random signature, with several results if both sides are Go's.
 pub fn random_signature(rng: &mut Xorshift, several: bool) -> Signature {
     let depth = rng.below(4) as u32;
-    let params: Vec<Type> = (0..rng.below(19)).map(|_| random_type(rng, depth)).collect();
+    let mut params: Vec<Type> = (0..rng.below(19)).map(|_| random_type(rng, depth)).collect();
     let results = rng.below(if several { 8 } else { 2 });
-    let results: Vec<Type> = (0..results).map(|_| random_type(rng, depth)).collect();
+    let mut results: Vec<Type> = (0..results).map(|_| random_type(rng, depth)).collect();
+    // Areas of more than an instruction reaches.
+    if rng.below(16) == 0 {
+        let length = 1500 + rng.below(2400) as u32;
+        let large = Type::array(length, Type::U8).expect("less than a page");
+        let is_result = rng.below(3) == 0 && (several || results.is_empty());
+        let values = if is_result { &mut results } else { &mut params };
+        values.insert(rng.below(values.len() + 1), large);
+    }
     Signature::new(params, results)
 }

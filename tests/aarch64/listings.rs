@@ -71,7 +71,13 @@ fn adapters_are_these_instructions() {
                 (true, true) => {
                     let first = Binding::FirstArgument;
                     show("fn(i64, f64, i16) -> i64", entry, target, first, true);
-                    show("fn([u8; 12], [u8; 12], [u8; 12], [u8; 12]) -> i8", entry, target, first, false);
+                    show(
+                        "fn([u8; 12], [u8; 12], [u8; 12], [u8; 12]) -> i8",
+                        entry,
+                        target,
+                        first,
+                        false,
+                    );
                 }
                 (false, false) => {
                     let (short, long) = match target {

@@ -52,6 +52,12 @@ pub(super) fn emit(adapter: &AdapterPlan, g_tls_off: i32) -> Result<AdapterCode,
     let plan = &adapter.plan;
     let entry = adapter.entry.spec();
     let mut prologue_bytes = 0;
+    if plan.frame_align_bytes() > STACK_ALIGN_BYTES {
+        // Copies are made of what only the target passes by reference. Nothing of Go's has such an
+        // alignment, and what C's conventions pass by reference they all do.
+        let rule = "it copies a value that needs more than 16 bytes of alignment; pass a pointer";
+        return Err(JitError::Signature { stub: "adapter", rule });
+    }
 
     // A landing pad for indirect calls and jumps; elsewhere a hint that nobody takes.
     dynasm!(e.ops; .arch aarch64; hint BTI_C);
@@ -79,7 +85,7 @@ pub(super) fn emit(adapter: &AdapterPlan, g_tls_off: i32) -> Result<AdapterCode,
         let slots = Slots::new(&adapter.saved);
         let own = Frame::new(adapter.target.spec().base_off_bytes, plan);
         let bytes = slots.bytes.next_multiple_of(STACK_ALIGN_BYTES) + own.bytes;
-        reserve(&mut e, bytes, plan.frame_align_bytes());
+        reserve(&mut e, bytes);
         slots.save(&mut e);
         let caller = Base(BaseReg::X(Xreg::X29), (16 + skipped + entry.base_off_bytes) as i32);
         let areas = Areas {
@@ -138,23 +144,13 @@ impl Frame {
     }
 }
 
-/// Makes room for `bytes`, a multiple of what sp is aligned to, and aligns sp to `align`.
-fn reserve(e: &mut Emitter<'_>, mut bytes: u32, align: u32) {
+/// Makes room for `bytes`, a multiple of what sp is aligned to.
+fn reserve(e: &mut Emitter<'_>, mut bytes: u32) {
     while bytes >= PAGE_BYTES {
         dynasm!(e.ops; .arch aarch64; sub sp, sp, 1, lsl 12; str xzr, [sp]);
         bytes -= PAGE_BYTES;
     }
-    if align > STACK_ALIGN_BYTES {
-        let (address, mask) = (ADDRESS.index(), !(u64::from(align) - 1));
-        // Aligning skips up to another page.
-        dynasm!(e.ops
-            ; .arch aarch64
-            ; sub sp, sp, bytes
-            ; str xzr, [sp]
-            ; mov XSP(address), sp
-            ; and sp, X(address), mask
-        );
-    } else if bytes > 0 {
+    if bytes > 0 {
         dynasm!(e.ops; .arch aarch64; sub sp, sp, bytes);
     }
 }
@@ -252,5 +248,59 @@ fn set_before(
     }
     if let (Some(Reg::Xreg(closure)), Some(bound)) = (adapter.closure, bound) {
         e.load_cell(closure, bound);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use yaxpeax_arch::{Decoder, U8Reader};
+    use yaxpeax_arm::armv8::a64::InstDecoder;
+
+    use super::*;
+
+    fn listing(body: impl FnOnce(&mut Emitter<'_>)) -> Vec<String> {
+        let mut ops = Ops::new(0);
+        body(&mut Emitter::new(&mut ops, ADDRESS));
+        let code = ops.finalize().expect("no label is open");
+        let mut reader = U8Reader::new(&code);
+        let decoder = InstDecoder::default();
+        let decode = |_| decoder.decode(&mut reader).expect("an instruction").to_string();
+        (0..code.len() / 4).map(decode).collect()
+    }
+
+    #[test]
+    fn an_odd_register_has_a_place_of_its_own() {
+        let saved = [Reg::Xreg(Xreg::X19), Reg::Xreg(Xreg::X20), Reg::Xreg(Xreg::X28)];
+        let vectors = [Vreg::V8, Vreg::V9, Vreg::V15].map(Reg::Vreg);
+        let slots = Slots::new(&[saved, vectors].concat());
+        assert_eq!(slots.bytes, 48);
+        assert_eq!(
+            listing(|e| slots.save(e)),
+            [
+                "stp x20, x19, [x29, #-0x10]",
+                "stur x28, [x29, #-0x18]",
+                "stp d9, d8, [x29, #-0x28]",
+                "stur d15, [x29, #-0x30]"
+            ]
+        );
+        assert_eq!(
+            listing(|e| slots.restore(e)),
+            [
+                "ldp x20, x19, [x29, #-0x10]",
+                "ldur x28, [x29, #-0x18]",
+                "ldp d9, d8, [x29, #-0x28]",
+                "ldur d15, [x29, #-0x30]"
+            ]
+        );
+    }
+
+    #[test]
+    fn no_page_of_the_stack_is_skipped() {
+        let page = ["sub sp, sp, #0x1, lsl #12", "str xzr, [sp]"];
+        assert_eq!(listing(|e| reserve(e, 0)), [""; 0]);
+        assert_eq!(listing(|e| reserve(e, 4080)), ["sub sp, sp, #0xff0"]);
+        assert_eq!(listing(|e| reserve(e, 4096)), page);
+        let expected = [page[0], page[1], page[0], page[1], "sub sp, sp, #0x10"];
+        assert_eq!(listing(|e| reserve(e, 8208)), expected);
     }
 }
