@@ -255,7 +255,7 @@ fn a_panic_passes_adapters_and_finds_what_they_saved() {
             let rbx = native_unwind::general_register_of(3, |pc| {
                 look_up(pc).is_some_and(|stub| stub.name() == "b")
             });
-                // The adapter below `b` is of class Saved, and `d` behind it destroys rbx.
+            // The adapter below `b` is of class Saved, and `d` behind it destroys rbx.
             assert_eq!(rbx, Some(KEPT));
             panic!("from the bottom");
         });

@@ -41,6 +41,7 @@
 //!   does not do it ([`Narrow`]). A load always extends, since that is free. What is in a struct is
 //!   never extended.
 
+use std::cell::LazyCell;
 use std::fmt;
 
 use super::assign::{Assignment, Part, Passing, Place, Value};
@@ -443,10 +444,11 @@ impl Plan {
         if let Some(index) = request.bound_param {
             check_bound(target, index)?;
         }
-        let mut unbound: Vec<(usize, &Value)> = target.params().iter().enumerate().collect();
-        let bound = request.bound_param.map(|index| unbound.remove(index));
-        let passed = unbound.iter().map(|(_, value)| *value);
-        check_values(entry.params(), passed, ValueIndex::Param)?;
+        let unbound = || {
+            let params = target.params().iter().enumerate();
+            params.filter(|(index, _)| Some(*index) != request.bound_param)
+        };
+        check_values(entry.params(), unbound().map(|(_, value)| value), ValueIndex::Param)?;
         check_values(entry.results(), target.results().iter(), ValueIndex::Result)?;
 
         let mut stage = Stage::default();
@@ -477,13 +479,14 @@ impl Plan {
             }
             _ => {}
         }
-        for (value, (index, to)) in entry.params().iter().zip(&unbound) {
+        for (value, (index, to)) in entry.params().iter().zip(unbound()) {
             let source = Source::of(value, Spot::Entry);
             let to = Dest::of(to, Spot::Target);
-            args.carry(ValueIndex::Param(*index), value, source, to);
+            args.carry(ValueIndex::Param(index), value, source, to);
         }
         // The bound parameter comes last, so it is the last of every group of steps.
-        if let Some((index, value)) = bound {
+        if let Some(index) = request.bound_param {
+            let value = &target.params()[index];
             let to = Dest::of(value, Spot::Target);
             args.carry(ValueIndex::Param(index), value, Source::Context, to);
         }
@@ -640,7 +643,7 @@ fn check_values<'a>(
         match (entry.next(), target.next()) {
             (None, None) => break,
             (Some(entry), Some(target)) if entry.ty() == target.ty() => {
-                if !entry.ty().is_laid_out_alike() && entry.language() != target.language() {
+                if entry.language() != target.language() && !entry.ty().is_laid_out_alike() {
                     return Err(PlanError::LayoutDiffers {
                         value: index(i),
                         ty: entry.ty().clone(),
@@ -788,7 +791,7 @@ struct Carrier<'a> {
     steps: Vec<Step>,
     stores: Vec<Step>,
     copies: Vec<MemoryCopy>,
-    transfers: Vec<(ValueIndex, Transfer)>,
+    transfers: Vec<Transfer>,
     loads: Vec<Step>,
     contexts: Vec<(Reg, Extend, Width)>,
     constants: Vec<(Reg, u32)>,
@@ -821,10 +824,10 @@ impl<'a> Carrier<'a> {
             ends: RegSet::EMPTY,
             stage,
             pointer: None,
-            steps: Vec::new(),
+            steps: Vec::with_capacity(16),
             stores: Vec::new(),
             copies: Vec::new(),
-            transfers: Vec::new(),
+            transfers: Vec::with_capacity(8),
             loads: Vec::new(),
             contexts: Vec::new(),
             constants: Vec::new(),
@@ -898,8 +901,7 @@ impl<'a> Carrier<'a> {
         } else {
             Width::exact(size).expect("one or two bytes are extended")
         };
-        let transfer = Transfer { from, to, width, extend };
-        self.transfers.push((index, transfer));
+        self.transfers.push(Transfer { value: index, from, to, width, extend });
     }
 
     fn carry(&mut self, index: ValueIndex, value: &Value, source: Source<'_>, dest: Dest<'_>) {
@@ -1032,10 +1034,10 @@ impl<'a> Carrier<'a> {
                 if given == parts && parts.iter().all(x87) {
                     return;
                 }
-                let data = ty.data_bytes(value.language());
+                let data = LazyCell::new(|| ty.data_bytes(value.language()));
                 let mut others = Vec::new();
                 for part in parts {
-                    match (part.place, given.iter().find(|from| covers(from, part, &data))) {
+                    match (part.place, given.iter().find(|from| covers(from, part, || &data))) {
                         (Place::Reg(to), Some(from)) => {
                             let from = from.place.reg().expect("one that covers is a register");
                             let extend = match Extend::of(ty) {
@@ -1107,7 +1109,7 @@ impl<'a> Carrier<'a> {
         self.steps.append(&mut self.stores);
 
         // What still has to be read: sources of transfers, and addresses.
-        let mut busy: RegSet = self.transfers.iter().map(|(_, t)| t.from).collect();
+        let mut busy: RegSet = self.transfers.iter().map(|t| t.from).collect();
         busy = busy.union(self.pointer.into_iter().collect());
         for copy in &self.copies {
             if let CopyFrom::Bytes(Bytes::Behind(pointer)) = copy.from {
@@ -1120,16 +1122,9 @@ impl<'a> Carrier<'a> {
 
         // A register that was offered and has a value in it or to come is no scratch here: the
         // scheduler sees the ends of its transfers itself.
-        let (indexes, transfers): (Vec<ValueIndex>, Vec<Transfer>) =
-            std::mem::take(&mut self.transfers).into_iter().unzip();
-        let destinations: Vec<Reg> = transfers.iter().map(|t| t.to).collect();
-        moves::schedule(transfers, self.scratch, &mut self.steps).map_err(|to| {
-            let blocked = destinations.iter().position(|register| *register == to);
-            PlanError::NoScratch {
-                value: indexes[blocked.expect("the scheduler only moves to destinations")],
-                class: to.class(),
-            }
-        })?;
+        let transfers = std::mem::take(&mut self.transfers);
+        moves::schedule(transfers, self.scratch, &mut self.steps)
+            .map_err(|(value, class)| PlanError::NoScratch { value, class })?;
 
         self.steps.append(&mut self.loads);
         for (register, extend, width) in std::mem::take(&mut self.contexts) {
@@ -1232,12 +1227,12 @@ fn distinct(parts: &[Part]) -> impl Iterator<Item = &Part> {
 }
 
 /// Whether a register that holds one part has all that another part needs.
-fn covers(from: &Part, to: &Part, data: &[bool]) -> bool {
+fn covers<'a>(from: &Part, to: &Part, data: impl Fn() -> &'a Vec<bool>) -> bool {
     let bytes = |part: &Part| part.off as usize..(part.off + part.size) as usize;
     let rest = bytes(from).end..bytes(to).end;
     from.off == to.off
         && from.place.reg().is_some()
-        && (from.size >= to.size || !data[rest].contains(&true))
+        && (from.size >= to.size || !data()[rest].contains(&true))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use super::{AdapterCode, AdapterPlan, Binding};
 use crate::abi::{Gpr, Pinned, Reg, Xmm};
 use crate::jit::JitError;
-use crate::jit::emit::x86_64::{Areas, Base, Context, Emitter, Ops, check};
+use crate::jit::emit::x86_64::{Areas, Base, Context, Emitter, Ops};
 
 const WORD_BYTES: u32 = 8;
 const VECTOR_BYTES: u32 = 16;
@@ -51,8 +51,7 @@ pub(super) fn emit(
     g_tls_off: i32,
     no_goroutine: Option<usize>,
 ) -> Result<AdapterCode, JitError> {
-    check(&adapter.plan)?;
-    let mut ops = Ops::new(0);
+    let mut ops = Ops::new_with_capacity(0, 256, 0, 0, 4, 0, 4);
     let mut e = Emitter::position_independent(&mut ops);
     let target = e.cell(0);
     let context = e.cell_if(adapter.binding != Binding::None);
