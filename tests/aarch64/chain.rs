@@ -112,8 +112,8 @@ fn compiled_code_calls_compiled_code() {
     if !cross::is_there() {
         return;
     }
-    let count = cross::number("FOOTBRIDGE_A64_CASES", 320) as usize;
-    let seed = cross::number("FOOTBRIDGE_SEED", 1);
+    let count = cross::cases();
+    let seed = cross::seed();
     let mut rng = Xorshift::new(seed);
     let mut cases = Vec::new();
     let mut attempts = 0;

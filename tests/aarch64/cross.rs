@@ -76,7 +76,16 @@ pub fn run(program: &Path) -> Vec<u8> {
     run.stdout
 }
 
-/// A number from the environment.
-pub fn number(name: &str, otherwise: u64) -> u64 {
+/// How many random cases a test makes.
+pub fn cases() -> usize {
+    number("FOOTBRIDGE_A64_CASES", 300) as usize
+}
+
+/// What the random cases are made from.
+pub fn seed() -> u64 {
+    number("FOOTBRIDGE_SEED", 1)
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }

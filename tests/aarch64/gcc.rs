@@ -116,8 +116,8 @@ fn values_are_where_gcc_has_them() {
     if !cross::is_there() {
         return;
     }
-    let count = cross::number("FOOTBRIDGE_A64_CASES", 300) as usize;
-    let seed = cross::number("FOOTBRIDGE_SEED", 1);
+    let count = cross::cases();
+    let seed = cross::seed();
     let mut rng = Xorshift::new(seed);
     let mut cases = Vec::new();
     while cases.len() < count {

@@ -132,6 +132,13 @@ int main(int argc, char **argv) {
     int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP};
     for (int i = 0; i < 4; i++) sigaction(signals[i], &action, NULL);
 
+    word apple_thread_pointer;
+    __asm__("mrs %0, tpidrro_el0" : "=r"(apple_thread_pointer));
+    if (apple_thread_pointer != 0) {
+        fprintf(stderr, "tpidrro_el0 is %#lx, the cases take it for 0\n", apple_thread_pointer);
+        return 2;
+    }
+
     word count = next();
     /* The memory of all cases. What is between the pieces is not mapped. */
     for (word n = next(); n > 0; n--) {

@@ -25,10 +25,10 @@ pub(crate) enum BaseReg {
     X(Xreg),
 }
 
-impl BaseReg {
-    /// The number that instructions have for it, where 31 is the stack pointer.
-    fn index(self) -> u8 {
-        match self {
+/// The number that instructions have for it, where 31 is the stack pointer.
+impl From<BaseReg> for u8 {
+    fn from(base: BaseReg) -> u8 {
+        match base {
             BaseReg::Sp => 31,
             BaseReg::X(register) => register.index(),
         }
@@ -58,13 +58,13 @@ pub(crate) struct Emitter<'a> {
     cells: Vec<DynamicLabel>,
 }
 
-/// A load or store: the registers and the bytes.
+/// A load or store, apart from the address.
 #[derive(Clone, Copy)]
 enum Access {
-    LoadX(Width, Extend),
-    StoreX(Width),
-    LoadV(Width),
-    StoreV(Width),
+    LoadX(Xreg, Width, Extend),
+    StoreX(Xreg, Width),
+    LoadV(Vreg, Width),
+    StoreV(Vreg, Width),
 }
 
 impl<'a> Emitter<'a> {
@@ -82,13 +82,12 @@ impl<'a> Emitter<'a> {
 
     /// Loads a cell.
     pub(crate) fn load_cell(&mut self, to: Xreg, cell: DynamicLabel) {
-        let to = to.index();
         dynasm!(self.ops; .arch aarch64; ldr X(to), =>cell);
     }
 
     /// Loads a small number, with zeros above it.
     pub(crate) fn constant(&mut self, to: Xreg, value: u32) {
-        let (to, low, high) = (to.index(), value & 0xffff, value >> 16);
+        let (low, high) = (value & 0xffff, value >> 16);
         dynasm!(self.ops; .arch aarch64; movz W(to), low);
         if high != 0 {
             dynasm!(self.ops; .arch aarch64; movk W(to), high, lsl 16);
@@ -151,8 +150,7 @@ impl<'a> Emitter<'a> {
                     (memory, Spot::Xreg(to))
                         if memory != Spot::Context && memory.reg().is_none() =>
                     {
-                        let access = Access::LoadX(width, extend);
-                        self.access(access, to.index(), areas.locate(memory)?)
+                        self.access(Access::LoadX(to, width, extend), areas.locate(memory)?)
                     }
                     _ if !exact => None,
                     (Spot::Vreg(from), Spot::Vreg(to)) => self.v_to_v(from, to, width),
@@ -163,13 +161,13 @@ impl<'a> Emitter<'a> {
                         Some(())
                     }
                     (Spot::Xreg(from), memory) => {
-                        self.access(Access::StoreX(width), from.index(), areas.locate(memory)?)
+                        self.access(Access::StoreX(from, width), areas.locate(memory)?)
                     }
                     (Spot::Vreg(from), memory) => {
-                        self.access(Access::StoreV(width), from.index(), areas.locate(memory)?)
+                        self.access(Access::StoreV(from, width), areas.locate(memory)?)
                     }
                     (memory, Spot::Vreg(to)) => {
-                        self.access(Access::LoadV(width), to.index(), areas.locate(memory)?)
+                        self.access(Access::LoadV(to, width), areas.locate(memory)?)
                     }
                     _ => None,
                 }
@@ -179,7 +177,6 @@ impl<'a> Emitter<'a> {
     }
 
     fn x_to_x(&mut self, from: Xreg, to: Xreg, width: Width, extend: Extend) -> Option<()> {
-        let (from, to) = (from.index(), to.index());
         let ops = &mut *self.ops;
         match (width, extend) {
             (Width::B1, Extend::Zero) => dynasm!(ops; .arch aarch64; uxtb W(to), W(from)),
@@ -194,7 +191,6 @@ impl<'a> Emitter<'a> {
     }
 
     fn v_to_v(&mut self, from: Vreg, to: Vreg, width: Width) -> Option<()> {
-        let (from, to) = (from.index(), to.index());
         match width {
             Width::B4 | Width::B8 | Width::B16 => {
                 dynasm!(self.ops; .arch aarch64; mov V(to).B16, V(from).B16);
@@ -205,7 +201,6 @@ impl<'a> Emitter<'a> {
     }
 
     fn x_to_v(&mut self, from: Xreg, to: Vreg, width: Width) -> Option<()> {
-        let (from, to) = (from.index(), to.index());
         match width {
             Width::B4 => dynasm!(self.ops; .arch aarch64; fmov S(to), W(from)),
             Width::B8 => dynasm!(self.ops; .arch aarch64; fmov D(to), X(from)),
@@ -215,7 +210,6 @@ impl<'a> Emitter<'a> {
     }
 
     fn v_to_x(&mut self, from: Vreg, to: Xreg, width: Width) -> Option<()> {
-        let (from, to) = (from.index(), to.index());
         match width {
             Width::B4 => dynasm!(self.ops; .arch aarch64; fmov W(to), S(from)),
             Width::B8 => dynasm!(self.ops; .arch aarch64; fmov X(to), D(from)),
@@ -226,12 +220,11 @@ impl<'a> Emitter<'a> {
 
     /// Loads a word.
     pub(crate) fn load(&mut self, to: Xreg, from: Base) -> Option<()> {
-        self.access(Access::LoadX(Width::B8, Extend::None), to.index(), from)
+        self.access(Access::LoadX(to, Width::B8, Extend::None), from)
     }
 
     /// Adds a displacement to a base.
     fn address_of(&mut self, Base(base, disp): Base, to: Xreg) -> Option<()> {
-        let (base, to) = (base.index(), to.index());
         let (low, high) = match disp {
             0..REACH_BYTES => ((disp & 0xfff) as u32, disp as u32 >> 12),
             _ => return None,
@@ -250,70 +243,80 @@ impl<'a> Emitter<'a> {
 
     /// Emits a load or store: with an offset that counts units of its width, in 12 bits; with one
     /// in bytes, in 9 bits with a sign; or with the address in a register.
-    fn access(&mut self, access: Access, register: u8, Base(base, disp): Base) -> Option<()> {
-        let (Access::LoadX(width, _)
-        | Access::StoreX(width)
-        | Access::LoadV(width)
-        | Access::StoreV(width)) = access;
+    fn access(&mut self, access: Access, Base(base, disp): Base) -> Option<()> {
+        let (Access::LoadX(_, width, _)
+        | Access::StoreX(_, width)
+        | Access::LoadV(_, width)
+        | Access::StoreV(_, width)) = access;
         let bytes = width.bytes() as i32;
         if disp >= 0 && disp % bytes == 0 && disp / bytes < 1 << 12 {
-            self.scaled(access, register, base, disp as u32)
+            self.scaled(access, base, disp as u32)
         } else if (-256..256).contains(&disp) {
-            self.unscaled(access, register, base, disp)
+            self.unscaled(access, base, disp)
         } else {
             let address = self.address;
             self.address_of(Base(base, disp), address)?;
-            self.scaled(access, register, BaseReg::X(address), 0)
+            self.scaled(access, BaseReg::X(address), 0)
         }
     }
 
-    fn scaled(&mut self, access: Access, r: u8, base: BaseReg, disp: u32) -> Option<()> {
+    fn scaled(&mut self, access: Access, base: BaseReg, disp: u32) -> Option<()> {
         use {Access::*, Width::*};
-        let base = base.index();
         let ops = &mut *self.ops;
         match access {
-            LoadX(B1, Extend::Zero) => dynasm!(ops; .arch aarch64; ldrb W(r), [XSP(base), disp]),
-            LoadX(B1, Extend::Sign) => dynasm!(ops; .arch aarch64; ldrsb W(r), [XSP(base), disp]),
-            LoadX(B2, Extend::Zero) => dynasm!(ops; .arch aarch64; ldrh W(r), [XSP(base), disp]),
-            LoadX(B2, Extend::Sign) => dynasm!(ops; .arch aarch64; ldrsh W(r), [XSP(base), disp]),
-            LoadX(B4, Extend::None) => dynasm!(ops; .arch aarch64; ldr W(r), [XSP(base), disp]),
-            LoadX(B8, Extend::None) => dynasm!(ops; .arch aarch64; ldr X(r), [XSP(base), disp]),
-            StoreX(B1) => dynasm!(ops; .arch aarch64; strb W(r), [XSP(base), disp]),
-            StoreX(B2) => dynasm!(ops; .arch aarch64; strh W(r), [XSP(base), disp]),
-            StoreX(B4) => dynasm!(ops; .arch aarch64; str W(r), [XSP(base), disp]),
-            StoreX(B8) => dynasm!(ops; .arch aarch64; str X(r), [XSP(base), disp]),
-            LoadV(B4) => dynasm!(ops; .arch aarch64; ldr S(r), [XSP(base), disp]),
-            LoadV(B8) => dynasm!(ops; .arch aarch64; ldr D(r), [XSP(base), disp]),
-            LoadV(B16) => dynasm!(ops; .arch aarch64; ldr Q(r), [XSP(base), disp]),
-            StoreV(B4) => dynasm!(ops; .arch aarch64; str S(r), [XSP(base), disp]),
-            StoreV(B8) => dynasm!(ops; .arch aarch64; str D(r), [XSP(base), disp]),
-            StoreV(B16) => dynasm!(ops; .arch aarch64; str Q(r), [XSP(base), disp]),
+            LoadX(r, B1, Extend::Zero) => dynasm!(ops; .arch aarch64; ldrb W(r), [XSP(base), disp]),
+            LoadX(r, B1, Extend::Sign) => {
+                dynasm!(ops; .arch aarch64; ldrsb W(r), [XSP(base), disp])
+            }
+            LoadX(r, B2, Extend::Zero) => dynasm!(ops; .arch aarch64; ldrh W(r), [XSP(base), disp]),
+            LoadX(r, B2, Extend::Sign) => {
+                dynasm!(ops; .arch aarch64; ldrsh W(r), [XSP(base), disp])
+            }
+            LoadX(r, B4, Extend::None) => dynasm!(ops; .arch aarch64; ldr W(r), [XSP(base), disp]),
+            LoadX(r, B8, Extend::None) => dynasm!(ops; .arch aarch64; ldr X(r), [XSP(base), disp]),
+            StoreX(r, B1) => dynasm!(ops; .arch aarch64; strb W(r), [XSP(base), disp]),
+            StoreX(r, B2) => dynasm!(ops; .arch aarch64; strh W(r), [XSP(base), disp]),
+            StoreX(r, B4) => dynasm!(ops; .arch aarch64; str W(r), [XSP(base), disp]),
+            StoreX(r, B8) => dynasm!(ops; .arch aarch64; str X(r), [XSP(base), disp]),
+            LoadV(r, B4) => dynasm!(ops; .arch aarch64; ldr S(r), [XSP(base), disp]),
+            LoadV(r, B8) => dynasm!(ops; .arch aarch64; ldr D(r), [XSP(base), disp]),
+            LoadV(r, B16) => dynasm!(ops; .arch aarch64; ldr Q(r), [XSP(base), disp]),
+            StoreV(r, B4) => dynasm!(ops; .arch aarch64; str S(r), [XSP(base), disp]),
+            StoreV(r, B8) => dynasm!(ops; .arch aarch64; str D(r), [XSP(base), disp]),
+            StoreV(r, B16) => dynasm!(ops; .arch aarch64; str Q(r), [XSP(base), disp]),
             _ => return None,
         }
         Some(())
     }
 
-    fn unscaled(&mut self, access: Access, r: u8, base: BaseReg, disp: i32) -> Option<()> {
+    fn unscaled(&mut self, access: Access, base: BaseReg, disp: i32) -> Option<()> {
         use {Access::*, Width::*};
-        let base = base.index();
         let ops = &mut *self.ops;
         match access {
-            LoadX(B1, Extend::Zero) => dynasm!(ops; .arch aarch64; ldurb W(r), [XSP(base), disp]),
-            LoadX(B1, Extend::Sign) => dynasm!(ops; .arch aarch64; ldursb W(r), [XSP(base), disp]),
-            LoadX(B2, Extend::Zero) => dynasm!(ops; .arch aarch64; ldurh W(r), [XSP(base), disp]),
-            LoadX(B2, Extend::Sign) => dynasm!(ops; .arch aarch64; ldursh W(r), [XSP(base), disp]),
-            LoadX(B4, Extend::None) => dynasm!(ops; .arch aarch64; ldur W(r), [XSP(base), disp]),
-            LoadX(B8, Extend::None) => dynasm!(ops; .arch aarch64; ldur X(r), [XSP(base), disp]),
-            StoreX(B1) => dynasm!(ops; .arch aarch64; sturb W(r), [XSP(base), disp]),
-            StoreX(B2) => dynasm!(ops; .arch aarch64; sturh W(r), [XSP(base), disp]),
-            StoreX(B4) => dynasm!(ops; .arch aarch64; stur W(r), [XSP(base), disp]),
-            StoreX(B8) => dynasm!(ops; .arch aarch64; stur X(r), [XSP(base), disp]),
-            LoadV(B4) => dynasm!(ops; .arch aarch64; ldur S(r), [XSP(base), disp]),
-            LoadV(B8) => dynasm!(ops; .arch aarch64; ldur D(r), [XSP(base), disp]),
-            LoadV(B16) => dynasm!(ops; .arch aarch64; ldur Q(r), [XSP(base), disp]),
-            StoreV(B4) => dynasm!(ops; .arch aarch64; stur S(r), [XSP(base), disp]),
-            StoreV(B8) => dynasm!(ops; .arch aarch64; stur D(r), [XSP(base), disp]),
-            StoreV(B16) => dynasm!(ops; .arch aarch64; stur Q(r), [XSP(base), disp]),
+            LoadX(r, B1, Extend::Zero) => {
+                dynasm!(ops; .arch aarch64; ldurb W(r), [XSP(base), disp])
+            }
+            LoadX(r, B1, Extend::Sign) => {
+                dynasm!(ops; .arch aarch64; ldursb W(r), [XSP(base), disp])
+            }
+            LoadX(r, B2, Extend::Zero) => {
+                dynasm!(ops; .arch aarch64; ldurh W(r), [XSP(base), disp])
+            }
+            LoadX(r, B2, Extend::Sign) => {
+                dynasm!(ops; .arch aarch64; ldursh W(r), [XSP(base), disp])
+            }
+            LoadX(r, B4, Extend::None) => dynasm!(ops; .arch aarch64; ldur W(r), [XSP(base), disp]),
+            LoadX(r, B8, Extend::None) => dynasm!(ops; .arch aarch64; ldur X(r), [XSP(base), disp]),
+            StoreX(r, B1) => dynasm!(ops; .arch aarch64; sturb W(r), [XSP(base), disp]),
+            StoreX(r, B2) => dynasm!(ops; .arch aarch64; sturh W(r), [XSP(base), disp]),
+            StoreX(r, B4) => dynasm!(ops; .arch aarch64; stur W(r), [XSP(base), disp]),
+            StoreX(r, B8) => dynasm!(ops; .arch aarch64; stur X(r), [XSP(base), disp]),
+            LoadV(r, B4) => dynasm!(ops; .arch aarch64; ldur S(r), [XSP(base), disp]),
+            LoadV(r, B8) => dynasm!(ops; .arch aarch64; ldur D(r), [XSP(base), disp]),
+            LoadV(r, B16) => dynasm!(ops; .arch aarch64; ldur Q(r), [XSP(base), disp]),
+            StoreV(r, B4) => dynasm!(ops; .arch aarch64; stur S(r), [XSP(base), disp]),
+            StoreV(r, B8) => dynasm!(ops; .arch aarch64; stur D(r), [XSP(base), disp]),
+            StoreV(r, B16) => dynasm!(ops; .arch aarch64; stur Q(r), [XSP(base), disp]),
             _ => return None,
         }
         Some(())

@@ -20,7 +20,7 @@
 use dynasmrt::{DynamicLabel, DynasmApi, dynasm};
 
 use super::{AdapterCode, AdapterPlan, Binding};
-use crate::abi::{Pinned, Plan, Reg, Vreg, Xreg};
+use crate::abi::{Convention, Pinned, Plan, Reg, Vreg, Xreg};
 use crate::jit::JitError;
 use crate::jit::emit::aarch64::{Areas, Base, BaseReg, Emitter, Ops};
 
@@ -32,8 +32,9 @@ const STACK_ALIGN_BYTES: u32 = 16;
 /// So much is reserved at once: the next page may be the guard.
 const PAGE_BYTES: u32 = 4096;
 
-/// The thread pointer, as `mrs` has it: op0 (its low bit), op1, CRn, CRm, op2.
+/// Thread pointers, as `mrs` has them: op0 (its low bit), op1, CRn, CRm, op2.
 const TPIDR_EL0: u32 = 1 << 14 | 3 << 11 | 13 << 7 | 2;
+const TPIDRRO_EL0: u32 = 1 << 14 | 3 << 11 | 13 << 7 | 3;
 
 /// `bti c`, as a number of `hint`.
 const BTI_C: u32 = 34;
@@ -182,20 +183,18 @@ impl Slots {
         for pair in self.general.chunks(2) {
             match *pair {
                 [(a, _), (b, off)] => {
-                    let (a, b) = (a.index(), b.index());
                     dynasm!(e.ops; .arch aarch64; stp X(b), X(a), [x29, off]);
                 }
-                [(a, off)] => dynasm!(e.ops; .arch aarch64; stur X(a.index()), [x29, off]),
+                [(a, off)] => dynasm!(e.ops; .arch aarch64; stur X(a), [x29, off]),
                 _ => unreachable!("chunks of two have one or two"),
             }
         }
         for pair in self.vector.chunks(2) {
             match *pair {
                 [(a, _), (b, off)] => {
-                    let (a, b) = (a.index(), b.index());
                     dynasm!(e.ops; .arch aarch64; stp D(b), D(a), [x29, off]);
                 }
-                [(a, off)] => dynasm!(e.ops; .arch aarch64; stur D(a.index()), [x29, off]),
+                [(a, off)] => dynasm!(e.ops; .arch aarch64; stur D(a), [x29, off]),
                 _ => unreachable!("chunks of two have one or two"),
             }
         }
@@ -205,20 +204,18 @@ impl Slots {
         for pair in self.general.chunks(2) {
             match *pair {
                 [(a, _), (b, off)] => {
-                    let (a, b) = (a.index(), b.index());
                     dynasm!(e.ops; .arch aarch64; ldp X(b), X(a), [x29, off]);
                 }
-                [(a, off)] => dynasm!(e.ops; .arch aarch64; ldur X(a.index()), [x29, off]),
+                [(a, off)] => dynasm!(e.ops; .arch aarch64; ldur X(a), [x29, off]),
                 _ => unreachable!("chunks of two have one or two"),
             }
         }
         for pair in self.vector.chunks(2) {
             match *pair {
                 [(a, _), (b, off)] => {
-                    let (a, b) = (a.index(), b.index());
                     dynasm!(e.ops; .arch aarch64; ldp D(b), D(a), [x29, off]);
                 }
-                [(a, off)] => dynasm!(e.ops; .arch aarch64; ldur D(a.index()), [x29, off]),
+                [(a, off)] => dynasm!(e.ops; .arch aarch64; ldur D(a), [x29, off]),
                 _ => unreachable!("chunks of two have one or two"),
             }
         }
@@ -235,12 +232,16 @@ fn set_before(
     for (register, what) in &adapter.set_before {
         match (register, what) {
             (Reg::Xreg(g), Pinned::Goroutine) => {
-                let (x, address) = (g.index(), ADDRESS.index());
-                dynasm!(e.ops; .arch aarch64; mrs X(x), TPIDR_EL0);
+                if adapter.entry == Convention::AppleAarch64 {
+                    // Go, `runtime/tls_arm64.s`: the low bits are the system's.
+                    dynasm!(e.ops; .arch aarch64; mrs X(*g), TPIDRRO_EL0; and XSP(*g), X(*g), !7);
+                } else {
+                    dynasm!(e.ops; .arch aarch64; mrs X(*g), TPIDR_EL0);
+                }
                 if e.load(*g, Base(BaseReg::X(*g), g_tls_off)).is_none() {
                     // Out of reach: all 32 bits of the offset, extended by its sign.
                     e.constant(ADDRESS, g_tls_off.cast_unsigned());
-                    dynasm!(e.ops; .arch aarch64; ldr X(x), [X(x), W(address), sxtw]);
+                    dynasm!(e.ops; .arch aarch64; ldr X(*g), [X(*g), W(ADDRESS), sxtw]);
                 }
             }
             other => unreachable!("{other:?} is not pinned on this machine"),

@@ -86,8 +86,9 @@ pub struct AdapterSpec<'a> {
     /// What it binds.
     pub binding: Binding,
     /// Where the address of the current goroutine's `g` is, in bytes from the thread pointer (`fs`
-    /// on amd64, `tpidr_el0` on AArch64). Only adapters need it that call a convention with a
-    /// register for `g` and are entered in one without.
+    /// on amd64; `tpidr_el0` on AArch64, or, entered from Apple's convention, `tpidrro_el0` without
+    /// its low three bits). Only adapters need it that call a convention with a register for `g`
+    /// and are entered in one without.
     pub g_tls_off_bytes: Option<i32>,
 }
 
