@@ -343,10 +343,11 @@ pub(crate) struct Shape {
 /// The shape of an adapter for this host and process: made once, then known.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<Shape>, JitError> {
+    use crate::jit::arena::intern;
     use crate::jit::emit::x86_64::check_processor;
     static SHAPES: Shapes<(Convention, Convention, Binding), Shape> = Shapes::new();
     let key = (spec.entry, spec.target, spec.binding);
-    SHAPES.get_or_plan(key, spec.signature, || {
+    SHAPES.get_or_plan(key, spec.signature, |signature| {
         if spec.entry.spec().arch != Arch::Amd64 && spec.target.spec().arch != Arch::Amd64 {
             let rule = "this host executes amd64; `AdapterCode::new` emits for other machines";
             return Err(JitError::Signature { stub: "adapter", rule });
@@ -354,12 +355,8 @@ pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<S
         let plan = AdapterPlan::new(spec)?;
         check_processor(&plan.plan)?;
         let code = AdapterCode::emit(&plan, spec.g_tls_off_bytes, Some(no_goroutine))?;
-        let name = format!("{} to {}", spec.entry, spec.target);
-        Ok(Shape {
-            code,
-            signature: Box::leak(Box::new(spec.signature.clone())),
-            name: name.leak(),
-        })
+        let name = intern(&format!("{} to {}", spec.entry, spec.target));
+        Ok(Shape { code, signature, name })
     })
 }
 
