@@ -356,7 +356,11 @@ impl Case {
         to.machine(&self.caller);
         to.word(self.sp);
         to.word(self.fpcr);
-        to.word(G_SLOT.wrapping_sub(i64::from(self.g_tls_off) as u64));
+        // An adapter that is entered from Apple's convention uses the other thread pointer.
+        to.word(match self.entry.convention() {
+            Some(Convention::AppleAarch64) => !G_SLOT,
+            _ => G_SLOT.wrapping_sub(i64::from(self.g_tls_off) as u64),
+        });
         to.word(self.writes.len() as u64);
         for (address, bytes) in &self.writes {
             to.word(*address);
