@@ -751,34 +751,44 @@ fn what_is_planted_in_special_calls_is_reported() {
     }
 }
 
-/// A stack pointer that a stub aligned wrongly: the defect calls, and so returns as it came.
+/// A stack pointer that a stub aligned wrongly, and a frame pointer that leads nowhere: here the
+/// defect calls, and so returns as it came.
 #[test]
-fn a_stack_that_is_not_aligned_is_reported() {
+fn a_frame_that_is_not_as_the_law_says_is_reported() {
     for from in CONVENTIONS {
         for to in CONVENTIONS {
             with_bench(&[from, to], |bench| {
                 let case = Case::new(&parse("fn()"), [from, to], None, seed()).expect("assignable");
-                // The base is half of the alignment off: by a word, or by half a word. There is
-                // room for the area.
-                let down = if to.spec().stack_align_bytes == 16 { 48 } else { 52 };
-                let callee = bench.callee.address();
-                // SAFETY: nobody walks while it calls.
-                let thunk = unsafe {
-                    bench.jit.install("misaligned", FrameClass::Leaf, |ops| {
-                        dynasm!(ops
-                            ; .arch x64
-                            ; sub rsp, down
-                            ; call extern callee
-                            ; lea rsp, [rsp + down]
-                            ; ret
-                        );
-                    })
-                };
-                let thunk = thunk.expect("it installs");
-                let adapter = bench.adapter(&case, thunk.address()).expect("an adapter");
-                let (arrived, returned) = bench.call(&case, adapter.address(), None);
-                assert_eq!(arrived.wrong, [Change::Alignment], "{from} -> {to}");
-                assert_eq!(returned.wrong, [], "{from} -> {to}");
+                // There is room for the area above the return address of the call. 56 keeps the
+                // alignment: rsp is 8 off a multiple of 16, or anything, at the first
+                // instruction. Otherwise the base is a word, or half a word, off.
+                let off = if to.spec().stack_align_bytes == 16 { 8 } else { 4 };
+                for (down, aside, wrong) in [
+                    (56, 0, vec![]),
+                    (56 + off, 0, vec![Change::Alignment]),
+                    (56, 8, vec![Change::FramePointer]),
+                ] {
+                    let callee = bench.callee.address();
+                    // SAFETY: nobody walks while it calls.
+                    let thunk = unsafe {
+                        bench.jit.install("lawless", FrameClass::Leaf, |ops| {
+                            dynasm!(ops
+                                ; .arch x64
+                                ; lea rsp, [rsp - down]
+                                ; lea rbp, [rbp + aside]
+                                ; call extern callee
+                                ; lea rbp, [rbp - aside]
+                                ; lea rsp, [rsp + down]
+                                ; ret
+                            );
+                        })
+                    };
+                    let thunk = thunk.expect("it installs");
+                    let adapter = bench.adapter(&case, thunk.address()).expect("an adapter");
+                    let (arrived, returned) = bench.call(&case, adapter.address(), None);
+                    assert_eq!(arrived.wrong, wrong, "{from} -> {to}");
+                    assert_eq!(returned.wrong, [], "{from} -> {to}");
+                }
             });
         }
     }

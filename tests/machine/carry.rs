@@ -194,6 +194,8 @@ pub enum Change {
     Duplicate(ValueIndex),
     /// An address of a value is not aligned, or leads nowhere.
     Address(ValueIndex),
+    /// At the callee, rbp is neither the caller's nor that of a frame right above it.
+    FramePointer,
     /// The number of vector registers of a variadic call.
     VectorCount,
     /// The word in the closure register.
@@ -761,6 +763,7 @@ impl Caller {
 
     /// Somebody else calls next: a function that was compiled, with the modes of a thread that starts.
     pub fn stands_aside(&mut self) {
+        self.record().back = 0;
         self.record().before.set_modes(NATIVE_MXCSR, NATIVE_X87_CONTROL);
     }
 
@@ -1061,7 +1064,7 @@ extern "C" fn on_entry(visit: *mut Visit) {
     // SAFETY: `Callee::new` made both; the call that is under way is the only one.
     let (visit, side) = unsafe { (&mut *visit, &mut *(*visit).side) };
     // SAFETY: the caller's record lives as long.
-    let caller = unsafe { &(*side.caller).before };
+    let (caller, back) = unsafe { (&(*side.caller).before, (*side.caller).back) };
     side.hits += 1;
     let target = side.target.clone();
     let conv = convention(&target);
@@ -1075,6 +1078,13 @@ extern "C" fn on_entry(visit: *mut Visit) {
     let aligned = base.is_multiple_of(target.area_align_bytes().into());
     if !aligned {
         wrong.push(Change::Alignment);
+    }
+    // The frame law: a stub that calls has pushed rbp right below its return address. Where its
+    // caller is not ours nobody knows what those are.
+    let rbp = found.gpr(Gpr::RBP);
+    let frame = [caller.gpr(Gpr::RBP), back].map(u64::to_le_bytes).concat();
+    if back != 0 && rbp != caller.gpr(Gpr::RBP) && read(rbp, 16) != Some(frame) {
+        wrong.push(Change::FramePointer);
     }
     if side.closure.is_some_and(|word| found.gpr(closure_register(conv)) != word) {
         wrong.push(Change::Closure);
