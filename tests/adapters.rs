@@ -738,7 +738,7 @@ fn what_is_planted_in_special_calls_is_reported() {
             ),
         );
     }
-    // A stub that does not call, and one that calls twice.
+    // A stub that does not call.
     for from in CONVENTIONS {
         for to in CONVENTIONS {
             check(

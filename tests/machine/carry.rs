@@ -34,7 +34,7 @@ use footbridge::jit::{Code, FrameClass, Jit, Ops};
 const PAGE_BYTES: usize = 4096;
 /// The stack that a call runs on.
 const STACK_BYTES: usize = 16 * PAGE_BYTES;
-/// So much of it is filled with [`Expected::poison`] before each call.
+/// So much of it is filled with [`Caller::POISON`] before each call.
 const POISONED_BYTES: usize = 6 * PAGE_BYTES;
 /// Pieces of memory behind addresses: one for every parameter, and one for the result.
 const ISLANDS: usize = 40;
@@ -415,7 +415,8 @@ fn unpinned(convention: Convention, state: &State, g: u64) -> Vec<Change> {
 }
 
 /// The register that carries the closure at a call: r10 is the static chain of C (psABI figure 3.4),
-/// which Windows has too, and rdx is Go's (NOTES, section 3).
+/// which GNU C has on Windows
+/// too; rdx is Go's (`cmd/compile/abi-internal.md`, "amd64 architecture").
 pub fn closure_register(convention: Convention) -> Gpr {
     match convention {
         Convention::SystemV | Convention::Win64 => Gpr::R10,
