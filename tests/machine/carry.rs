@@ -415,8 +415,8 @@ fn unpinned(convention: Convention, state: &State, g: u64) -> Vec<Change> {
 }
 
 /// The register that carries the closure at a call: r10 is the static chain of C (psABI figure 3.4),
-/// which GNU C has on Windows
-/// too; rdx is Go's (`cmd/compile/abi-internal.md`, "amd64 architecture").
+/// which GNU C has on Windows too; rdx is Go's (`cmd/compile/abi-internal.md`, "amd64
+/// architecture").
 pub fn closure_register(convention: Convention) -> Gpr {
     match convention {
         Convention::SystemV | Convention::Win64 => Gpr::R10,
