@@ -23,6 +23,7 @@
 //! is in cells behind it, so that only the first of a shape is planned and emitted: each further
 //! one is a copy with other cells.
 
+mod aarch64;
 mod x86_64;
 
 use std::sync::Arc;
@@ -85,8 +86,9 @@ pub struct AdapterSpec<'a> {
     /// What it binds.
     pub binding: Binding,
     /// Where the address of the current goroutine's `g` is, in bytes from the thread pointer (`fs`
-    /// on amd64, `tpidr_el0` on AArch64). Only adapters need it that call a convention with a
-    /// register for `g` and are entered in one without.
+    /// on amd64; `tpidr_el0` on AArch64, or, entered from Apple's convention, `tpidrro_el0` without
+    /// its low three bits). Only adapters need it that call a convention with a register for `g`
+    /// and are entered in one without.
     pub g_tls_off_bytes: Option<i32>,
 }
 
@@ -150,10 +152,7 @@ impl AdapterCode {
         };
         match plan.arch {
             Arch::Amd64 => x86_64::emit(plan, g_tls_off, no_goroutine),
-            Arch::Aarch64 => {
-                let rule = "adapters of AArch64 are not emitted yet";
-                Err(JitError::Signature { stub: "adapter", rule })
-            }
+            Arch::Aarch64 => aarch64::emit(plan, g_tls_off),
         }
     }
 
@@ -203,6 +202,8 @@ struct AdapterPlan {
     arch: Arch,
     /// How the adapter is entered.
     entry: Convention,
+    /// How the target is.
+    target: Convention,
     /// The moves; in place for a tail jump.
     plan: Plan,
     /// The law of the frame.
@@ -270,6 +271,7 @@ impl AdapterPlan {
         Ok(AdapterPlan {
             arch: from.arch,
             entry: spec.entry,
+            target: spec.target,
             class: if plan.in_place { FrameClass::Leaf } else { class },
             saved,
             set_before: set_before.collect(),
