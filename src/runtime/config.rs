@@ -53,7 +53,7 @@ impl Config {
     /// # Panics
     /// With the panic of `f`.
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> Result<R, RunError> {
-        super::sched::run(self, f)
+        super::run::run(self, f)
     }
 }
 

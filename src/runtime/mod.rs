@@ -28,7 +28,9 @@ mod config;
 mod futex;
 mod g;
 mod join;
+mod life;
 mod m;
+mod run;
 mod sched;
 mod signal;
 mod stack;
@@ -49,7 +51,7 @@ pub use join::{
     scope, try_go,
 };
 #[doc(hidden)]
-pub use sched::measure_raw_switch;
+pub use life::measure_raw_switch;
 pub use sched::{Parker, current, gopark, goready, gosched};
 pub use stack::StackError;
 pub use switch::systemstack;
