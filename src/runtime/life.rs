@@ -17,7 +17,7 @@ use super::sched::{Parker, enqueue, make_current, ready, sched_of, schedule, thi
 use super::stack::{self, SizeClass, StackError};
 use super::switch::{gogo, goroutine_entry, goswitch, mcall};
 use super::throw::throw;
-use super::tls::{getm, setg};
+use super::tls::{getm, set_g_and_guard};
 
 /// Dead goroutines that a P keeps for itself.
 const FREE_PER_P: usize = 1024;
@@ -152,6 +152,7 @@ impl NewG {
         gr.join.store(join, Ordering::Relaxed);
         gr.migratable.set(migratable);
         gr.result_dropped.set(false);
+        gr.no_preempt.store(0, Ordering::Relaxed);
         let home = if pinned { ptr::from_ref(m).cast_mut() } else { ptr::null_mut() };
         gr.m.store(home, Ordering::Relaxed);
         gr.run_id.store(m.run_id.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -262,7 +263,7 @@ unsafe extern "C" fn goexit0(g: *const G) -> ! {
     // more to do, except to drop a result that nobody can take.
     unsafe {
         let m = this_m();
-        setg(ptr::null_mut());
+        set_g_and_guard(ptr::null_mut(), 0);
         let gr = &*g;
         let goid = gr.goid.load(Ordering::Relaxed);
         debug_assert!(goid != 0);

@@ -15,9 +15,11 @@ use super::futex;
 use super::g::{self, GQueue, Status, TaskType, join_state};
 use super::life::{self, NewError, new_g};
 use super::m::M;
+use super::preempt::{self, Attached, Means};
 use super::sched::{GlobalQueue, Parker, Sched, goready, schedule0};
 use super::signal::AltStack;
 use super::switch::mcall;
+use super::sysmon::{self, Sysmon};
 use super::tls::{getm, setm};
 
 static RUN_IDS: AtomicU64 = AtomicU64::new(1);
@@ -32,6 +34,9 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
     super::switch::emit_stubs().map_err(RunError::Code)?;
     super::signal::install();
     let processors = config.processor_count()?;
+    let slice = config.slice()?;
+    let by_signal = config.async_preemption && slice.is_some();
+    let means = Means::new(config.vector_state, by_signal)?;
     let run_id = RUN_IDS.fetch_add(1, Ordering::Relaxed);
     let ms: Vec<_> = (0..processors).map(|_| M::allocate()).collect();
     let sched = Box::new(Sched {
@@ -44,6 +49,8 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         idle: AtomicUsize::new(0),
         wakes: AtomicUsize::new(0),
         stopping: AtomicBool::new(false),
+        has_sysmon: AtomicBool::new(false),
+        sysmon: Sysmon::new(),
     });
     let sched: &'static Sched = Box::leak(sched);
     for (id, m) in sched.ms.iter().enumerate() {
@@ -55,7 +62,7 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
     let mut failed = None;
     for &m in &sched.ms[1..] {
         let thread = std::thread::Builder::new().name(format!("footbridge-m{}", m.id.get()));
-        match thread.spawn(move || mstart(m)) {
+        match thread.spawn(move || mstart(m, &means)) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
                 failed = Some(RunError::Thread { errno: error.raw_os_error().unwrap_or(0) });
@@ -63,14 +70,31 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
             }
         }
     }
+    let mut watcher = None;
+    if let Some(slice) = slice
+        && failed.is_none()
+    {
+        let thread = std::thread::Builder::new().name("footbridge-sysmon".into());
+        match thread.spawn(move || sysmon::run(sched, slice)) {
+            Ok(thread) => watcher = Some(thread),
+            Err(error) => {
+                failed = Some(RunError::Thread { errno: error.raw_os_error().unwrap_or(0) });
+            }
+        }
+    }
+    sched.has_sysmon.store(watcher.is_some(), Ordering::Relaxed);
     let result = match failed {
         Some(error) => Err(error),
-        None => run_main(sched, f),
+        None => run_main(sched, &means, f),
     };
     stop(sched);
     for thread in threads {
         // An M's thread returns from mstart or aborts the process.
         let _ = thread.join();
+    }
+    if let Some(watcher) = watcher {
+        sched.sysmon.end();
+        watcher.join().expect("sysmon does not panic");
     }
     abandon_goroutines(run_id);
     for &m in &sched.ms {
@@ -89,7 +113,11 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
 type MainResult<R> = Result<R, Box<dyn Any + Send>>;
 
 /// The main goroutine, bound to the calling thread, which is the first M.
-fn run_main<R>(sched: &'static Sched, f: impl FnOnce() -> R) -> Result<MainResult<R>, RunError> {
+fn run_main<R>(
+    sched: &'static Sched,
+    means: &Means,
+    f: impl FnOnce() -> R,
+) -> Result<MainResult<R>, RunError> {
     struct Main<'a, F, R> {
         f: Option<F>,
         result: &'a mut Option<MainResult<R>>,
@@ -124,7 +152,7 @@ fn run_main<R>(sched: &'static Sched, f: impl FnOnce() -> R) -> Result<MainResul
         new.start(task, join_state::DETACHED, false, true);
     });
     if started.is_ok() {
-        mstart(m);
+        mstart(m, means);
     }
     setm(ptr::null_mut());
     if let Err(NewError { error }) = started {
@@ -140,13 +168,22 @@ fn stop(sched: &Sched) {
     for m in &sched.ms {
         m.unpark();
     }
+    // Who computes does not come to the scheduler by himself.
+    if sched.has_sysmon.load(Ordering::Relaxed) {
+        let others = sched.ms.iter().filter(|m| !ptr::eq(**m, getm()));
+        others.for_each(|m| {
+            preempt::request(m);
+        });
+    }
 }
 
 /// Makes the calling thread the M until the run is over.
-fn mstart(m: &'static M) {
-    let _alt_stack = AltStack::install();
+fn mstart(m: &'static M, means: &Means) {
+    let alt_stack = AltStack::install();
     setm(ptr::from_ref(m).cast_mut());
     m.system_stack.set(super::signal::thread_stack_bounds());
+    // Without an alternate stack a handler would need more room than a goroutine may have.
+    let _attached = Attached::new(m, means, alt_stack.is_some());
     // The frame of this function stays; the scheduler works below it and its red zone.
     m.system_sp.set((super::switch::stack_pointer() - 128) & !15);
     // SAFETY: `g0` is the Gobuf of this stack; below system_sp nothing is alive while the

@@ -33,7 +33,8 @@ use super::g::{self, G, GQueue, Status, WaitReason, join_state};
 use super::m::{M, RUNQ};
 use super::stack::SizeClass;
 use super::switch::{gogo, goswitch, mcall};
-use super::tls::{getg, getm, setg};
+use super::sysmon::Sysmon;
+use super::tls::{getg, getm, set_g_and_guard};
 use super::traceback;
 
 /// The global queue is looked at once in so many rounds, so that it cannot starve.
@@ -64,6 +65,9 @@ pub(crate) struct Sched {
     /// How often an M left the state that `idle` counts.
     pub(super) wakes: AtomicUsize,
     pub(super) stopping: AtomicBool,
+    /// Whether a sysmon watches, and how it is woken.
+    pub(super) has_sysmon: AtomicBool,
+    pub(super) sysmon: Sysmon,
 }
 
 pub(super) struct GlobalQueue(pub(super) GQueue);
@@ -73,6 +77,19 @@ unsafe impl Send for GlobalQueue {}
 impl Sched {
     pub(crate) fn run_id(&self) -> u64 {
         self.run_id
+    }
+
+    pub(crate) fn ms(&self) -> impl Iterator<Item = &'static M> {
+        self.ms.iter().copied()
+    }
+
+    pub(crate) fn sysmon(&self) -> &Sysmon {
+        &self.sysmon
+    }
+
+    /// Whether every M sleeps or is about to.
+    pub(crate) fn all_idle(&self) -> bool {
+        self.idle.load(Ordering::SeqCst) == self.ms.len()
     }
 
     /// Puts `count` goroutines at the end of the global queue.
@@ -164,8 +181,11 @@ pub(super) fn make_current(m: &M, g: *mut G) {
     gr.transition(Status::Runnable, Status::Running);
     gr.m.store(ptr::from_ref(m).cast_mut(), Ordering::Relaxed);
     gr.switches.store(gr.switches.load(Ordering::Relaxed) + 1, Ordering::Release);
-    m.curg.store(g, Ordering::Relaxed);
-    setg(g);
+    // A new turn: what was asked of an earlier one is over.
+    let limit = m.preempt.limit_of(gr);
+    gr.guard.store(limit, Ordering::Relaxed);
+    m.curg.store(g, Ordering::Release);
+    set_g_and_guard(g, limit);
 }
 
 /// Puts a runnable goroutine at the end of a queue of this M.
@@ -307,10 +327,32 @@ unsafe extern "C" fn gosched0(g: *const G) -> ! {
     // SAFETY: called by `gosched` on the system stack of this M; the context is saved.
     unsafe {
         let m = this_m();
-        setg(ptr::null_mut());
+        set_g_and_guard(ptr::null_mut(), 0);
         (*g).transition(Status::Running, Status::Runnable);
         enqueue(m, g.cast_mut());
         sched_of(m).wake_one();
+        schedule(m)
+    }
+}
+
+/// The end of a time slice, on the system stack. Such a turn was long: what is looked at once in many
+/// turns is looked at now.
+pub(super) unsafe extern "C" fn preempt0(g: *const G) -> ! {
+    // SAFETY: called by `preempt.rs` on the system stack of this M; the context is saved.
+    unsafe {
+        let m = this_m();
+        let sched = sched_of(m);
+        set_g_and_guard(ptr::null_mut(), 0);
+        if m.has_timers.load(Ordering::Relaxed) {
+            run_timers(m);
+        }
+        let waiting_for_all = sched.pop_global(m);
+        if !waiting_for_all.is_null() {
+            enqueue(m, waiting_for_all);
+        }
+        (*g).transition(Status::Running, Status::Runnable);
+        enqueue(m, g.cast_mut());
+        sched.wake_one();
         schedule(m)
     }
 }
@@ -336,7 +378,7 @@ unsafe fn switch_away(m: &M, g: &G) {
 pub(super) unsafe extern "C" fn schedule0(m: *const M) -> ! {
     // SAFETY: called by `switch_away` and `mstart` on the system stack of this M.
     unsafe {
-        setg(ptr::null_mut());
+        set_g_and_guard(ptr::null_mut(), 0);
         schedule(&*m)
     }
 }
@@ -466,6 +508,7 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
     // Before the mail is taken: see `check_deadlock`.
     sched.wakes.fetch_add(1, Ordering::SeqCst);
     sched.idle.fetch_sub(1, Ordering::SeqCst);
+    sched.sysmon.wake();
     woken_spinning
 }
 
@@ -486,9 +529,10 @@ fn check_deadlock(sched: &Sched) {
     if !is_quiet() {
         return;
     }
+    let own_threads = sched.ms.len() + usize::from(sched.has_sysmon.load(Ordering::Relaxed));
     let threads = std::fs::read_dir("/proc/self/task").map_or(usize::MAX, Iterator::count);
     // A foreign thread may have readied a goroutine just before it ended: look again.
-    if threads == sched.ms.len() && is_quiet() && sched.wakes.load(Ordering::SeqCst) == wakes {
+    if threads == own_threads && is_quiet() && sched.wakes.load(Ordering::SeqCst) == wakes {
         traceback::report_deadlock(sched);
     }
 }
@@ -548,7 +592,7 @@ unsafe fn park_migratable(g: &G, m: &M, unlock: impl FnOnce()) {
         // goroutine's stack and is not touched after `unlock`.
         unsafe {
             let m = this_m();
-            setg(ptr::null_mut());
+            set_g_and_guard(ptr::null_mut(), 0);
             let unlock = (*parking).unlock.take().expect("set by park_migratable");
             (*parking).g.transition(Status::Running, Status::Waiting);
             unlock();
