@@ -333,6 +333,27 @@ fn a_goroutine_that_is_interrupted_stays_on_its_thread() {
     });
 }
 
+/// What waits on a thread that does not give way is run by one that does.
+#[test]
+fn goroutines_that_wait_behind_rust_code_are_taken_by_who_is_interrupted() {
+    let waiter = Waiter::new(Loop::Preemptible);
+    run(2, || {
+        let (flag, ran) = (AtomicU32::new(0), AtomicUsize::new(0));
+        scope(|s| {
+            s.go(|| waiter.wait(&flag));
+            for _ in 0..5 {
+                s.go(|| ran.fetch_add(1, Ordering::Relaxed));
+            }
+            let start = Instant::now();
+            while ran.load(Ordering::Relaxed) < 5 && start.elapsed() < Duration::from_secs(5) {
+                std::hint::spin_loop();
+            }
+            flag.store(1, Ordering::Relaxed);
+            assert_eq!(ran.load(Ordering::Relaxed), 5, "{:?}", stats());
+        });
+    });
+}
+
 /// A timer is looked at when a slice ends, not once in many turns.
 #[test]
 fn a_sleeper_is_woken_in_time_beside_loops() {
