@@ -196,6 +196,62 @@ fn thread_number() -> i32 {
     unsafe { libc::gettid() }
 }
 
+/// What interrupted code does to the modes of its thread is not seen by the next goroutine.
+#[test]
+fn others_run_in_the_modes_of_native_code() {
+    let spinner = Spinner::new(Level::largest(), GivesWay::Anywhere);
+    let _alone = alone();
+    let (checks, stats) = storm_config(VectorState::Auto)
+        .run(|| {
+            let stop = AtomicBool::new(false);
+            let end = Instant::now() + stress() / 4;
+            scope(|s| {
+                for _ in 0..4 {
+                    s.go(|| keep_spinning(&spinner, &stop));
+                }
+                let checks: Vec<_> = (0..4)
+                    .map(|_| {
+                        s.go(|| {
+                            let mut checks = 0;
+                            while Instant::now() < end {
+                                assert_eq!(native_modes(), (0x1f80, 0x37f, 0, 0xffff));
+                                checks += 1;
+                                runtime::gosched();
+                            }
+                            checks
+                        })
+                    })
+                    .collect();
+                let checks: u64 = checks.into_iter().map(|c| c.join().expect("no panic")).sum();
+                stop.store(true, Ordering::Relaxed);
+                (checks, runtime::stats())
+            })
+        })
+        .expect("the run starts");
+    assert!(checks > 100 && stats.asynchronous > 50, "{checks} checks; {stats:?}");
+}
+
+/// MXCSR without the flags of past exceptions, x87 control word, DF and AC, and the x87 tags.
+#[inline(never)]
+fn native_modes() -> (u32, u16, u64, u16) {
+    let (mut mxcsr, mut x87) = (0u32, [0u32; 7]);
+    let flags: u64;
+    // SAFETY: stores the modes; FNSTENV masks exceptions, which FLDENV undoes.
+    unsafe {
+        std::arch::asm!(
+            "stmxcsr [{mxcsr}]",
+            "fnstenv [{x87}]",
+            "fldenv [{x87}]",
+            "pushfq",
+            "pop {flags}",
+            mxcsr = in(reg) &raw mut mxcsr,
+            x87 = in(reg) x87.as_mut_ptr(),
+            flags = out(reg) flags,
+        );
+    }
+    (mxcsr & !0x3f, x87[0] as u16, flags & (1 << 10 | 1 << 18), x87[2] as u16)
+}
+
 /// Spins until told to stop.
 fn keep_spinning(spinner: &Spinner, stop: &AtomicBool) {
     let mut random = Random(seed());
