@@ -12,6 +12,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/jit/registry/primitive.rs",
     "src/jit/registry/protocol.rs",
     "src/jit/scalar.rs",
+    "src/runtime/adapter.rs",
     "src/runtime/bridge.rs",
     "src/runtime/chan.rs",
     "src/runtime/futex.rs",

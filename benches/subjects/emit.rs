@@ -3,23 +3,23 @@
 //! Code memory is not given back: a bench that ran for long would fill the machine. So each kind
 //! makes a bounded number in a row, and criterion's requests for more are answered in proportion.
 
+use std::cell::Cell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, VecAssembler, dynasm};
 use footbridge::abi::{Convention, Plan, PlanRequest, RegSet, Signature, Type};
-use footbridge::jit::{Code, FrameClass, Jit, JitError, look_up};
-use footbridge::runtime::{Entry, GoroutineFn};
+use footbridge::jit::{
+    AdapterCode, AdapterSpec, Binding, Code, FrameClass, Jit, JitError, look_up,
+};
+use footbridge::runtime::{Adapter, Entry, GoroutineFn};
 
 use crate::meter::Subject;
 
 const ASSEMBLER: &str = "VecAssembler alone, into a Vec";
 /// The most stubs that are made in a row.
-const LIMIT: u64 = 5_000;
-
-/// What cranelift-jit took for one adapter on this machine.
-const CRANELIFT_NS: f64 = 25_000.0;
+pub const LIMIT: u64 = 5_000;
 
 /// The group.
 pub fn subjects() -> Vec<Subject> {
@@ -34,7 +34,6 @@ pub fn subjects() -> Vec<Subject> {
         made("goroutine fn, u64 -> u64, SystemV", |jit, n| {
             goroutine_fn(jit, Convention::SystemV, n)
         })
-        .faster_than_recorded("cranelift-jit", CRANELIFT_NS, 25.0)
         .against(ASSEMBLER),
         made("goroutine fn, u64 -> u64, GoAbiInternal", |jit, n| {
             goroutine_fn(jit, Convention::GoAbiInternal, n)
@@ -42,7 +41,76 @@ pub fn subjects() -> Vec<Subject> {
         .against(ASSEMBLER),
         made("goroutine fn, 12 arguments, GoAbiInternal", wide_goroutine_fn).against(ASSEMBLER),
         made("enter, u64 -> u64, GoAbiInternal", enter).against(ASSEMBLER),
+        known_adapters().against(ASSEMBLER),
+        new_adapters().against(ASSEMBLER),
+        Subject::new("adapter, 6 arguments, plan and bytes alone", adapter_code),
     ]
+}
+
+/// Adapters of one shape, each but the first a copy.
+pub fn known_adapters() -> Subject {
+    made("adapter, 6 arguments, known shape", known_adapter)
+}
+
+/// Adapters that are all planned and emitted.
+pub fn new_adapters() -> Subject {
+    made("adapter, 6 arguments, new shape each", adapters_of_new_shapes())
+}
+
+const SIX: &str = "fn(u64, f64, i32, ptr, f32, u64) -> u64";
+
+/// A target of adapters, which nobody calls here.
+pub extern "win64" fn win64_target() {}
+
+fn adapter(jit: Jit, signature: &Signature) -> Result<Adapter, JitError> {
+    let target = win64_target as *const () as usize;
+    // SAFETY: nobody calls the adapter.
+    unsafe { jit.adapter(signature, Convention::SystemV, Convention::Win64, target) }
+}
+
+fn known_adapter(jit: Jit, iterations: u64) -> Duration {
+    let signature: Signature = SIX.parse().expect("well-formed");
+    adapter(jit, &signature).expect("the first of its shape");
+    time(iterations, Adapter::address, |_| adapter(jit, &signature))
+}
+
+/// Makes adapters of six arguments and one result, of which no two have one signature.
+fn adapters_of_new_shapes() -> impl Fn(Jit, u64) -> Duration {
+    let used = Cell::new(0);
+    move |jit, iterations| {
+        let signatures: Vec<Signature> = (0..iterations)
+            .map(|n| {
+                let mut number = (used.get() + n) as usize;
+                let mut ty = || {
+                    let ty = Type::SCALARS[number % Type::SCALARS.len()].clone();
+                    number /= Type::SCALARS.len();
+                    ty
+                };
+                let types: Vec<Type> = (0..7).map(|_| ty()).collect();
+                Signature::new(&types[..6], &types[6..])
+            })
+            .collect();
+        used.set(used.get() + iterations);
+        time(iterations, Adapter::address, |n| adapter(jit, &signatures[n as usize]))
+    }
+}
+
+/// What the first of a shape takes without the code memory and the registry.
+fn adapter_code(iterations: u64) -> Duration {
+    let signature: Signature = SIX.parse().expect("well-formed");
+    let (entry, target) = (Convention::SystemV, Convention::Win64);
+    let start = Instant::now();
+    for _ in 0..iterations {
+        let spec = AdapterSpec {
+            signature: black_box(&signature),
+            entry,
+            target,
+            binding: Binding::None,
+            g_tls_off_bytes: None,
+        };
+        black_box(AdapterCode::new(&spec).expect("an adapter"));
+    }
+    start.elapsed()
 }
 
 /// The plan of a goroutine function: two assignments and the moves between them.

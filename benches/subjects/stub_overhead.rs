@@ -7,6 +7,10 @@
 //!
 //! *From Rust*: a loop of Rust that calls the same emitted leaf, by a function pointer or by its
 //! enter stub.
+//!
+//! *Adapters*: a loop of Rust that calls a Rust function of six arguments, by a function pointer or
+//! through an adapter that binds one more argument (no frame), that goes to Win64 (a frame), or that
+//! is entered in Win64 (a frame that saves ten vector registers).
 
 use std::hint::black_box;
 use std::sync::OnceLock;
@@ -14,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit};
-use footbridge::runtime::{Config, Entry, GoroutineFn};
+use footbridge::jit::{Bind, Code, FrameClass, Jit};
+use footbridge::runtime::{Adapter, Config, Entry, GoroutineFn};
 
 use crate::meter::Subject;
 
@@ -50,8 +54,96 @@ pub fn subjects() -> Vec<Subject> {
             enter_from_rust(Convention::GoAbiInternal, n)
         })
         .against(PLAIN_FROM_RUST),
+        Subject::new(PLAIN_SIX, |n| time_six(add_last as *const () as usize, n)),
+        Subject::new("6 arguments, adapter, no frame", |n| {
+            let bind = Some(Bind::FirstArgument(7));
+            let target = bound_add_last as *const () as usize;
+            time_six(adapter(Convention::SystemV, target, bind).address(), n)
+        })
+        .against(PLAIN_SIX),
+        Subject::new("6 arguments, adapter, a frame, to Win64", |n| {
+            let target = win64_add_last as *const () as usize;
+            time_six(adapter(Convention::Win64, target, None).address(), n)
+        })
+        .against(PLAIN_SIX),
+        Subject::new(PLAIN_SIX_WIN64, |n| time_six_win64(win64_add_last as *const () as usize, n)),
+        Subject::new("6 arguments, adapter, from Win64", |n| {
+            let signature = SIX.parse().expect("well-formed");
+            let (entry, target) = (Convention::Win64, Convention::SystemV);
+            // SAFETY: `add_last` is of that convention and signature.
+            let adapter =
+                unsafe { jit().adapter(&signature, entry, target, add_last as *const () as usize) };
+            time_six_win64(adapter.expect("an adapter").address(), n)
+        })
+        .against(PLAIN_SIX_WIN64),
     ]
 }
+
+const PLAIN_SIX: &str = "6 arguments, plain indirect call";
+const PLAIN_SIX_WIN64: &str = "6 arguments, plain indirect call in Win64";
+const SIX: &str = "fn(u64, f64, u32, ptr, f32, u64) -> u64";
+
+macro_rules! six {
+    ($name:ident, $convention:literal $(, $bound:ident)?) => {
+        #[allow(clippy::too_many_arguments, reason = "that is what it is for")]
+        extern $convention fn $name(
+            $($bound: u64,)?
+            _: u64,
+            _: f64,
+            _: u32,
+            _: *const u8,
+            _: f32,
+            last: u64,
+        ) -> u64 {
+            $(debug_assert_eq!($bound, 7);)?
+            last + 1
+        }
+    };
+}
+six!(add_last, "sysv64");
+six!(bound_add_last, "sysv64", bound);
+six!(win64_add_last, "win64");
+
+/// The stub of one shape stays for good: these loops run many times.
+fn adapter(convention: Convention, target: usize, bind: Option<Bind>) -> &'static Adapter {
+    static TO_WIN64: OnceLock<Adapter> = OnceLock::new();
+    static BOUND: OnceLock<Adapter> = OnceLock::new();
+    let cell = if bind.is_some() { &BOUND } else { &TO_WIN64 };
+    cell.get_or_init(|| {
+        let signature = SIX.parse().expect("well-formed");
+        let entry = Convention::SystemV;
+        // SAFETY: the target is of that convention and signature, with one more argument if one
+        // is bound.
+        let adapter = unsafe {
+            match bind {
+                None => jit().adapter(&signature, entry, convention, target),
+                Some(bind) => jit().bound_adapter(&signature, entry, convention, target, bind),
+            }
+        };
+        adapter.expect("an adapter")
+    })
+}
+
+macro_rules! time_six {
+    ($name:ident, $convention:literal) => {
+        /// Time of so many calls, each of which gets the result of the one before.
+        fn $name(address: usize, iterations: u64) -> Duration {
+            type Six = extern $convention fn(u64, f64, u32, *const u8, f32, u64) -> u64;
+            // SAFETY: a function of these types, or an adapter in front of one.
+            let function = unsafe { std::mem::transmute::<usize, Six>(address) };
+            let start = Instant::now();
+            let mut number = 0;
+            for _ in 0..iterations {
+                number = black_box(function)(1, 2.0, 3, std::ptr::null(), 5.0, number);
+            }
+            let time = start.elapsed();
+            assert_eq!(number, iterations);
+            time
+        }
+    };
+}
+time_six!(time_six, "sysv64");
+time_six!(time_six_win64, "win64");
 
 extern "C" fn add_one(number: u64) -> u64 {
     number + 1

@@ -10,6 +10,7 @@ use super::conv::{Convention, Narrow, Slots};
 use super::error::{AssignError, ValueIndex};
 use super::layout::{Language, Layout};
 use super::loc::{Arch, Reg, RegClass};
+use super::parts::Parts;
 use super::sig::Signature;
 use super::ty::Type;
 
@@ -98,7 +99,7 @@ pub enum Passing {
     Nothing,
     /// In pieces, in the order of their offsets. A byte that is in no part is padding. Bytes that
     /// are in two parts are in both places: the sender writes both, the receiver may read any.
-    Parts(Vec<Part>),
+    Parts(Parts),
     /// In one piece on the stack, at this offset from the argument base.
     Area(u32),
     /// In memory, at the address that is in this place.

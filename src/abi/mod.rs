@@ -58,6 +58,7 @@ mod layout;
 mod loc;
 mod moves;
 mod parse;
+mod parts;
 mod plan;
 mod sig;
 mod ty;
@@ -67,6 +68,7 @@ pub use conv::{ConvSpec, Convention, Narrow, Pinned, Slots};
 pub use error::{AssignError, ParseError, PlanError, TypeError, ValueIndex};
 pub use layout::{Language, Layout};
 pub use loc::{Arch, Gpr, Reg, RegClass, RegSet, Vreg, Xmm, Xreg};
+pub use parts::Parts;
 pub use plan::{Extend, MAX_FRAME_BYTES, Plan, PlanRequest, Spot, Step, Width};
 pub use sig::Signature;
 pub use ty::{

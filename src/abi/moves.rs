@@ -19,12 +19,15 @@
 //! This file never reads or writes memory, and never writes a register that is not a destination or
 //! the scratch register it was offered.
 
-use super::loc::{Reg, RegSet};
+use super::error::ValueIndex;
+use super::loc::{Reg, RegClass, RegSet};
 use super::plan::{Extend, Step, Width};
 
 /// One of the moves. No two moves have the same `to`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Transfer {
+    /// What is moved, for errors.
+    pub(super) value: ValueIndex,
     pub(super) from: Reg,
     pub(super) to: Reg,
     pub(super) width: Width,
@@ -45,12 +48,12 @@ impl Transfer {
 /// Appends the steps that do all transfers at once.
 ///
 /// `scratch` are registers that hold nothing of value. If a cycle needs one and none is left that
-/// is not itself part of a transfer, the error is the destination that could not be saved.
+/// is not itself part of a transfer, the error is a value that is in the way, and the class.
 pub(super) fn schedule(
     mut pending: Vec<Transfer>,
     scratch: RegSet,
     steps: &mut Vec<Step>,
-) -> Result<(), Reg> {
+) -> Result<(), (ValueIndex, RegClass)> {
     let ends = pending.iter().flat_map(|t| [t.from, t.to]);
     let scratch = scratch.minus(ends.collect());
     let mut in_place = Vec::new();
@@ -74,9 +77,10 @@ pub(super) fn schedule(
             }
             (_, to) => {
                 let mut free = scratch.iter().filter(|r| r.class() == to.class());
-                let saved = free.next().ok_or(to)?;
+                let saved = free.next().ok_or((blocked.value, to.class()))?;
                 let reader = others.iter().find(|t| t.from == to);
                 let save = Transfer {
+                    value: blocked.value,
                     from: to,
                     to: saved,
                     width: reader.map_or(Width::B8, |t| t.width.max(Width::B8)),
@@ -101,6 +105,8 @@ mod tests {
     use super::*;
     use crate::abi::loc::{Gpr, Vreg, Xmm, Xreg};
     use crate::abi::plan::Spot;
+
+    const VALUE: ValueIndex = ValueIndex::Param(3);
 
     /// Runs register steps on one number a register; in-place extension adds 1000.
     fn run(steps: &[Step], registers: &mut [u32; 32]) {
@@ -132,6 +138,7 @@ mod tests {
                     let from = (digits % u32::from(n)) as u8;
                     digits /= u32::from(n);
                     Transfer {
+                        value: VALUE,
                         from: register(from),
                         to: register(to),
                         width: Width::B2,
@@ -195,6 +202,7 @@ mod tests {
     fn two_vector_cycles_share_one_scratch() {
         let cycle = [(0, 1), (1, 0), (2, 3), (3, 4), (4, 2)];
         let transfers = cycle.map(|(from, to)| Transfer {
+            value: VALUE,
             from: xmm(from),
             to: xmm(to),
             width: Width::B8,
@@ -210,12 +218,13 @@ mod tests {
         assert_eq!(steps.len(), 7);
 
         let blocked = schedule(transfers.to_vec(), RegSet::EMPTY, &mut Vec::new());
-        assert_eq!(blocked, Err(xmm(1)));
+        assert_eq!(blocked, Err((VALUE, RegClass::Vector)));
     }
 
     #[test]
     fn a_saved_vector_register_keeps_its_width() {
         let cycle = [(0, 1), (1, 0)].map(|(from, to)| Transfer {
+            value: VALUE,
             from: xmm(from),
             to: xmm(to),
             width: Width::B32,
@@ -233,6 +242,7 @@ mod tests {
     #[test]
     fn registers_of_aarch64_have_no_exchange() {
         let cycle = [(0, 1), (1, 0)].map(|(from, to)| Transfer {
+            value: VALUE,
             from: Xreg::new(from).into(),
             to: Xreg::new(to).into(),
             width: Width::B8,
@@ -244,12 +254,13 @@ mod tests {
         let lines: Vec<String> = steps.iter().map(Step::to_string).collect();
         assert_eq!(lines, ["x16 <- x1", "x1 <- x0", "x0 <- x16"]);
         let blocked = schedule(cycle.to_vec(), RegSet::EMPTY, &mut Vec::new());
-        assert_eq!(blocked, Err(Xreg::X1.into()));
+        assert_eq!(blocked, Err((VALUE, RegClass::General)));
     }
 
     #[test]
     fn nothing_is_done_for_values_in_place() {
-        let stay = Transfer { from: gpr(0), to: gpr(0), width: Width::B8, extend: Extend::None };
+        let (from, to) = (gpr(0), gpr(0));
+        let stay = Transfer { value: VALUE, from, to, width: Width::B8, extend: Extend::None };
         let mut steps = Vec::new();
         schedule(vec![stay], RegSet::EMPTY, &mut steps).expect("no cycle");
         assert_eq!(steps, []);

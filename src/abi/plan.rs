@@ -17,6 +17,12 @@
 //! 4. registers that no value is waiting in any more are loaded from memory or get an address,
 //! 5. and at last bound constants.
 //!
+//! # In place
+//!
+//! A stub that needs no memory of its own and has nothing to do after the call can jump to the
+//! target, which then returns to the entry's caller: [`Plan::tail`]. The target's area is then the
+//! entry's. Values in memory stay where they are, and no step writes memory.
+//!
 //! # Stage
 //!
 //! Where the two sides cut a value into different parts, its image is put together in the stage: a
@@ -35,6 +41,7 @@
 //!   does not do it ([`Narrow`]). A load always extends, since that is free. What is in a struct is
 //!   never extended.
 
+use std::cell::LazyCell;
 use std::fmt;
 
 use super::assign::{Assignment, Part, Passing, Place, Value};
@@ -370,6 +377,8 @@ pub struct Plan {
     pub stage_align_bytes: u32,
     /// Every register that a step writes.
     pub writes: RegSet,
+    /// The target's area is the entry's: see [`Plan::tail`].
+    pub in_place: bool,
 }
 
 impl Plan {
@@ -381,6 +390,51 @@ impl Plan {
     /// value out differently, the bound parameter is none or is not an integer, a value needs
     /// a scratch register and none is offered, or the frame would be too large.
     pub fn new(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
+        Plan::build(request, false)
+    }
+
+    /// The plan of a stub that keeps nothing on the stack and jumps to the target, if there is one.
+    ///
+    /// The target finds the area that the entry's caller made, and returns to that caller. So
+    ///
+    /// 1. what the target has in memory is there already: each of its parameters and results on the
+    ///    stack has the same place on both sides, and the caller made room for all of its area,
+    ///    with its alignment;
+    /// 2. the target leaves everything as the entry's caller expects it: it preserves what the
+    ///    entry's convention preserves or pins, and the steps write none of that;
+    /// 3. results are returned where the entry's caller looks for them;
+    /// 4. no value needs the stage.
+    ///
+    /// Registers that the *target's* convention pins are the stub's business, before the jump.
+    pub fn tail(request: &PlanRequest<'_>) -> Option<Plan> {
+        let PlanRequest { entry, target, .. } = *request;
+        let (from, to) = (entry.convention()?.spec(), target.convention()?.spec());
+        let area_is_there = target.total_bytes() <= entry.total_bytes()
+            && to.stack_align_bytes <= from.stack_align_bytes
+            && target.area_align_bytes() <= entry.area_align_bytes()
+            && to.base_off_bytes == from.base_off_bytes
+            && to.caller_below_bytes >= from.caller_below_bytes;
+        if !area_is_there {
+            return None;
+        }
+        let plan = Plan::build(request, true).ok()?;
+        let writes_memory = |step: &Step| match step {
+            Step::Move { to, .. } | Step::PopX87 { to } => to.reg().is_none(),
+            _ => false,
+        };
+        let pins_are_kept = from.pinned.iter().all(|(register, _)| {
+            let pinned_too = to.pinned.iter().any(|(other, _)| other == register);
+            (pinned_too || to.preserved.contains(*register)) && !plan.writes.contains(*register)
+        });
+        let is_tail = plan.stage_bytes == 0
+            && plan.results.is_empty()
+            && !plan.args.iter().any(writes_memory)
+            && plan.must_save(entry, target).is_empty()
+            && pins_are_kept;
+        is_tail.then_some(plan)
+    }
+
+    fn build(request: &PlanRequest<'_>, in_place: bool) -> Result<Plan, PlanError> {
         let PlanRequest { entry, target, .. } = *request;
         if let (Some(entry), Some(target)) = (entry.convention(), target.convention())
             && entry.spec().arch != target.spec().arch
@@ -390,10 +444,11 @@ impl Plan {
         if let Some(index) = request.bound_param {
             check_bound(target, index)?;
         }
-        let mut unbound: Vec<(usize, &Value)> = target.params().iter().enumerate().collect();
-        let bound = request.bound_param.map(|index| unbound.remove(index));
-        let passed = unbound.iter().map(|(_, value)| *value);
-        check_values(entry.params(), passed, ValueIndex::Param)?;
+        let unbound = || {
+            let params = target.params().iter().enumerate();
+            params.filter(|(index, _)| Some(*index) != request.bound_param)
+        };
+        check_values(entry.params(), unbound().map(|(_, value)| value), ValueIndex::Param)?;
         check_values(entry.results(), target.results().iter(), ValueIndex::Result)?;
 
         let mut stage = Stage::default();
@@ -401,6 +456,7 @@ impl Plan {
         let result = entry.results().first();
 
         let mut args = Carrier::new(entry, entry.narrow(), target, request.arg_scratch, &mut stage);
+        args.in_place = in_place;
         // The address for the result. `made` is the memory that the stub offers to the target,
         // `wanted` is where the entry's address is kept during the call.
         let (mut made, mut wanted) = (None, None);
@@ -423,13 +479,14 @@ impl Plan {
             }
             _ => {}
         }
-        for (value, (index, to)) in entry.params().iter().zip(&unbound) {
+        for (value, (index, to)) in entry.params().iter().zip(unbound()) {
             let source = Source::of(value, Spot::Entry);
             let to = Dest::of(to, Spot::Target);
-            args.carry(ValueIndex::Param(*index), value, source, to);
+            args.carry(ValueIndex::Param(index), value, source, to);
         }
         // The bound parameter comes last, so it is the last of every group of steps.
-        if let Some((index, value)) = bound {
+        if let Some(index) = request.bound_param {
+            let value = &target.params()[index];
             let to = Dest::of(value, Spot::Target);
             args.carry(ValueIndex::Param(index), value, Source::Context, to);
         }
@@ -441,6 +498,7 @@ impl Plan {
         // Callees do not extend their results: see `Narrow`.
         let given = Narrow::Garbage;
         let mut results = Carrier::new(target, given, entry, request.result_scratch, &mut stage);
+        results.in_place = in_place;
         match (entry_pointer, target_pointer) {
             (Some(entry), Some(target)) => {
                 let from = match (target.returned, wanted) {
@@ -480,12 +538,16 @@ impl Plan {
         let writes = args.iter().chain(&results).flat_map(|step| step.writes().iter());
         let plan = Plan {
             writes: writes.collect(),
-            target_area_bytes: target.total_bytes().next_multiple_of(16),
+            target_area_bytes: match in_place {
+                true => 0,
+                false => target.total_bytes().next_multiple_of(16),
+            },
             target_area_align_bytes: target.area_align_bytes().max(16),
             stage_bytes: stage.bytes.next_multiple_of(16),
             stage_align_bytes: stage.align.max(16),
             args,
             results,
+            in_place,
         };
         if plan.stage_bytes > 0 && plan.frame_bytes() > MAX_FRAME_BYTES {
             return Err(PlanError::FrameTooLarge {
@@ -581,7 +643,7 @@ fn check_values<'a>(
         match (entry.next(), target.next()) {
             (None, None) => break,
             (Some(entry), Some(target)) if entry.ty() == target.ty() => {
-                if !entry.ty().is_laid_out_alike() && entry.language() != target.language() {
+                if entry.language() != target.language() && !entry.ty().is_laid_out_alike() {
                     return Err(PlanError::LayoutDiffers {
                         value: index(i),
                         ty: entry.ty().clone(),
@@ -617,12 +679,13 @@ struct Stage {
 }
 
 impl Stage {
-    /// Room for `size` bytes and what is left of their last word.
+    /// Room for `size` bytes and what is left of their last word. Something without bytes has a
+    /// word too: it has an address, of the alignment that was asked for.
     fn room(&mut self, size: u32, align: u32) -> Spot {
         let align = align.max(8);
         let offset = self.bytes.saturating_add(align - 1) & !(align - 1);
         // Saturated, this is over the limit on frames.
-        self.bytes = offset.saturating_add(size.next_multiple_of(8));
+        self.bytes = offset.saturating_add(size.max(1).next_multiple_of(8));
         self.align = self.align.max(align);
         Spot::Stage(offset)
     }
@@ -709,6 +772,10 @@ struct Carrier<'a> {
     extends: bool,
     /// Integers in memory arrive as whole words.
     slots: Slots,
+    /// Integers in memory come as whole words.
+    given_slots: Slots,
+    /// Both sides have one area.
+    in_place: bool,
     receiver: &'a Assignment,
     /// What the copies of the giving side are aligned to.
     given_align: u32,
@@ -724,7 +791,7 @@ struct Carrier<'a> {
     steps: Vec<Step>,
     stores: Vec<Step>,
     copies: Vec<MemoryCopy>,
-    transfers: Vec<(ValueIndex, Transfer)>,
+    transfers: Vec<Transfer>,
     loads: Vec<Step>,
     contexts: Vec<(Reg, Extend, Width)>,
     constants: Vec<(Reg, u32)>,
@@ -738,9 +805,16 @@ impl<'a> Carrier<'a> {
         scratch: RegSet,
         stage: &'a mut Stage,
     ) -> Carrier<'a> {
+        // Between two sides of one convention a stub changes nothing that the receiver would have
+        // found without it.
+        let alike = giver.convention().is_some() && giver.convention() == receiver.convention();
         Carrier {
-            extends: given != Narrow::ExtendedTo32 && receiver.narrow() != Narrow::Garbage,
+            extends: !alike
+                && given != Narrow::ExtendedTo32
+                && receiver.narrow() != Narrow::Garbage,
             slots: receiver.slots(),
+            given_slots: giver.slots(),
+            in_place: false,
             receiver,
             given_align: match giver.convention() {
                 Some(convention) => convention.spec().copy_align_bytes,
@@ -750,10 +824,10 @@ impl<'a> Carrier<'a> {
             ends: RegSet::EMPTY,
             stage,
             pointer: None,
-            steps: Vec::new(),
+            steps: Vec::with_capacity(16),
             stores: Vec::new(),
             copies: Vec::new(),
-            transfers: Vec::new(),
+            transfers: Vec::with_capacity(8),
             loads: Vec::new(),
             contexts: Vec::new(),
             constants: Vec::new(),
@@ -762,6 +836,9 @@ impl<'a> Carrier<'a> {
 
     /// An address or another whole word, from one place to another.
     fn word(&mut self, index: ValueIndex, from: Spot, to: Spot) {
+        if self.in_place && one_place(from, to) {
+            return;
+        }
         self.end(from);
         self.end(to);
         match (from.reg(), to.reg()) {
@@ -824,8 +901,7 @@ impl<'a> Carrier<'a> {
         } else {
             Width::exact(size).expect("one or two bytes are extended")
         };
-        let transfer = Transfer { from, to, width, extend };
-        self.transfers.push((index, transfer));
+        self.transfers.push(Transfer { value: index, from, to, width, extend });
     }
 
     fn carry(&mut self, index: ValueIndex, value: &Value, source: Source<'_>, dest: Dest<'_>) {
@@ -836,6 +912,8 @@ impl<'a> Carrier<'a> {
         }
         match (dest, source) {
             (Dest::Nothing, _) => {}
+            (Dest::Memory(to), Source::Memory(Bytes::At(from)))
+                if self.in_place && one_place(from, to) && self.arrives_as_it_is(value) => {}
             // The giver's copy is the stub's to pass on.
             (Dest::Address(to), Source::Memory(Bytes::Behind(from)))
                 if self.passes_copies(value) =>
@@ -855,6 +933,13 @@ impl<'a> Carrier<'a> {
                 self.parts(index, value, source, parts);
             }
         }
+    }
+
+    /// Whether a value in memory is as the receiver expects it.
+    fn arrives_as_it_is(&self, value: &Value) -> bool {
+        let is_whole = self.slots == Slots::Exact || self.given_slots == Slots::Whole;
+        let is_extended = !self.extends || Extend::of(value.ty()) == Extend::None;
+        !value.ty().is_word() || is_whole && is_extended
     }
 
     /// Whether the giver's copies are aligned well enough for the receiver.
@@ -949,10 +1034,10 @@ impl<'a> Carrier<'a> {
                 if given == parts && parts.iter().all(x87) {
                     return;
                 }
-                let data = ty.data_bytes(value.language());
+                let data = LazyCell::new(|| ty.data_bytes(value.language()));
                 let mut others = Vec::new();
                 for part in parts {
-                    match (part.place, given.iter().find(|from| covers(from, part, &data))) {
+                    match (part.place, given.iter().find(|from| covers(from, part, || &data))) {
                         (Place::Reg(to), Some(from)) => {
                             let from = from.place.reg().expect("one that covers is a register");
                             let extend = match Extend::of(ty) {
@@ -1024,7 +1109,7 @@ impl<'a> Carrier<'a> {
         self.steps.append(&mut self.stores);
 
         // What still has to be read: sources of transfers, and addresses.
-        let mut busy: RegSet = self.transfers.iter().map(|(_, t)| t.from).collect();
+        let mut busy: RegSet = self.transfers.iter().map(|t| t.from).collect();
         busy = busy.union(self.pointer.into_iter().collect());
         for copy in &self.copies {
             if let CopyFrom::Bytes(Bytes::Behind(pointer)) = copy.from {
@@ -1037,16 +1122,9 @@ impl<'a> Carrier<'a> {
 
         // A register that was offered and has a value in it or to come is no scratch here: the
         // scheduler sees the ends of its transfers itself.
-        let (indexes, transfers): (Vec<ValueIndex>, Vec<Transfer>) =
-            std::mem::take(&mut self.transfers).into_iter().unzip();
-        let destinations: Vec<Reg> = transfers.iter().map(|t| t.to).collect();
-        moves::schedule(transfers, self.scratch, &mut self.steps).map_err(|to| {
-            let blocked = destinations.iter().position(|register| *register == to);
-            PlanError::NoScratch {
-                value: indexes[blocked.expect("the scheduler only moves to destinations")],
-                class: to.class(),
-            }
-        })?;
+        let transfers = std::mem::take(&mut self.transfers);
+        moves::schedule(transfers, self.scratch, &mut self.steps)
+            .map_err(|(value, class)| PlanError::NoScratch { value, class })?;
 
         self.steps.append(&mut self.loads);
         for (register, extend, width) in std::mem::take(&mut self.contexts) {
@@ -1129,6 +1207,14 @@ impl<'a> Carrier<'a> {
     }
 }
 
+/// Whether two spots are the same place where both sides have one area.
+fn one_place(from: Spot, to: Spot) -> bool {
+    match (from, to) {
+        (Spot::Entry(a), Spot::Target(b)) | (Spot::TargetResult(a), Spot::EntryResult(b)) => a == b,
+        _ => false,
+    }
+}
+
 /// A move that extends nothing.
 fn plain(from: Spot, to: Spot, width: Width) -> Step {
     Step::Move { from, to, width, extend: Extend::None }
@@ -1141,12 +1227,12 @@ fn distinct(parts: &[Part]) -> impl Iterator<Item = &Part> {
 }
 
 /// Whether a register that holds one part has all that another part needs.
-fn covers(from: &Part, to: &Part, data: &[bool]) -> bool {
+fn covers<'a>(from: &Part, to: &Part, data: impl Fn() -> &'a Vec<bool>) -> bool {
     let bytes = |part: &Part| part.off as usize..(part.off + part.size) as usize;
     let rest = bytes(from).end..bytes(to).end;
     from.off == to.off
         && from.place.reg().is_some()
-        && (from.size >= to.size || !data[rest].contains(&true))
+        && (from.size >= to.size || !data()[rest].contains(&true))
 }
 
 #[cfg(test)]
@@ -1377,6 +1463,15 @@ mod tests {
              [target+6] <- 1 r12\ncall\n"
         );
         assert_eq!((to_memory.stage_bytes, to_memory.frame_bytes()), (16, 32));
+    }
+
+    #[test]
+    fn an_empty_value_by_reference_has_an_aligned_address() {
+        let text = "fn(struct align(64) {})";
+        let plan = plan(&sysv(text), &assign(Convention::Win64, text), None, R12);
+        let plan = plan.expect("plannable");
+        assert_eq!(plan.to_string(), "rcx <- address [stage+0]\ncall\n");
+        assert_eq!((plan.frame_bytes(), plan.frame_align_bytes()), (80, 64));
     }
 
     #[test]

@@ -68,6 +68,15 @@ impl Signature {
         longer.params.push(ty);
         longer
     }
+
+    /// The same signature with one more parameter at the front, a named one.
+    #[must_use]
+    pub fn with_first_param(&self, ty: Type) -> Signature {
+        let mut longer = self.clone();
+        longer.params.insert(0, ty);
+        longer.named = longer.named.map(|named| named + 1);
+        longer
+    }
 }
 
 impl fmt::Display for Signature {
@@ -125,5 +134,12 @@ mod tests {
         assert_eq!(two.params(), [Type::I8, Type::Ptr]);
         assert_eq!(two.results(), one.results());
         assert_eq!(one.params(), [Type::I8]);
+    }
+
+    #[test]
+    fn with_first_param_keeps_the_place_of_the_dots() {
+        let variadic: Signature = "fn(i8, ..., f64)".parse().expect("a signature");
+        assert_eq!(variadic.with_first_param(Type::Ptr).to_string(), "fn(ptr, i8, ..., f64)");
+        assert_eq!(variadic.with_param(Type::Ptr).to_string(), "fn(i8, ..., f64, ptr)");
     }
 }

@@ -9,19 +9,14 @@
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use dynasmrt::VecAssembler;
-use dynasmrt::x64::X64Relocation;
-
 use super::eh_frame;
+use super::emit::x86_64::Ops;
 use super::error::JitError;
+use super::frame::FrameClass;
 use super::mem::{self, CHUNK_BYTES, CodeMemory, MemoryMode, Placement};
 use super::preemptible::{self, UnsafeRange};
-use super::registry::{Flags, FrameClass, GRANULE_BYTES, Publication, Region, StubId, StubKind};
+use super::registry::{Flags, GRANULE_BYTES, Publication, Region, StubId, StubKind};
 use crate::abi::Signature;
-
-/// What code is emitted into: dynasm's assembler that writes to a vector, set to the address at
-/// which the code will run.
-pub type Ops = VecAssembler<X64Relocation>;
 
 /// Room that every stub of the crate itself fits in, apart from its moves.
 pub(crate) const STUB_BYTES: usize = 1024;
@@ -78,7 +73,7 @@ impl Arena {
         placement: Placement,
     ) -> Result<&'static Self, JitError> {
         mem::watch_forks();
-        // Sixteenths: root 1/64, leaf 2/16, entry 1/16, saved 4/16, standard the rest.
+        // Root 1/64, leaf 2/16, entry and barrier 1/16 each, saved 4/16, standard the rest.
         let size = bytes.max(MIN_ARENA_BYTES).checked_next_multiple_of(64 * CHUNK_BYTES);
         let size = size.ok_or(JitError::System {
             call: "mmap(2)",
@@ -96,11 +91,12 @@ impl Arena {
             let space = Mutex::new(Space { next: range.start, open: Vec::new() });
             SubArena { range, window_bytes, space }
         };
-        let (root, leaf, entry, saved) =
-            (sub_arena(size / 64), sub_arena(size / 8), sub_arena(size / 16), sub_arena(size / 4));
-        let standard = sub_arena(size - size / 64 - size / 8 - size / 16 - size / 4);
+        let (root, leaf) = (sub_arena(size / 64), sub_arena(size / 8));
+        let (entry, barrier) = (sub_arena(size / 16), sub_arena(size / 16));
+        let saved = sub_arena(size / 4);
+        let standard = sub_arena(size - size / 64 - size / 8 - size / 16 * 2 - size / 4);
         // In the order of `FrameClass`.
-        let classes = [standard, saved, entry, root, leaf];
+        let classes = [standard, saved, entry, root, leaf, barrier];
         let ranges: Vec<_> = FrameClass::ALL
             .iter()
             .zip(&classes)
@@ -115,6 +111,11 @@ impl Arena {
 
     pub(crate) fn memory(&self) -> &CodeMemory {
         &self.memory
+    }
+
+    /// All of the memory.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.memory.base()..self.memory.base() + self.memory.size()
     }
 
     /// The longest piece of code that `emit` takes.
@@ -179,13 +180,47 @@ impl Arena {
         let preemptible = preemptible
             .map(|ranges| preemptible::check(spec.name, code.len(), prologue_bytes, ranges))
             .transpose()?;
-        self.place(lease.window(), &code)?;
+        let name = intern(spec.name);
+        self.publish(lease.window(), spec, &code, prologue_bytes, name, preemptible)
+    }
+
+    /// Publishes code that runs at any address, under a name that lives as long.
+    pub(crate) fn emit_ready(
+        &'static self,
+        spec: &StubSpec<'static>,
+        code: &[u8],
+        prologue_bytes: usize,
+    ) -> Result<StubId, JitError> {
+        if mem::is_forked_child() {
+            return Err(JitError::ForkedChild);
+        }
+        check_frame_law(spec.name, spec.class, code)?;
+        let mut lease = self.lease(spec.class, code.len())?;
+        if code.len() > lease.window().room() {
+            return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
+        }
+        self.publish(lease.window(), spec, code, prologue_bytes, spec.name, None)
+    }
+
+    /// Copies code to the front of a window and makes it known. `preemptible`: where it is not, if
+    /// it is elsewhere.
+    fn publish(
+        &'static self,
+        window: &mut Window,
+        spec: &StubSpec<'_>,
+        code: &[u8],
+        prologue_bytes: usize,
+        name: &'static str,
+        preemptible: Option<Vec<UnsafeRange>>,
+    ) -> Result<StubId, JitError> {
+        let start = self.memory.base() + window.at;
+        self.place(window, code)?;
         let publication = Publication {
             start,
             len: code.len(),
             prologue_bytes: prologue_bytes as u32,
             flags: Flags::new(spec.kind, spec.class),
-            name: intern(spec.name),
+            name,
             signature: spec.signature,
             user_data: spec.user_data,
         };
@@ -275,7 +310,7 @@ impl Drop for Lease {
 /// A framed class starts with `push rbp; mov rbp, rsp`: walks and unwinds rely on it.
 pub(super) fn check_frame_law(name: &str, class: FrameClass, code: &[u8]) -> Result<(), JitError> {
     const PROLOGUES: [[u8; 4]; 2] = [[0x55, 0x48, 0x89, 0xe5], [0x55, 0x48, 0x8b, 0xec]];
-    let framed = matches!(class, FrameClass::Standard | FrameClass::Saved | FrameClass::Entry);
+    let framed = !matches!(class, FrameClass::Leaf | FrameClass::Root);
     if framed && !PROLOGUES.iter().any(|p| code.starts_with(p)) {
         return Err(JitError::FrameLaw {
             name: name.into(),
@@ -287,7 +322,7 @@ pub(super) fn check_frame_law(name: &str, class: FrameClass, code: &[u8]) -> Res
 }
 
 /// One copy of each name, for ever: descriptors outlive every handle.
-fn intern(name: &str) -> &'static str {
+pub(crate) fn intern(name: &str) -> &'static str {
     use std::collections::HashSet;
     static NAMES: OnceLock<Mutex<HashSet<&'static str>>> = OnceLock::new();
     let names = NAMES.get_or_init(Mutex::default);

@@ -12,7 +12,7 @@
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 
-use super::registry::FrameClass;
+use super::frame::FrameClass;
 
 // DWARF register numbers.
 const RBX: u8 = 3;
@@ -165,6 +165,9 @@ fn rules(class: FrameClass) -> Vec<u8> {
         FrameClass::Root => {
             vec![DW_CFA_DEF_CFA, RSP, 8, DW_CFA_UNDEFINED, RETURN_ADDRESS]
         }
+        FrameClass::Barrier => {
+            vec![DW_CFA_DEF_CFA, RBP, 16, DW_CFA_UNDEFINED, RETURN_ADDRESS]
+        }
         FrameClass::Leaf => [&[DW_CFA_DEF_CFA, RSP, 8][..], &at(RETURN_ADDRESS, 1)].concat(),
     }
 }
@@ -197,6 +200,6 @@ mod tests {
             records += 1;
         }
         assert_eq!(at + 4, bytes.len());
-        assert_eq!(records, 10);
+        assert_eq!(records, 12);
     }
 }

@@ -9,6 +9,7 @@ mod arena;
 mod eh_frame;
 pub(crate) mod emit;
 mod error;
+mod frame;
 mod mem;
 mod preemptible;
 mod registry;
@@ -17,13 +18,13 @@ pub(crate) mod stubs;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-pub use arena::Ops;
+pub use emit::x86_64::Ops;
 pub use error::JitError;
+pub use frame::FrameClass;
 pub use mem::{MemoryMode, Placement};
 pub use preemptible::{UnsafeRange, WhenUnsafe};
-pub use registry::{
-    ForeignCode, ForeignRegion, FrameClass, GRANULE_BYTES, StubInfo, StubKind, look_up,
-};
+pub use registry::{ForeignCode, ForeignRegion, GRANULE_BYTES, StubInfo, StubKind, look_up};
+pub use stubs::adapter::{AdapterCode, AdapterSpec, Bind, Binding};
 
 pub(crate) use arena::{Arena, STUB_BYTES, StubSpec};
 pub(crate) use eh_frame::Unwinder;
@@ -45,7 +46,7 @@ pub struct JitBuilder {
 impl JitBuilder {
     /// Bytes of address space for code; rounded up to 4 MiB. The default is 1 GiB.
     ///
-    /// The space is divided by frame class: a bit more than half of it is for
+    /// The space is divided by frame class: a bit less than half of it is for
     /// [`FrameClass::Standard`], a quarter for [`FrameClass::Saved`].
     #[must_use]
     pub fn reserve_bytes(mut self, bytes: usize) -> Self {

@@ -22,6 +22,7 @@
 //! assert_eq!(sum, 55);
 //! ```
 
+mod adapter;
 mod bridge;
 mod chan;
 mod config;
@@ -46,6 +47,7 @@ mod tls;
 mod traceback;
 mod unwind;
 
+pub use adapter::Adapter;
 pub use bridge::{Entry, EntryType, GoroutineClosure, GoroutineFn, SpawnFn};
 pub use chan::{Case, Chan, Iter, SendError, TryRecvError, TrySendError, select, try_select};
 pub use config::{Config, MAX_PROCESSORS, RunError, VectorState};

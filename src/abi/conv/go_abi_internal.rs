@@ -8,6 +8,7 @@ use crate::abi::assign::{Area, Assignment, Part, Passing, RegQueue, Value};
 use crate::abi::error::{AssignError, ValueIndex};
 use crate::abi::layout::Language;
 use crate::abi::loc::{Arch, Gpr, Reg, RegClass, RegSet, Xmm, Xreg};
+use crate::abi::parts::Parts;
 use crate::abi::sig::Signature;
 use crate::abi::ty::Type;
 
@@ -148,13 +149,13 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
 
 /// A register for each part of a value; `None` if there are too few, or if the value is one that
 /// never is in registers. Then no register is taken.
-fn in_registers(ty: &Type, registers: &mut RegQueue) -> Option<Vec<Part>> {
+fn in_registers(ty: &Type, registers: &mut RegQueue) -> Option<Parts> {
     // "If T has size 0": such values are on the stack.
     if ty.layout(Language::Go).size_bytes == 0 || !is_assignable(ty) {
         return None;
     }
     let mut left = registers.clone();
-    let mut parts = Some(Vec::new());
+    let mut parts = Some(Parts::new());
     ty.each_leaf(Language::Go, 0, &mut |offset, leaf| {
         let class = match leaf {
             Type::F32 | Type::F64 => RegClass::Vector,

@@ -157,8 +157,9 @@ pub struct ConvSpec {
     pub pinned: &'static [(Reg, Pinned)],
     /// The registers that belong to the system: nobody ever writes them.
     pub reserved: RegSet,
-    /// The register in which a call through a function value passes the address of the closure.
-    /// `None` where function values are bare code addresses.
+    /// The register in which a call through a function value passes the address of the closure:
+    /// the static chain of C compilers that have one. It is no register of parameters. `None`
+    /// where function values are always bare code addresses.
     pub context: Option<Reg>,
     /// The stack pointer is a multiple of this many bytes at every call instruction.
     pub stack_align_bytes: u32,

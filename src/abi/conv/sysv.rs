@@ -12,6 +12,7 @@ use crate::abi::assign::{Area, Assignment, Part, Passing, Place, RegQueue, Resul
 use crate::abi::error::{AssignError, ValueIndex};
 use crate::abi::layout::Language;
 use crate::abi::loc::{Arch, Gpr, Reg, RegClass, RegSet};
+use crate::abi::parts::Parts;
 use crate::abi::sig::Signature;
 use crate::abi::ty::{Float, Type};
 
@@ -30,8 +31,9 @@ pub(super) static SPEC: ConvSpec = ConvSpec {
     preserved_low64: RegSet::EMPTY,
     pinned: &[],
     reserved: RegSet::EMPTY,
-    // Figure 3.4 gives r10 to languages with static chains; no C function pointer has one.
-    context: None,
+    // Figure 3.4: the static chain pointer, of languages (and GNU C's nested functions) that have
+    // one.
+    context: Some(Reg::Gpr(Gpr::R10)),
     // psABI 3.2.2: the end of the argument area is 16-byte aligned at a call.
     stack_align_bytes: 16,
     base_off_bytes: 8,
@@ -88,6 +90,33 @@ impl Class {
     }
 }
 
+/// The classes of at most eight eightbytes, as a slice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Classes {
+    all: [Class; 8],
+    count: usize,
+}
+
+impl Classes {
+    fn empty(count: usize) -> Classes {
+        Classes { all: [Class::Empty; 8], count }
+    }
+}
+
+impl std::ops::Deref for Classes {
+    type Target = [Class];
+
+    fn deref(&self) -> &[Class] {
+        &self.all[..self.count]
+    }
+}
+
+impl std::ops::DerefMut for Classes {
+    fn deref_mut(&mut self) -> &mut [Class] {
+        &mut self.all[..self.count]
+    }
+}
+
 /// Calls `each` with every part of a type and its offset, as [`Type::each_leaf`] does, and with the
 /// element of an array of length 0 that is inside of an eightbyte, as if there were one.
 fn each_leaf_of_gcc(ty: &Type, base: u32, each: &mut dyn FnMut(u32, &Type)) {
@@ -117,12 +146,15 @@ fn each_leaf_of_gcc(ty: &Type, base: u32, each: &mut dyn FnMut(u32, &Type)) {
 /// The document has no arrays of length 0. To clang and rustc they are nothing, to gcc an element
 /// all the same unless they begin an eightbyte: `struct { float; int[0]; }` is of class SSE or
 /// INTEGER. The error is the rule that a value breaks for which that makes a difference.
-fn eightbytes(ty: &Type) -> Result<Option<Vec<Class>>, &'static str> {
+fn eightbytes(ty: &Type) -> Result<Option<Classes>, &'static str> {
     // Rule 1.
     if ty.layout(Language::C).size_bytes > 64 {
         return Ok(None);
     }
     let classes = eightbytes_of(ty, &|each| ty.each_leaf(Language::C, 0, each));
+    if !ty.is_aggregate() {
+        return Ok(classes);
+    }
     if classes == eightbytes_of(ty, &|each| each_leaf_of_gcc(ty, 0, each)) {
         Ok(classes)
     } else {
@@ -135,12 +167,12 @@ fn eightbytes(ty: &Type) -> Result<Option<Vec<Class>>, &'static str> {
 type Leaves<'a> = &'a dyn Fn(&mut dyn FnMut(u32, &Type));
 
 /// The same, of the leaves that `each_leaf` has.
-fn eightbytes_of(ty: &Type, each_leaf: Leaves<'_>) -> Option<Vec<Class>> {
+fn eightbytes_of(ty: &Type, each_leaf: Leaves<'_>) -> Option<Classes> {
     let size = ty.layout(Language::C).size_bytes;
     // Rules 3 and 4, for all levels at once: merging is associative, up to MEMORY, which the
     // post-merger step gives to the whole anyway. A field that is not aligned as its type asks is
     // rule 1; gcc and clang look at the parts of complex numbers there.
-    let mut classes = vec![Class::Empty; size.div_ceil(8) as usize];
+    let mut classes = Classes::empty(size.div_ceil(8) as usize);
     let mut unaligned = false;
     each_leaf(&mut |offset, leaf| {
         unaligned |= offset % leaf.layout(Language::C).align_bytes != 0;
@@ -176,10 +208,10 @@ fn eightbytes_of(ty: &Type, each_leaf: Leaves<'_>) -> Option<Vec<Class>> {
 
 /// Gives each eightbyte the next register of its class. `None` if there are too few; then none
 /// is taken.
-fn in_registers(ty: &Type, classes: &[Class], registers: &mut RegQueue) -> Option<Vec<Part>> {
+fn in_registers(ty: &Type, classes: &[Class], registers: &mut RegQueue) -> Option<Parts> {
     let size = ty.layout(Language::C).size_bytes;
     let mut left = registers.clone();
-    let mut parts: Vec<Part> = Vec::new();
+    let mut parts = Parts::new();
     for (class, off) in classes.iter().zip((0..).step_by(8)) {
         let bytes = (size - off).min(8);
         let mut take = |class| Some(Part::new(left.take(class)?, off, bytes));
@@ -228,7 +260,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
         // Figure 3.4 and the text before it: unnamed __m256 and __m512 are in memory.
         let unnamed = signature.is_unnamed(index);
         let in_memory =
-            |classes: &Vec<Class>| classes.contains(&Class::X87) || unnamed && classes.len() > 2;
+            |classes: &Classes| classes.contains(&Class::X87) || unnamed && classes.len() > 2;
         let classes = eightbytes(ty)
             .map_err(|rule| convention.unsupported(ValueIndex::Param(index), ty, rule))?;
         if unnamed && ty.is_aggregate() && classes.as_ref().is_some_and(|c| c.len() > 2) {

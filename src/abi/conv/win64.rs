@@ -32,7 +32,8 @@ pub(super) static SPEC: ConvSpec = ConvSpec {
     preserved_low64: RegSet::EMPTY,
     pinned: &[],
     reserved: RegSet::EMPTY,
-    context: None,
+    // GNU C: the static chain pointer of nested functions.
+    context: Some(Reg::Gpr(Gpr::R10)),
     // "x64 stack usage".
     stack_align_bytes: 16,
     base_off_bytes: 8,
@@ -116,12 +117,13 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
         let float = spec.float_args[slot];
         let passing = match class {
             Class::Reference => Passing::Reference(Place::Reg(integer)),
-            Class::Integer => Passing::Parts(vec![Part::new(integer, 0, size)]),
+            Class::Integer => Passing::Parts(Part::new(integer, 0, size).into()),
             // "Varargs": both registers contain an unnamed floating-point value.
             Class::Float if signature.is_unnamed(index) => {
-                Passing::Parts(vec![Part::new(float, 0, size), Part::new(integer, 0, size)])
+                let both = [float, integer].into_iter();
+                Passing::Parts(both.map(|register| Part::new(register, 0, size)).collect())
             }
-            Class::Float => Passing::Parts(vec![Part::new(float, 0, size)]),
+            Class::Float => Passing::Parts(Part::new(float, 0, size).into()),
         };
         let value = value(ty, passing);
         params.push(match class {
@@ -166,5 +168,5 @@ fn classify_result(convention: Convention, ty: &Type) -> Result<Option<Passing>,
         (_, 1 | 2 | 4 | 8) => spec.int_results[0],
         _ => return Ok(None),
     };
-    Ok(Some(Passing::Parts(vec![Part::new(register, 0, size)])))
+    Ok(Some(Passing::Parts(Part::new(register, 0, size).into())))
 }

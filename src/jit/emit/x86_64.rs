@@ -3,10 +3,16 @@
 //! It owns no register. Whatever a stub writes is named in its plan or in the stub's own file; a
 //! call out of reach goes through a cell behind the code instead of through a register.
 
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use std::ops::Range;
+
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
 use crate::abi::{Extend, Gpr, Plan, Reg, Spot, Step, Width, Xmm};
-use crate::jit::{Arena, JitError, Ops};
+use crate::jit::JitError;
+
+/// dynasm's assembler that writes to a vector, set to the address at which the code will run.
+pub type Ops = VecAssembler<X64Relocation>;
 
 /// `call rel32` reaches so far, less the size of the largest stub.
 const REACH_BYTES: usize = (1 << 31) - (2 << 20);
@@ -28,20 +34,35 @@ pub(crate) struct Areas {
     pub(crate) stage: Base,
 }
 
+/// Where the constant is that a stub binds.
+#[derive(Clone, Copy)]
+pub(crate) enum Context {
+    /// In the instruction.
+    Value(u64),
+    /// In a cell behind the code.
+    Cell(DynamicLabel),
+}
+
 /// Emits one stub.
 pub(crate) struct Emitter<'a> {
     pub(crate) ops: &'a mut Ops,
-    /// Where the code will be; `None` when steps are only tried.
-    arena: Option<&'static Arena>,
-    /// Addresses behind the code, for calls that reach no other way.
-    cells: Vec<(DynamicLabel, usize)>,
+    /// The memory in which the code will be, where that is known: calls may be relative to it.
+    memory: Option<Range<usize>>,
+    /// Data behind the code: constants, and addresses for calls that reach no other way.
+    cells: Vec<(DynamicLabel, u64)>,
     /// Where code goes that needs a goroutine and has none.
     no_goroutine: Option<DynamicLabel>,
 }
 
 impl<'a> Emitter<'a> {
-    pub(crate) fn new(ops: &'a mut Ops, arena: &'static Arena) -> Self {
-        Self { ops, arena: Some(arena), cells: Vec::new(), no_goroutine: None }
+    /// An emitter of code that will be somewhere in `memory`.
+    pub(crate) fn new(ops: &'a mut Ops, memory: Range<usize>) -> Self {
+        Self { memory: Some(memory), ..Self::position_independent(ops) }
+    }
+
+    /// An emitter of code that runs anywhere: what is outside of it is reached through cells.
+    pub(crate) fn position_independent(ops: &'a mut Ops) -> Self {
+        Self { ops, memory: None, cells: Vec::new(), no_goroutine: None }
     }
 
     /// `push rbp; mov rbp, rsp`: the frame law. Returns its length.
@@ -58,7 +79,13 @@ impl<'a> Emitter<'a> {
     /// Makes room for the areas of a plan, and aligns rsp to what they need if it may not be so:
     /// it is a multiple of `entry_align_bytes` before.
     pub(crate) fn outgoing_area(&mut self, plan: &Plan, entry_align_bytes: u32) {
-        let mut bytes = plan.frame_bytes() as i32;
+        self.reserve(plan.frame_bytes(), plan.frame_align_bytes(), entry_align_bytes);
+    }
+
+    /// Makes room for `bytes` and aligns rsp to `align_bytes`: it is a multiple of
+    /// `entry_align_bytes` when the bytes are there.
+    pub(crate) fn reserve(&mut self, bytes: u32, align_bytes: u32, entry_align_bytes: u32) {
+        let mut bytes = bytes as i32;
         // No page is skipped: the next one may be the guard.
         while bytes > PAGE_BYTES {
             dynasm!(self.ops; .arch x64; sub rsp, PAGE_BYTES; test [rsp], rsp);
@@ -67,11 +94,11 @@ impl<'a> Emitter<'a> {
         if bytes > 0 {
             dynasm!(self.ops; .arch x64; sub rsp, bytes);
         }
-        let align = plan.frame_align_bytes() as i32;
+        let align = align_bytes as i32;
         if align > 64 {
             dynasm!(self.ops; .arch x64; test [rsp], rsp);
         }
-        if entry_align_bytes < plan.frame_align_bytes() {
+        if entry_align_bytes < align_bytes {
             dynasm!(self.ops; .arch x64; and rsp, -align);
         }
     }
@@ -110,14 +137,33 @@ impl<'a> Emitter<'a> {
 
     /// A cell behind the code that holds the address, unless `rel32` reaches it.
     fn cell_for(&mut self, target: usize) -> Option<DynamicLabel> {
-        let memory = self.arena.expect("only moves are tried").memory();
-        let (low, high) = (memory.base(), memory.base() + memory.size());
-        if target.abs_diff(low).max(target.abs_diff(high)) < REACH_BYTES {
+        let reaches = |memory: &Range<usize>| {
+            target.abs_diff(memory.start).max(target.abs_diff(memory.end)) < REACH_BYTES
+        };
+        if self.memory.as_ref().is_some_and(reaches) {
             return None;
         }
+        Some(self.cell(target as u64))
+    }
+
+    /// A new cell behind the code: eight bytes, aligned.
+    pub(crate) fn cell(&mut self, value: u64) -> DynamicLabel {
         let cell = self.ops.new_dynamic_label();
-        self.cells.push((cell, target));
-        Some(cell)
+        self.cells.push((cell, value));
+        cell
+    }
+
+    /// A cell that the stub's maker fills in, if the stub needs one.
+    pub(crate) fn cell_if(&mut self, needed: bool) -> Option<DynamicLabel> {
+        needed.then(|| self.cell(0))
+    }
+
+    /// Loads the constant that the stub binds.
+    pub(crate) fn context(&mut self, to: Gpr, context: Context) {
+        match context {
+            Context::Value(value) => self.constant(to, value),
+            Context::Cell(cell) => dynasm!(self.ops; .arch x64; mov Rq(to), [=>cell]),
+        }
     }
 
     /// Loads a constant.
@@ -128,20 +174,17 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Emits the steps of one half of a plan that [`check`] has accepted.
-    pub(crate) fn steps(&mut self, steps: &[Step], areas: &Areas, context: u64) {
+    /// Emits the steps of one half of a plan between two conventions of this machine.
+    pub(crate) fn steps(&mut self, steps: &[Step], areas: &Areas, context: Context) {
         for &step in steps {
             let emitted = self.step(step, areas, context);
-            // `check` runs the same code before the stub is made.
-            debug_assert!(emitted.is_some(), "{step}");
-            if emitted.is_none() {
-                dynasm!(self.ops; .arch x64; ud2);
-            }
+            // Better no stub than one that does something else.
+            emitted.unwrap_or_else(|| unreachable!("{step} is no step of this machine"));
         }
     }
 
     /// Emits one step; `None`, and nothing, if it is not one that this machine can do.
-    fn step(&mut self, step: Step, areas: &Areas, context: u64) -> Option<()> {
+    fn step(&mut self, step: Step, areas: &Areas, context: Context) -> Option<()> {
         match step {
             Step::SwapGpr(a, b) => dynasm!(self.ops; .arch x64; xchg Rq(a), Rq(b)),
             Step::Address { of, to: Reg::Gpr(to) } => {
@@ -172,7 +215,7 @@ impl<'a> Emitter<'a> {
         width: Width,
         extend: Extend,
         areas: &Areas,
-        context: u64,
+        context: Context,
     ) -> Option<()> {
         match (from, to) {
             (Spot::Gpr(from), Spot::Gpr(to)) => self.gpr_to_gpr(from, to, width, extend),
@@ -194,7 +237,7 @@ impl<'a> Emitter<'a> {
                 Some(())
             }
             (Spot::Context, Spot::Gpr(to)) => {
-                self.constant(to, context);
+                self.context(to, context);
                 Some(())
             }
             (Spot::Gpr(from), memory) => self.store(from, areas.locate(memory)?, width),
@@ -207,6 +250,7 @@ impl<'a> Emitter<'a> {
 
     fn xmm_to_xmm(&mut self, from: Xmm, to: Xmm, width: Width) -> Option<()> {
         match width {
+            Width::B64 => self.evex_move(LOAD_ZMM, to, Operand::Register(from)),
             Width::B32 => dynasm!(self.ops; .arch x64; vmovaps Ry(to), Ry(from)),
             Width::B4 | Width::B8 | Width::B16 => {
                 dynasm!(self.ops; .arch x64; movaps Rx(to), Rx(from));
@@ -273,6 +317,7 @@ impl<'a> Emitter<'a> {
             Width::B8 => dynasm!(ops; .arch x64; movsd QWORD [Rq(base) + disp], Rx(from)),
             Width::B16 => dynasm!(ops; .arch x64; movups OWORD [Rq(base) + disp], Rx(from)),
             Width::B32 => dynasm!(ops; .arch x64; vmovups YWORD [Rq(base) + disp], Ry(from)),
+            Width::B64 => self.evex_move(STORE_ZMM, from, Operand::Memory(Base(base, disp))),
             _ => return None,
         }
         Some(())
@@ -285,22 +330,73 @@ impl<'a> Emitter<'a> {
             Width::B8 => dynasm!(ops; .arch x64; movsd Rx(to), QWORD [Rq(base) + disp]),
             Width::B16 => dynasm!(ops; .arch x64; movups Rx(to), OWORD [Rq(base) + disp]),
             Width::B32 => dynasm!(ops; .arch x64; vmovups Ry(to), YWORD [Rq(base) + disp]),
+            Width::B64 => self.evex_move(LOAD_ZMM, to, Operand::Memory(Base(base, disp))),
             _ => return None,
         }
         Some(())
     }
 
-    /// Emits the cells. Call once, at the end.
-    pub(crate) fn finish(self) {
+    /// `vmovups` of a zmm register, which dynasm does not know. Intel SDM volume 2, sections 2.7.1
+    /// (EVEX) and 2.1.5 (ModRM, SIB); the displacement is always 32 bits, which EVEX does not scale.
+    fn evex_move(&mut self, opcode: u8, register: Xmm, operand: Operand) {
+        let inverted_bit3 = |number: u8| (number >> 3 & 1) ^ 1;
+        let (reg, rm) = (u8::from(register), operand.number());
+        // R, X, B, R', all inverted; then the opcode map, 0F.
+        let p0 = inverted_bit3(reg) << 7 | 1 << 6 | inverted_bit3(rm) << 5 | 1 << 4 | 1;
+        // W = 0, no second source (inverted), one bit that is always set, no prefix.
+        let p1 = 0b0111_1100;
+        // No zeroing, 512 bits, no broadcast, V' inverted, no mask.
+        let p2 = 0b0100_1000;
+        self.ops.extend([0x62, p0, p1, p2, opcode]);
+        let fields = (reg & 7) << 3 | rm & 7;
+        match operand {
+            Operand::Register(_) => self.ops.push(0b11 << 6 | fields),
+            Operand::Memory(Base(_, disp)) => {
+                self.ops.push(0b10 << 6 | fields);
+                if rm & 7 == 4 {
+                    // rsp and r12 as a base need a SIB byte: no index, this base.
+                    self.ops.push(0x24);
+                }
+                self.ops.push_i32(disp);
+            }
+        }
+    }
+
+    /// Emits the cells, and says at which offset each is, in the order in which they were made.
+    /// Call once, at the end.
+    pub(crate) fn finish(self) -> Vec<usize> {
         if self.cells.is_empty() {
-            return;
+            return Vec::new();
         }
         // Not executed: data behind the last instruction.
         while !self.ops.offset().0.is_multiple_of(8) {
             dynasm!(self.ops; .arch x64; int3);
         }
-        for (label, address) in self.cells {
-            dynasm!(self.ops; .arch x64; =>label; .u64 address as u64);
+        let mut offsets = Vec::with_capacity(self.cells.len());
+        for (label, value) in self.cells {
+            offsets.push(self.ops.offset().0);
+            dynasm!(self.ops; .arch x64; =>label; .u64 value);
+        }
+        offsets
+    }
+}
+
+/// Opcodes of `vmovups`.
+const LOAD_ZMM: u8 = 0x10;
+const STORE_ZMM: u8 = 0x11;
+
+/// The other operand of an instruction.
+#[derive(Clone, Copy)]
+enum Operand {
+    Register(Xmm),
+    Memory(Base),
+}
+
+impl Operand {
+    fn number(self) -> u8 {
+        match self {
+            Operand::Register(xmm) => xmm.into(),
+            Operand::Memory(Base(gpr, _)) => gpr.into(),
         }
     }
 }
@@ -320,37 +416,29 @@ impl Areas {
     }
 }
 
-/// Refuses a plan with a step that this emitter or this processor cannot do.
-pub(crate) fn check(plan: &Plan) -> Result<(), JitError> {
+/// The widest move of a plan.
+pub(crate) fn widest(plan: &Plan) -> Option<Width> {
+    let steps = plan.args.iter().chain(&plan.results);
+    let widths = steps.filter_map(|step| match step {
+        Step::Move { width, .. } => Some(*width),
+        _ => None,
+    });
+    widths.max()
+}
+
+/// Refuses a plan that this processor cannot execute.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn check_processor(plan: &Plan) -> Result<(), JitError> {
     let refuse = |rule| Err(JitError::Signature { stub: "x86-64", rule });
-    let here = Base(Gpr::RSP, 0);
-    let areas =
-        Areas { entry: here, target: here, entry_result: here, target_result: here, stage: here };
-    let steps = || plan.args.iter().chain(&plan.results);
-    let moves = |bytes| {
-        let mut widths = steps().filter_map(|step| match step {
-            Step::Move { width, .. } => Some(*width),
-            _ => None,
-        });
-        widths.any(|width: Width| width == bytes)
-    };
-    if moves(Width::B64) {
-        return refuse(
-            "it moves 512-bit vectors, which the assembler does not know; pass a pointer",
-        );
-    }
-    if moves(Width::B32) && !std::arch::is_x86_feature_detected!("avx") {
-        return refuse("it moves 256-bit vectors, and this processor has no AVX");
-    }
-    let mut scrap = Ops::new(0);
-    let mut emitter =
-        Emitter { ops: &mut scrap, arena: None, cells: Vec::new(), no_goroutine: None };
-    for step in steps() {
-        if emitter.step(*step, &areas, 0).is_none() {
-            return refuse("its plan has a step of another machine");
+    match widest(plan) {
+        Some(Width::B64) if !std::arch::is_x86_feature_detected!("avx512f") => {
+            refuse("it moves 512-bit vectors, and this processor has no AVX-512")
         }
+        Some(Width::B32) if !std::arch::is_x86_feature_detected!("avx") => {
+            refuse("it moves 256-bit vectors, and this processor has no AVX")
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Room that the moves of a plan take at most, in bytes: no instruction is longer than 15.
@@ -364,7 +452,7 @@ mod tests {
     use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 
     use super::*;
-    use crate::abi::{Assignment, Convention, PlanRequest, RegSet, Signature, Vreg};
+    use crate::abi::Vreg;
 
     /// The instructions of one step, with areas at different registers.
     fn listing(step: Step) -> Option<String> {
@@ -376,9 +464,8 @@ mod tests {
             target_result: Base(Gpr::RSP, 0),
             stage: Base(Gpr::RSP, 32),
         };
-        let mut emitter =
-            Emitter { ops: &mut ops, arena: None, cells: Vec::new(), no_goroutine: None };
-        emitter.step(step, &areas, 7)?;
+        let mut emitter = Emitter::position_independent(&mut ops);
+        emitter.step(step, &areas, Context::Value(7))?;
         assert_ne!(ops.offset(), AssemblyOffset(0));
         let code = ops.finalize().expect("no label is open");
         let mut lines = Vec::new();
@@ -413,6 +500,12 @@ mod tests {
             (behind, rdi, Width::B8, "mov rdi,[r12+3]"),
             (rdi, behind, Width::B1, "mov [r12+3],dil"),
             (Spot::TargetResult(8), r9, Width::B4, "mov r9d,[rsp+8]"),
+            (xmm9, xmm1, Width::B64, "vmovups zmm1,zmm9"),
+            (xmm1, xmm9, Width::B64, "vmovups zmm9,zmm1"),
+            (xmm9, Spot::Stage(8), Width::B64, "vmovups [rsp+28h],zmm9"),
+            (behind, xmm1, Width::B64, "vmovups zmm1,[r12+3]"),
+            (Spot::Entry(0), xmm9, Width::B64, "vmovups zmm9,[rbp+10h]"),
+            (xmm1, Spot::EntryResult(5), Width::B64, "vmovups [r13+5],zmm1"),
         ] {
             assert_eq!(moves(from, to, width).as_deref(), Some(expected));
         }
@@ -428,37 +521,11 @@ mod tests {
         let vreg = Spot::Vreg(Vreg::V0);
         for (from, to, width) in [
             (rdi, xmm1, Width::B2),
-            (xmm1, xmm9, Width::B64),
             (rdi, vreg, Width::B8),
             (vreg, Spot::Target(0), Width::B8),
             (Spot::Entry(0), Spot::Target(0), Width::B8),
         ] {
             assert_eq!(moves(from, to, width), None, "{from} {to}");
         }
-    }
-
-    #[test]
-    fn plans_that_cannot_be_emitted_are_refused() {
-        let refusal = |convention: Convention, text: &str| {
-            let signature: Signature = text.parse().expect("a signature");
-            let target = convention.assign(&signature).expect("assignable");
-            let entry = Assignment::words(&signature);
-            let scratch = RegSet::EMPTY.with(Gpr::R12);
-            let plan = Plan::new(&PlanRequest {
-                entry: &entry,
-                target: &target,
-                bound_param: None,
-                arg_scratch: scratch,
-                result_scratch: scratch,
-            });
-            let refused = check(&plan.expect("plannable"));
-            refused.err().map(|error| error.to_string())
-        };
-        let sysv = Convention::SystemV;
-        assert_eq!(refusal(sysv, "fn([u8; 7], v128) -> longdouble"), None);
-        let wide = refusal(sysv, "fn(v512)").expect("refused");
-        assert!(wide.contains("512-bit"), "{wide}");
-        let other = refusal(Convention::Aapcs64, "fn(i64)").expect("refused");
-        assert!(other.contains("another machine"), "{other}");
     }
 }

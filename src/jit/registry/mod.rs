@@ -21,6 +21,7 @@ use primitive::{AtomicU64, Slot};
 
 use super::eh_frame;
 use super::error::JitError;
+use super::frame::FrameClass;
 use super::preemptible::{self, PreemptionPoint, UnsafeRange};
 use crate::abi::Signature;
 
@@ -28,52 +29,6 @@ use crate::abi::Signature;
 pub const GRANULE_BYTES: usize = 64;
 /// How many regions a process can have.
 const REGION_LIMIT: usize = 64;
-
-/// The law that a frame of some code keeps, so that one unwind rule serves a whole sub-arena.
-///
-/// Offsets are from rbp, addresses grow upwards. `CFA` is the caller's rsp before the call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum FrameClass {
-    /// `push rbp; mov rbp, rsp` first; callee-saved registers are not changed.
-    /// Rule: CFA = rbp+16, return address at CFA-8, rbp at CFA-16.
-    Standard = 0,
-    /// As `Standard`, and rbx, r12, r13, r14, r15 are kept at rbp-8, -16, -24, -32, -40: all five
-    /// are pushed in this order behind the prologue, whichever of them the code changes, and
-    /// loaded from there before `leave; ret`. Five pushes leave rsp 8 bytes off a multiple of 16.
-    Saved = 1,
-    /// As `Saved`, where native code enters JIT code: the previous anchor is kept at rbp-56 (fp)
-    /// and rbp-48 (pc), the address of the anchor at rbp-64, and a panic that passes puts it back.
-    Entry = 2,
-    /// The root of a stack: nothing is above it.
-    Root = 3,
-    /// No frame: rsp points to the return address throughout. Such code makes no call.
-    Leaf = 4,
-}
-
-impl FrameClass {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Standard, Self::Saved, Self::Entry, Self::Root, Self::Leaf];
-
-    /// Bytes of `push rbp; mov rbp, rsp`, where the class starts with that.
-    pub(crate) fn prologue_bytes(self) -> usize {
-        match self {
-            Self::Standard | Self::Saved | Self::Entry => 4,
-            Self::Root | Self::Leaf => 0,
-        }
-    }
-
-    /// The class as one lower-case word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Standard => "standard",
-            Self::Saved => "saved",
-            Self::Entry => "entry",
-            Self::Root => "root",
-            Self::Leaf => "leaf",
-        }
-    }
-}
 
 /// What a piece of code is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,12 +51,14 @@ pub enum StubKind {
     Spawn = 6,
     /// Code in memory that somebody else owns.
     Foreign = 7,
+    /// Puts one calling convention in front of another.
+    Adapter = 8,
     /// Puts a goroutine aside that was interrupted, or that gives way at a poll, with all of its
     /// machine state.
-    Preempt = 8,
+    Preempt = 9,
 }
 
-const KINDS: [StubKind; 9] = [
+const KINDS: [StubKind; 10] = [
     StubKind::User,
     StubKind::Switch,
     StubKind::Systemstack,
@@ -110,6 +67,7 @@ const KINDS: [StubKind; 9] = [
     StubKind::Enter,
     StubKind::Spawn,
     StubKind::Foreign,
+    StubKind::Adapter,
     StubKind::Preempt,
 ];
 
@@ -125,6 +83,7 @@ impl StubKind {
             Self::Enter => "enter",
             Self::Spawn => "spawn",
             Self::Foreign => "foreign code",
+            Self::Adapter => "adapter",
             Self::Preempt => "preempt",
         }
     }
@@ -149,12 +108,12 @@ impl Flags {
 
     #[inline]
     fn kind(self) -> StubKind {
-        KINDS[(self.0 & KIND_MASK) as usize]
+        KINDS[((self.0 & KIND_MASK) as usize).min(KINDS.len() - 1)]
     }
 
     #[inline]
     fn class(self) -> FrameClass {
-        FrameClass::ALL[((self.0 >> CLASS_SHIFT & 7) as usize).min(4)]
+        FrameClass::ALL[((self.0 >> CLASS_SHIFT & 7) as usize).min(5)]
     }
 }
 
@@ -326,6 +285,12 @@ pub(crate) struct StubId {
     region: &'static Region,
     start: usize,
     len: usize,
+}
+
+impl fmt::Debug for StubId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}, {} bytes", self.start, self.len)
+    }
 }
 
 impl StubId {

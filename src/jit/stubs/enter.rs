@@ -23,7 +23,7 @@ use super::{ANCHOR_PC, Shapes, StubEnv};
 use crate::abi::{
     Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Xmm,
 };
-use crate::jit::emit::x86_64::{Areas, Base, Emitter, check, plan_bytes};
+use crate::jit::emit::x86_64::{Areas, Base, Context, Emitter, check_processor, plan_bytes};
 use crate::jit::{
     Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec, entry_frame,
 };
@@ -53,13 +53,14 @@ pub(crate) fn emit(
         let rule = "JIT code is entered in SystemV or in GoAbiInternal";
         return Err(JitError::Signature { stub: "enter", rule });
     }
-    static TYPED: Shapes<Plan> = Shapes::new();
-    static WORDS: Shapes<Plan> = Shapes::new();
+    static TYPED: Shapes<Convention, Plan> = Shapes::new();
+    static WORDS: Shapes<Convention, Plan> = Shapes::new();
     let shapes = match side {
         EntrySide::Typed => &TYPED,
         EntrySide::Words => &WORDS,
     };
-    let plan = shapes.get_or_plan(convention, signature, || plan(side, convention, signature))?;
+    let plan =
+        shapes.get_or_plan(convention, signature, |signature| plan(side, convention, signature))?;
     let own = Base(Gpr::RSP, 0);
     let stage = Base(Gpr::RSP, plan.stage_off() as i32);
     let areas = match side {
@@ -83,7 +84,7 @@ pub(crate) fn emit(
         user_data: target as u64,
     };
     arena.emit(&spec, STUB_BYTES + plan_bytes(&plan), |ops| {
-        let mut e = Emitter::new(ops, arena);
+        let mut e = Emitter::new(ops, arena.range());
         let anchor = env.g_anchor_off;
         e.prologue();
         // r14 = the goroutine, which is also where ABIInternal wants it. rbx = its anchor.
@@ -112,7 +113,7 @@ pub(crate) fn emit(
         }
         // rsp is 16-aligned: System V, and an even number of pushes.
         e.outgoing_area(&plan, 16);
-        e.steps(&plan.args, &areas, 0);
+        e.steps(&plan.args, &areas, Context::Value(0));
         restore_zero(&mut e, convention);
         debug_assert!(matches!(
             pinned_to(convention, Pinned::Goroutine),
@@ -122,7 +123,7 @@ pub(crate) fn emit(
         if side == EntrySide::Words {
             dynasm!(e.ops; .arch x64; mov r13, [rbp + RESULTS_POINTER]);
         }
-        e.steps(&plan.results, &areas, 0);
+        e.steps(&plan.results, &areas, Context::Value(0));
         // Results are where they belong, in rax, rdx, xmm0, xmm1 or memory.
         dynasm!(e.ops
             ; .arch x64
@@ -164,6 +165,6 @@ fn plan(side: EntrySide, convention: Convention, signature: &Signature) -> Resul
         arg_scratch: scratch,
         result_scratch: scratch,
     })?;
-    check(&plan)?;
+    check_processor(&plan)?;
     Ok(plan)
 }

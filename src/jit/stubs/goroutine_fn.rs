@@ -23,7 +23,7 @@ use super::{ANCHOR_PC, GO_INTERNAL_SCRATCH, SYSTEM_V_SCRATCH, Shapes, StubEnv, p
 use crate::abi::{
     Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Type,
 };
-use crate::jit::emit::x86_64::{Areas, Base, Emitter, check, plan_bytes};
+use crate::jit::emit::x86_64::{Areas, Base, Context, Emitter, check_processor, plan_bytes};
 use crate::jit::{Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec};
 
 /// A stub that calls `target(arguments..., context)`.
@@ -36,8 +36,8 @@ pub(crate) fn emit(
     target: usize,
     context: u64,
 ) -> Result<StubId, JitError> {
-    static SHAPES: Shapes<NativeCall> = Shapes::new();
-    let bridge = SHAPES.get_or_plan(convention, signature, || {
+    static SHAPES: Shapes<Convention, NativeCall> = Shapes::new();
+    let bridge = SHAPES.get_or_plan(convention, signature, |signature| {
         let entry = convention.assign(signature)?;
         let callee = Convention::SystemV.assign(&signature.with_param(Type::Ptr))?;
         NativeCall::plan(convention, &entry, &callee, Some(signature.params().len()))
@@ -50,11 +50,11 @@ pub(crate) fn emit(
         user_data: context,
     };
     arena.emit(&spec, STUB_BYTES + plan_bytes(&bridge.plan), |ops| {
-        let mut e = Emitter::new(ops, arena);
+        let mut e = Emitter::new(ops, arena.range());
         let prologue_bytes = bridge.open(&mut e, env);
-        e.steps(&bridge.plan.args, &bridge.areas, context);
+        e.steps(&bridge.plan.args, &bridge.areas, Context::Value(context));
         e.call(target);
-        e.steps(&bridge.plan.results, &bridge.areas, context);
+        e.steps(&bridge.plan.results, &bridge.areas, Context::Value(context));
         bridge.close(e, env);
         prologue_bytes
     })
@@ -92,7 +92,7 @@ impl NativeCall {
             arg_scratch: scratch,
             result_scratch: scratch,
         })?;
-        check(&plan)?;
+        check_processor(&plan)?;
         let (caller, own) = (Base(Gpr::RBP, 16), Base(Gpr::RSP, 0));
         let areas = Areas {
             entry: caller,

@@ -1,5 +1,6 @@
 //! What each kind of stub consists of.
 
+pub(crate) mod adapter;
 pub(crate) mod enter;
 pub(crate) mod goroutine_fn;
 pub(crate) mod poll;
@@ -8,9 +9,10 @@ pub(crate) mod spawn;
 pub(crate) mod switch;
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::abi::{Convention, Gpr, RegSet, Signature, Xmm};
+use crate::abi::{Gpr, RegSet, Signature, Xmm};
 use crate::jit::JitError;
 
 /// What stubs know of the runtime: plain numbers.
@@ -47,29 +49,34 @@ const GO_INTERNAL_SCRATCH: RegSet =
 
 /// What was planned for a shape of stub: the next one of that shape only needs to be emitted. It
 /// grows with the number of shapes, of which a program has few.
-struct Shapes<P>(OnceLock<Mutex<Plans<P>>>);
+struct Shapes<K, P>(OnceLock<Mutex<Plans<K, P>>>);
 
-type Plans<P> = HashMap<(Convention, Signature), Arc<P>>;
+type Plans<K, P> = HashMap<K, HashMap<&'static Signature, Arc<P>>>;
 
-impl<P> Shapes<P> {
+impl<K: Copy + Eq + Hash, P> Shapes<K, P> {
     const fn new() -> Self {
         Self(OnceLock::new())
     }
 
-    /// The plan of a shape, made by `plan` if it is the first of its kind.
+    /// The plan of a shape, made by `plan` if it is the first of its kind. `plan` gets a signature
+    /// that lives as long.
     fn get_or_plan(
         &self,
-        convention: Convention,
+        key: K,
         signature: &Signature,
-        plan: impl FnOnce() -> Result<P, JitError>,
+        plan: impl FnOnce(&'static Signature) -> Result<P, JitError>,
     ) -> Result<Arc<P>, JitError> {
-        let shapes = self.0.get_or_init(Mutex::default);
-        let key = (convention, signature.clone());
-        if let Some(known) = shapes.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        let shapes = || {
+            let shapes = self.0.get_or_init(Mutex::default);
+            shapes.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Some(known) = shapes().get(&key).and_then(|shapes| shapes.get(signature)) {
             return Ok(Arc::clone(known));
         }
-        let new = Arc::new(plan()?);
-        shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::clone(&new));
+        // Planned without the lock: two threads may do so, and either plan will do.
+        let signature = Box::leak(Box::new(signature.clone()));
+        let new = Arc::new(plan(signature)?);
+        shapes().entry(key).or_default().insert(signature, Arc::clone(&new));
         Ok(new)
     }
 }

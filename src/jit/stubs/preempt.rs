@@ -155,7 +155,7 @@ pub(crate) fn emit(
             user_data: 0,
         };
         let emitted = arena.emit(&spec, STUB_BYTES, |ops| {
-            let mut e = Emitter::new(ops, arena);
+            let mut e = Emitter::new(ops, arena.range());
             let prologue_bytes = e.prologue();
             // No instruction so far changed a flag.
             dynasm!(e.ops; .arch x64; pushfq; push rbx);

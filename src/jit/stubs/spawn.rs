@@ -6,7 +6,7 @@ use dynasmrt::dynasm;
 use super::goroutine_fn::NativeCall;
 use super::{Shapes, StubEnv};
 use crate::abi::{Assignment, Convention, Gpr, Signature, Type};
-use crate::jit::emit::x86_64::{Emitter, plan_bytes};
+use crate::jit::emit::x86_64::{Context, Emitter, plan_bytes};
 use crate::jit::{Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec};
 
 /// A stub that calls `target(context, record of arguments)`.
@@ -29,8 +29,8 @@ pub(crate) fn emit(
                     anything else";
         return Err(JitError::Signature { stub: "spawn", rule });
     }
-    static SHAPES: Shapes<NativeCall> = Shapes::new();
-    let bridge = SHAPES.get_or_plan(convention, signature, || {
+    static SHAPES: Shapes<Convention, NativeCall> = Shapes::new();
+    let bridge = SHAPES.get_or_plan(convention, signature, |signature| {
         let entry = convention.assign(signature)?;
         NativeCall::plan(convention, &entry, &Assignment::words(signature), None)
     })?;
@@ -42,9 +42,9 @@ pub(crate) fn emit(
         user_data: context,
     };
     arena.emit(&spec, STUB_BYTES + plan_bytes(&bridge.plan), |ops| {
-        let mut e = Emitter::new(ops, arena);
+        let mut e = Emitter::new(ops, arena.range());
         let prologue_bytes = bridge.open(&mut e, env);
-        e.steps(&bridge.plan.args, &bridge.areas, 0);
+        e.steps(&bridge.plan.args, &bridge.areas, Context::Value(0));
         // Every argument is in the record now, so rdi and rsi are free.
         e.constant(Gpr::RDI, context);
         dynasm!(e.ops; .arch x64; mov rsi, rsp);

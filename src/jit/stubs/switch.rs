@@ -51,7 +51,7 @@ pub(crate) fn emit(
     let stub = |name, kind, class, body: &dyn Fn(&mut Emitter<'_>)| {
         let spec = StubSpec { name, kind, class, signature: None, user_data: 0 };
         let emitted = arena.emit(&spec, STUB_BYTES, |ops| {
-            let mut emitter = Emitter::new(ops, arena);
+            let mut emitter = Emitter::new(ops, arena.range());
             body(&mut emitter);
             emitter.finish();
             if class == FrameClass::Standard { 4 } else { 0 }

@@ -1,0 +1,367 @@
+//! One calling convention in front of another.
+//!
+//! An adapter is entered in one convention and calls its target in another one. It changes how a
+//! call looks and nothing else: it leaves no anchor, switches no stack and knows no scheduler.
+//!
+//! There are two shapes. A *tail jump* has no frame: it moves registers, and the target returns to
+//! the adapter's caller. It is used whenever nothing forces a frame, that is, when
+//! [`Plan::tail`] has a plan: no stack area to make, no preserved register to save, no result to
+//! move. Any other adapter is a *call*, on amd64:
+//!
+//! ```text
+//!     |  stack arguments          |  rbp+16         addresses grow upwards
+//!     |  return address           |  rbp+8
+//!     |  rbp                      |  <- rbp
+//!     |  saved general registers  |  rbp-8, ..
+//!     |  saved vector registers   |
+//!     |  stage                    |
+//!     |  arguments of the target  |  <- rsp at the call
+//! ```
+//!
+//! This file decides; `x86_64.rs` and `aarch64.rs` emit. The code is position-independent. What
+//! differs between two adapters of a shape, the address of the target and the word that is bound,
+//! is in cells behind it, so that only the first of a shape is planned and emitted: each further
+//! one is a copy with other cells.
+
+mod aarch64;
+mod x86_64;
+
+use std::sync::Arc;
+
+use super::Shapes;
+use crate::abi::{
+    Arch, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Type, Xreg,
+};
+use crate::jit::{FrameClass, JitError};
+
+/// A word that an adapter passes besides the arguments that it was called with.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Bind {
+    /// In the register in which the target's convention passes the address of a closure
+    /// ([`ConvSpec::context`](crate::abi::ConvSpec::context)): `rdx` in Go's conventions, `r10`,
+    /// the static chain, in System V and Win64.
+    Closure(u64),
+    /// As a first argument, of type `ptr`, in front of those of the signature.
+    FirstArgument(u64),
+}
+
+impl Bind {
+    /// How the word is passed.
+    pub const fn binding(self) -> Binding {
+        match self {
+            Bind::Closure(_) => Binding::Closure,
+            Bind::FirstArgument(_) => Binding::FirstArgument,
+        }
+    }
+
+    /// The word.
+    pub const fn word(self) -> u64 {
+        match self {
+            Bind::Closure(word) | Bind::FirstArgument(word) => word,
+        }
+    }
+}
+
+/// What an adapter passes besides the arguments that it is called with: [`Bind`] without the word.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Binding {
+    /// Nothing.
+    #[default]
+    None,
+    /// A word in the target's closure register.
+    Closure,
+    /// A word as a first argument.
+    FirstArgument,
+}
+
+/// What an adapter is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterSpec<'a> {
+    /// The types of the call, as the adapter's caller sees them.
+    pub signature: &'a Signature,
+    /// How the adapter is entered.
+    pub entry: Convention,
+    /// How it calls the target: a convention of the same machine.
+    pub target: Convention,
+    /// What it binds.
+    pub binding: Binding,
+    /// Where the address of the current goroutine's `g` is, in bytes from the thread pointer (`fs`
+    /// on amd64; `tpidr_el0` on AArch64, or, entered from Apple's convention, `tpidrro_el0` without
+    /// its low three bits). Only adapters need it that call a convention with a register for `g`
+    /// and are entered in one without.
+    pub g_tls_off_bytes: Option<i32>,
+}
+
+/// The code of an adapter as bytes that run at any address, for any machine this crate knows,
+/// whatever the host is.
+///
+/// Two words of it are to be filled in: the cells of the target's address and of the bound word.
+///
+/// ```
+/// use footbridge::abi::Convention;
+/// use footbridge::jit::{AdapterCode, AdapterSpec, Binding};
+///
+/// let code = AdapterCode::new(&AdapterSpec {
+///     signature: &"fn(i64, f64) -> i64".parse()?,
+///     entry: Convention::SystemV,
+///     target: Convention::SystemV,
+///     binding: Binding::FirstArgument,
+///     g_tls_off_bytes: None,
+/// })?;
+/// assert!(code.is_tail_jump());
+/// let bytes = code.with(0x1000, 0x2000);
+/// assert_eq!(bytes[code.context_off_bytes().expect("it binds a word")..][..2], [0x00, 0x20]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AdapterCode {
+    bytes: Vec<u8>,
+    target_off: usize,
+    context_off: Option<usize>,
+    prologue_bytes: usize,
+    class: FrameClass,
+    is_tail_jump: bool,
+}
+
+impl AdapterCode {
+    /// Plans and emits.
+    ///
+    /// # Errors
+    /// A convention cannot carry the signature ([`JitError::Assign`]), there are no moves between
+    /// the two ([`JitError::Plan`]), or the target has no register for what is to be bound or
+    /// needs a `g` that nobody says the place of ([`JitError::Signature`]).
+    pub fn new(spec: &AdapterSpec<'_>) -> Result<AdapterCode, JitError> {
+        AdapterCode::emit(&AdapterPlan::new(spec)?, spec.g_tls_off_bytes, None)
+    }
+
+    /// `no_goroutine`: what is called, and does not return, where `g` is null.
+    fn emit(
+        plan: &AdapterPlan,
+        g_tls_off_bytes: Option<i32>,
+        no_goroutine: Option<usize>,
+    ) -> Result<AdapterCode, JitError> {
+        let needs_g = plan.set_before.iter().any(|(_, what)| *what == Pinned::Goroutine);
+        let g_tls_off = match (needs_g, g_tls_off_bytes) {
+            (false, _) => 0,
+            (true, Some(off)) => off,
+            (true, None) => {
+                let rule = "the target's convention has a register for the current goroutine; say \
+                            where its address is, in `g_tls_off_bytes`";
+                return Err(JitError::Signature { stub: "adapter", rule });
+            }
+        };
+        match plan.arch {
+            Arch::Amd64 => x86_64::emit(plan, g_tls_off, no_goroutine),
+            Arch::Aarch64 => aarch64::emit(plan, g_tls_off),
+        }
+    }
+
+    /// The code, with zeros in its cells. It belongs at a multiple of 8 bytes (16 for good
+    /// measure).
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Where in the bytes the cell of the target's address is: 8 bytes, little-endian.
+    pub fn target_off_bytes(&self) -> usize {
+        self.target_off
+    }
+
+    /// Where in the bytes the cell of the bound word is, if one is bound: 8 bytes, little-endian.
+    pub fn context_off_bytes(&self) -> Option<usize> {
+        self.context_off
+    }
+
+    /// Whether it has no frame, so that the target returns to the adapter's caller.
+    pub fn is_tail_jump(&self) -> bool {
+        self.is_tail_jump
+    }
+
+    /// The law that its frame keeps.
+    pub fn frame_class(&self) -> FrameClass {
+        self.class
+    }
+
+    /// The code with its cells filled in. `context` is the bound word; of no effect where none is
+    /// bound.
+    pub fn with(&self, target: u64, context: u64) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        let mut fill = |off: usize, word: u64| {
+            bytes[off..off + 8].copy_from_slice(&word.to_le_bytes());
+        };
+        fill(self.target_off, target);
+        if let Some(off) = self.context_off {
+            fill(off, context);
+        }
+        bytes
+    }
+}
+
+/// What an adapter does, without a word about instructions.
+struct AdapterPlan {
+    arch: Arch,
+    /// How the adapter is entered.
+    entry: Convention,
+    /// How the target is.
+    target: Convention,
+    /// The moves; in place for a tail jump.
+    plan: Plan,
+    /// The law of the frame.
+    class: FrameClass,
+    /// The registers that the frame keeps, in the order of their places: general-purpose ones
+    /// downwards from the frame pointer, then vector ones. After the call they are loaded again.
+    saved: Vec<Reg>,
+    /// Registers that must hold something when the target starts.
+    set_before: Vec<(Reg, Pinned)>,
+    /// A register that must be zero when the adapter returns, and that is not.
+    zero_after: Option<Reg>,
+    /// The register of a closure that is bound.
+    closure: Option<Reg>,
+    binding: Binding,
+}
+
+impl AdapterPlan {
+    fn new(spec: &AdapterSpec<'_>) -> Result<AdapterPlan, JitError> {
+        let AdapterSpec { signature, binding, .. } = *spec;
+        let entry = spec.entry.assign(signature)?;
+        let (target, bound_param) = match binding {
+            Binding::FirstArgument => {
+                (spec.target.assign(&signature.with_first_param(Type::Ptr))?, Some(0))
+            }
+            Binding::None | Binding::Closure => (spec.target.assign(signature)?, None),
+        };
+        let (from, to) = (spec.entry.spec(), spec.target.spec());
+        let closure = match (binding, to.context) {
+            (Binding::Closure, None) => {
+                let rule = "the target's convention has no register for a closure; bind the word \
+                            as a first argument";
+                return Err(JitError::Signature { stub: "adapter", rule });
+            }
+            (Binding::Closure, register) => register,
+            _ => None,
+        };
+
+        let changed = to.volatile().union(to.pinned.iter().map(|(r, _)| *r).collect());
+        let scratch = scratch(spec, changed);
+        let request = PlanRequest {
+            entry: &entry,
+            target: &target,
+            bound_param,
+            arg_scratch: scratch,
+            result_scratch: scratch,
+        };
+        let plan = match Plan::tail(&request) {
+            Some(plan) => plan,
+            None => Plan::new(&request)?,
+        };
+
+        let kept = |register: Reg| !changed.contains(register) || pins(to.pinned, register);
+        let set_before = to
+            .pinned
+            .iter()
+            .copied()
+            .filter(|pin| !from.pinned.contains(pin) || plan.writes.contains(pin.0));
+        let lost = |what: Pinned| {
+            let pinned = from.pinned.iter().find(|(_, pinned)| *pinned == what);
+            let register = pinned.map(|(register, _)| *register);
+            register.filter(|r| !kept(*r) || plan.writes.contains(*r))
+        };
+        let must_save = plan.must_save(&entry, &target);
+        let (class, saved) = frame(from.arch, must_save, lost(Pinned::Goroutine));
+        Ok(AdapterPlan {
+            arch: from.arch,
+            entry: spec.entry,
+            target: spec.target,
+            class: if plan.in_place { FrameClass::Leaf } else { class },
+            saved,
+            set_before: set_before.collect(),
+            zero_after: lost(Pinned::Zero),
+            closure,
+            binding,
+            plan,
+        })
+    }
+}
+
+fn pins(pinned: &[(Reg, Pinned)], register: Reg) -> bool {
+    pinned.iter().any(|(other, _)| *other == register)
+}
+
+/// The registers that moves may go through: those that the entry's caller does not expect back,
+/// those that the frame saves anyway, and one that is zero and is made so again. Not those that
+/// the adapter itself uses, nor one that passes through it.
+fn scratch(spec: &AdapterSpec<'_>, changed: RegSet) -> RegSet {
+    let (from, to) = (spec.entry.spec(), spec.target.spec());
+    let zeros = |pinned: &[(Reg, Pinned)], what| -> RegSet {
+        pinned.iter().filter(|(_, pinned)| *pinned == what).map(|(r, _)| *r).collect()
+    };
+    let goroutine = |pinned| zeros(pinned, Pinned::Goroutine);
+    let closure = match spec.binding == Binding::Closure || from.context == to.context {
+        true => to.context.into_iter().collect(),
+        false => RegSet::EMPTY,
+    };
+    from.volatile()
+        .union(from.preserved.intersection(changed))
+        .union(zeros(from.pinned, Pinned::Zero))
+        .minus(own(from.arch))
+        .minus(goroutine(from.pinned))
+        .minus(goroutine(to.pinned))
+        .minus(closure)
+}
+
+/// The registers that an adapter itself uses: frame and return address, and on AArch64 one for the
+/// target and one for addresses that no instruction reaches.
+fn own(arch: Arch) -> RegSet {
+    match arch {
+        Arch::Amd64 => RegSet::of_gprs(&[Gpr::RSP, Gpr::RBP]),
+        _ => [Xreg::X16, Xreg::X17, Xreg::X29, Xreg::X30].into_iter().collect(),
+    }
+}
+
+/// What a frame keeps, and which law that makes: `must_save` are registers that the entry's
+/// convention preserves, `goroutine` is one that it pins.
+fn frame(arch: Arch, must_save: RegSet, goroutine: Option<Reg>) -> (FrameClass, Vec<Reg>) {
+    /// What an unwinder restores, in the order of their places.
+    const UNWOUND: [Gpr; 5] = [Gpr::RBX, Gpr::R12, Gpr::R13, Gpr::R14, Gpr::R15];
+    let unwound = UNWOUND.map(Reg::Gpr);
+    if must_save.is_empty() || arch != Arch::Amd64 {
+        return (FrameClass::Standard, must_save.iter().chain(goroutine).collect());
+    }
+    if must_save.minus(RegSet::of(&unwound)).is_empty() {
+        return (FrameClass::Saved, unwound.to_vec());
+    }
+    (FrameClass::Barrier, must_save.iter().collect())
+}
+
+/// The code of a shape that was emitted before, or else its code.
+pub(crate) struct Shape {
+    pub(crate) code: AdapterCode,
+    pub(crate) signature: &'static Signature,
+    pub(crate) name: &'static str,
+}
+
+/// The shape of an adapter for this host and process: made once, then known.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<Shape>, JitError> {
+    use crate::jit::arena::intern;
+    use crate::jit::emit::x86_64::check_processor;
+    static SHAPES: Shapes<(Convention, Convention, Binding), Shape> = Shapes::new();
+    let key = (spec.entry, spec.target, spec.binding);
+    SHAPES.get_or_plan(key, spec.signature, |signature| {
+        if spec.entry.spec().arch != Arch::Amd64 && spec.target.spec().arch != Arch::Amd64 {
+            let rule = "this host executes amd64; `AdapterCode::new` emits for other machines";
+            return Err(JitError::Signature { stub: "adapter", rule });
+        }
+        let plan = AdapterPlan::new(spec)?;
+        check_processor(&plan.plan)?;
+        let code = AdapterCode::emit(&plan, spec.g_tls_off_bytes, Some(no_goroutine))?;
+        let name = intern(&format!("{} to {}", spec.entry, spec.target));
+        Ok(Shape { code, signature, name })
+    })
+}
+
+impl Shape {
+    pub(crate) fn prologue_bytes(&self) -> usize {
+        self.code.prologue_bytes
+    }
+}

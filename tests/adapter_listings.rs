@@ -1,0 +1,204 @@
+//! Golden listings: the code of adapters, instruction by instruction. `BLESS=1` writes them anew.
+//!
+//! They are there to be read: every reason for a frame, and every frameless form, has an example.
+
+use std::fmt::Write as _;
+
+use footbridge::abi::{Convention, Signature};
+use footbridge::jit::{AdapterCode, AdapterSpec, Binding, FrameClass};
+use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
+use Convention::{GoAbi0, GoAbiInternal, SystemV, Win64};
+
+/// Offset of `g` from the thread pointer, recognisable in a listing.
+const G_OFF: i32 = -0x40;
+
+fn code(signature: &str, entry: Convention, target: Convention, binding: Binding) -> AdapterCode {
+    let signature: Signature = signature.parse().expect("a signature");
+    let g_tls_off_bytes = Some(G_OFF);
+    AdapterCode::new(&AdapterSpec {
+        signature: &signature,
+        entry,
+        target,
+        binding,
+        g_tls_off_bytes,
+    })
+    .unwrap_or_else(|e| panic!("{entry} to {target}, {signature}: {e}"))
+}
+
+/// The instructions up to the cells, which show as `target` and `context`.
+fn listing(code: &AdapterCode) -> String {
+    let mut lines = String::new();
+    let end = code.target_off_bytes();
+    let decoder = Decoder::with_ip(64, &code.bytes()[..end], 0, DecoderOptions::NONE);
+    for instruction in decoder {
+        let mut line = String::new();
+        if instruction.code() == iced_x86::Code::Int3 {
+            continue;
+        }
+        let mut formatter = IntelFormatter::new();
+        formatter.options_mut().set_rip_relative_addresses(false);
+        formatter.options_mut().set_space_after_operand_separator(true);
+        formatter.format(&instruction, &mut line);
+        for (off, name) in
+            [(Some(code.target_off_bytes()), "target"), (code.context_off_bytes(), "context")]
+        {
+            if let Some(off) = off
+                && instruction.is_ip_rel_memory_operand()
+                && instruction.ip_rel_memory_address() == off as u64
+            {
+                let open = line.find('[').expect("a memory operand");
+                line.replace_range(open.., &format!("[{name}]"));
+            }
+        }
+        writeln!(lines, "    {line}").expect("a String takes everything");
+    }
+    lines
+}
+
+#[test]
+fn adapters_are_these_instructions() {
+    let mut text = String::new();
+    let mut show = |why: &str, signature: &str, entry, target, binding| {
+        let code = code(signature, entry, target, binding);
+        let shape = match code.is_tail_jump() {
+            true => "no frame",
+            false => code.frame_class().name(),
+        };
+        let bind = match binding {
+            Binding::None => "",
+            Binding::Closure => ", binds a closure",
+            Binding::FirstArgument => ", binds a first argument",
+        };
+        writeln!(
+            text,
+            "# {why}\n{entry} to {target}: {signature}{bind} ({shape})\n{}",
+            listing(&code)
+        )
+        .expect("a String takes everything");
+    };
+    let none = Binding::None;
+    let (closure, first) = (Binding::Closure, Binding::FirstArgument);
+
+    let six = "fn(i64, i64, i64, i64, f64, f64) -> i64";
+    show("Nothing to do.", six, SystemV, SystemV, none);
+    show("A closure needs no frame.", six, SystemV, SystemV, closure);
+    show(
+        "Nor does it where there is a stack area: it is the caller's.",
+        six,
+        Win64,
+        Win64,
+        closure,
+    );
+    show("A first argument moves the others.", six, SystemV, SystemV, first);
+    show(
+        "What is in memory already stays there.",
+        "fn(f64, f64, f64, f64, f64, f64, f64, f64, f32, i8) -> i8",
+        SystemV,
+        SystemV,
+        first,
+    );
+    show("Go's context register.", six, GoAbiInternal, GoAbiInternal, closure);
+    show("A first argument, ABIInternal.", six, GoAbiInternal, GoAbiInternal, first);
+    show(
+        "From the stack to registers: the area that the caller made is large enough for homes.",
+        "fn(i64, i8, f64)",
+        GoAbi0,
+        GoAbiInternal,
+        none,
+    );
+    show("A stack area forces a frame.", "fn(i64) -> i64", SystemV, Win64, none);
+    show(
+        "... an argument that does not fit in the registers too.",
+        six,
+        GoAbiInternal,
+        GoAbi0,
+        none,
+    );
+    show(
+        "A register that the entry's caller expects back.",
+        "fn(i64) -> i64",
+        SystemV,
+        GoAbiInternal,
+        none,
+    );
+    show("... and those that no unwinder restores.", "fn(i64) -> i64", Win64, SystemV, none);
+    show("Results that move.", "fn() -> (i64, f64)", GoAbi0, GoAbiInternal, none);
+    show(
+        "Alignment, and a register that must be zero.",
+        "fn(i8, i64)",
+        GoAbiInternal,
+        SystemV,
+        none,
+    );
+    show("The goroutine is kept over code that loses it.", "fn()", GoAbiInternal, GoAbi0, none);
+    show("Win64 keeps what Go pins.", "fn(i16) -> i16", GoAbiInternal, Win64, none);
+    show(
+        "A result in memory, and an argument by reference.",
+        "fn(struct { i64, i32 }, [u8; 7]) -> struct { i64, i64 }",
+        SystemV,
+        Win64,
+        none,
+    );
+    show("A variadic call.", "fn(ptr, ..., f64, i32) -> i32", Win64, SystemV, none);
+    show("Wide vectors.", "fn(v256, v512) -> v128", Win64, SystemV, none);
+    show("x87.", "fn(longdouble) -> longdouble", Win64, SystemV, none);
+
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/adapters/x86_64.txt");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(path, &text).expect("writable");
+    }
+    let golden = std::fs::read_to_string(path).expect("the golden file");
+    assert!(text == golden, "set BLESS=1 and look at the difference\n{text}");
+}
+
+/// The rule that the head of `stubs/adapter/mod.rs` states, over all pairs of conventions.
+#[test]
+fn a_frame_is_made_only_where_something_forces_it() {
+    let all = [SystemV, Win64, GoAbi0, GoAbiInternal];
+    for entry in all {
+        for target in all {
+            for binding in [Binding::None, Binding::Closure] {
+                let code = code("fn()", entry, target, binding);
+                let same_pins = entry.spec().pinned == target.spec().pinned;
+                // Nothing is passed. Win64 has a stack area all the same.
+                let area = target == Win64 && entry != Win64;
+                let unaligned = entry.spec().stack_align_bytes < target.spec().stack_align_bytes;
+                let loses = !entry.spec().preserved.minus(target.spec().preserved).is_empty();
+                let unpinned = !same_pins && !entry.spec().pinned.is_empty();
+                let forced = area || unaligned || loses || unpinned;
+                assert_eq!(code.is_tail_jump(), !forced, "{entry} to {target}, {binding:?}");
+                assert_eq!(code.frame_class() == FrameClass::Leaf, !forced);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_adapted_is_refused() {
+    let error = |signature: &str, entry, target, binding| {
+        let signature: Signature = signature.parse().expect("a signature");
+        let spec =
+            AdapterSpec { signature: &signature, entry, target, binding, g_tls_off_bytes: None };
+        AdapterCode::new(&spec).expect_err("refused").to_string()
+    };
+    assert_eq!(
+        error("fn(i8, v128)", SystemV, GoAbi0, Binding::None),
+        "GoAbi0, parameter 1 (v128): Go has no 128-bit integers, long doubles, vectors, unions, and \
+         no packed or aligned structs"
+    );
+    assert_eq!(
+        error("fn() -> (i8, i8)", GoAbi0, SystemV, Binding::None),
+        "SystemV, result 1 (i8): the convention returns one value; return the others through a \
+         pointer parameter"
+    );
+    assert_eq!(
+        error("fn()", SystemV, Convention::Aapcs64, Binding::None),
+        "SystemV is a convention of amd64, Aapcs64 one of aarch64"
+    );
+    assert_eq!(
+        error("fn()", SystemV, GoAbiInternal, Binding::None),
+        "adapter stub: the target's convention has a register for the current goroutine; say where \
+         its address is, in `g_tls_off_bytes`"
+    );
+}
