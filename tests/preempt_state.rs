@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use footbridge::runtime::{self, Config, Stats, VectorState, go_migratable, scope};
+use footbridge::runtime::{
+    self, Config, ScopedJoinHandle, Stats, VectorState, go_migratable, scope,
+};
 use spinner::{Change, GivesWay, Level, Random, Spinner};
 
 const SPINNERS: usize = 64;
@@ -222,9 +224,7 @@ fn others_run_in_the_modes_of_native_code() {
                         })
                     })
                     .collect();
-                let checks: u64 = checks.into_iter().map(|c| c.join().expect("no panic")).sum();
-                stop.store(true, Ordering::Relaxed);
-                (checks, runtime::stats())
+                (sum_then_stop(checks, &stop), runtime::stats())
             })
         })
         .expect("the run starts");
@@ -250,6 +250,14 @@ fn native_modes() -> (u32, u16, u64, u16) {
         );
     }
     (mxcsr & !0x3f, x87[0] as u16, flags & (1 << 10 | 1 << 18), x87[2] as u16)
+}
+
+/// The sum of what goroutines return. Whether they panicked or not, those that spin beside them are
+/// told to stop.
+fn sum_then_stop(handles: Vec<ScopedJoinHandle<'_, u64>>, stop: &AtomicBool) -> u64 {
+    let results: Vec<_> = handles.into_iter().map(ScopedJoinHandle::join).collect();
+    stop.store(true, Ordering::Relaxed);
+    results.into_iter().map(|result| result.expect("no panic")).sum()
 }
 
 /// Spins until told to stop.
@@ -296,9 +304,7 @@ fn a_mutex_held_in_rust_code_is_given_back() {
                         })
                     })
                     .collect();
-                let locks: u64 = lockers.into_iter().map(|l| l.join().expect("no panic")).sum();
-                stop.store(true, Ordering::Relaxed);
-                (locks, runtime::stats())
+                (sum_then_stop(lockers, &stop), runtime::stats())
             })
         })
         .expect("the run starts");
@@ -343,9 +349,7 @@ fn an_allocator_in_use_is_left_alone() {
                         })
                     })
                     .collect();
-                let sum: u64 = workers.into_iter().map(|w| w.join().expect("no panic")).sum();
-                stop.store(true, Ordering::Relaxed);
-                (sum, runtime::stats())
+                (sum_then_stop(workers, &stop), runtime::stats())
             })
         })
         .expect("the run starts");
