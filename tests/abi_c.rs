@@ -130,6 +130,8 @@ fn system_v() {
         "fn(struct { f32, [i32; 0] })",
         "fn() -> struct packed(4) { i32, [v128; 0] }",
         "fn(..., union { v256 })",
+        "fn([struct packed(2) { i32, bool }; 2])",
+        "fn() -> struct { [struct packed(1) { i16, i8 }; 3] }",
     ] {
         let error = refused(Convention::SystemV, text);
         assert!(error.contains("gcc and clang disagree where"), "{error}");
@@ -256,6 +258,12 @@ fn aapcs64() {
                 "fn([f32; 5], struct { f32, f64 }, struct align(16) { f64 }, \
                  struct { f32, [f32; 0] })",
                 "p0: [x0]  p1.0: x1  p1.8: x2  p2.0: x3  p2.8: x4  p3: x5",
+                [0, 0, 16],
+            ),
+            // The alignment that an element asks for is natural to its array, and to no other.
+            (
+                "fn(i32, [struct align(16) { i64 }; 1], struct align(16) { i64 })",
+                "p0: x0  p1.0: x2  p1.8: x3  p2.0: x4  p2.8: x5",
                 [0, 0, 16],
             ),
             // An empty struct does not spoil one.
