@@ -5,7 +5,7 @@ use std::any::type_name;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
-use super::g::G_ANCHOR_OFF;
+use super::g::{G_ANCHOR_OFF, G_GUARD_OFF, G_STACK_LO_OFF};
 use super::join::go;
 use super::throw::throw;
 use super::tls;
@@ -21,6 +21,11 @@ pub(super) fn stub_env() -> &'static StubEnv {
     ENV.get_or_init(|| StubEnv {
         tls_g_off: tls::g_offset(),
         g_anchor_off: G_ANCHOR_OFF,
+        g_guard_off: G_GUARD_OFF,
+        g_stack_lo_off: G_STACK_LO_OFF,
+        tls_guard_off: tls::g_offset() + tls::GUARD_OFF,
+        tls_poll_off: tls::g_offset() + tls::POLL_OFF,
+        tls_resume_off: tls::g_offset() + tls::RESUME_OFF,
         no_goroutine: no_goroutine as *const () as usize,
     })
 }
@@ -161,7 +166,10 @@ macro_rules! entry_type {
         }
 
         impl<Ret: CallResult, $($ty: Scalar),*> Entry<fn($($ty),*) -> Ret> {
-            /// Calls the code. It may park and panic; both work as in Rust code.
+            /// Calls the code. It may park and panic; both work as in Rust code. It may also give
+            /// way when its time slice is over: a lock that is held meanwhile stays locked while
+            /// others run on this thread (see
+            /// [`without_preemption`](super::without_preemption)).
             ///
             /// # Safety
             /// 1. The caller runs on a goroutine. (Elsewhere the process ends with a message.)
@@ -183,6 +191,8 @@ for_each_arity!(entry_type);
 
 impl Jit {
     /// Makes a stub by which JIT code of `convention` calls `f`, on the goroutine that runs it.
+    ///
+    /// When `f` returns, the goroutine gives way if its time slice is over.
     ///
     /// `f` may park, yield, spawn, enter other JIT code, and panic: a panic passes through the
     /// JIT frames to whoever catches it. Only code that runs on a goroutine may call the stub; on

@@ -15,10 +15,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::g::{G, TaskType, WaitReason, join_state};
-use super::sched::{
-    NewError, NewG, Parker, current, current_class, free_g, gopark, goready, may_park, new_g,
-    refuse_park, task_room,
-};
+use super::life::{NewError, NewG, current_class, free_g, new_g, task_room};
+use super::sched::{Parker, current, gopark, goready, may_park, refuse_park};
 use super::stack::StackError;
 
 /// What a goroutine leaves: its value, or what it panicked with.
@@ -337,7 +335,9 @@ where
 /// Starts a goroutine that may continue on another thread after each park.
 ///
 /// # Safety
-/// From a park on, the goroutine's code may run on another thread. So nowhere on its stack, in
+/// From a park on, the goroutine's code may run on another thread. JIT code parks in this sense
+/// where it polls, where it is interrupted, and when a goroutine function returns to it, and so does
+/// [`checkpoint`](super::checkpoint). So nowhere on its stack, in
 /// whatever it calls, is there a value over a park that is not `Send`, or a reference to a
 /// `thread_local!`.
 ///

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::futex;
 use super::g::{G, GQueue, Gobuf};
+use super::preempt::Target;
 use super::sched::Sched;
 
 /// Slots of a run queue.
@@ -178,6 +179,8 @@ pub(crate) struct M {
     /// For others: whether a timer is set.
     pub(crate) has_timers: AtomicBool,
 
+    pub(crate) preempt: Target,
+
     // What other threads write to, on a line of its own.
     pub(crate) inbox: Inbox,
 }
@@ -223,6 +226,7 @@ impl M {
                 timers: RefCell::default(),
                 timer_seq: Cell::new(0),
                 has_timers: AtomicBool::new(false),
+                preempt: Target::new(),
                 inbox: Inbox {
                     stack: AtomicPtr::new(ptr::null_mut()),
                     park: AtomicU32::new(AWAKE),
@@ -240,8 +244,17 @@ impl M {
         self.has_timers.store(false, Ordering::Relaxed);
         self.inbox.stack.store(ptr::null_mut(), Ordering::Relaxed);
         self.inbox.park.store(AWAKE, Ordering::Relaxed);
+        self.preempt.reset();
         self.run_id.store(0, Ordering::Release);
         FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+    }
+
+    /// Which goroutine it runs, and in which of its turns, as others see it. `None` if it runs none.
+    pub(crate) fn turn(&self) -> Option<(usize, u64)> {
+        let g = self.curg.load(Ordering::Acquire);
+        // SAFETY: null, or immortal.
+        let turns = unsafe { g.as_ref() }?.switches.load(Ordering::Relaxed);
+        Some((g as usize, turns))
     }
 
     /// Hands a goroutine of this M to it. Called by other threads; the goroutine is runnable.
@@ -305,13 +318,12 @@ impl M {
     }
 
     /// Sleeps until somebody unparks this M or its next timer is due; returns whether the waker
-    /// counted it as spinning. `None`: the limit was reached first, and the M is still announced.
+    /// counted it as spinning. `None`: there is no timer, the limit was reached first, and the M is
+    /// still announced.
     pub(crate) fn park(&self, limit: Option<Duration>) -> Option<bool> {
         let timer = self.next_timer().map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = match (timer, limit) {
-            (Some(timer), Some(limit)) => Some(timer.min(limit)),
-            (timer, limit) => timer.or(limit),
-        };
+        // Whoever has a timer need not look for a deadlock.
+        let timeout = timer.or(limit);
         let park = &self.inbox.park;
         if park.load(Ordering::Acquire) == PARKED && timeout != Some(Duration::ZERO) {
             futex::wait(park, PARKED, timeout);

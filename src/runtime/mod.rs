@@ -28,30 +28,46 @@ mod chan;
 mod config;
 mod futex;
 mod g;
+mod handshake;
 mod join;
+mod life;
 mod m;
+mod poll;
+mod preempt;
+mod run;
+mod save_area;
 mod sched;
 mod signal;
 mod stack;
 mod switch;
 mod symbol;
+mod sysmon;
 mod throw;
 mod time;
 mod tls;
 mod traceback;
 mod unwind;
 
+/// What the handshakes are built from. The model test puts loom's in this place.
+mod primitive {
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+}
+
 pub use adapter::Adapter;
 pub use bridge::{Entry, EntryType, GoroutineClosure, GoroutineFn, SpawnFn};
 pub use chan::{Case, Chan, Iter, SendError, TryRecvError, TrySendError, select, try_select};
-pub use config::{Config, MAX_PROCESSORS, RunError};
+pub use config::{Config, MAX_PROCESSORS, RunError, VectorState};
 pub use g::{Status, WaitReason};
 pub use join::{
     Abandoned, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, go, go_migratable,
     scope, try_go,
 };
 #[doc(hidden)]
-pub use sched::measure_raw_switch;
+pub use life::measure_raw_switch;
+pub use poll::{PollLayout, Polls, poll_layout};
+#[doc(hidden)]
+pub use preempt::request_preemption;
+pub use preempt::{Refused, Stats, checkpoint, stats, without_preemption};
 pub use sched::{Parker, current, gopark, goready, gosched};
 pub use stack::StackError;
 pub use switch::systemstack;
@@ -60,6 +76,8 @@ pub use traceback::{TraceFrame, Traceback, jit_frames, jit_frames_from, tracebac
 pub use unwind::{JitFrame, Registers, WalkEnd};
 
 pub(crate) use futex::probe_fences;
+pub(crate) use save_area::saved_state;
+pub(crate) use signal::handlers_without_alternate_stack;
 pub(crate) use stack::probe_guards;
 
 /// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].

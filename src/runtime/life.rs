@@ -1,0 +1,290 @@
+#![allow(unsafe_code, reason = "goroutines begin and end on raw stacks")]
+//! A goroutine from its first instruction to its last: where its G and its stack come from, what
+//! it runs first, and how it ends.
+//!
+//! What is put at the top of its stack, and who takes the result, is the business of `join.rs`.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::config::{Config, RunError};
+use super::g::{self, G, GQueue, Gobuf, Status, TaskType, join_state};
+use super::m::M;
+use super::sched::{Parker, enqueue, make_current, ready, sched_of, schedule, this_m};
+use super::stack::{self, SizeClass, StackError};
+use super::switch::{gogo, goroutine_entry, goswitch, mcall};
+use super::throw::throw;
+use super::tls::{getm, set_g_and_guard};
+
+/// Dead goroutines that a P keeps for itself.
+const FREE_PER_P: usize = 1024;
+
+static GOIDS: AtomicU64 = AtomicU64::new(1);
+
+/// Dead goroutines of all runs, by the size class of their stacks.
+static FREE: [Mutex<FreeList>; SizeClass::COUNT] =
+    [const { Mutex::new(FreeList(GQueue::new())) }; SizeClass::COUNT];
+struct FreeList(GQueue);
+// SAFETY: behind a lock.
+unsafe impl Send for FreeList {}
+
+/// A goroutine that could not be started.
+pub(crate) struct NewError {
+    pub(crate) error: StackError,
+}
+
+/// A G with a stack, from the lists of the dead or new. Idle.
+fn take_g(m: Option<&M>, class: SizeClass) -> Result<*mut G, NewError> {
+    if let Some(m) = m {
+        let g = m.p.free.pop();
+        if !g.is_null() {
+            m.p.free_len.set(m.p.free_len.get() - 1);
+            return Ok(g);
+        }
+    }
+    let g = FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.pop();
+    if !g.is_null() {
+        return Ok(g);
+    }
+    let stack = stack::carve(class).map_err(|error| NewError { error })?;
+    let g = g::allocate();
+    g.stack.set(stack);
+    Ok(ptr::from_ref(g).cast_mut())
+}
+
+/// Gives back a dead goroutine that nobody refers to any more.
+pub(crate) fn free_g(g: *mut G) {
+    // SAFETY: immortal, dead, and ours.
+    let gr = unsafe { &*g };
+    gr.transition(Status::Dead, Status::Idle);
+    let stack = gr.stack.get();
+    let class = SizeClass::for_bytes(stack.hi - stack.lo).expect("stacks are carved by class");
+    let m = getm();
+    // SAFETY: this thread's M, if it is one.
+    let m = unsafe { m.as_ref() };
+    if let Some(m) = m {
+        // SAFETY: this thread's M.
+        let own_class = unsafe { sched_of(m) }.class;
+        if own_class == class && m.p.free_len.get() < FREE_PER_P {
+            m.p.free_len.set(m.p.free_len.get() + 1);
+            return m.p.free.push(g);
+        }
+    }
+    FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
+}
+
+/// Moves what a P kept for itself to the list of all runs. Its M has left.
+pub(crate) fn give_back_free(m: &M, class: SizeClass) {
+    loop {
+        let g = m.p.free.pop();
+        if g.is_null() {
+            break;
+        }
+        FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
+    }
+    m.p.free_len.set(0);
+}
+
+/// Offset of a stack's top from its end: spreads the hottest lines over cache sets.
+fn color(stack: stack::Stack) -> usize {
+    (stack.hi >> 12) % 8 * 64
+}
+
+/// Room that the closure and the result of a goroutine may take of its stack.
+pub(crate) fn task_room(class: SizeClass) -> usize {
+    class.bytes() / 16
+}
+
+/// The stack class of the run that this thread belongs to.
+///
+/// # Panics
+/// On a thread that no run owns.
+pub(crate) fn current_class() -> SizeClass {
+    let m = getm();
+    assert!(
+        !m.is_null(),
+        "goroutines are started from goroutines: call footbridge::runtime::run first"
+    );
+    // SAFETY: this thread's M.
+    unsafe { sched_of(&*m) }.class
+}
+
+/// A new goroutine before it is queued: idle, with room for a task at the top of its stack.
+pub(crate) struct NewG {
+    g: *mut G,
+    data: *mut u8,
+}
+
+/// Takes a G and reserves `size` bytes (at most [`task_room`]) at the top of its stack.
+pub(crate) fn new_g(size: usize, align: usize) -> Result<NewG, NewError> {
+    let class = current_class();
+    // SAFETY: `current_class` found that the thread is an M.
+    let m = unsafe { this_m() };
+    let g = take_g(Some(m), class)?;
+    // SAFETY: immortal and ours.
+    let stack = unsafe { (*g).stack.get() };
+    let data = (stack.hi - color(stack) - size) & !(align.max(16) - 1);
+    Ok(NewG { g, data: data as *mut u8 })
+}
+
+impl NewG {
+    /// Where the task goes.
+    pub(crate) fn data(&self) -> *mut u8 {
+        self.data
+    }
+
+    /// Queues the goroutine, or, with `pinned`, binds it to this thread first.
+    pub(crate) fn start(
+        self,
+        task: &'static TaskType,
+        join: usize,
+        migratable: bool,
+        pinned: bool,
+    ) -> *mut G {
+        let Self { g, data } = self;
+        // SAFETY: `new_g` found that the thread is an M; the G is ours until it is queued.
+        let (m, gr) = unsafe { (this_m(), &*g) };
+        gr.task.set(Some(task));
+        gr.data.set(data);
+        gr.join.store(join, Ordering::Relaxed);
+        gr.migratable.set(migratable);
+        gr.result_dropped.set(false);
+        gr.no_preempt.store(0, Ordering::Relaxed);
+        let home = if pinned { ptr::from_ref(m).cast_mut() } else { ptr::null_mut() };
+        gr.m.store(home, Ordering::Relaxed);
+        gr.run_id.store(m.run_id.load(Ordering::Relaxed), Ordering::Relaxed);
+        gr.goid.store(next_goid(m), Ordering::Relaxed);
+        gr.anchor.clear();
+        // The entry stub calls: rsp is 16-aligned there.
+        gr.sched.start_at(goroutine_entry(), data as usize & !15);
+        gr.transition(Status::Idle, Status::Runnable);
+        enqueue(m, g);
+        if !pinned {
+            // SAFETY: this thread's M.
+            unsafe { sched_of(m) }.wake_one();
+        }
+        g
+    }
+}
+
+fn next_goid(m: &M) -> u64 {
+    const BATCH: u64 = 16;
+    let (next, end) = m.p.goids.get();
+    if next < end {
+        m.p.goids.set((next + 1, end));
+        return next;
+    }
+    let first = GOIDS.fetch_add(BATCH, Ordering::Relaxed);
+    m.p.goids.set((first + 1, first + BATCH));
+    first
+}
+
+/// Switches `2 * rounds` times between this stack and a goroutine that does nothing else, without
+/// the scheduler: the floor of what any switch here costs. For benchmarks.
+///
+/// # Errors
+/// There is no memory for stubs or a stack.
+#[doc(hidden)]
+pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
+    struct Pair {
+        home: Gobuf,
+        partner: *mut G,
+    }
+    unsafe fn partner(data: *mut u8) {
+        // SAFETY: the pair outlives the partner's last switch.
+        unsafe {
+            let pair = data.cast::<*const Pair>().read();
+            loop {
+                goswitch(&(*(*pair).partner).sched, &(*pair).home);
+            }
+        }
+    }
+    unsafe fn drop_nothing(_: *mut u8) {}
+    static TASK: TaskType = TaskType { run: partner, drop_result: drop_nothing };
+    super::switch::emit_stubs().map_err(RunError::Code)?;
+    let class = Config::default().class()?;
+    let g = take_g(None, class).map_err(|NewError { error }| RunError::Stack(error))?;
+    let pair = Pair { home: Gobuf::new(), partner: g };
+    // SAFETY: the G is ours; the word at the top of its stack too.
+    unsafe {
+        let data = ((*g).stack.get().hi - 64) as *mut *const Pair;
+        data.write(&raw const pair);
+        (*g).task.set(Some(&TASK));
+        (*g).data.set(data.cast());
+        (*g).sched.start_at(goroutine_entry(), data as usize - 64);
+        goswitch(&pair.home, &(*g).sched);
+        let started = Instant::now();
+        for _ in 0..rounds {
+            goswitch(&pair.home, &(*g).sched);
+        }
+        let elapsed = started.elapsed();
+        // Idle again: what is on its stack is never resumed.
+        FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
+        Ok(elapsed)
+    }
+}
+
+/// Where every goroutine starts, called by the entry stub with the address of its G (a Gobuf is
+/// the first field of it).
+pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
+    // SAFETY: the running goroutine; `start` set its task.
+    unsafe {
+        let task = (*g).task.get().expect("set before the goroutine was queued");
+        (task.run)((*g).data.get());
+        if (*g).join.load(Ordering::Acquire) == join_state::DETACHED {
+            drop_result(&*g, task);
+        }
+        loop {
+            let m = this_m();
+            mcall(&(*g).sched, m.system_sp.get(), goexit0, g);
+            // Continued: the handle went away in between.
+            drop_result(&*g, task);
+        }
+    }
+}
+
+fn drop_result(g: &G, task: &TaskType) {
+    // SAFETY: the task has run and its result was not taken: the handle is gone.
+    let dropped =
+        panic::catch_unwind(AssertUnwindSafe(|| unsafe { (task.drop_result)(g.data.get()) }));
+    if dropped.is_err() {
+        let goid = g.goid.load(Ordering::Relaxed);
+        throw(format_args!("the result of goroutine {goid} panicked while it was dropped"));
+    }
+    g.result_dropped.set(true);
+}
+
+/// The end of a goroutine, on the system stack.
+unsafe extern "C" fn goexit0(g: *const G) -> ! {
+    // SAFETY: on the system stack of this M; the goroutine's context is saved and it has nothing
+    // more to do, except to drop a result that nobody can take.
+    unsafe {
+        let m = this_m();
+        set_g_and_guard(ptr::null_mut(), 0);
+        let gr = &*g;
+        let goid = gr.goid.load(Ordering::Relaxed);
+        debug_assert!(goid != 0);
+        gr.transition(Status::Running, Status::Dead);
+        match gr.join.swap(join_state::DONE, Ordering::AcqRel) {
+            join_state::RUNNING => {}
+            join_state::DETACHED if gr.result_dropped.get() => free_g(g.cast_mut()),
+            join_state::DETACHED => {
+                // Only the goroutine itself may run the destructor: continue it once more.
+                gr.join.store(join_state::DETACHED, Ordering::Relaxed);
+                gr.transition(Status::Dead, Status::Idle);
+                gr.transition(Status::Idle, Status::Runnable);
+                make_current(m, g.cast_mut());
+                gogo(&gr.sched);
+            }
+            join_state::ABANDONED => {
+                throw(format_args!("goroutine {goid} ended after its run did"))
+            }
+            // Who joins one goroutine often joins many: when its turn comes, more have ended.
+            waiter => ready(Parker::from_raw(waiter), false),
+        }
+        schedule(m)
+    }
+}
