@@ -1,300 +1,39 @@
-#![allow(unsafe_code, reason = "turns code addresses into functions")]
 //! Code memory, the registry of every stub, and what emits them.
 //!
 //! The way of a stub: a [`Signature`](crate::abi::Signature) gives two assignments, those give a
 //! plan, the emitter turns the plan into bytes at their final address, the arena copies them
 //! through the writable view, and the registry publishes them. Only then does the address leave.
+//!
+//! Emission is for any machine on any host. What executes is for one host, and only there.
 
-mod arena;
-mod eh_frame;
 pub(crate) mod emit;
 mod error;
 mod frame;
-mod mem;
-mod preemptible;
-mod registry;
-pub mod scalar;
 pub(crate) mod stubs;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-
-pub use emit::x86_64::Ops;
 pub use error::JitError;
 pub use frame::FrameClass;
-pub use mem::{MemoryMode, Placement};
-pub use preemptible::{UnsafeRange, WhenUnsafe};
-pub use registry::{ForeignCode, ForeignRegion, GRANULE_BYTES, StubInfo, StubKind, look_up};
 pub use stubs::adapter::{AdapterCode, AdapterSpec, Bind, Binding};
 
-pub(crate) use arena::{Arena, STUB_BYTES, StubSpec};
-pub(crate) use eh_frame::Unwinder;
-pub(crate) use eh_frame::entry_frame;
-pub(crate) use preemptible::PreemptionPoint;
-pub(crate) use registry::{StubId, look_up_return};
+crate::on_executing_host! {
+    mod arena;
+    mod code;
+    mod eh_frame;
+    mod mem;
+    mod preemptible;
+    mod registry;
+    pub mod scalar;
 
-/// Default size of the reservation.
-const DEFAULT_RESERVE_BYTES: usize = 1 << 30;
+    pub use code::{Code, Jit, JitBuilder};
+    pub use emit::x86_64::Ops;
+    pub use mem::{MemoryMode, Placement};
+    pub use preemptible::{UnsafeRange, WhenUnsafe};
+    pub use registry::{ForeignCode, ForeignRegion, GRANULE_BYTES, StubInfo, StubKind, look_up};
 
-/// How a [`Jit`] is made.
-#[derive(Debug, Clone, Copy)]
-pub struct JitBuilder {
-    reserve_bytes: usize,
-    memory: MemoryMode,
-    placement: Placement,
-}
-
-impl JitBuilder {
-    /// Bytes of address space for code; rounded up to 4 MiB. The default is 1 GiB.
-    ///
-    /// The space is divided by frame class: a bit less than half of it is for
-    /// [`FrameClass::Standard`], a quarter for [`FrameClass::Saved`].
-    #[must_use]
-    pub fn reserve_bytes(mut self, bytes: usize) -> Self {
-        self.reserve_bytes = bytes;
-        self
-    }
-
-    /// How code memory is mapped.
-    #[must_use]
-    pub fn memory(mut self, mode: MemoryMode) -> Self {
-        self.memory = mode;
-        self
-    }
-
-    /// Where the reservation goes.
-    #[must_use]
-    pub fn placement(mut self, placement: Placement) -> Self {
-        self.placement = placement;
-        self
-    }
-
-    /// Makes an arena of its own. Arenas are never freed, and a process can have about 60.
-    ///
-    /// # Errors
-    /// A mapping was refused ([`JitError::System`]), or there are too many arenas.
-    pub fn build(self) -> Result<Jit, JitError> {
-        Ok(Jit { arena: Arena::new(self.reserve_bytes, self.memory, self.placement)? })
-    }
-}
-
-/// A handle to code memory. Copies are handles to the same memory.
-#[derive(Clone, Copy)]
-pub struct Jit {
-    arena: &'static Arena,
-}
-
-impl Jit {
-    /// The process's shared arena, made by the first call.
-    ///
-    /// # Errors
-    /// A mapping was refused ([`JitError::System`]). A later call tries again.
-    pub fn new() -> Result<Self, JitError> {
-        static SHARED: OnceLock<Jit> = OnceLock::new();
-        static MAKING: Mutex<()> = Mutex::new(());
-        if let Some(jit) = SHARED.get() {
-            return Ok(*jit);
-        }
-        let _one_at_a_time = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(jit) = SHARED.get() {
-            return Ok(*jit);
-        }
-        let jit = Self::builder().build()?;
-        Ok(*SHARED.get_or_init(|| jit))
-    }
-
-    /// Settings for an arena of its own.
-    pub fn builder() -> JitBuilder {
-        JitBuilder {
-            reserve_bytes: DEFAULT_RESERVE_BYTES,
-            memory: MemoryMode::Auto,
-            placement: Placement::Near,
-        }
-    }
-
-    /// Emits code with dynasm, at its final address, and publishes it under a name.
-    ///
-    /// `body` may emit other stubs and install other code. Targets are reached with
-    /// `call extern address`; the address of any stub of the same arena is in reach.
-    ///
-    /// ```
-    /// use dynasmrt::{DynasmApi, dynasm};
-    /// use footbridge::jit::{FrameClass, Jit};
-    ///
-    /// let jit = Jit::new()?;
-    /// // SAFETY: a System V leaf that changes rax only.
-    /// let answer = unsafe {
-    ///     jit.install("answer", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; mov eax, 42; ret))?
-    /// };
-    /// assert_eq!(footbridge::jit::look_up(answer.address()).map(|stub| stub.name()), Some("answer"));
-    /// # Ok::<(), footbridge::jit::JitError>(())
-    /// ```
-    ///
-    /// # Errors
-    /// The code does not assemble, breaks the prologue rule of its frame class, is longer than
-    /// 1 MiB, or there is no room; nothing is published then.
-    ///
-    /// # Safety
-    /// 1. All frames of the code keep the law of `class` (see [`FrameClass`]) whenever it calls.
-    /// 2. `class` is not `Entry` or `Root`.
-    /// 3. Whoever calls the code does so in the convention that it was written for.
-    /// 4. It returns directly after it dropped its frame (`pop rbp; ret` or `leave; ret`), and calls
-    ///    native code that may park, panic or walk stacks through goroutine functions only: other
-    ///    calls leave no anchor, so that walks from there miss this code.
-    /// 5. It calls, and returns, with the floating-point control modes (MXCSR, x87 control word)
-    ///    that it was entered with: they are the thread's, and a switch does not save them.
-    pub unsafe fn install(
-        &self,
-        name: &str,
-        class: FrameClass,
-        body: impl FnOnce(&mut Ops),
-    ) -> Result<Code, JitError> {
-        let spec = user_code(name, class)?;
-        let id = self.arena.emit(&spec, self.arena.max_code_bytes(), |ops| {
-            body(ops);
-            class.prologue_bytes()
-        })?;
-        Ok(Code { jit: *self, code: Arc::new(Installed(id)) })
-    }
-
-    /// As [`Self::install`], for code that may be interrupted for another goroutine when its time
-    /// slice ends, at any instruction but those in the ranges that `body` returns.
-    ///
-    /// All of the machine state survives: flags, registers, the 128 bytes below rsp, and what
-    /// XSAVE keeps on this CPU, but for the tiles of AMX.
-    ///
-    /// ```
-    /// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-    /// use footbridge::jit::{FrameClass, Jit};
-    ///
-    /// let jit = Jit::new()?;
-    /// // SAFETY: a System V leaf that changes rax only, and is as good anywhere.
-    /// let count = unsafe {
-    ///     jit.install_preemptible("count", FrameClass::Leaf, |ops| {
-    ///         dynasm!(ops; .arch x64; xor eax, eax; again: ; inc rax; cmp rax, rdi; jb <again; ret);
-    ///         vec![]
-    ///     })?
-    /// };
-    /// let found = footbridge::jit::look_up(count.address()).expect("installed");
-    /// assert!(found.is_preemptible());
-    /// # Ok::<(), footbridge::jit::JitError>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Self::install`]; an unsafe range is empty, leaves the code, overlaps another one, or
-    /// restarts in the prologue.
-    ///
-    /// # Safety
-    /// 1. As for [`Self::install`].
-    /// 2. The frame of a framed class is complete from `mov rbp, rsp` to the last `pop rbp` or
-    ///    `leave`, which a `ret` follows directly; rbp is not used for anything else in between.
-    /// 3. The code runs on a goroutine's stack with at least 8 KiB left, or it polls
-    ///    ([`Jit::polls`]) where it calls. (With less left it is not interrupted.)
-    /// 4. At each instruction outside of the unsafe ranges another goroutine may run on this thread,
-    ///    and a migratable goroutine may go on on another: there the code has no lock, no address
-    ///    that it got from `fs`, no borrow of a thread-local and no half-made state that others on
-    ///    the thread can see.
-    ///    Nor does anybody who calls it hold a lock that others on the thread may want
-    ///    ([`without_preemption`](crate::runtime::without_preemption) is for those who do): that
-    ///    would be a deadlock.
-    /// 5. From any instruction of a range that restarts, the code may go on at its first one.
-    pub unsafe fn install_preemptible(
-        &self,
-        name: &str,
-        class: FrameClass,
-        body: impl FnOnce(&mut Ops) -> Vec<UnsafeRange>,
-    ) -> Result<Code, JitError> {
-        let spec = user_code(name, class)?;
-        let id = self.arena.emit_preemptible(&spec, self.arena.max_code_bytes(), body)?;
-        Ok(Code { jit: *self, code: Arc::new(Installed(id)) })
-    }
-
-    /// How the code memory of this handle is mapped, in one sentence.
-    pub fn memory_report(&self) -> &str {
-        self.arena.memory().report()
-    }
-
-    /// Whether code in this arena reaches the program's text with `call rel32`.
-    pub fn is_near_text(&self) -> bool {
-        self.arena.memory().is_near()
-    }
-
-    pub(crate) fn arena(&self) -> &'static Arena {
-        self.arena
-    }
-}
-
-/// What the registry knows of code that a user installs.
-fn user_code(name: &str, class: FrameClass) -> Result<StubSpec<'_>, JitError> {
-    if matches!(class, FrameClass::Entry | FrameClass::Root) {
-        let rule = "entry and root frames are made by the crate's own stubs only";
-        return Err(JitError::FrameLaw { name: name.into(), rule });
-    }
-    Ok(StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 })
-}
-
-impl std::fmt::Debug for Jit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Jit({})", self.memory_report())
-    }
-}
-
-/// Code that was installed. When the handle and every entry to the code are dropped, the code is
-/// retired: it stays where it is, and stays recognisable, since frames may still return to it.
-pub struct Code {
-    jit: Jit,
-    code: Arc<Installed>,
-}
-
-/// Retires the code when the last one goes who enters it.
-pub(crate) struct Installed(StubId);
-
-impl Drop for Installed {
-    fn drop(&mut self) {
-        self.0.retire();
-    }
-}
-
-impl Code {
-    /// Address of the first instruction.
-    pub fn address(&self) -> usize {
-        self.code.0.start()
-    }
-
-    /// Bytes of code.
-    pub fn len(&self) -> usize {
-        self.code.0.len()
-    }
-
-    /// Never: code that is installed has at least one byte.
-    pub fn is_empty(&self) -> bool {
-        self.code.0.len() == 0
-    }
-
-    /// The code memory that this code is in.
-    pub fn jit(&self) -> Jit {
-        self.jit
-    }
-
-    /// Keeps the code from being retired.
-    pub(crate) fn share(&self) -> Arc<Installed> {
-        Arc::clone(&self.code)
-    }
-}
-
-impl std::fmt::Debug for Code {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = look_up(self.address()).map_or("?", |stub| stub.name());
-        write!(f, "Code({name:?} at {:#x}, {} bytes)", self.address(), self.len())
-    }
-}
-
-/// Turns the address of a stub into a function pointer. Nothing else in the crate does.
-///
-/// # Safety
-/// 1. `F` is a function pointer type.
-/// 2. The address is that of a stub whose entry side has exactly F's convention and types.
-pub(crate) unsafe fn as_fn<F: Copy>(address: usize) -> F {
-    const { assert!(size_of::<F>() == size_of::<usize>()) };
-    // SAFETY: same size by the assertion; the rest is the caller's promise.
-    unsafe { std::mem::transmute_copy(&address) }
+    pub(crate) use arena::{Arena, STUB_BYTES, StubSpec};
+    pub(crate) use code::{Installed, as_fn};
+    pub(crate) use eh_frame::Unwinder;
+    pub(crate) use eh_frame::entry_frame;
+    pub(crate) use preemptible::PreemptionPoint;
+    pub(crate) use registry::{StubId, look_up_return};
 }

@@ -19,12 +19,20 @@
 
 use dynasmrt::{DynasmApi, dynasm};
 
-use super::{ANCHOR_PC, GO_INTERNAL_SCRATCH, SYSTEM_V_SCRATCH, Shapes, StubEnv, poll};
+use super::{ANCHOR_PC, Shapes, StubEnv, poll};
 use crate::abi::{
-    Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Type,
+    Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Type, Xmm,
 };
 use crate::jit::emit::x86_64::{Areas, Base, Context, Emitter, check_processor, plan_bytes};
 use crate::jit::{Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec};
+
+/// Registers that a stub entered in System V may lose and that carry no argument of it.
+const SYSTEM_V_SCRATCH: RegSet =
+    RegSet::of_gprs(&[Gpr::R10, Gpr::R11]).union(RegSet::of_xmms(&[Xmm::XMM15]));
+
+/// The same for ABIInternal. xmm15 is made zero again afterwards.
+const GO_INTERNAL_SCRATCH: RegSet =
+    RegSet::of_gprs(&[Gpr::R12, Gpr::R13]).union(RegSet::of_xmms(&[Xmm::XMM15]));
 
 /// A stub that calls `target(arguments..., context)`.
 pub(crate) fn emit(

@@ -26,9 +26,12 @@
 mod aarch64;
 mod x86_64;
 
-use std::sync::Arc;
+crate::on_executing_host! {
+    mod known;
 
-use super::Shapes;
+    pub(crate) use known::shape;
+}
+
 use crate::abi::{
     Arch, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Type, Xreg,
 };
@@ -331,37 +334,4 @@ fn frame(arch: Arch, must_save: RegSet, goroutine: Option<Reg>) -> (FrameClass, 
         return (FrameClass::Saved, unwound.to_vec());
     }
     (FrameClass::Barrier, must_save.iter().collect())
-}
-
-/// The code of a shape that was emitted before, or else its code.
-pub(crate) struct Shape {
-    pub(crate) code: AdapterCode,
-    pub(crate) signature: &'static Signature,
-    pub(crate) name: &'static str,
-}
-
-/// The shape of an adapter for this host and process: made once, then known.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<Shape>, JitError> {
-    use crate::jit::arena::intern;
-    use crate::jit::emit::x86_64::check_processor;
-    static SHAPES: Shapes<(Convention, Convention, Binding), Shape> = Shapes::new();
-    let key = (spec.entry, spec.target, spec.binding);
-    SHAPES.get_or_plan(key, spec.signature, |signature| {
-        if spec.entry.spec().arch != Arch::Amd64 && spec.target.spec().arch != Arch::Amd64 {
-            let rule = "this host executes amd64; `AdapterCode::new` emits for other machines";
-            return Err(JitError::Signature { stub: "adapter", rule });
-        }
-        let plan = AdapterPlan::new(spec)?;
-        check_processor(&plan.plan)?;
-        let code = AdapterCode::emit(&plan, spec.g_tls_off_bytes, Some(no_goroutine))?;
-        let name = intern(&format!("{} to {}", spec.entry, spec.target));
-        Ok(Shape { code, signature, name })
-    })
-}
-
-impl Shape {
-    pub(crate) fn prologue_bytes(&self) -> usize {
-        self.code.prologue_bytes
-    }
 }

@@ -1,0 +1,40 @@
+//! Adapters for this host and process: each shape is made once, and then known.
+
+use std::sync::Arc;
+
+use super::{AdapterCode, AdapterPlan, AdapterSpec, Binding};
+use crate::abi::{Arch, Convention, Signature};
+use crate::jit::JitError;
+use crate::jit::arena::intern;
+use crate::jit::emit::x86_64::check_processor;
+use crate::jit::stubs::Shapes;
+
+/// An adapter but for its target and bound word.
+pub(crate) struct Shape {
+    pub(crate) code: AdapterCode,
+    pub(crate) signature: &'static Signature,
+    pub(crate) name: &'static str,
+}
+
+/// The shape of an adapter for this host and process: made once, then known.
+pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<Shape>, JitError> {
+    static SHAPES: Shapes<(Convention, Convention, Binding), Shape> = Shapes::new();
+    let key = (spec.entry, spec.target, spec.binding);
+    SHAPES.get_or_plan(key, spec.signature, |signature| {
+        if spec.entry.spec().arch != Arch::Amd64 && spec.target.spec().arch != Arch::Amd64 {
+            let rule = "this host executes amd64; `AdapterCode::new` emits for other machines";
+            return Err(JitError::Signature { stub: "adapter", rule });
+        }
+        let plan = AdapterPlan::new(spec)?;
+        check_processor(&plan.plan)?;
+        let code = AdapterCode::emit(&plan, spec.g_tls_off_bytes, Some(no_goroutine))?;
+        let name = intern(&format!("{} to {}", spec.entry, spec.target));
+        Ok(Shape { code, signature, name })
+    })
+}
+
+impl Shape {
+    pub(crate) fn prologue_bytes(&self) -> usize {
+        self.code.prologue_bytes
+    }
+}

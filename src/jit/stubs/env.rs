@@ -1,0 +1,25 @@
+//! What stubs know of the runtime. `jit` never looks behind these numbers.
+
+/// What stubs know of the runtime: plain numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct StubEnv {
+    /// Where the address of the current goroutine is, from the base of `fs`.
+    pub(crate) tls_g_off: i32,
+    /// Where the anchor is in a goroutine: fp, and behind it pc.
+    pub(crate) g_anchor_off: i32,
+    /// Where the guard is in a goroutine: code whose rsp is not above it leaves for the poll stub.
+    pub(crate) g_guard_off: i32,
+    /// Where the lowest address of its stack is in a goroutine.
+    pub(crate) g_stack_lo_off: i32,
+    /// Where the guard of the current goroutine is, from the base of `fs`.
+    pub(crate) tls_guard_off: i32,
+    /// Where the address of the poll stub is, from the base of `fs`.
+    pub(crate) tls_poll_off: i32,
+    /// A word that is free for whoever resumes an interrupted goroutine, from the base of `fs`.
+    pub(crate) tls_resume_off: i32,
+    /// Called where code runs that needs a goroutine and there is none. Does not return.
+    pub(crate) no_goroutine: usize,
+}
+
+/// Bytes from an anchor's fp to its pc.
+pub(crate) const ANCHOR_PC: i32 = 8;

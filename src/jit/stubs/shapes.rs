@@ -1,0 +1,42 @@
+//! What is planned once for all stubs of a shape.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::abi::Signature;
+use crate::jit::JitError;
+
+/// What was planned for a shape of stub: the next one of that shape only needs to be emitted. It
+/// grows with the number of shapes, of which a program has few.
+pub(super) struct Shapes<K, P>(OnceLock<Mutex<Plans<K, P>>>);
+
+type Plans<K, P> = HashMap<K, HashMap<&'static Signature, Arc<P>>>;
+
+impl<K: Copy + Eq + Hash, P> Shapes<K, P> {
+    pub(super) const fn new() -> Self {
+        Self(OnceLock::new())
+    }
+
+    /// The plan of a shape, made by `plan` if it is the first of its kind. `plan` gets a signature
+    /// that lives as long.
+    pub(super) fn get_or_plan(
+        &self,
+        key: K,
+        signature: &Signature,
+        plan: impl FnOnce(&'static Signature) -> Result<P, JitError>,
+    ) -> Result<Arc<P>, JitError> {
+        let shapes = || {
+            let shapes = self.0.get_or_init(Mutex::default);
+            shapes.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Some(known) = shapes().get(&key).and_then(|shapes| shapes.get(signature)) {
+            return Ok(Arc::clone(known));
+        }
+        // Planned without the lock: two threads may do so, and either plan will do.
+        let signature = Box::leak(Box::new(signature.clone()));
+        let new = Arc::new(plan(signature)?);
+        shapes().entry(key).or_default().insert(signature, Arc::clone(&new));
+        Ok(new)
+    }
+}
