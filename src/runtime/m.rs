@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::futex;
 use super::g::{G, GQueue, Gobuf};
+use super::pool::Pools;
 use super::sched::Sched;
 
 /// Slots of a run queue.
@@ -142,8 +143,7 @@ pub(crate) struct P {
     /// Scheduling rounds.
     pub(crate) tick: Cell<u32>,
     /// Dead goroutines with their stacks.
-    pub(crate) free: GQueue,
-    pub(crate) free_len: Cell<usize>,
+    pub(crate) pools: Pools,
     /// Goroutine numbers that were taken but not given yet.
     pub(crate) goids: Cell<(u64, u64)>,
 }
@@ -215,8 +215,7 @@ impl M {
                     run_next: Cell::new(ptr::null_mut()),
                     run_next_streak: Cell::new(0),
                     tick: Cell::new(0),
-                    free: GQueue::new(),
-                    free_len: Cell::new(0),
+                    pools: Pools::new(),
                     goids: Cell::new((0, 0)),
                 },
                 local: GQueue::new(),
@@ -316,7 +315,8 @@ impl M {
         if park.load(Ordering::Acquire) == PARKED && timeout != Some(Duration::ZERO) {
             futex::wait(park, PARKED, timeout);
         }
-        if timer.is_none() && limit.is_some() && park.load(Ordering::SeqCst) == PARKED {
+        let limit_is_first = limit.is_some_and(|limit| timer.is_none_or(|timer| limit < timer));
+        if limit_is_first && park.load(Ordering::SeqCst) == PARKED {
             return None;
         }
         Some(park.swap(AWAKE, Ordering::SeqCst) == NOTIFIED_SPINNING)

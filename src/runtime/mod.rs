@@ -24,12 +24,15 @@
 
 mod adapter;
 mod bridge;
+mod builder;
 mod chan;
 mod config;
 mod futex;
 mod g;
 mod join;
 mod m;
+mod overflow;
+mod pool;
 mod sched;
 mod signal;
 mod stack;
@@ -43,6 +46,7 @@ mod unwind;
 
 pub use adapter::Adapter;
 pub use bridge::{Entry, EntryType, GoroutineClosure, GoroutineFn, SpawnFn};
+pub use builder::Builder;
 pub use chan::{Case, Chan, Iter, SendError, TryRecvError, TrySendError, select, try_select};
 pub use config::{Config, MAX_PROCESSORS, RunError};
 pub use g::{Status, WaitReason};
@@ -50,17 +54,18 @@ pub use join::{
     Abandoned, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, go, go_migratable,
     scope, try_go,
 };
+pub use pool::{StackUsage, stack_usage};
 #[doc(hidden)]
 pub use sched::measure_raw_switch;
 pub use sched::{Parker, current, gopark, goready, gosched};
-pub use stack::StackError;
+pub use stack::{Shortage, StackError};
 pub use switch::systemstack;
 pub use time::sleep;
 pub use traceback::{TraceFrame, Traceback, jit_frames, jit_frames_from, traceback, traceback_all};
 pub use unwind::{JitFrame, Registers, WalkEnd};
 
 pub(crate) use futex::probe_fences;
-pub(crate) use stack::probe_guards;
+pub(crate) use pool::probe_guards;
 
 /// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].
 ///

@@ -34,6 +34,7 @@ use super::config::Config;
 use super::futex;
 use super::g::{self, G, GQueue, Gobuf, Status, TaskType, WaitReason, join_state};
 use super::m::{M, RUNQ};
+use super::pool;
 use super::signal::AltStack;
 use super::stack::{self, SizeClass, StackError};
 use super::switch::{gogo, goroutine_entry, goswitch, mcall};
@@ -49,10 +50,9 @@ const TIMERS_EVERY: u32 = 16;
 const LOCAL_EVERY: u32 = 8;
 /// How often in a row the run-next slot goes before the queues.
 const RUN_NEXT_STREAK: u32 = 128;
-/// Dead goroutines that a P keeps for itself.
-const FREE_PER_P: usize = 1024;
-/// How long all Ms have slept when a deadlock is looked for, and how often then.
-const DEADLOCK_AFTER: Duration = Duration::from_millis(10);
+/// How long an M has slept when it gives memory back and, as the last one, looks for a deadlock.
+const IDLE_AFTER: Duration = Duration::from_millis(10);
+/// How often a deadlock is looked for then.
 const DEADLOCK_EVERY: Duration = Duration::from_secs(1);
 /// How often an M without work tries to steal before it sleeps.
 const SPINS: u32 = 30;
@@ -80,16 +80,13 @@ unsafe impl Send for GlobalQueue {}
 static RUN_IDS: AtomicU64 = AtomicU64::new(1);
 static GOIDS: AtomicU64 = AtomicU64::new(1);
 
-/// Dead goroutines of all runs, by the size class of their stacks.
-static FREE: [Mutex<FreeList>; SizeClass::COUNT] =
-    [const { Mutex::new(FreeList(GQueue::new())) }; SizeClass::COUNT];
-struct FreeList(GQueue);
-// SAFETY: behind a lock.
-unsafe impl Send for FreeList {}
-
 impl Sched {
     pub(crate) fn run_id(&self) -> u64 {
         self.run_id
+    }
+
+    pub(crate) fn ms(&self) -> impl Iterator<Item = &'static M> {
+        self.ms.iter().copied()
     }
 
     /// Puts `count` goroutines at the end of the global queue.
@@ -180,6 +177,10 @@ fn make_current(m: &M, g: *mut G) {
     let gr = unsafe { &*g };
     gr.transition(Status::Runnable, Status::Running);
     gr.m.store(ptr::from_ref(m).cast_mut(), Ordering::Relaxed);
+    let sp = gr.sched.sp();
+    if sp < gr.lowest_sp.get() {
+        gr.lowest_sp.set(sp);
+    }
     gr.switches.store(gr.switches.load(Ordering::Relaxed) + 1, Ordering::Release);
     m.curg.store(g, Ordering::Relaxed);
     setg(g);
@@ -471,13 +472,18 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
     } else {
         // The last one to sleep looks for a deadlock: soon, and then from time to time, since a
         // foreign thread that could wake a goroutine may end.
-        let mut limit = (idle == sched.ms.len()).then_some(DEADLOCK_AFTER);
+        let is_last = idle == sched.ms.len();
+        let mut limit = (is_last || pool::has_surplus(m)).then_some(IDLE_AFTER);
         loop {
             if let Some(spinning) = m.park(limit) {
                 break spinning;
             }
-            check_deadlock(sched);
-            limit = Some(DEADLOCK_EVERY);
+            pool::give_back_idle(m, || m.is_parked());
+            if is_last {
+                check_deadlock(sched);
+            }
+            let is_suspect = is_last && !m.has_timers.load(Ordering::Relaxed);
+            limit = is_suspect.then_some(DEADLOCK_EVERY);
         }
     };
     // Before the mail is taken: see `check_deadlock`.
@@ -709,44 +715,13 @@ pub(crate) struct NewError {
     pub(crate) error: StackError,
 }
 
-/// A G with a stack, from the lists of the dead or new. Idle.
-fn take_g(m: Option<&M>, class: SizeClass) -> Result<*mut G, NewError> {
-    if let Some(m) = m {
-        let g = m.p.free.pop();
-        if !g.is_null() {
-            m.p.free_len.set(m.p.free_len.get() - 1);
-            return Ok(g);
-        }
-    }
-    let g = FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.pop();
-    if !g.is_null() {
-        return Ok(g);
-    }
-    let stack = stack::carve(class).map_err(|error| NewError { error })?;
-    let g = g::allocate();
-    g.stack.set(stack);
-    Ok(ptr::from_ref(g).cast_mut())
-}
-
 /// Gives back a dead goroutine that nobody refers to any more.
 pub(crate) fn free_g(g: *mut G) {
     // SAFETY: immortal, dead, and ours.
     let gr = unsafe { &*g };
     gr.transition(Status::Dead, Status::Idle);
-    let stack = gr.stack.get();
-    let class = SizeClass::for_bytes(stack.hi - stack.lo).expect("stacks are carved by class");
-    let m = getm();
-    // SAFETY: this thread's M, if it is one.
-    let m = unsafe { m.as_ref() };
-    if let Some(m) = m {
-        // SAFETY: this thread's M.
-        let own_class = unsafe { sched_of(m) }.class;
-        if own_class == class && m.p.free_len.get() < FREE_PER_P {
-            m.p.free_len.set(m.p.free_len.get() + 1);
-            return m.p.free.push(g);
-        }
-    }
-    FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
+    // SAFETY: this thread's M, if it is one; nobody refers to the goroutine any more.
+    unsafe { pool::put(getm().as_ref(), g) };
 }
 
 /// Offset of a stack's top from its end: spreads the hottest lines over cache sets.
@@ -779,12 +754,12 @@ pub(crate) struct NewG {
     data: *mut u8,
 }
 
-/// Takes a G and reserves `size` bytes (at most [`task_room`]) at the top of its stack.
-pub(crate) fn new_g(size: usize, align: usize) -> Result<NewG, NewError> {
-    let class = current_class();
-    // SAFETY: `current_class` found that the thread is an M.
+/// Takes a G of the class and reserves `size` bytes (at most [`task_room`]) at the top of its
+/// stack. The thread is an M: [`current_class`] has found that out.
+pub(crate) fn new_g(class: SizeClass, size: usize, align: usize) -> Result<NewG, NewError> {
+    // SAFETY: a thread of a run.
     let m = unsafe { this_m() };
-    let g = take_g(Some(m), class)?;
+    let g = pool::take(Some(m), class).map_err(|error| NewError { error })?;
     // SAFETY: immortal and ours.
     let stack = unsafe { (*g).stack.get() };
     let data = (stack.hi - color(stack) - size) & !(align.max(16) - 1);
@@ -820,6 +795,7 @@ impl NewG {
         gr.anchor.clear();
         // The entry stub calls: rsp is 16-aligned there.
         gr.sched.start_at(goroutine_entry(), data as usize & !15);
+        gr.lowest_sp.set(usize::MAX);
         gr.transition(Status::Idle, Status::Runnable);
         enqueue(m, g);
         if !pinned {
@@ -866,7 +842,7 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
     static TASK: TaskType = TaskType { run: partner, drop_result: drop_nothing };
     super::switch::emit_stubs().map_err(RunError::Code)?;
     let class = Config::default().class()?;
-    let g = take_g(None, class).map_err(|NewError { error }| RunError::Stack(error))?;
+    let g = pool::take(None, class).map_err(RunError::Stack)?;
     let pair = Pair { home: Gobuf::new(), partner: g };
     // SAFETY: the G is ours; the word at the top of its stack too.
     unsafe {
@@ -882,7 +858,7 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
         }
         let elapsed = started.elapsed();
         // Idle again: what is on its stack is never resumed.
-        FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
+        pool::put(None, g);
         Ok(elapsed)
     }
 }
@@ -927,6 +903,8 @@ unsafe extern "C" fn goexit0(g: *const G) -> ! {
         let gr = &*g;
         let goid = gr.goid.load(Ordering::Relaxed);
         debug_assert!(goid != 0);
+        // What is above its rsp is the task with its result, and the frame to continue in.
+        gr.stack.get().give_back_depths(gr.lowest_sp.get(), gr.sched.sp());
         gr.transition(Status::Running, Status::Dead);
         match gr.join.swap(join_state::DONE, Ordering::AcqRel) {
             join_state::RUNNING => {}
@@ -1000,13 +978,8 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         let _ = thread.join();
     }
     abandon_goroutines(run_id);
+    pool::close(sched.ms());
     for &m in &sched.ms {
-        while let g = m.p.free.pop()
-            && !g.is_null()
-        {
-            FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
-        }
-        m.p.free_len.set(0);
         m.sched.store(ptr::null_mut(), Ordering::Relaxed);
         m.release();
     }
@@ -1050,7 +1023,7 @@ fn run_main<R>(sched: &'static Sched, f: impl FnOnce() -> R) -> Result<MainResul
     let previous_m = getm();
     debug_assert!(previous_m.is_null());
     setm(ptr::from_ref(m).cast_mut());
-    let started = new_g(size_of::<usize>(), align_of::<usize>()).map(|new| {
+    let started = new_g(sched.class, size_of::<usize>(), align_of::<usize>()).map(|new| {
         // SAFETY: room for one pointer was reserved there.
         unsafe { new.data().cast::<*mut u8>().write((&raw mut main).cast()) };
         new.start(task, join_state::DETACHED, false, true);
