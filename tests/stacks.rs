@@ -158,7 +158,7 @@ fn more_than_the_largest_class_is_refused() {
     runtime::run(|| {
         for requested in [8 * MIB + 1, usize::MAX] {
             let builder = Builder::new().stack_bytes(requested);
-            let keep = vec![1, 2, 3];
+            let keep = [1, 2, 3];
             let refused = builder.clone().go(move || keep.len()).expect_err("too large");
             assert_eq!(refused.error, StackError::TooLarge { requested });
             let whole = format!("a goroutine could not be started: {}", text(requested));
