@@ -260,6 +260,13 @@ fn aapcs64() {
             ),
             // An empty struct does not spoil one.
             ("fn(struct { f64, struct {} })", "p0: v0", [0, 0, 16]),
+            // ... which does not spoil a struct that one complex number or short vector fills.
+            (
+                "fn(struct { [v128; 0], v128 }, struct { struct { [i8; 0] }, [complex<f32>; 1] }, \
+                 union { [v128; 0], v128 }, struct { struct { [v64; 0], v64 }, v64 })",
+                "p0: v0  p1.0: v1  p1.4: v2  p2.0: x0  p2.8: x1  p3.0: x2  p3.8: x3",
+                [0, 0, 16],
+            ),
             // C.3: an aggregate that does not fit ends the use of vector registers.
             (
                 "fn(f64, f64, f64, f64, f64, f64, [f64; 3], f32, i8)",
@@ -329,6 +336,8 @@ fn apple() {
                  p9: [arg+2]  p10: [arg+4]  p11: [arg+8]  p12: [arg+16]  p13: [arg+24]  p14: v0",
                 [25, 32, 16],
             ),
+            // clang: an array of length 0 spoils every homogeneous aggregate.
+            ("fn(struct { [v128; 0], v128 })", "p0.0: x0  p0.8: x1", [0, 0, 16]),
             // Unnamed arguments are on the stack, in words.
             (
                 "fn(ptr, ..., i32, f64, i128, [f32; 2])",
@@ -341,6 +350,11 @@ fn apple() {
         refused(Convention::AppleAarch64, "fn(struct { longdouble })"),
         "AppleAarch64, parameter 0 (struct { longdouble }): Apple's long double is f64"
     );
+    for convention in [Convention::Aapcs64, Convention::AppleAarch64] {
+        let error = refused(convention, "fn(v256, struct { i8, [v256; 0] })");
+        assert!(error.contains("parameter 1"), "{error}");
+        assert!(error.contains("vectors of more than 128 bits are aligned to 16 bytes"), "{error}");
+    }
 }
 
 #[test]

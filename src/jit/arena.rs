@@ -288,7 +288,7 @@ fn check_frame_law(spec: &StubSpec<'_>, code: &[u8]) -> Result<(), JitError> {
 }
 
 /// One copy of each name, for ever: descriptors outlive every handle.
-fn intern(name: &str) -> &'static str {
+pub(crate) fn intern(name: &str) -> &'static str {
     use std::collections::HashSet;
     static NAMES: OnceLock<Mutex<HashSet<&'static str>>> = OnceLock::new();
     let names = NAMES.get_or_init(Mutex::default);

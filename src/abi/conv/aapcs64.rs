@@ -84,10 +84,19 @@ struct Rules {
     unnamed_on_stack: bool,
     /// There is a `long double` that is not `double`.
     has_long_double: bool,
+    /// A struct that has one complex number or one short vector, and nothing else that has bytes,
+    /// is like that, also if there is an array of length 0 in it: gcc's machine mode of the struct.
+    /// clang differs.
+    is_what_fills_it: bool,
 }
 
-const STANDARD_RULES: Rules =
-    Rules { even_pairs: true, least_slot_bytes: 8, unnamed_on_stack: false, has_long_double: true };
+const STANDARD_RULES: Rules = Rules {
+    even_pairs: true,
+    least_slot_bytes: 8,
+    unnamed_on_stack: false,
+    has_long_double: true,
+    is_what_fills_it: true,
+};
 
 /// "Pass arguments to functions correctly" and "Update code that passes arguments to variadic
 /// functions". That structs on the stack still take whole words is clang's reading.
@@ -96,6 +105,7 @@ const APPLE_RULES: Rules = Rules {
     least_slot_bytes: 1,
     unnamed_on_stack: true,
     has_long_double: false,
+    is_what_fills_it: false,
 };
 
 /// How a value counts.
@@ -112,9 +122,10 @@ enum Class {
 }
 
 /// AAPCS64 5.10 and 6.8.2.
-fn class(ty: &Type) -> Class {
+fn class(ty: &Type, rules: &Rules) -> Class {
     let size = ty.layout(Language::C).size_bytes;
-    if let Some((count, element)) = homogeneous(ty)
+    let filling = if rules.is_what_fills_it { filling(ty) } else { None };
+    if let Some((count, element)) = homogeneous(filling.unwrap_or(ty))
         && (1..=4).contains(&count)
     {
         let bytes = element.layout(Language::C).size_bytes;
@@ -127,6 +138,21 @@ fn class(ty: &Type) -> Class {
         _ if ty.is_word() => Class::Integer,
         0..=16 => Class::Doublewords,
         _ => Class::Reference,
+    }
+}
+
+/// The complex number or vector that a struct consists of, if there is no other byte in it.
+fn filling(ty: &Type) -> Option<&Type> {
+    let size = ty.layout(Language::C).size_bytes;
+    match ty {
+        Type::Complex(_) | Type::Vector(_) => Some(ty),
+        Type::Array(array) if array.length() == 1 => filling(array.element()),
+        Type::Struct(record) => {
+            let bytes = |field: &&Type| field.layout(Language::C).size_bytes;
+            let field = record.spec().fields.iter().find(|field| bytes(field) != 0)?;
+            if bytes(&field) == size { filling(field) } else { None }
+        }
+        _ => None,
     }
 }
 
@@ -185,6 +211,19 @@ fn natural_align(ty: &Type) -> u32 {
     }
 }
 
+/// Whether the type is, or has anywhere in it, a vector that is no short vector. gcc and clang align
+/// those to 16 bytes, as AAPCS64 has no alignment for them, and not to their size.
+fn has_long_vector(ty: &Type) -> bool {
+    match ty {
+        Type::Vector(width) => width.bytes() > 16,
+        Type::Array(array) => has_long_vector(array.element()),
+        Type::Struct(record) | Type::Union(record) => {
+            record.spec().fields.iter().any(has_long_vector)
+        }
+        _ => false,
+    }
+}
+
 /// The registers of a value that fits in those left; AAPCS64 6.8.2, C.1 to C.13.
 fn in_registers(
     ty: &Type,
@@ -230,13 +269,17 @@ fn classify(
     let spec = convention.spec();
     let value = |ty, passing| Value::new(ty, Language::C, passing);
     let check = |index, ty: &Type| {
-        let mut found = false;
-        ty.each_leaf(Language::C, 0, &mut |_, leaf| found |= *leaf == Type::LongDouble);
-        if found && !rules.has_long_double {
-            let rule = "Apple's long double is f64";
-            return Err(convention.unsupported(index, ty, rule));
-        }
-        Ok(())
+        let mut long_double = false;
+        ty.each_leaf(Language::C, 0, &mut |_, leaf| long_double |= *leaf == Type::LongDouble);
+        let rule = if long_double && !rules.has_long_double {
+            "Apple's long double is f64"
+        } else if !matches!(ty, Type::Vector(_)) && has_long_vector(ty) {
+            "vectors of more than 128 bits are aligned to 16 bytes on AArch64, so what has one \
+             among its fields is laid out differently; pass a pointer"
+        } else {
+            return Ok(());
+        };
+        Err(convention.unsupported(index, ty, rule))
     };
 
     // AAPCS64 6.9.
@@ -246,7 +289,7 @@ fn classify(
         check(ValueIndex::Result(index), ty)?;
         results.push(value(
             ty,
-            match class(ty) {
+            match class(ty, rules) {
                 _ if ty.layout(Language::C).size_bytes == 0 => Passing::Nothing,
                 Class::Reference => {
                     // "The callee is not required to preserve the value stored in x8."
@@ -278,7 +321,7 @@ fn classify(
             params.push(value(ty, Passing::Nothing));
             continue;
         }
-        let class = class(ty);
+        let class = class(ty, rules);
         let passing = if on_stack { None } else { in_registers(ty, &class, rules, &mut registers) };
         let passing = match (passing, &class) {
             (Some(passing), _) => passing,

@@ -39,19 +39,20 @@ const GO_INTERNAL_SCRATCH: RegSet =
 /// grows with the number of shapes, of which a program has few.
 struct Shapes<K, P>(OnceLock<Mutex<Plans<K, P>>>);
 
-type Plans<K, P> = HashMap<K, HashMap<Signature, Arc<P>>>;
+type Plans<K, P> = HashMap<K, HashMap<&'static Signature, Arc<P>>>;
 
 impl<K: Copy + Eq + Hash, P> Shapes<K, P> {
     const fn new() -> Self {
         Self(OnceLock::new())
     }
 
-    /// The plan of a shape, made by `plan` if it is the first of its kind.
+    /// The plan of a shape, made by `plan` if it is the first of its kind. `plan` gets a signature
+    /// that lives as long.
     fn get_or_plan(
         &self,
         key: K,
         signature: &Signature,
-        plan: impl FnOnce() -> Result<P, JitError>,
+        plan: impl FnOnce(&'static Signature) -> Result<P, JitError>,
     ) -> Result<Arc<P>, JitError> {
         let shapes = || {
             let shapes = self.0.get_or_init(Mutex::default);
@@ -61,8 +62,9 @@ impl<K: Copy + Eq + Hash, P> Shapes<K, P> {
             return Ok(Arc::clone(known));
         }
         // Planned without the lock: two threads may do so, and either plan will do.
-        let new = Arc::new(plan()?);
-        shapes().entry(key).or_default().insert(signature.clone(), Arc::clone(&new));
+        let signature = Box::leak(Box::new(signature.clone()));
+        let new = Arc::new(plan(signature)?);
+        shapes().entry(key).or_default().insert(signature, Arc::clone(&new));
         Ok(new)
     }
 }

@@ -23,6 +23,7 @@
 //! is in cells behind it, so that only the first of a shape is planned and emitted: each further
 //! one is a copy with other cells.
 
+mod aarch64;
 mod x86_64;
 
 use std::sync::Arc;
@@ -85,8 +86,9 @@ pub struct AdapterSpec<'a> {
     /// What it binds.
     pub binding: Binding,
     /// Where the address of the current goroutine's `g` is, in bytes from the thread pointer (`fs`
-    /// on amd64, `tpidr_el0` on AArch64). Only adapters need it that call a convention with a
-    /// register for `g` and are entered in one without.
+    /// on amd64; `tpidr_el0` on AArch64, or, entered from Apple's convention, `tpidrro_el0` without
+    /// its low three bits). Only adapters need it that call a convention with a register for `g`
+    /// and are entered in one without.
     pub g_tls_off_bytes: Option<i32>,
 }
 
@@ -150,10 +152,7 @@ impl AdapterCode {
         };
         match plan.arch {
             Arch::Amd64 => x86_64::emit(plan, g_tls_off, no_goroutine),
-            Arch::Aarch64 => {
-                let rule = "adapters of AArch64 are not emitted yet";
-                Err(JitError::Signature { stub: "adapter", rule })
-            }
+            Arch::Aarch64 => aarch64::emit(plan, g_tls_off),
         }
     }
 
@@ -203,6 +202,8 @@ struct AdapterPlan {
     arch: Arch,
     /// How the adapter is entered.
     entry: Convention,
+    /// How the target is.
+    target: Convention,
     /// The moves; in place for a tail jump.
     plan: Plan,
     /// The law of the frame.
@@ -270,6 +271,7 @@ impl AdapterPlan {
         Ok(AdapterPlan {
             arch: from.arch,
             entry: spec.entry,
+            target: spec.target,
             class: if plan.in_place { FrameClass::Leaf } else { class },
             saved,
             set_before: set_before.collect(),
@@ -341,10 +343,11 @@ pub(crate) struct Shape {
 /// The shape of an adapter for this host and process: made once, then known.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<Shape>, JitError> {
+    use crate::jit::arena::intern;
     use crate::jit::emit::x86_64::check_processor;
     static SHAPES: Shapes<(Convention, Convention, Binding), Shape> = Shapes::new();
     let key = (spec.entry, spec.target, spec.binding);
-    SHAPES.get_or_plan(key, spec.signature, || {
+    SHAPES.get_or_plan(key, spec.signature, |signature| {
         if spec.entry.spec().arch != Arch::Amd64 && spec.target.spec().arch != Arch::Amd64 {
             let rule = "this host executes amd64; `AdapterCode::new` emits for other machines";
             return Err(JitError::Signature { stub: "adapter", rule });
@@ -352,12 +355,8 @@ pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<S
         let plan = AdapterPlan::new(spec)?;
         check_processor(&plan.plan)?;
         let code = AdapterCode::emit(&plan, spec.g_tls_off_bytes, Some(no_goroutine))?;
-        let name = format!("{} to {}", spec.entry, spec.target);
-        Ok(Shape {
-            code,
-            signature: Box::leak(Box::new(spec.signature.clone())),
-            name: name.leak(),
-        })
+        let name = intern(&format!("{} to {}", spec.entry, spec.target));
+        Ok(Shape { code, signature, name })
     })
 }
 

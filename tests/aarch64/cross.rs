@@ -1,0 +1,91 @@
+//! Debian's cross compiler and emulator: programs for AArch64, made and run on this machine.
+//!
+//! This file knows no convention and no adapter.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A folder for temporary files, removed when everything went well.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Folder {
+        let name = format!("footbridge-{name}-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).expect("a folder for temporary files");
+        Folder(folder)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).expect("written");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the files are in {}", self.0.display());
+        } else {
+            std::fs::remove_dir_all(&self.0).expect("removed");
+        }
+    }
+}
+
+/// Whether the tools are there; says so if not, and fails where that is not accepted.
+pub fn is_there() -> bool {
+    let runs = |program: &str| Command::new(program).arg("--version").output().is_ok();
+    let found = runs("aarch64-linux-gnu-gcc")
+        && runs("qemu-aarch64")
+        && Path::new("/usr/aarch64-linux-gnu/lib/libc.a").exists();
+    if !found {
+        let packages = "gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user";
+        let no_skip = std::env::var_os("FOOTBRIDGE_NO_SKIP").is_some();
+        assert!(!no_skip, "this test needs the Debian packages {packages}");
+        eprintln!("skipped: needs {packages}");
+    }
+    found
+}
+
+/// Compiles and links sources to a program without shared libraries.
+pub fn compile(program: &Path, sources: &[&Path]) {
+    let gcc = Command::new("aarch64-linux-gnu-gcc")
+        .args(["-O1", "-w", "-Wno-psabi", "-static", "-no-pie", "-o"])
+        .arg(program)
+        .args(sources)
+        .output()
+        .expect("the cross compiler runs");
+    assert!(gcc.status.success(), "{}", String::from_utf8_lossy(&gcc.stderr));
+}
+
+/// Runs a program.
+pub fn output(program: &Path, args: &[&Path]) -> Output {
+    Command::new("qemu-aarch64").arg(program).args(args).output().expect("qemu runs")
+}
+
+/// Runs a program, which must end with success, and returns what it printed.
+pub fn run(program: &Path) -> Vec<u8> {
+    let run = output(program, &[]);
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{}: {}\n{said}", program.display(), run.status);
+    run.stdout
+}
+
+/// How many random cases a test makes.
+pub fn cases() -> usize {
+    number("FOOTBRIDGE_A64_CASES", 300) as usize
+}
+
+/// What the random cases are made from.
+pub fn seed() -> u64 {
+    number("FOOTBRIDGE_SEED", 1)
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
