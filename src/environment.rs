@@ -17,6 +17,11 @@ pub struct Environment {
     pub fences: String,
     /// Whose unwinder carries panics.
     pub unwinder: String,
+    /// What is saved of a goroutine that is interrupted in JIT code.
+    pub preemption: String,
+    /// Handlers of signals that run on goroutine stacks, because they were installed without
+    /// `SA_ONSTACK`.
+    pub signal_handlers: String,
 }
 
 /// Finds out. Makes the shared code memory and one stack if they were not made before.
@@ -35,7 +40,21 @@ pub fn environment() -> Environment {
             Unwinder::Libgcc => "libgcc".into(),
             Unwinder::Llvm => "LLVM libunwind".into(),
         },
+        preemption: runtime::saved_state(),
+        signal_handlers: describe_handlers(&runtime::handlers_without_alternate_stack()),
     }
+}
+
+fn describe_handlers(signals: &[i32]) -> String {
+    if signals.is_empty() {
+        return "all on alternate stacks".into();
+    }
+    let numbers: Vec<_> = signals.iter().map(ToString::to_string).collect();
+    format!(
+        "signals {} have handlers without SA_ONSTACK, which run on goroutine stacks: install them \
+         with it, or raise Config::stack_size",
+        numbers.join(", ")
+    )
 }
 
 impl fmt::Display for Environment {
@@ -43,6 +62,8 @@ impl fmt::Display for Environment {
         writeln!(f, "code memory:  {}", self.code_memory)?;
         writeln!(f, "stack guards: {}", self.stack_guards)?;
         writeln!(f, "fences:       {}", self.fences)?;
-        writeln!(f, "unwinder:     {}", self.unwinder)
+        writeln!(f, "unwinder:     {}", self.unwinder)?;
+        writeln!(f, "preemption:   {}", self.preemption)?;
+        writeln!(f, "handlers:     {}", self.signal_handlers)
     }
 }

@@ -480,7 +480,8 @@ fn quickstart_prints_what_its_head_says() {
     assert!(output.status.success(), "{}", output.status);
     let stderr = String::from_utf8(output.stderr).expect("names are UTF-8");
     let mut lines = stderr.lines();
-    for label in ["code memory:  ", "stack guards: ", "fences:       ", "unwinder:     ", ""] {
+    let host = ["code memory:  ", "stack guards: ", "fences:       ", "unwinder:     "];
+    for label in host.into_iter().chain(["preemption:   ", "handlers:     ", ""]) {
         let line = lines.next().unwrap_or("nothing");
         assert!(line.starts_with(label) && line.len() >= label.len(), "{line:?} in\n{stderr}");
     }

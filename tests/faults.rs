@@ -61,7 +61,7 @@ fn a_rust_function_that_overflows_is_named() {
 #[test]
 fn an_overflow_on_any_thread_of_the_run_is_reported() {
     child::run("an_overflow_on_any_thread_of_the_run_is_reported", || {
-        let run = Config { processors: 3, stack_size: 128 << 10 }.run(|| {
+        let run = Config { stack_size: 128 << 10, ..config(3) }.run(|| {
             let home = std::thread::current().id();
             loop {
                 let there = go(move || {

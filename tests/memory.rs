@@ -168,7 +168,9 @@ fn helpers_out_of_reach_are_called_through_cells() {
         let calls: Vec<_> = listing
             .iter()
             .filter(|(i, _)| {
+                // The poll stub is called through a thread-local word, wherever it is.
                 matches!(i.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
+                    && i.segment_prefix() != Register::FS
             })
             .collect();
         let [(helper, shown)] = calls[..] else { panic!("{listing:#?}") };
@@ -580,8 +582,12 @@ fn what_this_host_offers_is_one_of_what_there_is() {
             ["membarrier(2) private expedited", "no membarrier(2): full fences on both sides"];
         assert!(fences.contains(&&*found.fences), "{}", found.fences);
         assert!(["libgcc", "LLVM libunwind"].contains(&&*found.unwinder), "{}", found.unwinder);
+        let saved = &found.preemption;
+        assert!(saved.starts_with("SIGURG; ") && saved.ends_with(" bytes"), "{saved}");
+        assert_eq!(found.signal_handlers, "all on alternate stacks");
         let all = format!(
-            "code memory:  {}\nstack guards: {}\nfences:       {}\nunwinder:     {}\n",
+            "code memory:  {}\nstack guards: {}\nfences:       {}\nunwinder:     {}\n\
+             preemption:   {saved}\nhandlers:     all on alternate stacks\n",
             found.code_memory, found.stack_guards, found.fences, found.unwinder
         );
         assert_eq!(found.to_string(), all);
@@ -620,7 +626,7 @@ fn an_old_kernel_gets_protected_guard_pages_and_they_work() {
             limit / 10 * 9 / 2
         );
         assert_eq!(environment().stack_guards, text);
-        let config = Config { processors: 1, stack_size: 16 << 10 };
+        let config = Config { processors: 1, stack_size: 16 << 10, ..Config::default() };
         config.run(|| sink(&[0; 4])).expect("the run starts");
     })
     .assert_aborted_with(&overflow("1", "16 KiB", "64 KiB", "rust memory::sink", NO_FRAMES));
@@ -635,7 +641,8 @@ fn a_stack_without_a_guard_is_not_handed_out() {
         let text = "no guard page for a goroutine stack: Cannot allocate memory (os error 12); \
                     this kernel has no MADV_GUARD_INSTALL, so that each guard is a mapping: raise \
                     vm.max_map_count";
-        let config = Config { processors: 1, ..Config::default() };
+        // A thread that watches would have no guard either.
+        let config = Config { processors: 1, time_slice: None, ..Config::default() };
         let inside = config.run(|| {
             no_guards();
             let value = 11;
@@ -667,11 +674,15 @@ fn threads_that_cannot_be_made_are_an_error_of_the_run() {
             assert_eq!(
                 error.to_string(),
                 "a thread could not be created: Resource temporarily unavailable (os error 11); \
-                 check RLIMIT_NPROC or lower Config::processors"
+                 check RLIMIT_NPROC, lower Config::processors, or set Config::time_slice to None, \
+                 which needs one thread less"
             );
         }
-        // One processor is the calling thread.
-        assert_eq!(config(1).run(|| runtime::go(|| 3).join().expect("no panic")), Ok(3));
+        // One processor is the calling thread, but somebody watches how long goroutines run.
+        let error = config(1).run(|| ()).expect_err("no thread");
+        assert_eq!(error, RunError::Thread { errno: libc::EAGAIN });
+        let alone = Config { time_slice: None, ..config(1) };
+        assert_eq!(alone.run(|| runtime::go(|| 3).join().expect("no panic")), Ok(3));
     })
     .assert_success();
 }

@@ -298,7 +298,8 @@ impl Scene {
 }
 
 fn run<R>(f: impl FnOnce() -> R) -> R {
-    let config = Config { processors: 1, ..Config::default() };
+    // Steps are slow: every time slice would end in the scene.
+    let config = Config { processors: 1, time_slice: None, ..Config::default() };
     config.run(f).expect("the run starts")
 }
 
@@ -322,13 +323,17 @@ fn decode(start: usize) -> BTreeMap<usize, Mnemonic> {
 }
 
 /// The instructions of a stub that are never executed here, by what the stub is for: where there
-/// is no goroutine, and behind calls that do not return.
+/// is no goroutine, behind calls that do not return, and where polls lead to that find a request
+/// (`single_step_preempt.rs` has those).
 fn never_executed(stub: Piece, convention: Option<Convention>) -> Vec<Mnemonic> {
     let no_goroutine = vec![Mnemonic::And, Mnemonic::Call, Mnemonic::Ud2];
     match stub {
         (Enter, _) => no_goroutine,
         // In ABIInternal r14 is the goroutine, so there is no such path.
-        (GoroutineFn | Spawn, _) if convention == Some(Convention::SystemV) => no_goroutine,
+        (GoroutineFn | Spawn, _) if convention == Some(Convention::SystemV) => {
+            [vec![Mnemonic::Lea, Mnemonic::Call, Mnemonic::Jmp], no_goroutine].concat()
+        }
+        (GoroutineFn | Spawn, _) => vec![Mnemonic::Lea, Mnemonic::Call, Mnemonic::Jmp],
         (Switch, "mcall") | (GoroutineEntry, _) => vec![Mnemonic::Ud2],
         _ => vec![],
     }

@@ -14,6 +14,7 @@ use super::emit::x86_64::Ops;
 use super::error::JitError;
 use super::frame::FrameClass;
 use super::mem::{self, CHUNK_BYTES, CodeMemory, MemoryMode, Placement};
+use super::preemptible::{self, UnsafeRange};
 use super::registry::{Flags, GRANULE_BYTES, Publication, Region, StubId, StubKind};
 use crate::abi::Signature;
 
@@ -131,13 +132,35 @@ impl Arena {
         bound_bytes: usize,
         body: impl FnOnce(&mut Ops) -> usize,
     ) -> Result<StubId, JitError> {
+        self.emit_code(spec, bound_bytes, |ops| (body(ops), None))
+    }
+
+    /// As [`Self::emit`], for code of which `body` says where it is not preemptible.
+    pub(crate) fn emit_preemptible(
+        &'static self,
+        spec: &StubSpec<'_>,
+        bound_bytes: usize,
+        body: impl FnOnce(&mut Ops) -> Vec<UnsafeRange>,
+    ) -> Result<StubId, JitError> {
+        self.emit_code(spec, bound_bytes, |ops| {
+            let ranges = body(ops);
+            (spec.class.prologue_bytes(), Some(ranges))
+        })
+    }
+
+    fn emit_code(
+        &'static self,
+        spec: &StubSpec<'_>,
+        bound_bytes: usize,
+        body: impl FnOnce(&mut Ops) -> (usize, Option<Vec<UnsafeRange>>),
+    ) -> Result<StubId, JitError> {
         if mem::is_forked_child() {
             return Err(JitError::ForkedChild);
         }
         let mut lease = self.lease(spec.class, bound_bytes)?;
         let start = self.memory.base() + lease.window().at;
         let mut ops = Ops::new_with_capacity(start, 256, 0, 0, 8, 0, 8);
-        let prologue_bytes = body(&mut ops) as u32;
+        let (prologue_bytes, preemptible) = body(&mut ops);
         let code = ops.finalize().map_err(|error| JitError::Assemble {
             name: spec.name.into(),
             reason: error.to_string(),
@@ -152,8 +175,12 @@ impl Arena {
         if code.len() > lease.window().room() {
             return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
         }
-        check_frame_law(spec, &code)?;
-        self.publish(lease.window(), spec, &code, prologue_bytes, intern(spec.name))
+        check_frame_law(spec.name, spec.class, &code)?;
+        let preemptible = preemptible
+            .map(|ranges| preemptible::check(spec.name, code.len(), prologue_bytes, ranges))
+            .transpose()?;
+        let name = intern(spec.name);
+        self.publish(lease.window(), spec, &code, prologue_bytes, name, preemptible)
     }
 
     /// Publishes code that runs at any address, under a name that lives as long.
@@ -166,12 +193,12 @@ impl Arena {
         if mem::is_forked_child() {
             return Err(JitError::ForkedChild);
         }
-        check_frame_law(spec, code)?;
+        check_frame_law(spec.name, spec.class, code)?;
         let mut lease = self.lease(spec.class, code.len())?;
         if code.len() > lease.window().room() {
             return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
         }
-        self.publish(lease.window(), spec, code, prologue_bytes as u32, spec.name)
+        self.publish(lease.window(), spec, code, prologue_bytes, spec.name, None)
     }
 
     /// Copies code to the front of a window and makes it known.
@@ -180,20 +207,25 @@ impl Arena {
         window: &mut Window,
         spec: &StubSpec<'_>,
         code: &[u8],
-        prologue_bytes: u32,
+        prologue_bytes: usize,
         name: &'static str,
+        preemptible: Option<Vec<UnsafeRange>>,
     ) -> Result<StubId, JitError> {
         let start = self.memory.base() + window.at;
         self.place(window, code)?;
-        Ok(self.region.publish(&Publication {
+        let publication = Publication {
             start,
             len: code.len(),
-            prologue_bytes,
+            prologue_bytes: prologue_bytes as u32,
             flags: Flags::new(spec.kind, spec.class),
             name,
             signature: spec.signature,
             user_data: spec.user_data,
-        }))
+        };
+        Ok(match preemptible {
+            None => self.region.publish(&publication),
+            Some(ranges) => self.region.publish_preemptible(&publication, ranges),
+        })
     }
 
     /// Copies code to the front of a window and takes the space.
@@ -274,12 +306,12 @@ impl Drop for Lease {
 }
 
 /// A framed class starts with `push rbp; mov rbp, rsp`: walks and unwinds rely on it.
-fn check_frame_law(spec: &StubSpec<'_>, code: &[u8]) -> Result<(), JitError> {
+pub(super) fn check_frame_law(name: &str, class: FrameClass, code: &[u8]) -> Result<(), JitError> {
     const PROLOGUES: [[u8; 4]; 2] = [[0x55, 0x48, 0x89, 0xe5], [0x55, 0x48, 0x8b, 0xec]];
-    let framed = !matches!(spec.class, FrameClass::Leaf | FrameClass::Root);
+    let framed = !matches!(class, FrameClass::Leaf | FrameClass::Root);
     if framed && !PROLOGUES.iter().any(|p| code.starts_with(p)) {
         return Err(JitError::FrameLaw {
-            name: spec.name.into(),
+            name: name.into(),
             rule: "its frame class starts with `push rbp; mov rbp, rsp` before anything else; \
                    code that makes no call may be FrameClass::Leaf",
         });

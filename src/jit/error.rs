@@ -65,6 +65,15 @@ pub enum JitError {
         /// The rule that it breaks.
         rule: &'static str,
     },
+    /// A range of preemptible code that its author declared unsafe makes no sense.
+    UnsafeRange {
+        /// Name of the code.
+        name: String,
+        /// The range that was given, in bytes from the start of the code.
+        range: Range<usize>,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
     /// The signature cannot be carried by the convention.
     Assign(AssignError),
     /// No sequence of moves leads from the one side of the stub to the other.
@@ -125,6 +134,11 @@ impl fmt::Display for JitError {
                     range.start, range.end
                 )
             }
+            Self::UnsafeRange { name, range, rule } => write!(
+                f,
+                "bytes {}..{} of preemptible code {name:?} cannot be an unsafe range: {rule}",
+                range.start, range.end
+            ),
             Self::Assign(e) => e.fmt(f),
             Self::Plan(e) => e.fmt(f),
             Self::Signature { stub, rule } => write!(f, "{stub} stub: {rule}"),

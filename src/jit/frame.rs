@@ -30,6 +30,14 @@ impl FrameClass {
     pub(crate) const ALL: [Self; 6] =
         [Self::Standard, Self::Saved, Self::Entry, Self::Root, Self::Leaf, Self::Barrier];
 
+    /// Bytes of `push rbp; mov rbp, rsp`, where the class starts with that.
+    pub(crate) fn prologue_bytes(self) -> usize {
+        match self {
+            Self::Standard | Self::Saved | Self::Entry | Self::Barrier => 4,
+            Self::Root | Self::Leaf => 0,
+        }
+    }
+
     /// The class as one lower-case word.
     pub fn name(self) -> &'static str {
         match self {

@@ -11,6 +11,7 @@ pub(crate) mod emit;
 mod error;
 mod frame;
 mod mem;
+mod preemptible;
 mod registry;
 pub mod scalar;
 pub(crate) mod stubs;
@@ -21,12 +22,14 @@ pub use emit::x86_64::Ops;
 pub use error::JitError;
 pub use frame::FrameClass;
 pub use mem::{MemoryMode, Placement};
+pub use preemptible::{UnsafeRange, WhenUnsafe};
 pub use registry::{ForeignCode, ForeignRegion, GRANULE_BYTES, StubInfo, StubKind, look_up};
 pub use stubs::adapter::{AdapterCode, AdapterSpec, Bind, Binding};
 
 pub(crate) use arena::{Arena, STUB_BYTES, StubSpec};
 pub(crate) use eh_frame::Unwinder;
 pub(crate) use eh_frame::entry_frame;
+pub(crate) use preemptible::PreemptionPoint;
 pub(crate) use registry::{StubId, look_up_return};
 
 /// Default size of the reservation.
@@ -145,17 +148,60 @@ impl Jit {
         class: FrameClass,
         body: impl FnOnce(&mut Ops),
     ) -> Result<Code, JitError> {
-        if matches!(class, FrameClass::Entry | FrameClass::Root) {
-            let rule = "entry and root frames are made by the crate's own stubs only";
-            return Err(JitError::FrameLaw { name: name.into(), rule });
-        }
-        let spec = StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 };
-        let bound = self.arena.max_code_bytes();
-        let prologue_bytes = if class == FrameClass::Leaf { 0 } else { 4 };
-        let id = self.arena.emit(&spec, bound, |ops| {
+        let spec = user_code(name, class)?;
+        let id = self.arena.emit(&spec, self.arena.max_code_bytes(), |ops| {
             body(ops);
-            prologue_bytes
+            class.prologue_bytes()
         })?;
+        Ok(Code { jit: *self, code: Arc::new(Installed(id)) })
+    }
+
+    /// As [`Self::install`], for code that may be interrupted for another goroutine when its time
+    /// slice ends, at any instruction but those in the ranges that `body` returns.
+    ///
+    /// All of the machine state survives: flags, registers, the 128 bytes below rsp, and what
+    /// XSAVE keeps on this CPU, but for the tiles of AMX.
+    ///
+    /// ```
+    /// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    ///
+    /// let jit = Jit::new()?;
+    /// // SAFETY: a System V leaf that changes rax only, and is as good anywhere.
+    /// let count = unsafe {
+    ///     jit.install_preemptible("count", FrameClass::Leaf, |ops| {
+    ///         dynasm!(ops; .arch x64; xor eax, eax; again: ; inc rax; cmp rax, rdi; jb <again; ret);
+    ///         vec![]
+    ///     })?
+    /// };
+    /// let found = footbridge::jit::look_up(count.address()).expect("installed");
+    /// assert!(found.is_preemptible());
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Self::install`]; an unsafe range is empty, leaves the code, overlaps another one, or
+    /// restarts in the prologue.
+    ///
+    /// # Safety
+    /// 1. As for [`Self::install`].
+    /// 2. The frame of a framed class is complete from `mov rbp, rsp` to the last `pop rbp` or
+    ///    `leave`, which a `ret` follows directly; rbp is not used for anything else in between.
+    /// 3. The code runs on a goroutine's stack with at least 8 KiB left, or it polls
+    ///    ([`Jit::polls`]) where it calls. (With less left it is not interrupted.)
+    /// 4. At each instruction outside of the unsafe ranges another goroutine may run on this thread,
+    ///    and a migratable goroutine may go on on another: there the code has no lock, no address
+    ///    that it got from `fs`, no borrow of a thread-local and no half-made state that others on
+    ///    the thread can see.
+    /// 5. From any instruction of a range that restarts, the code may go on at its first one.
+    pub unsafe fn install_preemptible(
+        &self,
+        name: &str,
+        class: FrameClass,
+        body: impl FnOnce(&mut Ops) -> Vec<UnsafeRange>,
+    ) -> Result<Code, JitError> {
+        let spec = user_code(name, class)?;
+        let id = self.arena.emit_preemptible(&spec, self.arena.max_code_bytes(), body)?;
         Ok(Code { jit: *self, code: Arc::new(Installed(id)) })
     }
 
@@ -172,6 +218,15 @@ impl Jit {
     pub(crate) fn arena(&self) -> &'static Arena {
         self.arena
     }
+}
+
+/// What the registry knows of code that a user installs.
+fn user_code(name: &str, class: FrameClass) -> Result<StubSpec<'_>, JitError> {
+    if matches!(class, FrameClass::Entry | FrameClass::Root) {
+        let rule = "entry and root frames are made by the crate's own stubs only";
+        return Err(JitError::FrameLaw { name: name.into(), rule });
+    }
+    Ok(StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 })
 }
 
 impl std::fmt::Debug for Jit {

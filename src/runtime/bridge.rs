@@ -5,9 +5,9 @@ use std::any::type_name;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
-use super::g::G_ANCHOR_OFF;
+use super::g::{G_ANCHOR_OFF, G_GUARD_OFF, G_STACK_LO_OFF};
 use super::join::go_in;
-use super::sched::current_class;
+use super::life::current_class;
 use super::stack::SizeClass;
 use super::throw::throw;
 use super::tls;
@@ -23,6 +23,11 @@ pub(super) fn stub_env() -> &'static StubEnv {
     ENV.get_or_init(|| StubEnv {
         tls_g_off: tls::g_offset(),
         g_anchor_off: G_ANCHOR_OFF,
+        g_guard_off: G_GUARD_OFF,
+        g_stack_lo_off: G_STACK_LO_OFF,
+        tls_guard_off: tls::g_offset() + tls::GUARD_OFF,
+        tls_poll_off: tls::g_offset() + tls::POLL_OFF,
+        tls_resume_off: tls::g_offset() + tls::RESUME_OFF,
         no_goroutine: no_goroutine as *const () as usize,
     })
 }

@@ -3,7 +3,7 @@
 
 use super::bridge::{SpawnFn, spawn_fn};
 use super::join::{JoinHandle, Scope, ScopedJoinHandle, SpawnError, go_in, go_migratable_in};
-use super::sched::current_class;
+use super::life::current_class;
 use super::stack::{SizeClass, StackError};
 use crate::abi::{Convention, Signature};
 use crate::jit::{Code, Jit, JitError};

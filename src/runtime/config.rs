@@ -1,6 +1,7 @@
 //! Settings of a run, and what a run refuses to start with.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::stack::{SizeClass, StackError};
 use crate::jit::JitError;
@@ -18,12 +19,48 @@ pub struct Config {
     /// 1 MiB and 8 MiB. The default is 64 KiB. Only pages that are touched cost memory. A single
     /// goroutine can have another one: [`Builder`](super::Builder).
     pub stack_size: usize,
+    /// How long a goroutine runs before it is asked to give way to others, at least 20 us.
+    /// `None`: never; then a goroutine that does not park keeps its thread. The default is 10 ms.
+    pub time_slice: Option<Duration>,
+    /// Whether goroutines are also interrupted, by a signal (SIGURG), in JIT code that is
+    /// registered as preemptible ([`Jit::install_preemptible`](crate::jit::Jit::install_preemptible)).
+    /// The default is yes. Otherwise they give way at polls only.
+    pub async_preemption: bool,
+    /// What is saved of the vector registers when a goroutine gives way in the midst of JIT code.
+    /// The default is everything that this CPU has.
+    pub vector_state: VectorState,
 }
+
+/// Vector registers that JIT code uses.
+///
+/// If all JIT code of a program keeps to less than what the CPU has, less needs to be saved where
+/// goroutines are preempted, and less stack is needed for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum VectorState {
+    /// All that this CPU and its operating system have.
+    Auto,
+    /// xmm0 to xmm15.
+    Sse,
+    /// ymm0 to ymm15.
+    Avx,
+    /// zmm0 to zmm31 and k0 to k7.
+    Avx512,
+}
+
+/// Shorter slices than this are not kept.
+const MIN_TIME_SLICE: Duration = Duration::from_micros(20);
 
 impl Default for Config {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { processors: processors.min(MAX_PROCESSORS), stack_size: 64 << 10 }
+        Self {
+            processors: processors.min(MAX_PROCESSORS),
+            stack_size: 64 << 10,
+            time_slice: Some(Duration::from_millis(10)),
+            async_preemption: true,
+            vector_state: VectorState::Auto,
+        }
     }
 }
 
@@ -37,6 +74,13 @@ impl Config {
         match self.processors {
             n @ 1..=MAX_PROCESSORS => Ok(n),
             requested => Err(RunError::Processors { requested }),
+        }
+    }
+
+    pub(crate) fn slice(&self) -> Result<Option<Duration>, RunError> {
+        match self.time_slice {
+            Some(requested) if requested < MIN_TIME_SLICE => Err(RunError::TimeSlice { requested }),
+            slice => Ok(slice),
         }
     }
 
@@ -54,7 +98,7 @@ impl Config {
     /// # Panics
     /// With the panic of `f`.
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> Result<R, RunError> {
-        super::sched::run(self, f)
+        super::run::run(self, f)
     }
 }
 
@@ -73,6 +117,16 @@ pub enum RunError {
     StackSize {
         /// What was asked for.
         requested: usize,
+    },
+    /// `Config::time_slice` is too short.
+    TimeSlice {
+        /// What was asked for.
+        requested: Duration,
+    },
+    /// This CPU, or its operating system, has no such registers.
+    VectorState {
+        /// What was asked for.
+        requested: VectorState,
     },
     /// The switch stubs could not be emitted.
     Code(JitError),
@@ -99,12 +153,22 @@ impl fmt::Display for RunError {
                 f,
                 "Config::stack_size is {requested} bytes, and the largest stack has 8 MiB"
             ),
+            Self::TimeSlice { requested } => write!(
+                f,
+                "Config::time_slice is {requested:?}, and must be at least {MIN_TIME_SLICE:?}; \
+                 None is no preemption"
+            ),
+            Self::VectorState { requested } => write!(
+                f,
+                "Config::vector_state is {requested:?}, which this CPU or its operating system \
+                 does not have; VectorState::Auto is what it has"
+            ),
             Self::Code(error) => write!(f, "the switch stubs could not be emitted: {error}"),
             Self::Stack(error) => write!(f, "no stack for the main goroutine: {error}"),
             Self::Thread { errno } => write!(
                 f,
-                "a thread could not be created: {}; check RLIMIT_NPROC or lower \
-                 Config::processors",
+                "a thread could not be created: {}; check RLIMIT_NPROC, lower Config::processors, or \
+                 set Config::time_slice to None, which needs one thread less",
                 std::io::Error::from_raw_os_error(*errno)
             ),
         }

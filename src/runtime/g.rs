@@ -5,6 +5,8 @@
 //! that a pointer to one always points to some G. Who may touch a field:
 //!
 //! * `sched`, `anchor`: the thread that runs the goroutine; anybody while it is parked, to read.
+//! * `guard`: the thread that runs the goroutine when it begins to; anybody who requests a
+//!   preemption.
 //! * `status`: see [`Status`]; stored by whoever has the right to make the transition.
 //! * `link`: whoever has the goroutine in a queue or a pool.
 //! * `lowest_sp`: the thread that makes the goroutine current.
@@ -234,6 +236,8 @@ pub(crate) struct G {
     pub(crate) m: AtomicPtr<M>,
     /// How often it was resumed; tells a walk that what it read is stale.
     pub(crate) switches: AtomicU64,
+    /// What polls compare rsp with: the limit of the stack, or [`super::preempt::REQUESTED`].
+    pub(crate) guard: AtomicUsize,
 
     // What bridges and queues touch.
     pub(crate) anchor: Anchor,
@@ -255,10 +259,18 @@ pub(crate) struct G {
     /// In a pool, the first of a chain: the next chain, and how many this one has.
     pub(crate) next_chain: Cell<*mut G>,
     pub(crate) chain_len: Cell<u32>,
+    /// While it is not zero the goroutine is not preempted.
+    pub(crate) no_preempt: AtomicU32,
 }
 
 // SAFETY: see the head of the file for who may touch what.
 unsafe impl Sync for G {}
+
+/// Offset of the guard, for stubs.
+pub(crate) const G_GUARD_OFF: i32 = offset_of!(G, guard) as i32;
+
+/// Offset of the lowest address of the stack, for stubs.
+pub(crate) const G_STACK_LO_OFF: i32 = (offset_of!(G, stack) + offset_of!(Stack, lo)) as i32;
 
 /// Offset of the anchor, for stubs.
 pub(crate) const G_ANCHOR_OFF: i32 = offset_of!(G, anchor) as i32;
@@ -273,6 +285,7 @@ impl G {
             result_dropped: Cell::new(false),
             m: AtomicPtr::new(ptr::null_mut()),
             switches: AtomicU64::new(0),
+            guard: AtomicUsize::new(0),
             anchor: Anchor { fp: AtomicUsize::new(0), pc: AtomicUsize::new(0) },
             link: Cell::new(ptr::null_mut()),
             goid: AtomicU64::new(0),
@@ -286,6 +299,7 @@ impl G {
             is_thread: Cell::new(false),
             next_chain: Cell::new(ptr::null_mut()),
             chain_len: Cell::new(0),
+            no_preempt: AtomicU32::new(0),
         }
     }
 

@@ -15,10 +15,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::g::{G, TaskType, WaitReason, join_state};
-use super::sched::{
-    NewError, NewG, Parker, current, current_class, free_g, gopark, goready, may_park, new_g,
-    refuse_park, task_room,
-};
+use super::life::{NewError, NewG, current_class, free_g, new_g, task_room};
+use super::sched::{Parker, current, gopark, goready, may_park, refuse_park};
 use super::stack::{SizeClass, StackError};
 
 /// What a goroutine leaves: its value, or what it panicked with.

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use super::futex;
 use super::g::{G, GQueue, Gobuf};
 use super::pool::Pools;
+use super::preempt::Target;
 use super::sched::Sched;
 
 /// Slots of a run queue.
@@ -178,6 +179,8 @@ pub(crate) struct M {
     /// For others: whether a timer is set.
     pub(crate) has_timers: AtomicBool,
 
+    pub(crate) preempt: Target,
+
     // What other threads write to, on a line of its own.
     pub(crate) inbox: Inbox,
 }
@@ -222,6 +225,7 @@ impl M {
                 timers: RefCell::default(),
                 timer_seq: Cell::new(0),
                 has_timers: AtomicBool::new(false),
+                preempt: Target::new(),
                 inbox: Inbox {
                     stack: AtomicPtr::new(ptr::null_mut()),
                     park: AtomicU32::new(AWAKE),
@@ -239,8 +243,17 @@ impl M {
         self.has_timers.store(false, Ordering::Relaxed);
         self.inbox.stack.store(ptr::null_mut(), Ordering::Relaxed);
         self.inbox.park.store(AWAKE, Ordering::Relaxed);
+        self.preempt.reset();
         self.run_id.store(0, Ordering::Release);
         FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+    }
+
+    /// Which goroutine it runs, and in which of its turns, as others see it. `None` if it runs none.
+    pub(crate) fn turn(&self) -> Option<(usize, u64)> {
+        let g = self.curg.load(Ordering::Acquire);
+        // SAFETY: null, or immortal.
+        let turns = unsafe { g.as_ref() }?.switches.load(Ordering::Relaxed);
+        Some((g as usize, turns))
     }
 
     /// Hands a goroutine of this M to it. Called by other threads; the goroutine is runnable.

@@ -30,14 +30,20 @@ mod config;
 mod futex;
 mod g;
 mod join;
+mod life;
 mod m;
 mod overflow;
+mod poll;
 mod pool;
+mod preempt;
+mod run;
+mod save_area;
 mod sched;
 mod signal;
 mod stack;
 mod switch;
 mod symbol;
+mod sysmon;
 mod throw;
 mod time;
 mod tls;
@@ -48,15 +54,19 @@ pub use adapter::Adapter;
 pub use bridge::{Entry, EntryType, GoroutineClosure, GoroutineFn, SpawnFn};
 pub use builder::Builder;
 pub use chan::{Case, Chan, Iter, SendError, TryRecvError, TrySendError, select, try_select};
-pub use config::{Config, MAX_PROCESSORS, RunError};
+pub use config::{Config, MAX_PROCESSORS, RunError, VectorState};
 pub use g::{Status, WaitReason};
 pub use join::{
     Abandoned, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, go, go_migratable,
     scope, try_go,
 };
+#[doc(hidden)]
+pub use life::measure_raw_switch;
+pub use poll::{PollLayout, Polls, poll_layout};
 pub use pool::{StackUsage, stack_usage};
 #[doc(hidden)]
-pub use sched::measure_raw_switch;
+pub use preempt::request_preemption;
+pub use preempt::{Refused, Stats, checkpoint, stats, without_preemption};
 pub use sched::{Parker, current, gopark, goready, gosched};
 pub use stack::{Shortage, StackError};
 pub use switch::systemstack;
@@ -66,6 +76,8 @@ pub use unwind::{JitFrame, Registers, WalkEnd};
 
 pub(crate) use futex::probe_fences;
 pub(crate) use pool::probe_guards;
+pub(crate) use save_area::saved_state;
+pub(crate) use signal::handlers_without_alternate_stack;
 
 /// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].
 ///

@@ -10,8 +10,8 @@
 //!    directly; only if there is none does it call the scheduler on the system stack (`mcall`).
 //! 4. `goready` makes it runnable: on its own thread by the run-next slot, from another thread by
 //!    the inbox of its M.
-//! 5. When its closure returns or panics, `goexit0` runs on the system stack, since the stack may
-//!    be used again at once, publishes the end to whoever joins, and schedules.
+//! 5. When its closure returns or panics, `goexit0` (`life.rs`) runs on the system stack, since the
+//!    stack may be used again at once, publishes the end to whoever joins, and schedules.
 //!
 //! Why a park cannot lose a wake-up: a goroutine that belongs to a thread is resumed by that
 //! thread only, and that thread is busy parking it. One that is migratable might be resumed
@@ -22,25 +22,21 @@
 //! looks at every queue once more; whoever adds work crosses a light fence and then looks for
 //! announcements. One of the two sees the other.
 
-use std::any::Any;
 use std::cell::Cell;
-use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::config::Config;
 use super::futex;
-use super::g::{self, G, GQueue, Gobuf, Status, TaskType, WaitReason, join_state};
+use super::g::{self, G, GQueue, Status, WaitReason, join_state};
 use super::m::{M, RUNQ};
 use super::pool;
-use super::signal::AltStack;
-use super::stack::{self, SizeClass, StackError};
-use super::switch::{gogo, goroutine_entry, goswitch, mcall};
-use super::throw::throw;
-use super::tls::{getg, getm, setg, setm};
-use super::{RunError, traceback};
+use super::stack::SizeClass;
+use super::switch::{gogo, goswitch, mcall};
+use super::sysmon::Sysmon;
+use super::tls::{getg, getm, set_g_and_guard};
+use super::traceback;
 
 /// The global queue is looked at once in so many rounds, so that it cannot starve.
 const GLOBAL_EVERY: u32 = 61;
@@ -59,26 +55,26 @@ const SPINS: u32 = 30;
 
 /// One run of the runtime: its Ms and what they share.
 pub(crate) struct Sched {
-    run_id: u64,
-    ms: Vec<&'static M>,
-    class: SizeClass,
-    global: Mutex<GlobalQueue>,
-    global_len: AtomicUsize,
+    pub(super) run_id: u64,
+    pub(super) ms: Vec<&'static M>,
+    pub(super) class: SizeClass,
+    pub(super) global: Mutex<GlobalQueue>,
+    pub(super) global_len: AtomicUsize,
     /// Ms that looked for work in vain and look on.
-    spinning: AtomicUsize,
+    pub(super) spinning: AtomicUsize,
     /// Ms that sleep or are about to.
-    idle: AtomicUsize,
+    pub(super) idle: AtomicUsize,
     /// How often an M left the state that `idle` counts.
-    wakes: AtomicUsize,
-    stopping: AtomicBool,
+    pub(super) wakes: AtomicUsize,
+    pub(super) stopping: AtomicBool,
+    /// Whether a sysmon watches, and how it is woken.
+    pub(super) has_sysmon: AtomicBool,
+    pub(super) sysmon: Sysmon,
 }
 
-struct GlobalQueue(GQueue);
+pub(super) struct GlobalQueue(pub(super) GQueue);
 // SAFETY: behind a lock.
 unsafe impl Send for GlobalQueue {}
-
-static RUN_IDS: AtomicU64 = AtomicU64::new(1);
-static GOIDS: AtomicU64 = AtomicU64::new(1);
 
 impl Sched {
     pub(crate) fn run_id(&self) -> u64 {
@@ -87,6 +83,15 @@ impl Sched {
 
     pub(crate) fn ms(&self) -> impl Iterator<Item = &'static M> {
         self.ms.iter().copied()
+    }
+
+    pub(crate) fn sysmon(&self) -> &Sysmon {
+        &self.sysmon
+    }
+
+    /// Whether every M sleeps or is about to.
+    pub(crate) fn all_idle(&self) -> bool {
+        self.idle.load(Ordering::SeqCst) == self.ms.len()
     }
 
     /// Puts `count` goroutines at the end of the global queue.
@@ -124,7 +129,7 @@ impl Sched {
 
     /// Wakes one idle M, unless one looks for work already. Called after work was published.
     #[inline(always)]
-    fn wake_one(&self) {
+    pub(super) fn wake_one(&self) {
         futex::light_fence();
         if self.idle.load(Ordering::Relaxed) != 0 {
             self.wake_one_idle();
@@ -157,7 +162,7 @@ impl Sched {
 /// # Safety
 /// The thread is an M; the reference is not kept over a suspension of a migratable goroutine.
 #[inline(always)]
-unsafe fn this_m() -> &'static M {
+pub(super) unsafe fn this_m() -> &'static M {
     // SAFETY: the thread is an M by the contract, and those are immortal.
     unsafe { &*getm() }
 }
@@ -165,14 +170,14 @@ unsafe fn this_m() -> &'static M {
 /// # Safety
 /// As for [`this_m`].
 #[inline(always)]
-unsafe fn sched_of(m: &M) -> &'static Sched {
+pub(super) unsafe fn sched_of(m: &M) -> &'static Sched {
     // SAFETY: set before the thread became an M, and alive until all its Ms have left.
     unsafe { &*m.sched.load(Ordering::Relaxed) }
 }
 
 /// Makes `g` the goroutine that `m` runs. A switch to it follows.
 #[inline(always)]
-fn make_current(m: &M, g: *mut G) {
+pub(super) fn make_current(m: &M, g: *mut G) {
     // SAFETY: immortal, and taken from a queue of ours: nobody else may run it.
     let gr = unsafe { &*g };
     gr.transition(Status::Runnable, Status::Running);
@@ -182,13 +187,16 @@ fn make_current(m: &M, g: *mut G) {
         gr.lowest_sp.set(sp);
     }
     gr.switches.store(gr.switches.load(Ordering::Relaxed) + 1, Ordering::Release);
-    m.curg.store(g, Ordering::Relaxed);
-    setg(g);
+    // A new turn: what was asked of an earlier one is over.
+    let limit = m.preempt.limit_of(gr);
+    gr.guard.store(limit, Ordering::Relaxed);
+    m.curg.store(g, Ordering::Release);
+    set_g_and_guard(g, limit);
 }
 
 /// Puts a runnable goroutine at the end of a queue of this M.
 #[inline(always)]
-fn enqueue(m: &M, g: *mut G) {
+pub(super) fn enqueue(m: &M, g: *mut G) {
     // SAFETY: immortal.
     if belongs_to_thread(unsafe { &*g }) {
         m.local.push(g);
@@ -325,10 +333,32 @@ unsafe extern "C" fn gosched0(g: *const G) -> ! {
     // SAFETY: called by `gosched` on the system stack of this M; the context is saved.
     unsafe {
         let m = this_m();
-        setg(ptr::null_mut());
+        set_g_and_guard(ptr::null_mut(), 0);
         (*g).transition(Status::Running, Status::Runnable);
         enqueue(m, g.cast_mut());
         sched_of(m).wake_one();
+        schedule(m)
+    }
+}
+
+/// The end of a time slice, on the system stack. Such a turn was long: what is looked at once in many
+/// turns is looked at now.
+pub(super) unsafe extern "C" fn preempt0(g: *const G) -> ! {
+    // SAFETY: called by `preempt.rs` on the system stack of this M; the context is saved.
+    unsafe {
+        let m = this_m();
+        let sched = sched_of(m);
+        set_g_and_guard(ptr::null_mut(), 0);
+        if m.has_timers.load(Ordering::Relaxed) {
+            run_timers(m);
+        }
+        let waiting_for_all = sched.pop_global(m);
+        if !waiting_for_all.is_null() {
+            enqueue(m, waiting_for_all);
+        }
+        (*g).transition(Status::Running, Status::Runnable);
+        enqueue(m, g.cast_mut());
+        sched.wake_one();
         schedule(m)
     }
 }
@@ -351,10 +381,10 @@ unsafe fn switch_away(m: &M, g: &G) {
     }
 }
 
-unsafe extern "C" fn schedule0(m: *const M) -> ! {
+pub(super) unsafe extern "C" fn schedule0(m: *const M) -> ! {
     // SAFETY: called by `switch_away` and `mstart` on the system stack of this M.
     unsafe {
-        setg(ptr::null_mut());
+        set_g_and_guard(ptr::null_mut(), 0);
         schedule(&*m)
     }
 }
@@ -365,7 +395,7 @@ unsafe extern "C" fn schedule0(m: *const M) -> ! {
 /// # Safety
 /// On the system stack of `m`, this thread's M, with nothing below that is needed.
 #[inline(always)]
-unsafe fn schedule(m: &'static M) -> ! {
+pub(super) unsafe fn schedule(m: &'static M) -> ! {
     m.curg.store(ptr::null_mut(), Ordering::Relaxed);
     match find_runnable(m) {
         Some(g) => {
@@ -489,6 +519,7 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
     // Before the mail is taken: see `check_deadlock`.
     sched.wakes.fetch_add(1, Ordering::SeqCst);
     sched.idle.fetch_sub(1, Ordering::SeqCst);
+    sched.sysmon.wake();
     woken_spinning
 }
 
@@ -509,9 +540,10 @@ fn check_deadlock(sched: &Sched) {
     if !is_quiet() {
         return;
     }
+    let own_threads = sched.ms.len() + usize::from(sched.has_sysmon.load(Ordering::Relaxed));
     let threads = std::fs::read_dir("/proc/self/task").map_or(usize::MAX, Iterator::count);
     // A foreign thread may have readied a goroutine just before it ended: look again.
-    if threads == sched.ms.len() && is_quiet() && sched.wakes.load(Ordering::SeqCst) == wakes {
+    if threads == own_threads && is_quiet() && sched.wakes.load(Ordering::SeqCst) == wakes {
         traceback::report_deadlock(sched);
     }
 }
@@ -571,7 +603,7 @@ unsafe fn park_migratable(g: &G, m: &M, unlock: impl FnOnce()) {
         // goroutine's stack and is not touched after `unlock`.
         unsafe {
             let m = this_m();
-            setg(ptr::null_mut());
+            set_g_and_guard(ptr::null_mut(), 0);
             let unlock = (*parking).unlock.take().expect("set by park_migratable");
             (*parking).g.transition(Status::Running, Status::Waiting);
             unlock();
@@ -599,7 +631,7 @@ unsafe fn park_thread(g: &G, reason: WaitReason, unlock: impl FnOnce()) {
 
 /// The goroutine (or thread) that calls, as a value to hand to [`goready`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Parker(*mut G);
+pub struct Parker(pub(super) *mut G);
 
 // SAFETY: an address of an immortal structure; what may be done with it is `goready`'s contract.
 unsafe impl Send for Parker {}
@@ -648,7 +680,7 @@ pub unsafe fn goready(parker: Parker) {
 /// # Safety
 /// As for [`goready`].
 #[inline]
-unsafe fn ready(parker: Parker, next: bool) {
+pub(super) unsafe fn ready(parker: Parker, next: bool) {
     // SAFETY: immortal.
     let g = unsafe { &*parker.0 };
     if g.is_thread.get() {
@@ -707,379 +739,6 @@ pub(crate) fn refuse_park() -> ! {
 fn assert_may_park(m: &M) {
     if m.on_system_stack.get() {
         refuse_park();
-    }
-}
-
-/// A goroutine that could not be started.
-pub(crate) struct NewError {
-    pub(crate) error: StackError,
-}
-
-/// Gives back a dead goroutine that nobody refers to any more.
-pub(crate) fn free_g(g: *mut G) {
-    // SAFETY: immortal, dead, and ours.
-    let gr = unsafe { &*g };
-    gr.transition(Status::Dead, Status::Idle);
-    // SAFETY: this thread's M, if it is one; nobody refers to the goroutine any more.
-    unsafe { pool::put(getm().as_ref(), g) };
-}
-
-/// Offset of a stack's top from its end: spreads the hottest lines over cache sets.
-fn color(stack: stack::Stack) -> usize {
-    (stack.hi >> 12) % 8 * 64
-}
-
-/// Room that the closure and the result of a goroutine may take of its stack.
-pub(crate) fn task_room(class: SizeClass) -> usize {
-    class.bytes() / 16
-}
-
-/// The stack class of the run that this thread belongs to.
-///
-/// # Panics
-/// On a thread that no run owns.
-pub(crate) fn current_class() -> SizeClass {
-    let m = getm();
-    assert!(
-        !m.is_null(),
-        "goroutines are started from goroutines: call footbridge::runtime::run first"
-    );
-    // SAFETY: this thread's M.
-    unsafe { sched_of(&*m) }.class
-}
-
-/// A new goroutine before it is queued: idle, with room for a task at the top of its stack.
-pub(crate) struct NewG {
-    g: *mut G,
-    data: *mut u8,
-}
-
-/// Takes a G of the class and reserves `size` bytes (at most [`task_room`]) at the top of its
-/// stack. The thread is an M: [`current_class`] has found that out.
-pub(crate) fn new_g(class: SizeClass, size: usize, align: usize) -> Result<NewG, NewError> {
-    // SAFETY: a thread of a run.
-    let m = unsafe { this_m() };
-    let g = pool::take(Some(m), class).map_err(|error| NewError { error })?;
-    // SAFETY: immortal and ours.
-    let stack = unsafe { (*g).stack.get() };
-    let data = (stack.hi - color(stack) - size) & !(align.max(16) - 1);
-    Ok(NewG { g, data: data as *mut u8 })
-}
-
-impl NewG {
-    /// Where the task goes.
-    pub(crate) fn data(&self) -> *mut u8 {
-        self.data
-    }
-
-    /// Queues the goroutine, or, with `pinned`, binds it to this thread first.
-    pub(crate) fn start(
-        self,
-        task: &'static TaskType,
-        join: usize,
-        migratable: bool,
-        pinned: bool,
-    ) -> *mut G {
-        let Self { g, data } = self;
-        // SAFETY: `new_g` found that the thread is an M; the G is ours until it is queued.
-        let (m, gr) = unsafe { (this_m(), &*g) };
-        gr.task.set(Some(task));
-        gr.data.set(data);
-        gr.join.store(join, Ordering::Relaxed);
-        gr.migratable.set(migratable);
-        gr.result_dropped.set(false);
-        let home = if pinned { ptr::from_ref(m).cast_mut() } else { ptr::null_mut() };
-        gr.m.store(home, Ordering::Relaxed);
-        gr.run_id.store(m.run_id.load(Ordering::Relaxed), Ordering::Relaxed);
-        gr.goid.store(next_goid(m), Ordering::Relaxed);
-        gr.anchor.clear();
-        // The entry stub calls: rsp is 16-aligned there.
-        gr.sched.start_at(goroutine_entry(), data as usize & !15);
-        gr.lowest_sp.set(usize::MAX);
-        gr.transition(Status::Idle, Status::Runnable);
-        enqueue(m, g);
-        if !pinned {
-            // SAFETY: this thread's M.
-            unsafe { sched_of(m) }.wake_one();
-        }
-        g
-    }
-}
-
-fn next_goid(m: &M) -> u64 {
-    const BATCH: u64 = 16;
-    let (next, end) = m.p.goids.get();
-    if next < end {
-        m.p.goids.set((next + 1, end));
-        return next;
-    }
-    let first = GOIDS.fetch_add(BATCH, Ordering::Relaxed);
-    m.p.goids.set((first + 1, first + BATCH));
-    first
-}
-
-/// Switches `2 * rounds` times between this stack and a goroutine that does nothing else, without
-/// the scheduler: the floor of what any switch here costs. For benchmarks.
-///
-/// # Errors
-/// There is no memory for stubs or a stack.
-#[doc(hidden)]
-pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
-    struct Pair {
-        home: Gobuf,
-        partner: *mut G,
-    }
-    unsafe fn partner(data: *mut u8) {
-        // SAFETY: the pair outlives the partner's last switch.
-        unsafe {
-            let pair = data.cast::<*const Pair>().read();
-            loop {
-                goswitch(&(*(*pair).partner).sched, &(*pair).home);
-            }
-        }
-    }
-    unsafe fn drop_nothing(_: *mut u8) {}
-    static TASK: TaskType = TaskType { run: partner, drop_result: drop_nothing };
-    super::switch::emit_stubs().map_err(RunError::Code)?;
-    let class = Config::default().class()?;
-    let g = pool::take(None, class).map_err(RunError::Stack)?;
-    let pair = Pair { home: Gobuf::new(), partner: g };
-    // SAFETY: the G is ours; the word at the top of its stack too.
-    unsafe {
-        let data = ((*g).stack.get().hi - 64) as *mut *const Pair;
-        data.write(&raw const pair);
-        (*g).task.set(Some(&TASK));
-        (*g).data.set(data.cast());
-        (*g).sched.start_at(goroutine_entry(), data as usize - 64);
-        goswitch(&pair.home, &(*g).sched);
-        let started = Instant::now();
-        for _ in 0..rounds {
-            goswitch(&pair.home, &(*g).sched);
-        }
-        let elapsed = started.elapsed();
-        // Idle again: what is on its stack is never resumed.
-        pool::put(None, g);
-        Ok(elapsed)
-    }
-}
-
-/// Where every goroutine starts, called by the entry stub with the address of its G (a Gobuf is
-/// the first field of it).
-pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
-    // SAFETY: the running goroutine; `start` set its task.
-    unsafe {
-        let task = (*g).task.get().expect("set before the goroutine was queued");
-        (task.run)((*g).data.get());
-        if (*g).join.load(Ordering::Acquire) == join_state::DETACHED {
-            drop_result(&*g, task);
-        }
-        loop {
-            let m = this_m();
-            mcall(&(*g).sched, m.system_sp.get(), goexit0, g);
-            // Continued: the handle went away in between.
-            drop_result(&*g, task);
-        }
-    }
-}
-
-fn drop_result(g: &G, task: &TaskType) {
-    // SAFETY: the task has run and its result was not taken: the handle is gone.
-    let dropped =
-        panic::catch_unwind(AssertUnwindSafe(|| unsafe { (task.drop_result)(g.data.get()) }));
-    if dropped.is_err() {
-        let goid = g.goid.load(Ordering::Relaxed);
-        throw(format_args!("the result of goroutine {goid} panicked while it was dropped"));
-    }
-    g.result_dropped.set(true);
-}
-
-/// The end of a goroutine, on the system stack.
-unsafe extern "C" fn goexit0(g: *const G) -> ! {
-    // SAFETY: on the system stack of this M; the goroutine's context is saved and it has nothing
-    // more to do, except to drop a result that nobody can take.
-    unsafe {
-        let m = this_m();
-        setg(ptr::null_mut());
-        let gr = &*g;
-        let goid = gr.goid.load(Ordering::Relaxed);
-        debug_assert!(goid != 0);
-        // What is above its rsp is the task with its result, and the frame to continue in.
-        gr.stack.get().give_back_depths(gr.lowest_sp.get(), gr.sched.sp());
-        gr.transition(Status::Running, Status::Dead);
-        match gr.join.swap(join_state::DONE, Ordering::AcqRel) {
-            join_state::RUNNING => {}
-            join_state::DETACHED if gr.result_dropped.get() => free_g(g.cast_mut()),
-            join_state::DETACHED => {
-                // Only the goroutine itself may run the destructor: continue it once more.
-                gr.join.store(join_state::DETACHED, Ordering::Relaxed);
-                gr.transition(Status::Dead, Status::Idle);
-                gr.transition(Status::Idle, Status::Runnable);
-                make_current(m, g.cast_mut());
-                gogo(&gr.sched);
-            }
-            join_state::ABANDONED => {
-                throw(format_args!("goroutine {goid} ended after its run did"))
-            }
-            // Who joins one goroutine often joins many: when its turn comes, more have ended.
-            waiter => ready(Parker::from_raw(waiter), false),
-        }
-        schedule(m)
-    }
-}
-
-/// Runs `f` on a goroutine of a new run, on this thread, and returns its result. Ends the run.
-pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
-    if !getm().is_null() {
-        return Err(RunError::Nested);
-    }
-    let class = config.class()?;
-    futex::probe_fences();
-    super::switch::emit_stubs().map_err(RunError::Code)?;
-    super::signal::install();
-    let processors = config.processor_count()?;
-    let run_id = RUN_IDS.fetch_add(1, Ordering::Relaxed);
-    let ms: Vec<_> = (0..processors).map(|_| M::allocate()).collect();
-    let sched = Box::new(Sched {
-        run_id,
-        ms,
-        class,
-        global: Mutex::new(GlobalQueue(GQueue::new())),
-        global_len: AtomicUsize::new(0),
-        spinning: AtomicUsize::new(0),
-        idle: AtomicUsize::new(0),
-        wakes: AtomicUsize::new(0),
-        stopping: AtomicBool::new(false),
-    });
-    let sched: &'static Sched = Box::leak(sched);
-    for (id, m) in sched.ms.iter().enumerate() {
-        m.id.set(id);
-        m.run_id.store(run_id, Ordering::Relaxed);
-        m.sched.store(ptr::from_ref(sched).cast_mut(), Ordering::Release);
-    }
-    let mut threads = Vec::new();
-    let mut failed = None;
-    for &m in &sched.ms[1..] {
-        let thread = std::thread::Builder::new().name(format!("footbridge-m{}", m.id.get()));
-        match thread.spawn(move || mstart(m)) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                failed = Some(RunError::Thread { errno: error.raw_os_error().unwrap_or(0) });
-                break;
-            }
-        }
-    }
-    let result = match failed {
-        Some(error) => Err(error),
-        None => run_main(sched, f),
-    };
-    stop(sched);
-    for thread in threads {
-        // An M's thread returns from mstart or aborts the process.
-        let _ = thread.join();
-    }
-    abandon_goroutines(run_id);
-    pool::close(sched.ms());
-    for &m in &sched.ms {
-        m.sched.store(ptr::null_mut(), Ordering::Relaxed);
-        m.release();
-    }
-    // SAFETY: leaked above; all Ms have left and no structure refers to it any more.
-    drop(unsafe { Box::from_raw(ptr::from_ref(sched).cast_mut()) });
-    match result? {
-        Ok(value) => Ok(value),
-        Err(payload) => panic::resume_unwind(payload),
-    }
-}
-
-type MainResult<R> = Result<R, Box<dyn Any + Send>>;
-
-/// The main goroutine, bound to the calling thread, which is the first M.
-fn run_main<R>(sched: &'static Sched, f: impl FnOnce() -> R) -> Result<MainResult<R>, RunError> {
-    struct Main<'a, F, R> {
-        f: Option<F>,
-        result: &'a mut Option<MainResult<R>>,
-        sched: &'static Sched,
-    }
-    unsafe fn run<F: FnOnce() -> R, R>(data: *mut u8) {
-        // SAFETY: `run_main` wrote a Main there; it outlives the goroutine, since the caller's
-        // frame waits for it.
-        let main = unsafe { &mut *data.cast::<*mut Main<'_, F, R>>().read() };
-        let f = main.f.take().expect("run once");
-        *main.result = Some(panic::catch_unwind(AssertUnwindSafe(f)));
-        stop(main.sched);
-    }
-    unsafe fn drop_nothing(_: *mut u8) {}
-    struct Type<F, R>(std::marker::PhantomData<(F, R)>);
-    impl<F: FnOnce() -> R, R> Type<F, R> {
-        const TASK: TaskType = TaskType { run: run::<F, R>, drop_result: drop_nothing };
-    }
-    let m = sched.ms[0];
-    let mut result = None;
-    let mut main = Main { f: Some(f), result: &mut result, sched };
-    let task = task_of::<_, R>(&main.f);
-    fn task_of<F: FnOnce() -> R, R>(_: &Option<F>) -> &'static TaskType {
-        const { &Type::<F, R>::TASK }
-    }
-    let previous_m = getm();
-    debug_assert!(previous_m.is_null());
-    setm(ptr::from_ref(m).cast_mut());
-    let started = new_g(sched.class, size_of::<usize>(), align_of::<usize>()).map(|new| {
-        // SAFETY: room for one pointer was reserved there.
-        unsafe { new.data().cast::<*mut u8>().write((&raw mut main).cast()) };
-        new.start(task, join_state::DETACHED, false, true);
-    });
-    if started.is_ok() {
-        mstart(m);
-    }
-    setm(ptr::null_mut());
-    if let Err(NewError { error }) = started {
-        return Err(RunError::Stack(error));
-    }
-    Ok(result.expect("the run goes on until the main goroutine has left its result"))
-}
-
-/// Ends a run: every M leaves when it comes to the scheduler.
-fn stop(sched: &Sched) {
-    sched.stopping.store(true, Ordering::SeqCst);
-    futex::heavy_fence();
-    for m in &sched.ms {
-        m.unpark();
-    }
-}
-
-/// Makes the calling thread the M until the run is over.
-fn mstart(m: &'static M) {
-    let _alt_stack = AltStack::install();
-    setm(ptr::from_ref(m).cast_mut());
-    m.system_stack.set(super::signal::thread_stack_bounds());
-    // The frame of this function stays; the scheduler works below it and its red zone.
-    m.system_sp.set((super::switch::stack_pointer() - 128) & !15);
-    // SAFETY: `g0` is the Gobuf of this stack; below system_sp nothing is alive while the
-    // scheduler runs, since this frame only waits.
-    unsafe { mcall(&m.g0, m.system_sp.get(), schedule0, ptr::from_ref(m)) };
-    setm(ptr::null_mut());
-}
-
-/// Marks the goroutines that a run leaves behind. They are never resumed; what they own is leaked,
-/// and their stacks stay, since others may hold addresses into them.
-fn abandon_goroutines(run_id: u64) {
-    for g in g::all() {
-        // The status first: another run may take a dead G, and then sets the run before the status.
-        let live = !matches!(g.status(), Status::Idle | Status::Dead);
-        let left = live && g.run_id.load(Ordering::Relaxed) == run_id;
-        if left {
-            let waiter = g.join.swap(join_state::ABANDONED, Ordering::AcqRel);
-            if waiter >= join_state::WAITER {
-                let waiter = Parker::from_raw(waiter);
-                // SAFETY: immortal.
-                let other = unsafe { &*waiter.0 };
-                // A waiter of the same run is left behind itself.
-                if other.is_thread.get() || other.run_id.load(Ordering::Relaxed) != run_id {
-                    // SAFETY: it parked in `join` and is readied by whoever takes its address.
-                    unsafe { goready(waiter) };
-                }
-            }
-        }
     }
 }
 

@@ -18,30 +18,99 @@ use super::unwind::Registers;
 /// and room to read a symbol table.
 const ALT_STACK_BYTES: usize = 128 << 10;
 
-struct Previous(UnsafeCell<[MaybeUninit<libc::sigaction>; 2]>);
+struct Previous(UnsafeCell<[MaybeUninit<libc::sigaction>; 3]>);
 // SAFETY: written once before the handler is installed, read only afterwards.
 unsafe impl Sync for Previous {}
-static PREVIOUS: Previous = Previous(UnsafeCell::new([MaybeUninit::uninit(); 2]));
-const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
+static PREVIOUS: Previous = Previous(UnsafeCell::new([MaybeUninit::uninit(); 3]));
+const SIGNALS: [libc::c_int; 3] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGURG];
 
-/// Installs the handlers, once for the process.
+/// Installs the handlers of faults, once for the process.
 pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        for (i, signal) in SIGNALS.into_iter().enumerate() {
-            // SAFETY: the previous action is stored before ours can run; the handler keeps the
-            // rules at the head of this file.
-            unsafe {
-                let previous = (*PREVIOUS.0.get())[i].as_mut_ptr();
-                libc::sigaction(signal, ptr::null(), previous);
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = handler as *const () as usize;
-                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-                libc::sigemptyset(&raw mut action.sa_mask);
-                libc::sigaction(signal, &raw const action, ptr::null_mut());
-            }
-        }
+        let handler = handler as *const () as usize;
+        replace(libc::SIGSEGV, handler, 0, false);
+        replace(libc::SIGBUS, handler, 0, false);
     });
+}
+
+/// Installs the handler of preemption signals, once for the process. While it runs no other
+/// handler does on that thread, and system calls that it interrupts are restarted where the kernel
+/// can.
+pub(crate) fn install_preemption(handler: usize) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| replace(libc::SIGURG, handler, libc::SA_RESTART, true));
+}
+
+/// Puts a handler in front of the one that is there.
+fn replace(signal: libc::c_int, handler: usize, flags: libc::c_int, mask_all: bool) {
+    // SAFETY: the previous action is stored before ours can run; the handler keeps the rules at
+    // the head of its file.
+    unsafe {
+        let previous = (*PREVIOUS.0.get())[index_of(signal)].as_mut_ptr();
+        libc::sigaction(signal, ptr::null(), previous);
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | flags;
+        if mask_all {
+            libc::sigfillset(&raw mut action.sa_mask);
+        } else {
+            libc::sigemptyset(&raw mut action.sa_mask);
+        }
+        libc::sigaction(signal, &raw const action, ptr::null_mut());
+    }
+}
+
+fn index_of(signal: libc::c_int) -> usize {
+    let known = SIGNALS.iter().position(|&known| known == signal);
+    known.expect("handlers are installed for these signals only")
+}
+
+/// Lets the calling thread receive the signal. Returns the mask before.
+pub(crate) fn unblock(signal: libc::c_int) -> libc::sigset_t {
+    // SAFETY: our own structures.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        let mut previous = set;
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, &raw mut previous);
+        previous
+    }
+}
+
+/// Sets the signal mask of the calling thread.
+pub(crate) fn set_mask(mask: &libc::sigset_t) {
+    // SAFETY: a mask that the kernel has filled in.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, ptr::null_mut()) };
+}
+
+/// Lets the calling thread receive no signal but those of its own faults.
+pub(crate) fn block_all() {
+    // SAFETY: our own structure.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP] {
+            libc::sigdelset(&raw mut set, fault);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
+    }
+}
+
+/// Signals whose handlers run on whatever stack they interrupt: those without SA_ONSTACK. On a
+/// goroutine that may be little.
+pub(crate) fn handlers_without_alternate_stack() -> Vec<libc::c_int> {
+    let runs_on_any_stack = |signal: &libc::c_int| {
+        // SAFETY: asks only; our own structure.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(*signal, ptr::null(), &raw mut action) == 0
+                && !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
+                && action.sa_flags & libc::SA_ONSTACK == 0
+        }
+    };
+    (1..=libc::SIGRTMAX()).filter(runs_on_any_stack).collect()
 }
 
 unsafe extern "C" fn handler(
@@ -70,12 +139,17 @@ unsafe extern "C" fn handler(
 ///
 /// # Safety
 /// Called in the handler with its arguments.
-unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let i = usize::from(signal == libc::SIGBUS);
+pub(super) unsafe fn chain(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
     // SAFETY: stored before the handler was installed.
     unsafe {
-        let previous = (*PREVIOUS.0.get())[i].assume_init_ref();
+        let previous = (*PREVIOUS.0.get())[index_of(signal)].assume_init_ref();
         match previous.sa_sigaction {
+            // What the system does by itself with SIGURG is nothing: signal(7).
+            libc::SIG_DFL | libc::SIG_IGN if signal == libc::SIGURG => {}
             libc::SIG_DFL | libc::SIG_IGN => {
                 libc::sigaction(signal, previous, ptr::null_mut());
                 // The instruction faults again, with nobody in the way. A signal that somebody

@@ -41,7 +41,7 @@ pub(crate) fn emit_stubs() -> Result<(), JitError> {
         return Ok(());
     }
     let jit = Jit::new()?;
-    let main = super::sched::goroutine_main as *const () as usize;
+    let main = super::life::goroutine_main as *const () as usize;
     let SwitchStubs { goswitch, gogo, mcall, systemstack, goroutine_entry } =
         switch::emit(jit.arena(), Gobuf::LAYOUT, main)?;
     GOSWITCH.store(goswitch, Ordering::Relaxed);

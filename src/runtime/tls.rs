@@ -1,5 +1,13 @@
 #![allow(unsafe_code, reason = "words that emitted code reads")]
-//! The two thread-local words of the runtime: the current goroutine and the current M.
+//! The thread-local words of the runtime. Emitted code reads them by their offsets from `fs`.
+//!
+//! | | |
+//! | --- | --- |
+//! | 0 | the current goroutine |
+//! | 8 | the M that the thread is |
+//! | 16 | the guard of the current goroutine, or 0: see `preempt.rs` |
+//! | 24 | the poll stub of the run |
+//! | 32 | a resume address, for three instructions (`jit/stubs/preempt.rs`) |
 //!
 //! They are defined and read in assembly for two reasons. Emitted code needs one offset from `fs`
 //! that holds on every thread, which the initial-exec model gives. And a migratable goroutine may
@@ -7,6 +15,7 @@
 //! may keep the address of a `thread_local!` over a suspension.
 
 use std::arch::{asm, global_asm};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::g::G;
 use super::m::M;
@@ -17,9 +26,9 @@ global_asm!(
     ".globl footbridge_0_1_tls",
     ".hidden footbridge_0_1_tls",
     ".type footbridge_0_1_tls, @object",
-    ".size footbridge_0_1_tls, 16",
+    ".size footbridge_0_1_tls, 40",
     "footbridge_0_1_tls:",
-    ".zero 16",
+    ".zero 40",
     ".popsection",
 );
 
@@ -35,6 +44,77 @@ pub(crate) fn g_offset() -> i32 {
         );
     }
     i32::try_from(offset).expect("static thread-local storage is within 2 GiB of its base")
+}
+
+/// Offsets of the other words from the one of the current goroutine.
+pub(crate) const GUARD_OFF: i32 = 16;
+pub(crate) const POLL_OFF: i32 = 24;
+pub(crate) const RESUME_OFF: i32 = 32;
+
+/// Address of this thread's word so many bytes behind that of the current goroutine.
+fn word(offset: i32) -> *const AtomicUsize {
+    let base: usize;
+    // SAFETY: reads the base of `fs`, which the psABI keeps in its own first word, and an entry
+    // of the global offset table.
+    unsafe {
+        asm!(
+            "mov {base}, qword ptr [rip + footbridge_0_1_tls@GOTTPOFF]",
+            "add {base}, qword ptr fs:[0]",
+            base = out(reg) base,
+            options(nostack, readonly),
+        );
+    }
+    base.wrapping_add_signed(offset as isize) as *const AtomicUsize
+}
+
+/// This thread's guard word. It goes when the thread does.
+pub(crate) fn guard_word() -> *const AtomicUsize {
+    word(GUARD_OFF)
+}
+
+/// Makes this the poll stub of this thread.
+pub(crate) fn set_poll_stub(address: usize) {
+    // SAFETY: a word of this thread.
+    unsafe { (*word(POLL_OFF)).store(address, Ordering::Relaxed) };
+}
+
+/// What the resume word of this thread holds.
+pub(crate) fn resume_word() -> usize {
+    // SAFETY: a word of this thread.
+    unsafe { (*word(RESUME_OFF)).load(Ordering::Relaxed) }
+}
+
+/// The guard of the goroutine that this thread runs; 0 where there is none.
+#[inline(always)]
+pub(crate) fn guard() -> usize {
+    let guard: usize;
+    // SAFETY: reads the third word of this thread's block.
+    unsafe {
+        asm!(
+            "mov {guard}, qword ptr [rip + footbridge_0_1_tls@GOTTPOFF]",
+            "mov {guard}, qword ptr fs:[{guard} + 16]",
+            guard = out(reg) guard,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    guard
+}
+
+/// Sets the current goroutine of this thread and its guard.
+#[inline(always)]
+pub(crate) fn set_g_and_guard(g: *mut G, guard: usize) {
+    // SAFETY: writes the first and the third word of this thread's block.
+    unsafe {
+        asm!(
+            "mov {t}, qword ptr [rip + footbridge_0_1_tls@GOTTPOFF]",
+            "mov qword ptr fs:[{t}], {g}",
+            "mov qword ptr fs:[{t} + 16], {guard}",
+            t = out(reg) _,
+            g = in(reg) g,
+            guard = in(reg) guard,
+            options(nostack, preserves_flags),
+        );
+    }
 }
 
 /// The goroutine that this thread runs, or null: on foreign threads and in the scheduler.
@@ -67,21 +147,6 @@ pub(crate) fn getm() -> *mut M {
         );
     }
     m
-}
-
-/// Sets the current goroutine of this thread.
-#[inline(always)]
-pub(crate) fn setg(g: *mut G) {
-    // SAFETY: writes the first word of this thread's block.
-    unsafe {
-        asm!(
-            "mov {t}, qword ptr [rip + footbridge_0_1_tls@GOTTPOFF]",
-            "mov qword ptr fs:[{t}], {g}",
-            t = out(reg) _,
-            g = in(reg) g,
-            options(nostack, preserves_flags),
-        );
-    }
 }
 
 /// Sets the M of this thread.

@@ -12,6 +12,7 @@ use super::sched::{Sched, this_sched};
 use super::symbol::with_symbol;
 use super::tls::getg;
 use super::unwind::{Bounds, FullWalker, JitFrame, Registers, Start, WalkEnd, exact_walk};
+use crate::jit::stubs::preempt::POLL;
 
 /// One line of a traceback.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,8 @@ impl fmt::Display for TraceFrame {
             Self::Jit { name, offset_bytes, kind: "user code" } => {
                 write!(f, "jit {name}+{offset_bytes:#x}")
             }
+            Self::Jit { name, kind: "preempt", .. } if name == POLL => f.write_str("gave way at"),
+            Self::Jit { kind: "preempt", .. } => f.write_str("preempted at"),
             Self::Jit { name, offset_bytes, kind } => {
                 write!(f, "jit {name}+{offset_bytes:#x} ({kind})")
             }

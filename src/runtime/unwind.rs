@@ -18,6 +18,9 @@ use framehop::x86_64::{CacheX86_64, Reg, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{ExplicitModuleSectionInfo, FrameAddress, Module, Unwinder};
 
 use super::g::G;
+use super::tls;
+use crate::jit::stubs::poll;
+use crate::jit::stubs::preempt::{self, Leaving};
 use crate::jit::{FrameClass, StubInfo, StubKind, entry_frame, look_up, look_up_return};
 
 /// No walk goes on for longer.
@@ -117,6 +120,8 @@ enum Out {
         anchor: Option<(usize, usize)>,
         caller: Registers,
     },
+    /// Code that was interrupted here, at any instruction.
+    Interrupted(Registers),
     Root,
     Switching,
     Broken,
@@ -130,11 +135,33 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
     if matches!(stub.kind(), StubKind::Switch) && exact_pc {
         return Out::Switching;
     }
+    if stub.kind() == StubKind::Preempt {
+        let leaving = if exact_pc { preempt::leaving(code_at(r.pc)) } else { Leaving::No };
+        let at = match (leaving, stub.offset_bytes()) {
+            (Leaving::AtJump, _) => Some((tls::resume_word(), r.sp, r.fp)),
+            (Leaving::FrameDropped, _) | (Leaving::No, 0) => bounds
+                .read(r.sp)
+                .map(|pc| (pc, r.sp.wrapping_add(8 + preempt::RED_ZONE_BYTES), r.fp)),
+            (Leaving::No, 1) if exact_pc => bounds
+                .read(r.sp)
+                .zip(bounds.read(r.sp.wrapping_add(8)))
+                .map(|(fp, pc)| (pc, r.sp.wrapping_add(preempt::frame::SP), fp)),
+            (Leaving::No, _) => bounds
+                .read(r.fp)
+                .zip(bounds.read(r.fp.wrapping_add(preempt::frame::PC)))
+                .map(|(fp, pc)| (pc, r.fp.wrapping_add(preempt::frame::SP), fp)),
+        };
+        return at.map_or(Out::Broken, |(pc, sp, fp)| Out::Interrupted(Registers { pc, sp, fp }));
+    }
     let caller_at = |cfa: usize, fp: Option<usize>| {
         Some(Registers { pc: bounds.read(cfa.checked_sub(8)?)?, sp: cfa, fp: fp? })
     };
     let caller = match class {
         FrameClass::Root => return Out::Root,
+        // A leaf calls nothing but the poll stub, and does that from below its red zone.
+        FrameClass::Leaf if exact_pc && poll::is_poll_call(code_at(r.pc)) => {
+            caller_at(r.sp.wrapping_add(8 + preempt::RED_ZONE_BYTES), Some(r.fp))
+        }
         FrameClass::Leaf => caller_at(r.sp.wrapping_add(8), Some(r.fp)),
         // Before `push rbp`, between it and `mov rbp, rsp`, and at `ret` the frame is not there.
         _ if exact_pc && (stub.offset_bytes() == 0 || is_ret(r.pc)) => {
@@ -167,25 +194,30 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
     }
 }
 
+/// The bytes of the instruction at a pc that the registry knows. Those who ask go on to the next
+/// byte only if the ones before begin an instruction that is longer.
+fn code_at(pc: usize) -> impl Fn(usize) -> u8 {
+    // SAFETY: the registry knows the pc, so it lies in code, which is readable; code ends with
+    // an instruction, so that the bytes of one that has begun are code too.
+    move |at| unsafe { (pc as *const u8).add(at).read() }
+}
+
 /// Whether the instruction at a pc in emitted code is a `ret`: `ret`, `ret imm16`, `rep ret` or
 /// `bnd ret`.
 fn is_ret(pc: usize) -> bool {
-    // SAFETY: the registry knows the pc, so it lies in code, which is readable; code ends with
-    // an instruction, so that the byte behind a prefix is code too.
-    unsafe {
-        let code = pc as *const u8;
-        match code.read() {
-            0xc2 | 0xc3 => true,
-            0xf2 | 0xf3 => code.add(1).read() == 0xc3,
-            _ => false,
-        }
+    let byte = code_at(pc);
+    match byte(0) {
+        0xc2 | 0xc3 => true,
+        0xf2 | 0xf3 => byte(1) == 0xc3,
+        _ => false,
     }
 }
 
 /// Whether rbp is the frame's own at this pc: behind the prologue and not at `ret`.
 fn is_frame_complete(pc: usize, stub: &StubInfo) -> bool {
     const MOV_RBP_RSP_END: usize = 4;
-    stub.offset_bytes() >= MOV_RBP_RSP_END && !is_ret(pc)
+    let dropped = stub.kind() == StubKind::Preempt && preempt::leaving(code_at(pc)) != Leaving::No;
+    stub.offset_bytes() >= MOV_RBP_RSP_END && !is_ret(pc) && !dropped
 }
 
 /// Where an exact walk begins.
@@ -238,8 +270,13 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
         }
         // Where the frame is not complete rbp is the caller's, which may be the anchor's already.
         let lowest = if complete { at.fp } else { at.sp };
+        let mut interrupted = false;
         let older = match step_out(at, &stub, exact_pc, bounds) {
             Out::Caller(caller) => caller,
+            Out::Interrupted(at) => {
+                interrupted = true;
+                at
+            }
             Out::Native { anchor, .. } => {
                 let (fp, pc) = anchor.unwrap_or(current);
                 if fp == 0 {
@@ -256,7 +293,7 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
             return WalkEnd::Broken { at: older.fp };
         }
         at = older;
-        exact_pc = false;
+        exact_pc = interrupted;
     }
     WalkEnd::Stopped
 }
@@ -313,19 +350,30 @@ fn full_walk(
     for _ in 0..MAX_FRAMES {
         let stub = if is_return_address { look_up_return(pc) } else { look_up(pc) };
         visit(Frame { pc, is_return_address, stub });
+        let mut interrupted = false;
         let next = if let Some(stub) = stub {
             let exact_pc = !is_return_address;
             let at = Registers { pc, sp: regs.sp() as usize, fp: regs.bp() as usize };
             let caller = match step_out(at, &stub, exact_pc, bounds) {
                 Out::Caller(caller) | Out::Native { caller, .. } => caller,
+                Out::Interrupted(at) => {
+                    interrupted = true;
+                    at
+                }
                 Out::Root | Out::Switching | Out::Broken => return,
             };
-            if matches!(stub.frame_class(), FrameClass::Saved | FrameClass::Entry)
+            let first_slot = match stub.frame_class() {
+                FrameClass::Saved | FrameClass::Entry => Some(1),
+                // rflags come first.
+                _ if interrupted => Some(2),
+                _ => None,
+            };
+            if let Some(first_slot) = first_slot
                 && (!exact_pc || is_frame_complete(pc, &stub))
             {
                 // Native frames further out may be found from registers that this frame keeps.
                 let saved = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
-                for (register, slot) in saved.into_iter().zip(1..) {
+                for (register, slot) in saved.into_iter().zip(first_slot..) {
                     if let Some(value) = bounds.read(at.fp.wrapping_sub(8 * slot)) {
                         regs.set(register, value as u64);
                     }
@@ -354,7 +402,7 @@ fn full_walk(
             return;
         }
         pc = next;
-        is_return_address = true;
+        is_return_address = !interrupted;
     }
 }
 

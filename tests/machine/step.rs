@@ -58,6 +58,15 @@ static LOST: AtomicUsize = AtomicUsize::new(0);
 static PLACE: AtomicUsize = AtomicUsize::new(0);
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// Called in the handler with each pc.
+static HOOK: AtomicUsize = AtomicUsize::new(0);
+
+/// Lets the handler call `hook` with the pc of each trap, from now on. A preemption signal that it
+/// sends to its own thread comes when the handler has returned, at that pc.
+pub fn set_hook(hook: fn(usize)) {
+    HOOK.store(hook as *const () as usize, Ordering::Relaxed);
+}
+
 /// Marks the traps that follow. Returns the mark before.
 pub fn set_place(place: usize) -> usize {
     PLACE.swap(place, Ordering::Relaxed)
@@ -96,6 +105,11 @@ unsafe extern "C" fn on_trap(
     };
     // SAFETY: the registers that the trap found on this thread.
     trap.end = unsafe { jit_frames_from(at, visit) };
+    let hook = HOOK.load(Ordering::Relaxed);
+    if hook != 0 {
+        // SAFETY: set to a function of this type.
+        unsafe { std::mem::transmute::<usize, fn(usize)>(hook)(at.pc) };
+    }
     // SAFETY: the thread that steps holds the lock, and is here.
     let traps = unsafe { &mut *BUFFER.0.get() };
     if let Some(last) = traps.last_mut()
@@ -122,6 +136,7 @@ fn install() {
             action.sa_sigaction = on_trap as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigemptyset(&raw mut action.sa_mask);
+            libc::sigaddset(&raw mut action.sa_mask, libc::SIGURG);
             assert_eq!(libc::sigaction(libc::SIGTRAP, &raw const action, ptr::null_mut()), 0);
         }
     });
@@ -140,9 +155,15 @@ impl Stepping {
 
 impl Drop for Stepping {
     fn drop(&mut self) {
-        // SAFETY: as above.
-        unsafe { asm!("pushfq", "and dword ptr [rsp], 0xfffffeff", "popfq") };
+        clear_trap_flag();
     }
+}
+
+/// For a goroutine that goes on, with the trap flag, where one that is stepped was put aside. That
+/// one has the flag again when it goes on itself.
+pub fn clear_trap_flag() {
+    // SAFETY: changes nothing else.
+    unsafe { asm!("pushfq", "and dword ptr [rsp], 0xfffffeff", "popfq") };
 }
 
 /// Runs `f` on this thread with a trap at every instruction, and returns them in their order.

@@ -22,6 +22,7 @@ use primitive::{AtomicU64, Slot};
 use super::eh_frame;
 use super::error::JitError;
 use super::frame::FrameClass;
+use super::preemptible::{self, PreemptionPoint, UnsafeRange};
 use crate::abi::Signature;
 
 /// Code is registered in units of this many bytes.
@@ -52,9 +53,12 @@ pub enum StubKind {
     Foreign = 7,
     /// Puts one calling convention in front of another.
     Adapter = 8,
+    /// Puts a goroutine aside that was interrupted, or that gives way at a poll, with all of its
+    /// machine state.
+    Preempt = 9,
 }
 
-const KINDS: [StubKind; 9] = [
+const KINDS: [StubKind; 10] = [
     StubKind::User,
     StubKind::Switch,
     StubKind::Systemstack,
@@ -64,6 +68,7 @@ const KINDS: [StubKind; 9] = [
     StubKind::Spawn,
     StubKind::Foreign,
     StubKind::Adapter,
+    StubKind::Preempt,
 ];
 
 impl StubKind {
@@ -79,12 +84,18 @@ impl StubKind {
             Self::Spawn => "spawn",
             Self::Foreign => "foreign code",
             Self::Adapter => "adapter",
+            Self::Preempt => "preempt",
         }
     }
 }
 
 // Flag word, 18 bits: kind in 0..4, frame class in 4..7, then single bits; RETIRED is bit 17.
+const KIND_MASK: u64 = 15;
 const CLASS_SHIFT: u32 = 4;
+/// The code may be interrupted for another goroutine.
+const PREEMPTIBLE: u64 = 1 << 7;
+/// Not everywhere: the descriptor says where.
+const HAS_UNSAFE_RANGES: u64 = 1 << 8;
 
 /// The flags of a piece of code.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,7 +108,7 @@ impl Flags {
 
     #[inline]
     fn kind(self) -> StubKind {
-        KINDS[((self.0 & 15) as usize).min(KINDS.len() - 1)]
+        KINDS[((self.0 & KIND_MASK) as usize).min(KINDS.len() - 1)]
     }
 
     #[inline]
@@ -114,6 +125,8 @@ struct Descriptor {
     name: &'static str,
     signature: Option<&'static Signature>,
     user_data: u64,
+    /// Sorted; where preemptible code is not.
+    unsafe_ranges: &'static [UnsafeRange],
 }
 
 /// One range of code addresses and its tables.
@@ -195,19 +208,43 @@ impl Region {
 
     /// Publishes code whose bytes are in place. The range is this region's and unpublished.
     pub(crate) fn publish(&'static self, new: &Publication) -> StubId {
+        self.publish_with(new, None)
+    }
+
+    /// As [`Self::publish`], for code that is preemptible but in these ranges, which were checked.
+    pub(crate) fn publish_preemptible(
+        &'static self,
+        new: &Publication,
+        unsafe_ranges: Vec<UnsafeRange>,
+    ) -> StubId {
+        self.publish_with(new, Some(unsafe_ranges.leak()))
+    }
+
+    fn publish_with(
+        &'static self,
+        new: &Publication,
+        preemptible: Option<&'static [UnsafeRange]>,
+    ) -> StubId {
         debug_assert!(new.start.is_multiple_of(GRANULE_BYTES) && new.len > 0);
         debug_assert!(new.start >= self.base && new.start + new.len <= self.base + self.size);
         let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = *next;
         *next += 1;
         let Publication { start, len, prologue_bytes, flags, name, signature, user_data } = *new;
-        let descriptor = Descriptor { len, prologue_bytes, name, signature, user_data };
+        let unsafe_ranges = preemptible.unwrap_or_default();
+        let flags = match preemptible {
+            None => flags.0,
+            Some([]) => flags.0 | PREEMPTIBLE,
+            Some(_) => flags.0 | PREEMPTIBLE | HAS_UNSAFE_RANGES,
+        };
+        let descriptor =
+            Descriptor { len, prologue_bytes, name, signature, user_data, unsafe_ranges };
         let range = self.granules(start, len);
         // SAFETY: 1. the lock is held. 2. The caller owns the range, which is unpublished, and
         // the slot is new; there are as many slots as granules, and code takes at least one.
         unsafe {
             let orders = protocol::ORDERS;
-            protocol::publish(self.words, self.slots, slot, descriptor, range, flags.0, orders);
+            protocol::publish(self.words, self.slots, slot, descriptor, range, flags, orders);
         }
         StubId { region: self, start, len }
     }
@@ -346,6 +383,24 @@ impl StubInfo {
         self.flags().class()
     }
 
+    /// Whether goroutines may be interrupted in it, outside of its unsafe ranges.
+    #[inline]
+    pub fn is_preemptible(&self) -> bool {
+        self.word & PREEMPTIBLE != 0
+    }
+
+    /// Whether a goroutine may be interrupted at the pc that was looked up.
+    #[inline]
+    pub(crate) fn preemption_point(&self) -> PreemptionPoint {
+        if !self.is_preemptible() {
+            PreemptionPoint::NotPreemptible
+        } else if self.word & HAS_UNSAFE_RANGES == 0 {
+            PreemptionPoint::ResumeAt(self.offset_bytes())
+        } else {
+            preemptible::point(self.descriptor().unsafe_ranges, self.offset_bytes())
+        }
+    }
+
     /// Whether its handle was dropped. The code itself stays.
     pub fn is_retired(&self) -> bool {
         self.word & protocol::RETIRED != 0
@@ -452,6 +507,33 @@ impl ForeignRegion {
     /// # Safety
     /// The bytes of the code are in place and do not change any more.
     pub unsafe fn publish(&self, name: &str, range: Range<usize>) -> Result<ForeignCode, JitError> {
+        self.publish_checked(name, range, None)
+    }
+
+    /// As [`Self::publish`], for code in which goroutines may be interrupted, but for some ranges.
+    ///
+    /// # Errors
+    /// As [`Self::publish`]; an unsafe range is refused, or the code does not start with the
+    /// prologue of its frame class.
+    ///
+    /// # Safety
+    /// 1. As for [`Self::publish`].
+    /// 2. The code keeps the promises of [`Jit::install_preemptible`](super::Jit::install_preemptible).
+    pub unsafe fn publish_preemptible(
+        &self,
+        name: &str,
+        range: Range<usize>,
+        unsafe_ranges: Vec<UnsafeRange>,
+    ) -> Result<ForeignCode, JitError> {
+        self.publish_checked(name, range, Some(unsafe_ranges))
+    }
+
+    fn publish_checked(
+        &self,
+        name: &str,
+        range: Range<usize>,
+        preemptible: Option<Vec<UnsafeRange>>,
+    ) -> Result<ForeignCode, JitError> {
         let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
         if range.is_empty() || !range.start.is_multiple_of(GRANULE_BYTES) {
             return Err(refuse("it must start at a multiple of 64 bytes and not be empty"));
@@ -461,12 +543,20 @@ impl ForeignRegion {
             return Err(refuse("it leaves the region it is published in"));
         }
         let taken = range.start..range.end.next_multiple_of(GRANULE_BYTES);
+        let preemptible = preemptible.map(|unsafe_ranges| {
+            // SAFETY: the bytes are in place, by the contract of those who call this with ranges.
+            let code = unsafe { std::slice::from_raw_parts(range.start as *const u8, range.len()) };
+            super::arena::check_frame_law(name, self.class, code)?;
+            let prologue_bytes = self.class.prologue_bytes();
+            preemptible::check(name, range.len(), prologue_bytes, unsafe_ranges)
+        });
+        let preemptible = preemptible.transpose()?;
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
         if published.iter().any(|p| p.start < taken.end && taken.start < p.end) {
             return Err(refuse("it shares a granule of 64 bytes with code published before"));
         }
         published.push(taken);
-        let id = self.region.publish(&Publication {
+        let publication = Publication {
             start: range.start,
             len: range.len(),
             prologue_bytes: 0,
@@ -474,7 +564,11 @@ impl ForeignRegion {
             name: String::from(name).leak(),
             signature: None,
             user_data: 0,
-        });
+        };
+        let id = match preemptible {
+            None => self.region.publish(&publication),
+            Some(ranges) => self.region.publish_preemptible(&publication, ranges),
+        };
         Ok(ForeignCode { id })
     }
 }

@@ -13,10 +13,13 @@
 //! the native frames. It does not put the anchor back: while JIT code runs nobody reads it, and the
 //! next stub that leaves JIT code overwrites it. Frame class Standard: a panic of the Rust function
 //! passes through.
+//!
+//! When the function has returned, the stub polls: the time slice may have ended in native code,
+//! which is not interrupted.
 
 use dynasmrt::{DynasmApi, dynasm};
 
-use super::{ANCHOR_PC, GO_INTERNAL_SCRATCH, SYSTEM_V_SCRATCH, Shapes, StubEnv};
+use super::{ANCHOR_PC, GO_INTERNAL_SCRATCH, SYSTEM_V_SCRATCH, Shapes, StubEnv, poll};
 use crate::abi::{
     Assignment, Convention, Gpr, Pinned, Plan, PlanRequest, Reg, RegSet, Signature, Type,
 };
@@ -130,7 +133,10 @@ impl NativeCall {
     pub(super) fn close(&self, mut e: Emitter<'_>, env: &StubEnv) {
         // The goroutine's register is preserved by System V; the zero register is not.
         restore_zero(&mut e, self.convention);
+        // Results are in their places; a poll changes none of them.
+        let pending = poll::emit(e.ops, env, self.convention);
         e.epilogue();
+        poll::emit_slow_path(e.ops, env, pending);
         e.no_goroutine(env.no_goroutine);
         e.finish();
     }

@@ -3,6 +3,8 @@
 pub(crate) mod adapter;
 pub(crate) mod enter;
 pub(crate) mod goroutine_fn;
+pub(crate) mod poll;
+pub(crate) mod preempt;
 pub(crate) mod spawn;
 pub(crate) mod switch;
 
@@ -20,6 +22,16 @@ pub(crate) struct StubEnv {
     pub(crate) tls_g_off: i32,
     /// Where the anchor is in a goroutine: fp, and behind it pc.
     pub(crate) g_anchor_off: i32,
+    /// Where the guard is in a goroutine: code whose rsp is not above it leaves for the poll stub.
+    pub(crate) g_guard_off: i32,
+    /// Where the lowest address of its stack is in a goroutine.
+    pub(crate) g_stack_lo_off: i32,
+    /// Where the guard of the current goroutine is, from the base of `fs`.
+    pub(crate) tls_guard_off: i32,
+    /// Where the address of the poll stub is, from the base of `fs`.
+    pub(crate) tls_poll_off: i32,
+    /// A word that is free for whoever resumes an interrupted goroutine, from the base of `fs`.
+    pub(crate) tls_resume_off: i32,
     /// Called where code runs that needs a goroutine and there is none. Does not return.
     pub(crate) no_goroutine: usize,
 }

@@ -1,0 +1,133 @@
+//! Where code may be interrupted for another goroutine, as its author says when it is installed.
+//!
+//! Code is not preemptible unless its author promises that it is, at every instruction but those
+//! in unsafe ranges. The signal handler reads what is said here: it must stay plain data.
+
+use std::ops::Range;
+
+use super::error::JitError;
+
+/// What a preemption does that comes while the pc is in an unsafe range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenUnsafe {
+    /// Nothing: the code goes on, and is interrupted later.
+    Skip,
+    /// The code is interrupted, and goes on from the start of the range: what the range did so
+    /// far is done again.
+    Restart,
+}
+
+/// Instructions at which code must not simply be interrupted and go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsafeRange {
+    /// Bytes from the start of the code: from the first instruction of the range to the first one
+    /// behind it. `ops.offset().0` while it is emitted.
+    pub bytes: Range<usize>,
+    /// What to do there.
+    pub when: WhenUnsafe,
+}
+
+/// What a preemption finds at a pc.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PreemptionPoint {
+    /// Code that never is.
+    NotPreemptible,
+    /// Not at this instruction.
+    Unsafe,
+    /// The code may be interrupted, and goes on so many bytes from its start.
+    ResumeAt(usize),
+}
+
+/// Whether code with these (sorted) ranges may be interrupted so many bytes from its start.
+/// Called in signal handlers.
+pub(crate) fn point(ranges: &[UnsafeRange], offset_bytes: usize) -> PreemptionPoint {
+    match ranges.iter().find(|range| range.bytes.contains(&offset_bytes)) {
+        None => PreemptionPoint::ResumeAt(offset_bytes),
+        Some(UnsafeRange { when: WhenUnsafe::Skip, .. }) => PreemptionPoint::Unsafe,
+        Some(UnsafeRange { when: WhenUnsafe::Restart, bytes }) => {
+            PreemptionPoint::ResumeAt(bytes.start)
+        }
+    }
+}
+
+/// Sorts the ranges of a piece of code, and refuses those that make no sense in it.
+pub(crate) fn check(
+    name: &str,
+    code_bytes: usize,
+    prologue_bytes: usize,
+    mut ranges: Vec<UnsafeRange>,
+) -> Result<Vec<UnsafeRange>, JitError> {
+    let refuse = |range: &UnsafeRange, rule| {
+        Err(JitError::UnsafeRange { name: name.into(), range: range.bytes.clone(), rule })
+    };
+    ranges.sort_by_key(|range| range.bytes.start);
+    for range in &ranges {
+        if range.bytes.is_empty() {
+            return refuse(range, "it is empty: it ends where it starts, or before");
+        }
+        if range.bytes.end > code_bytes {
+            return refuse(range, "it ends behind the code; ranges count bytes from its start");
+        }
+        if range.when == WhenUnsafe::Restart && range.bytes.start < prologue_bytes {
+            return refuse(
+                range,
+                "it restarts at or before `mov rbp, rsp`, which would make the frame twice",
+            );
+        }
+    }
+    match ranges.windows(2).find(|pair| pair[1].bytes.start < pair[0].bytes.end) {
+        Some(pair) => refuse(&pair[1], "it overlaps another one"),
+        None => Ok(ranges),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(bytes: Range<usize>, when: WhenUnsafe) -> UnsafeRange {
+        UnsafeRange { bytes, when }
+    }
+
+    #[test]
+    fn a_point_is_unsafe_from_the_first_byte_of_a_range_to_the_last() {
+        let ranges = [range(10..20, WhenUnsafe::Skip), range(30..40, WhenUnsafe::Restart)];
+        for (at, expected) in [
+            (0, PreemptionPoint::ResumeAt(0)),
+            (9, PreemptionPoint::ResumeAt(9)),
+            (10, PreemptionPoint::Unsafe),
+            (19, PreemptionPoint::Unsafe),
+            (20, PreemptionPoint::ResumeAt(20)),
+            (30, PreemptionPoint::ResumeAt(30)),
+            (39, PreemptionPoint::ResumeAt(30)),
+            (40, PreemptionPoint::ResumeAt(40)),
+        ] {
+            assert_eq!(point(&ranges, at), expected, "{at}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_sorted_and_checked() {
+        let rule_of = |ranges| match check("f", 100, 4, ranges) {
+            Err(JitError::UnsafeRange { range, rule, .. }) => Some((range, rule)),
+            Err(other) => panic!("{other}"),
+            Ok(_) => None,
+        };
+        let (skip, restart) = (WhenUnsafe::Skip, WhenUnsafe::Restart);
+        let sorted = check("f", 100, 4, vec![range(50..100, skip), range(0..50, skip)]);
+        assert_eq!(sorted, Ok(vec![range(0..50, skip), range(50..100, skip)]));
+        assert_eq!(rule_of(vec![range(4..8, restart)]), None);
+        for (ranges, wrong, words) in [
+            (vec![range(5..5, skip)], 5..5, "empty"),
+            #[allow(clippy::reversed_empty_ranges, reason = "that is what is refused")]
+            (vec![range(6..5, skip)], 6..5, "empty"),
+            (vec![range(90..101, skip)], 90..101, "behind the code"),
+            (vec![range(3..8, restart)], 3..8, "frame twice"),
+            (vec![range(20..30, skip), range(10..21, restart)], 20..30, "overlaps"),
+        ] {
+            let (range, rule) = rule_of(ranges).expect("refused");
+            assert_eq!(range, wrong);
+            assert!(rule.contains(words), "{rule}");
+        }
+    }
+}
