@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use child::{Refusal, mask, overflow, refuse};
-use dynasmrt::{DynasmLabelApi, dynasm};
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{Code, FrameClass, Jit, JitError};
 use footbridge::runtime::{
@@ -898,5 +898,348 @@ fn the_guard_of_another_goroutine_is_a_fault_like_any_other() {
         let Some(outcome) = outcome else { continue };
         assert_eq!(outcome.signal, Some(libc::SIGSEGV), "{outcome:#?}");
         assert!(!outcome.stderr.contains("overflowed"), "{outcome:#?}");
+    }
+}
+
+/// JIT code that checks its stack, makes a frame of so many bytes, and calls itself without an end.
+fn endless_with_check(name: &str, convention: Convention, frame_bytes: usize) -> Code {
+    let jit = Jit::new().expect("code memory");
+    let mut polls = jit.polls(convention).expect("a convention of this machine");
+    // SAFETY: a standard frame; it calls itself only.
+    let code = unsafe {
+        jit.install(name, FrameClass::Standard, |ops| {
+            dynasm!(ops; .arch x64; again: ; push rbp; mov rbp, rsp);
+            polls.check_stack(ops, frame_bytes);
+            dynasm!(ops; .arch x64; sub rsp, frame_bytes as i32; call <again; leave; ret);
+            polls.finish(ops);
+        })
+    };
+    code.expect("installs")
+}
+
+fn text_of(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload.downcast_ref::<String>().map_or("no text", String::as_str)
+}
+
+/// Panics that are expected are not printed.
+fn without_messages() {
+    std::panic::set_hook(Box::new(|_| {}));
+}
+
+const SIZE_NAMES: [&str; 5] = ["16 KiB", "64 KiB", "256 KiB", "1 MiB", "8 MiB"];
+
+#[test]
+fn jit_code_that_checks_its_stack_panics_in_time() {
+    child::run("jit_code_that_checks_its_stack_panics_in_time", || {
+        without_messages();
+        use runtime::VectorState::{Auto, Sse};
+        for (convention, vector_state) in [(GO, Auto), (GO, Sse), (Convention::SystemV, Auto)] {
+            let entries: Vec<_> = [0, 8, 256, 264, 4096, 6000]
+                .into_iter()
+                .map(|frame_bytes| {
+                    let code = endless_with_check("deep", convention, frame_bytes);
+                    // SAFETY: code of this convention and type.
+                    unsafe { code.enter::<fn()>(convention) }.expect("entry")
+                })
+                .collect();
+            let run = Config { vector_state, ..config(1) }.run(|| {
+                for (class, size) in CLASSES.into_iter().zip(SIZE_NAMES) {
+                    for entry in &entries {
+                        for _ in 0..3 {
+                            let end = scope(|s| {
+                                // SAFETY: on a goroutine.
+                                let body = || {
+                                    std::panic::catch_unwind(|| unsafe { entry.call() })
+                                        .map_err(|payload| text_of(&*payload).to_string())
+                                };
+                                let builder = Builder::new().stack_bytes(class);
+                                let handle = builder.go_scoped(s, body).expect("memory");
+                                handle.join().expect("the panic is caught")
+                            });
+                            let text = end.expect_err("it has no end");
+                            let end = format!(" overflowed its {size} stack in JIT code deep");
+                            let goid = text.strip_prefix("goroutine ");
+                            let goid = goid.and_then(|text| text.strip_suffix(&*end));
+                            assert!(goid.is_some_and(|n| n.parse::<u64>().is_ok()), "{text}");
+                        }
+                    }
+                }
+                // Who does not catch it leaves it to who joins.
+                let code = endless_with_check("joined", convention, 0);
+                // SAFETY: code of this convention and type.
+                let entry = unsafe { code.enter::<fn()>(convention) }.expect("entry");
+                // SAFETY: on a goroutine.
+                let handle = go(move || unsafe { entry.call() });
+                let goid = handle.goid();
+                let end = handle.join().expect_err("it has no end");
+                let text =
+                    format!("goroutine {goid} overflowed its 64 KiB stack in JIT code joined");
+                assert_eq!(text_of(&*end), text);
+            });
+            run.expect("the run starts");
+        }
+    })
+    .assert_success();
+}
+
+#[test]
+fn a_check_counts_the_frame_to_come() {
+    child::run("a_check_counts_the_frame_to_come", || {
+        without_messages();
+        run_alone(|| {
+            // A frame that is larger than the stack, with the rest of it, the guard, and what is
+            // below that: nothing of it is touched.
+            for (frame_bytes, class, fits) in [
+                (48 * KIB, 64 * KIB, true),
+                (60 * KIB, 64 * KIB, false),
+                (64 * KIB, 64 * KIB, false),
+                (7 * MIB, 64 * KIB, false),
+                (8 * MIB, 64 * KIB, false),
+                (200 * KIB, 256 * KIB, true),
+                (7 * MIB, 8 * MIB, true),
+            ] {
+                let jit = Jit::new().expect("code memory");
+                let mut polls = jit.polls(GO).expect("a convention of this machine");
+                // SAFETY: a standard frame; what is written is inside of it.
+                let code = unsafe {
+                    jit.install("large", FrameClass::Standard, |ops| {
+                        dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+                        polls.check_stack(ops, frame_bytes);
+                        let frame = frame_bytes as i32;
+                        dynasm!(ops
+                            ; .arch x64
+                            ; sub rsp, frame
+                            ; mov [rsp], rax
+                            ; leave
+                            ; ret
+                        );
+                        polls.finish(ops);
+                    })
+                };
+                let code = code.expect("installs");
+                // SAFETY: code of this convention and type.
+                let entry = unsafe { code.enter::<fn()>(GO) }.expect("entry");
+                let builder = Builder::new().stack_bytes(class);
+                // SAFETY: on a goroutine.
+                let handle = builder.go(move || unsafe { entry.call() }).expect("memory");
+                let end = handle.join();
+                assert_eq!(end.is_ok(), fits, "{frame_bytes} bytes on {class}");
+            }
+            let mut polls = Jit::new().expect("code memory").polls(GO).expect("this machine");
+            // SAFETY: never called: nothing is installed.
+            let too_large = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unsafe {
+                Jit::new().expect("code memory").install("none", FrameClass::Leaf, |ops| {
+                    polls.check_stack(ops, 8 * MIB + 1);
+                })
+            }));
+            let text = "a frame of 8388609 bytes fits in no stack: the largest has 8 MiB";
+            assert_eq!(text_of(&*too_large.map(drop).expect_err("too large")), text);
+        });
+    })
+    .assert_success();
+}
+
+#[test]
+fn a_panic_of_a_check_runs_destructors_and_the_goroutine_goes_on() {
+    static ALIVE: AtomicUsize = AtomicUsize::new(0);
+    static MOST: AtomicUsize = AtomicUsize::new(0);
+    struct Alive;
+    impl Alive {
+        fn new() -> Self {
+            let alive = ALIVE.fetch_add(1, Ordering::Relaxed) + 1;
+            MOST.fetch_max(alive, Ordering::Relaxed);
+            Self
+        }
+    }
+    impl Drop for Alive {
+        fn drop(&mut self) {
+            ALIVE.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    child::run("a_panic_of_a_check_runs_destructors_and_the_goroutine_goes_on", || {
+        without_messages();
+        let jit = Jit::new().expect("code memory");
+        // Rust code and JIT code call each other without an end.
+        static AGAIN: AtomicUsize = AtomicUsize::new(0);
+        let rust = || {
+            let _alive = Alive::new();
+            let again = AGAIN.load(Ordering::Relaxed);
+            // SAFETY: the entry below, on a goroutine.
+            unsafe { std::mem::transmute::<usize, extern "C-unwind" fn()>(again)() };
+        };
+        let rust = jit.named_goroutine_fn("rust", GO, rust).expect("stub");
+        let target = rust.address();
+        let mut polls = jit.polls(GO).expect("a convention of this machine");
+        // SAFETY: a standard frame around a call.
+        let code = unsafe {
+            jit.install("jit", FrameClass::Standard, |ops| {
+                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+                polls.check_stack(ops, 0);
+                dynasm!(ops; .arch x64; call extern target; pop rbp; ret);
+                polls.finish(ops);
+            })
+        }
+        .expect("installs");
+        // SAFETY: code of this convention and type.
+        let entry = unsafe { code.enter::<fn()>(GO) }.expect("entry");
+        AGAIN.store(entry.address(), Ordering::Relaxed);
+        run_alone(|| {
+            let handle = go(move || {
+                for round in 0..20 {
+                    // SAFETY: on a goroutine.
+                    let call = || unsafe { entry.call() };
+                    let end = std::panic::catch_unwind(call).expect_err("it has no end");
+                    assert!(text_of(&*end).ends_with("stack in JIT code jit"), "{round}");
+                    assert_eq!(ALIVE.load(Ordering::Relaxed), 0, "every destructor has run");
+                    assert!(MOST.load(Ordering::Relaxed) > 20);
+                    // No JIT frame is left, and the goroutine can park.
+                    let mut frames = 0;
+                    runtime::jit_frames(|_| {
+                        frames += 1;
+                        true
+                    });
+                    assert_eq!(frames, 0);
+                    gosched();
+                }
+            });
+            handle.join().expect("it goes on");
+        });
+    })
+    .assert_success();
+}
+
+#[test]
+fn walks_from_the_panic_of_a_check_see_every_frame() {
+    child::run("walks_from_the_panic_of_a_check_see_every_frame", || {
+        let code = endless_with_check("deep", GO, 1000);
+        // SAFETY: code of this convention and type.
+        let entry = unsafe { code.enter::<fn()>(GO) }.expect("entry");
+        static FRAMES: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+        std::panic::set_hook(Box::new(|_| {
+            // On the system stack: there is room to look at everything.
+            let mut exact = Vec::new();
+            let end = runtime::jit_frames(|frame| {
+                exact.push(frame.stub.to_string());
+                true
+            });
+            assert_eq!(end, runtime::WalkEnd::Complete);
+            let full = runtime::traceback().to_string();
+            // All but that of the stub; the last one is the entry.
+            assert_eq!(full.matches("    jit deep+0x").count(), exact.len() - 1, "{full}");
+            *FRAMES.lock().expect("no panic") = exact;
+        }));
+        run_alone(|| {
+            // SAFETY: on a goroutine.
+            let handle = go(move || unsafe { entry.call() });
+            handle.join().expect_err("it has no end");
+        });
+        let frames = FRAMES.lock().expect("no panic");
+        // 64 KiB less the reserve, in frames of 1016 bytes.
+        assert!((50..64).contains(&frames.len()), "{frames:#?}");
+        assert!(frames[0].starts_with("jit stack check+0x"), "{frames:#?}");
+        let deep = frames.iter().filter(|frame| frame.starts_with("jit deep+0x")).count();
+        assert_eq!(deep, frames.len() - 1, "{frames:#?}");
+    })
+    .assert_success();
+}
+
+#[test]
+fn a_check_gives_way_where_that_is_wanted_and_changes_no_register() {
+    child::run("a_check_gives_way_where_that_is_wanted_and_changes_no_register", || {
+        const OTHERS: [u8; 13] = [0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 15];
+        let jit = Jit::new().expect("code memory");
+        for frame_bytes in [0, 5000] {
+            let mut polls = jit.polls(GO).expect("a convention of this machine");
+            // Every register but rsp, rbp and the goroutine's has a value before and after; the
+            // number of those that were changed is returned.
+            // SAFETY: a saved frame: the five registers are kept.
+            let code = unsafe {
+                jit.install("registers", FrameClass::Saved, |ops| {
+                    dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+                    dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
+                    for register in OTHERS {
+                        dynasm!(ops; .arch x64; mov Rq(register), 0x1000 + i32::from(register));
+                    }
+                    polls.check_stack(ops, frame_bytes);
+                    dynasm!(ops; .arch x64; push 0);
+                    for register in OTHERS {
+                        dynasm!(ops
+                            ; .arch x64
+                            ; cmp Rq(register), 0x1000 + i32::from(register)
+                            ; je >same
+                            ; inc DWORD [rsp]
+                            ; same:
+                        );
+                    }
+                    dynasm!(ops
+                        ; .arch x64
+                        ; pop rax
+                        ; mov rbx, [rbp - 8]
+                        ; mov r12, [rbp - 16]
+                        ; mov r13, [rbp - 24]
+                        ; mov r14, [rbp - 32]
+                        ; mov r15, [rbp - 40]
+                        ; leave
+                        ; ret
+                    );
+                    polls.finish(ops);
+                })
+            }
+            .expect("installs");
+            // SAFETY: code of this convention and type.
+            let entry = unsafe { code.enter::<fn() -> u64>(GO) }.expect("entry");
+            run_alone(|| {
+                let others = AtomicU64::new(0);
+                scope(|s| {
+                    s.go(|| {
+                        while others.load(Ordering::Relaxed) < 100 {
+                            others.fetch_add(1, Ordering::Relaxed);
+                            gosched();
+                        }
+                    });
+                    for round in 0..100 {
+                        // SAFETY: on a goroutine.
+                        assert_eq!(unsafe { entry.call() }, 0);
+                        assert_eq!(others.load(Ordering::Relaxed), round, "nobody asked");
+                        runtime::without_preemption(|| assert!(runtime::request_preemption(0)));
+                        // SAFETY: on a goroutine.
+                        assert_eq!(unsafe { entry.call() }, 0);
+                        assert_eq!(others.load(Ordering::Relaxed), round + 1, "it gave way");
+                    }
+                });
+            });
+        }
+    })
+    .assert_success();
+}
+
+#[test]
+fn on_a_system_stack_a_check_is_passed() {
+    let jit = Jit::new().expect("code memory");
+    for convention in [GO, Convention::SystemV] {
+        let mut polls = jit.polls(convention).expect("a convention of this machine");
+        // SAFETY: a standard frame.
+        let code = unsafe {
+            jit.install("shallow", FrameClass::Standard, |ops| {
+                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+                polls.check_stack(ops, 100 * KIB);
+                dynasm!(ops; .arch x64; mov eax, 7; pop rbp; ret);
+                polls.finish(ops);
+            })
+        }
+        .expect("installs");
+        // SAFETY: code of this convention and type.
+        let entry = unsafe { code.enter::<fn() -> u64>(convention) }.expect("entry");
+        for processors in [1, 2] {
+            let run = config(processors).run(|| {
+                (0..4).for_each(|_| {
+                    // SAFETY: on a goroutine, whose stack has not that much.
+                    let call = || runtime::systemstack(|| unsafe { entry.call() });
+                    assert_eq!(call(), 7);
+                    gosched();
+                });
+            });
+            run.expect("the run starts");
+        }
     }
 }

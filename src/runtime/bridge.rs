@@ -27,6 +27,7 @@ pub(super) fn stub_env() -> &'static StubEnv {
         g_stack_lo_off: G_STACK_LO_OFF,
         tls_guard_off: tls::g_offset() + tls::GUARD_OFF,
         tls_poll_off: tls::g_offset() + tls::POLL_OFF,
+        tls_stack_check_off: tls::g_offset() + tls::STACK_CHECK_OFF,
         tls_resume_off: tls::g_offset() + tls::RESUME_OFF,
         no_goroutine: no_goroutine as *const () as usize,
     })

@@ -5,6 +5,9 @@
 //! goroutine has no stack left. What is done here: read the goroutine, the registry, the stack and
 //! symbol tables, and write(2). No lock, no allocation, no unwinding; the process ends.
 //!
+//! JIT code that checks its stack (`Polls::check_stack`) does not come that far: it panics while there
+//! is room for that, and the process goes on.
+//!
 //! Three kinds of code hit a guard, and are told apart by the pc: JIT code is in the registry, a
 //! Rust function has a symbol that demangles, a C function has one that does not.
 
@@ -12,11 +15,18 @@ use std::fmt::{self, Write};
 use std::sync::atomic::Ordering;
 
 use super::g::G;
+use super::switch::systemstack;
 use super::symbol::with_symbol;
 use super::throw::RawStderr;
 use super::tls::getg;
 use super::unwind::{Bounds, Registers, Start, WalkEnd, exact_walk};
-use crate::jit::look_up;
+use crate::jit::{look_up, look_up_return};
+
+/// What is left of a stack, at least, where a check of JIT code finds that it is used up. The panic
+/// begins on the system stack; what it takes here is [`overflowed`] and the unwinder of the first
+/// few frames, each of which leaves more room for the next: less than 3 KiB with libgcc. Frames of
+/// code that need not check take some, too.
+pub(super) const PANIC_STACK_BYTES: usize = 6 << 10;
 
 /// JIT frames that are shown; of the others the number is.
 const SHOWN_FRAMES: usize = 16;
@@ -81,6 +91,17 @@ fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
         writeln!(out, "    (the frame at {at:#x} is broken)")?;
     }
     Ok(())
+}
+
+/// Called by the stack check stub, with an address in the code that checked.
+pub(super) extern "C-unwind" fn overflowed(return_address: usize) -> ! {
+    // SAFETY: on a goroutine: the stub has looked at its stack.
+    let g = unsafe { &*getg() };
+    let goid = g.goid.load(Ordering::Relaxed);
+    let size = Size(g.stack.get().class().bytes());
+    let name = look_up_return(return_address).map_or("?", |stub| stub.name());
+    // What a panic prints takes more stack than there is here.
+    systemstack(|| panic!("goroutine {goid} overflowed its {size} stack in JIT code {name}"))
 }
 
 /// A function that the registry does not know, as the frames of tracebacks are written.

@@ -30,6 +30,8 @@ pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// Bytes of the classes, smallest first.
 const CLASS_BYTES: [usize; 5] = [16 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20];
+/// Bytes of the largest class.
+pub(crate) const LARGEST_BYTES: usize = CLASS_BYTES[CLASS_BYTES.len() - 1];
 const FIRST_SEGMENT_BYTES: usize = 16 << 20;
 const MAX_SEGMENT_BYTES: usize = 1 << 34;
 const MADV_GUARD_INSTALL: libc::c_int = 102;
