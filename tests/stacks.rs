@@ -514,6 +514,58 @@ fn an_idle_process_gives_back_what_a_burst_took() {
     }
 }
 
+#[test]
+fn a_busy_process_gives_back_what_it_does_not_need() {
+    const COUNT: usize = 20_000;
+    child::run("a_busy_process_gives_back_what_it_does_not_need", || {
+        let run = config(1).run(|| {
+            let start = || {
+                let gate = Chan::<()>::new(0);
+                let receiver = gate.clone();
+                let handles: Vec<_> = (0..COUNT)
+                    .map(|_| {
+                        let gate = receiver.clone();
+                        go(move || gate.recv())
+                    })
+                    .collect();
+                gosched();
+                gate.close();
+                for handle in handles {
+                    handle.join().expect("no panic");
+                }
+            };
+            start();
+            let usage = || stack_usage()[1];
+            assert!(usage().pooled > COUNT / 2, "{:?}", usage());
+            // Two goroutines that give way to each other, and others that come and go: there is
+            // no time without work.
+            let stop = AtomicU64::new(0);
+            scope(|s| {
+                s.go(|| {
+                    while stop.load(Ordering::Relaxed) == 0 {
+                        gosched();
+                    }
+                });
+                let begin = std::time::Instant::now();
+                while usage().pooled > 2 * 512 && begin.elapsed() < Duration::from_secs(15) {
+                    go(|| ()).join().expect("no panic");
+                }
+                stop.store(1, Ordering::Relaxed);
+            });
+            let left = usage();
+            assert!(left.pooled <= 2 * 512 && left.returned > COUNT - 2 * 512 - 3, "{left:?}");
+            // What is needed again and again stays.
+            for _ in 0..30 {
+                start();
+            }
+            let returned = usage().returned;
+            assert!(returned < COUNT / 2, "{:?}", usage());
+        });
+        run.expect("the run starts");
+    })
+    .assert_success();
+}
+
 const MADV_GUARD_INSTALL: u32 = 102;
 
 fn refuse_guard_markers() -> Refusal {

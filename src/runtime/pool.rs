@@ -10,8 +10,9 @@
 //!
 //! The shared list of a class has two sides: *warm* chains, whose stacks have memory, and *cold*
 //! ones, whose memory was given back. Memory is given back where nobody waits: by an M that has had
-//! nothing to do for a while, and at the end of a run. Stacks that lie side by side go in one
-//! system call; guards between them stay.
+//! nothing to do for a while, at the end of a run, and by sysmon, where all are busy: what nobody has
+//! needed for a whole period. Stacks that lie side by side go in one system call; guards between
+//! them stay.
 //!
 //! Chains are linked through the goroutines themselves (`G::link`, and for the first one of each
 //! `G::next_chain` and `G::chain_len`): nothing here allocates, so that a goroutine can end when
@@ -21,6 +22,7 @@ use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::g::{self, G};
 use super::m::M;
@@ -145,6 +147,8 @@ struct Shared {
     cold: Chains,
     /// Warm goroutines that came one by one, from threads that have no P.
     loose: Chain,
+    /// The fewest that were warm since a [`Scavenger`] looked.
+    unused: usize,
 }
 
 // SAFETY: behind a lock; idle goroutines in it are whoever's takes them out.
@@ -182,7 +186,7 @@ impl Chains {
 }
 
 static SHARED: [Mutex<Shared>; SizeClass::COUNT] = [const {
-    Mutex::new(Shared { warm: Chains::EMPTY, cold: Chains::EMPTY, loose: Chain::EMPTY })
+    Mutex::new(Shared { warm: Chains::EMPTY, cold: Chains::EMPTY, loose: Chain::EMPTY, unused: 0 })
 }; SizeClass::COUNT];
 
 /// How many goroutines of all classes are warm in the shared lists.
@@ -208,6 +212,7 @@ impl Shared {
             chain = std::mem::replace(&mut self.loose, Chain::EMPTY);
         }
         WARM.fetch_sub(chain.len, Ordering::Relaxed);
+        self.unused = self.unused.min(self.warm_len());
         chain
     }
 
@@ -331,6 +336,45 @@ pub(crate) fn give_back_idle(m: &M, go_on: impl Fn() -> bool) {
                 break;
             }
             cool(class, chain);
+        }
+    }
+}
+
+/// Gives back, while all are busy, what nobody needs. Owned by sysmon.
+pub(crate) struct Scavenger {
+    next_look: Instant,
+    /// How many goroutines of each class are to be cooled before the next look.
+    quota: [usize; SizeClass::COUNT],
+}
+
+impl Scavenger {
+    /// So long a goroutine is warm in vain.
+    const PERIOD: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { next_look: now, quota: [0; SizeClass::COUNT] }
+    }
+
+    /// Called from time to time. Cools one chain at most: who calls has other things to do.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        if now >= self.next_look {
+            self.next_look = now + Self::PERIOD;
+            for class in SizeClass::all() {
+                let mut list = shared(class);
+                let warm = list.warm_len();
+                self.quota[class.index()] = std::mem::replace(&mut list.unused, warm);
+            }
+        }
+        for class in SizeClass::all() {
+            let quota = &mut self.quota[class.index()];
+            if *quota == 0 {
+                continue;
+            }
+            let chain = shared(class).take_warm();
+            *quota = quota.saturating_sub(chain.len.max(1));
+            if chain.len != 0 {
+                return cool(class, chain);
+            }
         }
     }
 }

@@ -6,6 +6,8 @@
 //! sysmon announces that it will sleep and then looks at the count of idle Ms once more. One of the
 //! two sees the other.
 //!
+//! Meanwhile it gives back the memory of dead goroutines that nobody needs (`pool.rs`).
+//!
 //! It runs no goroutine, takes no part in the scheduler, and ends when all Ms have left: a run that
 //! is over needs it until the last goroutine has given way.
 
@@ -13,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::futex;
+use super::pool::Scavenger;
 use super::preempt;
 use super::sched::Sched;
 use super::signal;
@@ -80,6 +83,7 @@ pub(crate) fn run(sched: &Sched, slice: Duration) {
     let longest = slice.min(MAX_DELAY).max(FIRST_DELAY);
     let mut seen: Vec<Option<Seen>> = vec![None; sched.ms().count()];
     let (mut delay, mut rounds) = (FIRST_DELAY, 0);
+    let mut scavenger = Scavenger::new(Instant::now());
     let word = &sched.sysmon().0;
     while word.load(Ordering::SeqCst) != ENDED {
         futex::wait(word, AWAKE, Some(delay));
@@ -105,6 +109,7 @@ pub(crate) fn run(sched: &Sched, slice: Duration) {
                 _ => *seen = Some(Seen { turn, since: now }),
             }
         }
+        scavenger.tick(now);
         rounds += 1;
         if rounds > EAGER_ROUNDS {
             delay = (delay * 2).min(longest);
