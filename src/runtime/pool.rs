@@ -444,3 +444,46 @@ pub fn stack_usage() -> Vec<StackUsage> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_needed_within_a_period_stays_warm() {
+        // No other unit test uses this class.
+        let class = SizeClass::for_bytes(8 << 20).expect("a class");
+        let put_all = |gs: Vec<*mut G>| {
+            // SAFETY: ours, and idle.
+            gs.into_iter().for_each(|g| unsafe { put(None, g) });
+        };
+        put_all((0..12).map(|_| new(class).expect("address space")).collect());
+        let count = || {
+            let list = shared(class);
+            (list.warm_len(), list.cold.len)
+        };
+        let start = Instant::now();
+        let mut scavenger = Scavenger::new(start);
+        let mut pass = |periods: u32| {
+            for _ in 0..5 {
+                scavenger.tick(start + Scavenger::PERIOD * periods);
+            }
+        };
+        pass(0);
+        assert_eq!(count(), (12, 0), "nothing is known yet");
+        // Five of twelve are needed for a while.
+        put_all((0..5).map(|_| take(None, class).expect("a warm one")).collect());
+        assert_eq!(count(), (12, 0));
+        pass(1);
+        let (warm, cooled) = count();
+        assert!((4..=8).contains(&cooled), "{cooled}");
+        assert_eq!(warm, 12 - cooled);
+        // None is needed.
+        pass(2);
+        assert_eq!(count(), (0, 12));
+        // Cold ones come back when there are no others.
+        let all: Vec<_> = (0..12).map(|_| take(None, class).expect("a cold one")).collect();
+        assert_eq!(count(), (0, 0));
+        put_all(all);
+    }
+}
