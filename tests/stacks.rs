@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use child::{Refusal, mask, overflow, refuse};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use footbridge::abi::Convention;
+use footbridge::abi::{Convention, Gpr};
 use footbridge::jit::{Code, FrameClass, Jit, JitError};
 use footbridge::runtime::{
     self, Builder, Chan, Config, Shortage, StackError, go, gosched, scope, stack_usage,
@@ -993,8 +993,8 @@ fn jit_code_that_checks_its_stack_panics_in_time() {
                     for entry in &entries {
                         for _ in 0..3 {
                             let end = scope(|s| {
-                                // SAFETY: on a goroutine.
                                 let body = || {
+                                    // SAFETY: on a goroutine.
                                     std::panic::catch_unwind(|| unsafe { entry.call() })
                                         .map_err(|payload| text_of(&*payload).to_string())
                                 };
@@ -1192,7 +1192,22 @@ fn walks_from_the_panic_of_a_check_see_every_frame() {
 #[test]
 fn a_check_gives_way_where_that_is_wanted_and_changes_no_register() {
     child::run("a_check_gives_way_where_that_is_wanted_and_changes_no_register", || {
-        const OTHERS: [u8; 13] = [0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 15];
+        const OTHERS: [Gpr; 13] = [
+            Gpr::RAX,
+            Gpr::RCX,
+            Gpr::RDX,
+            Gpr::RBX,
+            Gpr::RSI,
+            Gpr::RDI,
+            Gpr::R8,
+            Gpr::R9,
+            Gpr::R10,
+            Gpr::R11,
+            Gpr::R12,
+            Gpr::R13,
+            Gpr::R15,
+        ];
+        let value = |register: Gpr| 0x1000 + i32::from(u8::from(register));
         let jit = Jit::new().expect("code memory");
         for frame_bytes in [0, 5000] {
             let mut polls = jit.polls(GO).expect("a convention of this machine");
@@ -1204,14 +1219,14 @@ fn a_check_gives_way_where_that_is_wanted_and_changes_no_register() {
                     dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
                     dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
                     for register in OTHERS {
-                        dynasm!(ops; .arch x64; mov Rq(register), 0x1000 + i32::from(register));
+                        dynasm!(ops; .arch x64; mov Rq(register), value(register));
                     }
                     polls.check_stack(ops, frame_bytes);
                     dynasm!(ops; .arch x64; push 0);
                     for register in OTHERS {
                         dynasm!(ops
                             ; .arch x64
-                            ; cmp Rq(register), 0x1000 + i32::from(register)
+                            ; cmp Rq(register), value(register)
                             ; je >same
                             ; inc DWORD [rsp]
                             ; same:
