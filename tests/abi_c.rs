@@ -130,6 +130,8 @@ fn system_v() {
         "fn(struct { f32, [i32; 0] })",
         "fn() -> struct packed(4) { i32, [v128; 0] }",
         "fn(..., union { v256 })",
+        "fn([struct packed(2) { i32, bool }; 2])",
+        "fn() -> struct { [struct packed(1) { i16, i8 }; 3] }",
     ] {
         let error = refused(Convention::SystemV, text);
         assert!(error.contains("gcc and clang disagree where"), "{error}");

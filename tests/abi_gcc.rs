@@ -6,14 +6,17 @@
 //! once with gcc's System V and once with its `ms_abi`.
 #![cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 
+mod c_types;
+
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::process::Command;
 
+use c_types::{C, data, has_gcc, random_bytes, random_signature, setting};
 use footbridge::abi::interp::Xorshift;
 use footbridge::abi::{
-    Assignment, Convention, Extend, Float, Language, Narrow, Passing, Place, RecordSpec, Reg,
-    RegClass, Signature, Type, Value, VectorWidth,
+    Assignment, Convention, Extend, Narrow, Passing, Place, Reg, RegClass, Signature, Type, Value,
+    VectorWidth,
 };
 
 /// Stores the registers as `struct state` says, and calls `note`.
@@ -139,176 +142,6 @@ static void returned(int number, int size) {
     hex("memory", memory, size);
 }
 "#;
-
-/// A random C type of at most 128 bytes.
-fn random_type(rng: &mut Xorshift, depth: u32) -> Type {
-    loop {
-        let choice = rng.below(if depth == 0 { 24 } else { 44 });
-        let ty = match choice {
-            0..12 => Type::SCALARS[rng.below(Type::SCALARS.len())].clone(),
-            12 | 13 => Type::I128,
-            14 | 15 => Type::LongDouble,
-            16 => Type::Complex(Float::F32),
-            17 => Type::Complex(Float::F64),
-            18 => Type::Complex(Float::LongDouble),
-            19 => Type::Vector(VectorWidth::V64),
-            20 | 21 => Type::Vector(VectorWidth::V128),
-            22 => Type::Vector(VectorWidth::V256),
-            23 => Type::GoString,
-            _ => {
-                let one = random_type(rng, depth - 1);
-                let alike = rng.below(3) == 0;
-                let count = rng.below(6);
-                let fields = (0..count).map(|_| {
-                    let field = match alike {
-                        true => one.clone(),
-                        false => random_type(rng, depth - 1),
-                    };
-                    match rng.below(4) {
-                        0 => {
-                            let length = [0, 1, 1, 2, 3, 5, 7][rng.below(7)];
-                            Type::array(length, field).expect("small")
-                        }
-                        _ => field,
-                    }
-                });
-                let mut spec = RecordSpec { fields: fields.collect(), ..RecordSpec::default() };
-                if rng.below(5) == 0 {
-                    spec.packed = Some(1 << rng.below(4));
-                }
-                if rng.below(8) == 0 {
-                    spec.align = Some(1 << rng.below(6));
-                }
-                if rng.below(5) == 0 {
-                    spec.into_union().expect("small")
-                } else {
-                    spec.into_struct().expect("small")
-                }
-            }
-        };
-        if ty.layout(Language::C).size_bytes <= 128 {
-            return ty;
-        }
-    }
-}
-
-/// Writes C declarations.
-#[derive(Default)]
-struct C {
-    types: String,
-    names: HashMap<Type, String>,
-}
-
-impl C {
-    fn name(&mut self, ty: &Type) -> String {
-        let simple = match ty {
-            Type::Bool => "_Bool",
-            Type::I8 => "signed char",
-            Type::I16 => "short",
-            Type::I32 => "int",
-            Type::I64 | Type::Isize => "long",
-            Type::U8 => "unsigned char",
-            Type::U16 => "unsigned short",
-            Type::U32 => "unsigned",
-            Type::U64 | Type::Usize => "unsigned long",
-            Type::I128 => "__int128",
-            Type::F32 => "float",
-            Type::F64 => "double",
-            Type::LongDouble => "long double",
-            Type::Complex(Float::F32) => "_Complex float",
-            Type::Complex(Float::F64) => "_Complex double",
-            Type::Complex(Float::LongDouble) => "_Complex long double",
-            Type::Ptr | Type::Managed => "void *",
-            _ => "",
-        };
-        if !simple.is_empty() {
-            return simple.to_owned();
-        }
-        if let Some(name) = self.names.get(ty) {
-            return name.clone();
-        }
-        let name = format!("T{}", self.names.len());
-        self.names.insert(ty.clone(), name.clone());
-        let declaration = match ty {
-            Type::Vector(width) => {
-                format!("typedef float {name} __attribute__((vector_size({})));", width.bytes())
-            }
-            Type::GoString => format!("typedef struct {{ void *p; long n; }} {name};"),
-            Type::Struct(record) | Type::Union(record) => {
-                let word = match ty {
-                    Type::Struct(_) => "struct",
-                    _ => "union",
-                };
-                let spec = record.spec();
-                let mut fields = String::new();
-                for (i, field) in spec.fields.iter().enumerate() {
-                    let (element, length) = match field {
-                        Type::Array(array) => (array.element(), format!("[{}]", array.length())),
-                        field => (field, String::new()),
-                    };
-                    let element = self.name(element);
-                    write!(fields, "{element} f{i}{length}; ").expect("a string");
-                }
-                let align = match spec.align {
-                    Some(align) => format!("__attribute__((aligned({align})))"),
-                    None => String::new(),
-                };
-                let (push, pop) = match spec.packed {
-                    Some(packed) => {
-                        (format!("#pragma pack(push, {packed})\n"), "\n#pragma pack(pop)")
-                    }
-                    None => (String::new(), ""),
-                };
-                format!("{push}typedef {word} {align} {{ {fields}}} {name};{pop}")
-            }
-            other => unreachable!("{other}"),
-        };
-        writeln!(self.types, "{declaration}").expect("a string");
-        let layout = ty.layout(Language::C);
-        writeln!(
-            self.types,
-            "_Static_assert(sizeof({name}) == {} && _Alignof({name}) == {}, \"{ty}\");",
-            layout.size_bytes, layout.align_bytes
-        )
-        .expect("a string");
-        name
-    }
-}
-
-/// Random bytes of a value, such that C can load and store it without change.
-fn random_bytes(rng: &mut Xorshift, ty: &Type) -> Vec<u8> {
-    let size = ty.layout(Language::C).size_bytes as usize;
-    let mut bytes: Vec<u8> = (0..size).map(|_| (rng.bits() >> 40) as u8).collect();
-    ty.each_leaf(Language::C, 0, &mut |offset, leaf| {
-        let offset = offset as usize;
-        match leaf {
-            Type::Bool => bytes[offset] &= 1,
-            // A normal number near 1.
-            Type::LongDouble => {
-                bytes[offset + 7] |= 0x80;
-                bytes[offset + 8..offset + 10].copy_from_slice(&[0xff, 0x3f]);
-            }
-            // No NaN, which a conversion might quiet.
-            Type::F32 => bytes[offset + 3] = 0x3f,
-            Type::F64 => bytes[offset + 7] = 0x3f,
-            _ => {}
-        }
-    });
-    bytes
-}
-
-/// Whether each byte means something: x87 numbers have ten.
-fn data(ty: &Type) -> Vec<bool> {
-    let mut data = vec![false; ty.layout(Language::C).size_bytes as usize];
-    ty.each_leaf(Language::C, 0, &mut |offset, leaf| {
-        let size = match leaf {
-            Type::LongDouble => 10,
-            _ => leaf.layout(Language::C).size_bytes as usize,
-        };
-        data[offset as usize..][..size].fill(true);
-    });
-    data
-}
 
 struct Case {
     signature: Signature,
@@ -436,40 +269,16 @@ fn check_value(value: &Value, bytes: &[u8], seen: &Seen, refs: &mut usize, what:
 
 #[test]
 fn values_are_where_gcc_has_them() {
-    let no_skip = std::env::var_os("FOOTBRIDGE_NO_SKIP").is_some();
-    let found = Command::new("gcc").arg("--version").output().is_ok();
-    if !found || !std::arch::is_x86_feature_detected!("avx2") {
-        assert!(!no_skip, "this test needs gcc and AVX2");
-        eprintln!("skipped: needs gcc and AVX2");
+    if !has_gcc() {
         return;
     }
-    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
-    let count = number("FOOTBRIDGE_ABI_GCC_CASES").unwrap_or(300) as usize;
-    let seed = number("FOOTBRIDGE_SEED").unwrap_or(1);
+    let count = setting("FOOTBRIDGE_ABI_GCC_CASES").unwrap_or(300) as usize;
+    let seed = setting("FOOTBRIDGE_SEED").unwrap_or(1);
     let mut rng = Xorshift::new(seed);
 
     let mut cases = Vec::new();
     while cases.len() < count {
-        let depth = rng.below(4) as u32;
-        let n = rng.below(13);
-        let mut params: Vec<Type> = (0..n).map(|_| random_type(&mut rng, depth)).collect();
-        let results: Vec<Type> = (0..rng.below(2)).map(|_| random_type(&mut rng, depth)).collect();
-        let mut named = None;
-        if n > 0 && rng.below(4) == 0 {
-            let first = 1 + rng.below(n);
-            named = Some(first);
-            for ty in &mut params[first..] {
-                let size = ty.layout(Language::C).size_bytes;
-                if *ty == Type::F32 || ty.is_word() && size < 4 {
-                    *ty = Type::I32;
-                }
-            }
-        }
-        let signature = Signature::new(params, results);
-        let signature = match named {
-            Some(named) => signature.variadic_after(named),
-            None => signature,
-        };
+        let signature = random_signature(&mut rng, 12, VectorWidth::V256);
         let convention = [Convention::SystemV, Convention::Win64][cases.len() % 2];
         let Ok(assignment) = convention.assign(&signature) else {
             continue;

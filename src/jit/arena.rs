@@ -91,9 +91,10 @@ impl Arena {
             let space = Mutex::new(Space { next: range.start, open: Vec::new() });
             SubArena { range, window_bytes, space }
         };
-        let (root, barrier) = (sub_arena(size / 64), sub_arena(size / 64));
-        let (leaf, entry, saved) = (sub_arena(size / 8), sub_arena(size / 16), sub_arena(size / 4));
-        let standard = sub_arena(size - size / 32 - size / 8 - size / 16 - size / 4);
+        let (root, leaf) = (sub_arena(size / 64), sub_arena(size / 8));
+        let (entry, barrier) = (sub_arena(size / 16), sub_arena(size / 16));
+        let saved = sub_arena(size / 4);
+        let standard = sub_arena(size - size / 64 - size / 8 - size / 16 * 2 - size / 4);
         // In the order of `FrameClass`.
         let classes = [standard, saved, entry, root, leaf, barrier];
         let ranges: Vec<_> = FrameClass::ALL

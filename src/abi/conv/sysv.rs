@@ -117,27 +117,33 @@ impl std::ops::DerefMut for Classes {
     }
 }
 
-/// Calls `each` with every part of a type and its offset, as [`Type::each_leaf`] does, and with the
-/// element of an array of length 0 that is inside of an eightbyte, as if there were one.
-fn each_leaf_of_gcc(ty: &Type, base: u32, each: &mut dyn FnMut(u32, &Type)) {
+/// Calls `each` with every part of a type, its offset, and the offset by which its alignment is
+/// judged, as gcc sees them. It differs from [`Type::each_leaf`] in arrays: all elements are to gcc
+/// like the first one, however they are aligned; and one of length 0 that is inside of an eightbyte
+/// has an element all the same.
+fn each_leaf_of_gcc(ty: &Type, base: u32, judged: u32, each: &mut EachLeaf<'_>) {
     match ty {
         Type::Array(array) if ty.layout(Language::C).size_bytes == 0 => {
             if !base.is_multiple_of(8) {
-                each_leaf_of_gcc(array.element(), base, each);
+                each_leaf_of_gcc(array.element(), base, judged, each);
             }
         }
         Type::Array(array) => {
             let size = array.element().layout(Language::C).size_bytes;
             for i in 0..array.length() {
-                each_leaf_of_gcc(array.element(), base + i * size, each);
+                each_leaf_of_gcc(array.element(), base + i * size, judged, each);
             }
         }
         Type::Struct(record) | Type::Union(record) => {
             for (offset, field) in record.fields(Language::C) {
-                each_leaf_of_gcc(field, base + offset, each);
+                each_leaf_of_gcc(field, base + offset, judged + offset, each);
             }
         }
-        other => other.each_leaf(Language::C, base, each),
+        other => {
+            other.each_leaf(Language::C, base, &mut |off, leaf| {
+                each(off, off - base + judged, leaf)
+            });
+        }
     }
 }
 
@@ -145,26 +151,32 @@ fn each_leaf_of_gcc(ty: &Type, base: u32, each: &mut dyn FnMut(u32, &Type)) {
 ///
 /// The document has no arrays of length 0. To clang and rustc they are nothing, to gcc an element
 /// all the same unless they begin an eightbyte: `struct { float; int[0]; }` is of class SSE or
-/// INTEGER. The error is the rule that a value breaks for which that makes a difference.
+/// INTEGER. And where a packed struct is the element of an array, gcc looks at the alignment of the
+/// first one only. The error is the rule that a value breaks for which that makes a difference.
 fn eightbytes(ty: &Type) -> Result<Option<Classes>, &'static str> {
     // Rule 1.
     if ty.layout(Language::C).size_bytes > 64 {
         return Ok(None);
     }
-    let classes = eightbytes_of(ty, &|each| ty.each_leaf(Language::C, 0, each));
+    let classes = eightbytes_of(ty, &|each| {
+        ty.each_leaf(Language::C, 0, &mut |offset, leaf| each(offset, offset, leaf));
+    });
     if !ty.is_aggregate() {
         return Ok(classes);
     }
-    if classes == eightbytes_of(ty, &|each| each_leaf_of_gcc(ty, 0, each)) {
+    if classes == eightbytes_of(ty, &|each| each_leaf_of_gcc(ty, 0, 0, each)) {
         Ok(classes)
     } else {
-        Err("gcc and clang disagree where it is, because of an array of length 0; leave that \
-             field out")
+        Err("gcc and clang disagree where it is, because of an array of length 0 or of packed \
+             structs that are not aligned; pass a pointer")
     }
 }
 
-/// Something that calls a function with every part of a type and its offset.
-type Leaves<'a> = &'a dyn Fn(&mut dyn FnMut(u32, &Type));
+/// Called with the offset of a part, the offset by which its alignment is judged, and its type.
+type EachLeaf<'a> = dyn FnMut(u32, u32, &Type) + 'a;
+
+/// Something that calls such a function with every part of a type.
+type Leaves<'a> = &'a dyn Fn(&mut EachLeaf<'_>);
 
 /// The same, of the leaves that `each_leaf` has.
 fn eightbytes_of(ty: &Type, each_leaf: Leaves<'_>) -> Option<Classes> {
@@ -174,8 +186,8 @@ fn eightbytes_of(ty: &Type, each_leaf: Leaves<'_>) -> Option<Classes> {
     // rule 1; gcc and clang look at the parts of complex numbers there.
     let mut classes = Classes::empty(size.div_ceil(8) as usize);
     let mut unaligned = false;
-    each_leaf(&mut |offset, leaf| {
-        unaligned |= offset % leaf.layout(Language::C).align_bytes != 0;
+    each_leaf(&mut |offset, judged, leaf| {
+        unaligned |= judged % leaf.layout(Language::C).align_bytes != 0;
         let inside = classes.get_mut(offset as usize / 8..).unwrap_or_default();
         for (class, leaf) in inside.iter_mut().zip(Class::of_leaf(leaf)) {
             *class = class.merge(*leaf);
