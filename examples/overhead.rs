@@ -8,6 +8,8 @@
 mod emit;
 #[path = "../benches/measure/meter.rs"]
 mod meter;
+#[path = "../benches/subjects/preempt.rs"]
+mod preempt;
 #[path = "../benches/subjects/registry.rs"]
 mod registry;
 #[path = "../benches/subjects/spawn.rs"]
@@ -33,9 +35,11 @@ fn main() {
         ("registry", registry::subjects()),
         ("emit", emit::subjects()),
         ("spawn", spawn::subjects()),
+        ("preempt", preempt::subjects()),
     ] {
         Meter::FULL.print(group, &mut subjects);
     }
+    preempt::Effort::FULL.report();
     spawn::report_parked(100_000);
     spawn::report_parked(1_000_000);
 }

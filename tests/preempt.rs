@@ -126,6 +126,51 @@ fn a_loop_that_polls_starves_nobody_in_each_convention() {
     for convention in [SYSTEM_V, GO] {
         let stats = ends(Loop::Polls(convention));
         assert!(stats.asynchronous == 0 && stats.cooperative > 0, "{convention}: {stats:?}");
+        // Who has given way goes on until he is asked again.
+        assert!(stats.cooperative <= stats.requested, "{convention}: {stats:?}");
+    }
+}
+
+/// Where the stack is nearly used up there is no room to put a goroutine aside.
+#[test]
+fn code_with_little_stack_left_is_not_interrupted() {
+    let jit = Jit::new().expect("code memory");
+    for (used, expected) in [(40 << 10, true), (60 << 10, false)] {
+        // SAFETY: a standard frame; what it reserves it does not touch.
+        let code = unsafe {
+            jit.install_preemptible("low", FrameClass::Standard, |ops| {
+                dynasm!(ops
+                    ; .arch x64
+                    ; push rbp
+                    ; mov rbp, rsp
+                    ; sub rsp, used
+                    ; again:
+                    ; cmp DWORD [rdi], 0
+                    ; je <again
+                    ; leave
+                    ; ret
+                );
+                vec![]
+            })
+        };
+        let code = code.expect("it installs");
+        // SAFETY: System V, of this type.
+        let entry = unsafe { code.enter::<fn(*const AtomicU32)>(SYSTEM_V) }.expect("an entry");
+        run(2, || {
+            let flag = AtomicU32::new(0);
+            scope(|s| {
+                // SAFETY: on a goroutine; the flag outlives the scope.
+                s.go(|| unsafe { entry.call(&flag) });
+                let end = Instant::now() + Duration::from_millis(60);
+                while Instant::now() < end {
+                    std::hint::spin_loop();
+                }
+                flag.store(1, Ordering::Relaxed);
+            });
+            let stats = stats();
+            assert_eq!(stats.asynchronous > 0, expected, "{used} bytes used: {stats:?}");
+            assert_eq!(stats.refused.stack > 0, !expected, "{used} bytes used: {stats:?}");
+        });
     }
 }
 
@@ -330,6 +375,27 @@ fn a_goroutine_that_is_interrupted_stays_on_its_thread() {
         });
         assert_eq!(moved.into_inner(), 0);
         assert!(stats().asynchronous > 20, "{:?}", stats());
+    });
+}
+
+/// What waits on a thread that does not give way is run by one that does.
+#[test]
+fn goroutines_that_wait_behind_rust_code_are_taken_by_who_is_interrupted() {
+    let waiter = Waiter::new(Loop::Preemptible);
+    run(2, || {
+        let (flag, ran) = (AtomicU32::new(0), AtomicUsize::new(0));
+        scope(|s| {
+            s.go(|| waiter.wait(&flag));
+            for _ in 0..5 {
+                s.go(|| ran.fetch_add(1, Ordering::Relaxed));
+            }
+            let start = Instant::now();
+            while ran.load(Ordering::Relaxed) < 5 && start.elapsed() < Duration::from_secs(5) {
+                std::hint::spin_loop();
+            }
+            flag.store(1, Ordering::Relaxed);
+            assert_eq!(ran.load(Ordering::Relaxed), 5, "{:?}", stats());
+        });
     });
 }
 

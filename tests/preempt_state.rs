@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use footbridge::runtime::{self, Config, Stats, VectorState, go_migratable, scope};
+use footbridge::runtime::{
+    self, Config, ScopedJoinHandle, Stats, VectorState, go_migratable, scope,
+};
 use spinner::{Change, GivesWay, Level, Random, Spinner};
 
 const SPINNERS: usize = 64;
@@ -196,6 +198,68 @@ fn thread_number() -> i32 {
     unsafe { libc::gettid() }
 }
 
+/// What interrupted code does to the modes of its thread is not seen by the next goroutine.
+#[test]
+fn others_run_in_the_modes_of_native_code() {
+    let spinner = Spinner::new(Level::largest(), GivesWay::Anywhere);
+    let _alone = alone();
+    let (checks, stats) = storm_config(VectorState::Auto)
+        .run(|| {
+            let stop = AtomicBool::new(false);
+            let end = Instant::now() + stress() / 4;
+            scope(|s| {
+                for _ in 0..4 {
+                    s.go(|| keep_spinning(&spinner, &stop));
+                }
+                let checks: Vec<_> = (0..4)
+                    .map(|_| {
+                        s.go(|| {
+                            let mut checks = 0;
+                            while Instant::now() < end {
+                                assert_eq!(native_modes(), (0x1f80, 0x37f, 0, 0xffff));
+                                checks += 1;
+                                runtime::gosched();
+                            }
+                            checks
+                        })
+                    })
+                    .collect();
+                (sum_then_stop(checks, &stop), runtime::stats())
+            })
+        })
+        .expect("the run starts");
+    assert!(checks > 100 && stats.asynchronous > 50, "{checks} checks; {stats:?}");
+}
+
+/// MXCSR without the flags of past exceptions, x87 control word, DF and AC, and the x87 tags.
+#[inline(never)]
+fn native_modes() -> (u32, u16, u64, u16) {
+    let (mut mxcsr, mut x87) = (0u32, [0u32; 7]);
+    let flags: u64;
+    // SAFETY: stores the modes; FNSTENV masks exceptions, which FLDENV undoes.
+    unsafe {
+        std::arch::asm!(
+            "stmxcsr [{mxcsr}]",
+            "fnstenv [{x87}]",
+            "fldenv [{x87}]",
+            "pushfq",
+            "pop {flags}",
+            mxcsr = in(reg) &raw mut mxcsr,
+            x87 = in(reg) x87.as_mut_ptr(),
+            flags = out(reg) flags,
+        );
+    }
+    (mxcsr & !0x3f, x87[0] as u16, flags & (1 << 10 | 1 << 18), x87[2] as u16)
+}
+
+/// The sum of what goroutines return. Whether they panicked or not, those that spin beside them are
+/// told to stop.
+fn sum_then_stop(handles: Vec<ScopedJoinHandle<'_, u64>>, stop: &AtomicBool) -> u64 {
+    let results: Vec<_> = handles.into_iter().map(ScopedJoinHandle::join).collect();
+    stop.store(true, Ordering::Relaxed);
+    results.into_iter().map(|result| result.expect("no panic")).sum()
+}
+
 /// Spins until told to stop.
 fn keep_spinning(spinner: &Spinner, stop: &AtomicBool) {
     let mut random = Random(seed());
@@ -240,9 +304,7 @@ fn a_mutex_held_in_rust_code_is_given_back() {
                         })
                     })
                     .collect();
-                let locks: u64 = lockers.into_iter().map(|l| l.join().expect("no panic")).sum();
-                stop.store(true, Ordering::Relaxed);
-                (locks, runtime::stats())
+                (sum_then_stop(lockers, &stop), runtime::stats())
             })
         })
         .expect("the run starts");
@@ -287,9 +349,7 @@ fn an_allocator_in_use_is_left_alone() {
                         })
                     })
                     .collect();
-                let sum: u64 = workers.into_iter().map(|w| w.join().expect("no panic")).sum();
-                stop.store(true, Ordering::Relaxed);
-                (sum, runtime::stats())
+                (sum_then_stop(workers, &stop), runtime::stats())
             })
         })
         .expect("the run starts");

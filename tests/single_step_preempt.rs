@@ -191,7 +191,7 @@ fn low(name: &'static str) -> Scene {
     // SAFETY: a standard frame.
     let code = unsafe {
         jit.install(name, FrameClass::Standard, |ops| {
-            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 56 << 10);
+            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 59 << 10);
             points.poll(ops);
             dynasm!(ops; .arch x64; imul rax, rdi, 7; leave; ret);
             points.finish(ops);
@@ -443,45 +443,46 @@ fn tracebacks_show_where_a_goroutine_was_put_aside() {
     run(|| {
         let preempted = adder("interrupted code", FrameClass::Saved, SYSTEM_V, false);
         let polling = adder("polling code", FrameClass::Standard, SYSTEM_V, true);
-        let add = |scene: &Scene| look_up(scene.start).expect("installed").len() / 2;
-        for (scene, words, kind) in
-            [(&preempted, "preempted at", "async preempt"), (&polling, "gave way at", "poll")]
-        {
-            let at = scene.instructions().into_iter().find(|&at| at >= add(scene) - 8);
-            set_hook(ask);
-            ASK_AT.store(scene.start + at.expect("in the middle"), Ordering::Relaxed);
-            runtime::scope(|s| {
-                let one = s.go(|| {
-                    let result = Cell::new(0);
-                    drop(stepped(|| result.set(scene.call())));
-                    result.get()
+        for (scene, places, words, kind) in [
+            (&preempted, preempted.instructions(), "preempted at", "async preempt"),
+            (&polling, vec![0], "gave way at", "poll"),
+        ] {
+            for at in places {
+                set_hook(ask);
+                ASK_AT.store(scene.start + at, Ordering::Relaxed);
+                runtime::scope(|s| {
+                    let one = s.go(|| {
+                        let result = Cell::new(0);
+                        drop(stepped(|| result.set(scene.call())));
+                        result.get()
+                    });
+                    // It runs, and comes back here when it is put aside.
+                    let before = stats();
+                    while asynchronous(before) + cooperative(before) == 0 {
+                        gosched();
+                    }
+                    clear_trap_flag();
+                    let all = runtime::traceback_all();
+                    let it = all.iter().find(|t| t.goid != all[0].goid).expect("two goroutines");
+                    let text = it.to_string();
+                    let jit: Vec<_> = it
+                        .frames
+                        .iter()
+                        .filter_map(|frame| match frame {
+                            TraceFrame::Jit { name, .. } => Some(name.as_str()),
+                            _ => None,
+                        })
+                        .collect();
+                    assert_eq!(jit, [kind, scene.name, scene.name, "goroutine entry"], "{text}");
+                    assert!(
+                        text.contains(&format!("    {words}\n    jit {}+0x", scene.name)),
+                        "{text}"
+                    );
+                    let rust = text.rfind("rust ").expect("native frames");
+                    assert!(rust > text.find(" (enter)").expect("the entry"), "{text}");
+                    assert_eq!(one.join().expect("no panic"), RESULT);
                 });
-                // It runs, and comes back here when it is put aside.
-                let before = stats();
-                while asynchronous(before) + cooperative(before) == 0 {
-                    gosched();
-                }
-                clear_trap_flag();
-                let all = runtime::traceback_all();
-                let it = all.iter().find(|t| t.goid != all[0].goid).expect("two goroutines");
-                let text = it.to_string();
-                let jit: Vec<_> = it
-                    .frames
-                    .iter()
-                    .filter_map(|frame| match frame {
-                        TraceFrame::Jit { name, .. } => Some(name.as_str()),
-                        _ => None,
-                    })
-                    .collect();
-                assert_eq!(jit, [kind, scene.name, scene.name, "goroutine entry"], "{text}");
-                assert!(
-                    text.contains(&format!("    {words}\n    jit {}+0x", scene.name)),
-                    "{text}"
-                );
-                let rust = text.rfind("rust ").expect("native frames");
-                assert!(rust > text.find(" (enter)").expect("the entry"), "{text}");
-                assert_eq!(one.join().expect("no panic"), RESULT);
-            });
+            }
         }
     });
 }

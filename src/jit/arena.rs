@@ -202,7 +202,8 @@ impl Arena {
         self.publish(lease.window(), spec, code, prologue_bytes, spec.name, None)
     }
 
-    /// Copies code to the front of a window and makes it known.
+    /// Copies code to the front of a window and makes it known. `preemptible`: where it is not, if
+    /// it is elsewhere.
     fn publish(
         &'static self,
         window: &mut Window,

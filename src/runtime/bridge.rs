@@ -169,7 +169,10 @@ macro_rules! entry_type {
         }
 
         impl<Ret: CallResult, $($ty: Scalar),*> Entry<fn($($ty),*) -> Ret> {
-            /// Calls the code. It may park and panic; both work as in Rust code.
+            /// Calls the code. It may park and panic; both work as in Rust code. It may also give
+            /// way when its time slice is over: a lock that is held meanwhile stays locked while
+            /// others run on this thread (see
+            /// [`without_preemption`](super::without_preemption)).
             ///
             /// # Safety
             /// 1. The caller runs on a goroutine. (Elsewhere the process ends with a message.)
@@ -191,6 +194,8 @@ for_each_arity!(entry_type);
 
 impl Jit {
     /// Makes a stub by which JIT code of `convention` calls `f`, on the goroutine that runs it.
+    ///
+    /// When `f` returns, the goroutine gives way if its time slice is over.
     ///
     /// `f` may park, yield, spawn, enter other JIT code, and panic: a panic passes through the
     /// JIT frames to whoever catches it. Only code that runs on a goroutine may call the stub; on

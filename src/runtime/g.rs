@@ -236,7 +236,7 @@ pub(crate) struct G {
     pub(crate) m: AtomicPtr<M>,
     /// How often it was resumed; tells a walk that what it read is stale.
     pub(crate) switches: AtomicU64,
-    /// What polls compare rsp with: the limit of the stack, or [`super::preempt::REQUESTED`].
+    /// What polls compare rsp with: the limit of the stack, or [`super::handshake::REQUESTED`].
     pub(crate) guard: AtomicUsize,
 
     // What bridges and queues touch.

@@ -347,7 +347,9 @@ where
 /// Starts a goroutine that may continue on another thread after each park.
 ///
 /// # Safety
-/// From a park on, the goroutine's code may run on another thread. So nowhere on its stack, in
+/// From a park on, the goroutine's code may run on another thread. JIT code parks in this sense
+/// where it polls, where it is interrupted, and when a goroutine function returns to it, and so does
+/// [`checkpoint`](super::checkpoint). So nowhere on its stack, in
 /// whatever it calls, is there a value over a park that is not `Send`, or a reference to a
 /// `thread_local!`.
 ///

@@ -29,6 +29,7 @@ mod chan;
 mod config;
 mod futex;
 mod g;
+mod handshake;
 mod join;
 mod life;
 mod m;
@@ -49,6 +50,11 @@ mod time;
 mod tls;
 mod traceback;
 mod unwind;
+
+/// What the handshakes are built from. The model test puts loom's in this place.
+mod primitive {
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+}
 
 pub use adapter::Adapter;
 pub use bridge::{Entry, EntryType, GoroutineClosure, GoroutineFn, SpawnFn};

@@ -4,7 +4,7 @@
 //! The story, in time order:
 //!
 //! 1. sysmon (`sysmon.rs`) sees that an M has run one goroutine for a whole time slice. It makes
-//!    a request: it stores [`REQUESTED`], which is larger than any address, as the guard of the
+//!    a request (`handshake.rs`): it stores [`REQUESTED`], which is larger than any address, as the guard of the
 //!    goroutine and of the thread, and sends SIGURG to the thread, unless one is on its way.
 //! 2. JIT code that polls finds its rsp below the guard at the next poll, and calls the poll stub.
 //!    Rust code does the same in [`checkpoint`], goroutine functions when they return.
@@ -33,6 +33,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::config::{RunError, VectorState};
 use super::g::{G, Status};
+use super::handshake::{self, ORDERS, REQUESTED, is_requested};
 use super::m::M;
 use super::overflow::{PANIC_STACK_BYTES, overflowed};
 use super::save_area::save_area;
@@ -42,9 +43,6 @@ use super::switch::{mcall, stack_pointer};
 use super::tls::{self, getg, getm, set_g_and_guard};
 use crate::jit::stubs::preempt::{self as stub, PreemptStubs, RED_ZONE_BYTES, SaveArea, Targets};
 use crate::jit::{Jit, PreemptionPoint, look_up};
-
-/// A guard that every rsp is below.
-pub(crate) const REQUESTED: usize = usize::MAX;
 
 /// Stack for the functions that the stubs call, until they are on the system stack.
 const TARGET_STACK_BYTES: usize = 2048;
@@ -228,16 +226,14 @@ pub(crate) fn request(m: &M) -> bool {
         return false;
     };
     count(&target.counters.requested);
-    g.guard.store(REQUESTED, Ordering::Relaxed);
     // SAFETY: the thread has not ended: it takes the address back first, under the lock.
-    unsafe { (*guard).store(REQUESTED, Ordering::Relaxed) };
-    // The handler that acknowledges an earlier signal sees the stores above.
-    if tid != 0 && !target.pending.swap(true, Ordering::SeqCst) {
+    let guards = [&g.guard, unsafe { &*guard }];
+    if handshake::request(guards, &target.pending, ORDERS) && tid != 0 {
         count(&target.counters.signals);
         // SAFETY: plain numbers; the thread exists.
         let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGURG) };
         if sent != 0 {
-            target.pending.store(false, Ordering::SeqCst);
+            handshake::acknowledge(&target.pending, ORDERS);
         }
     }
     true
@@ -268,7 +264,7 @@ unsafe extern "C" fn on_signal(
         // Acknowledged in all cases, and before anything is looked at: a request from now on sends
         // a signal of its own.
         let m = getm().as_ref();
-        let expected = m.is_some_and(|m| m.preempt.pending.swap(false, Ordering::SeqCst));
+        let expected = m.is_some_and(|m| handshake::acknowledge(&m.preempt.pending, ORDERS));
         if expected && let Some(m) = m {
             match interruption(m, &*context.cast()) {
                 Ok(resume_pc) => redirect(m, &mut *context.cast(), resume_pc),
@@ -293,7 +289,7 @@ fn interruption(m: &M, context: &libc::ucontext_t) -> Result<usize, Refusal> {
     let Some(g) = (unsafe { getg().as_ref() }) else {
         return Err(Refusal::Stale); // in the scheduler
     };
-    if !ptr::eq(g, m.curg.load(Ordering::Relaxed)) || g.guard.load(Ordering::Relaxed) != REQUESTED {
+    if !ptr::eq(g, m.curg.load(Ordering::Relaxed)) || !is_requested(&g.guard) {
         return Err(Refusal::Stale);
     }
     if !may_give_way(g, m) {
@@ -355,7 +351,7 @@ fn poll_now() {
     let (Some(g), Some(m)) = (unsafe { (getg().as_ref(), getm().as_ref()) }) else {
         return;
     };
-    if g.guard.load(Ordering::Relaxed) != REQUESTED && tls::guard() != REQUESTED {
+    if !is_requested(&g.guard) && tls::guard() != REQUESTED {
         return; // just little stack left
     }
     if may_give_way(g, m) {

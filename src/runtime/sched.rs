@@ -355,6 +355,12 @@ pub(super) unsafe extern "C" fn preempt0(g: *const G) -> ! {
         let waiting_for_all = sched.pop_global(m);
         if !waiting_for_all.is_null() {
             enqueue(m, waiting_for_all);
+        } else if m.p.runq.is_empty() && !sched.stopping.load(Ordering::Relaxed) {
+            // Others may keep theirs waiting in Rust code, which is not interrupted.
+            let waiting_for_other = steal(m, sched);
+            if !waiting_for_other.is_null() {
+                enqueue(m, waiting_for_other);
+            }
         }
         (*g).transition(Status::Running, Status::Runnable);
         enqueue(m, g.cast_mut());
@@ -473,6 +479,12 @@ fn find_without_sleep(m: &M, sched: &Sched) -> Option<*mut G> {
     if !g.is_null() {
         return Some(g);
     }
+    let g = steal(m, sched);
+    (!g.is_null()).then_some(g)
+}
+
+/// Takes half of somebody else's run queue; returns one of it, or null. The own one is empty.
+fn steal(m: &M, sched: &Sched) -> *mut G {
     let others = sched.ms.len();
     let start = m.p.tick.get() as usize % others;
     for i in 0..others {
@@ -480,11 +492,11 @@ fn find_without_sleep(m: &M, sched: &Sched) -> Option<*mut G> {
         if !ptr::eq(victim, m) {
             let g = victim.p.runq.steal_into(&m.p.runq);
             if !g.is_null() {
-                return Some(g);
+                return g;
             }
         }
     }
-    None
+    ptr::null_mut()
 }
 
 /// Whether any queue that all Ms take from has something.

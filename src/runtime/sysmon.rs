@@ -2,9 +2,7 @@
 //!
 //! It looks often at first (20 us), and less and less often as long as nothing is new, down to once
 //! a time slice, or in 10 ms. When every M of the run is idle it sleeps until one is not: an idle
-//! process is not woken. Whoever leaves the idle state last looks whether it sleeps, and wakes it;
-//! sysmon announces that it will sleep and then looks at the count of idle Ms once more. One of the
-//! two sees the other.
+//! process is not woken. Who leaves the idle state wakes it (`handshake.rs`).
 //!
 //! Meanwhile it gives back the memory of dead goroutines that nobody needs (`pool.rs`).
 //!
@@ -15,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::futex;
+use super::handshake::{self, ASLEEP, AWAKE, ENDED, ORDERS};
 use super::pool::Scavenger;
 use super::preempt;
 use super::sched::Sched;
@@ -24,10 +23,6 @@ const FIRST_DELAY: Duration = Duration::from_micros(20);
 const MAX_DELAY: Duration = Duration::from_millis(10);
 /// Rounds with the first delay.
 const EAGER_ROUNDS: u32 = 50;
-
-const AWAKE: u32 = 0;
-const ASLEEP: u32 = 1;
-const ENDED: u32 = 2;
 
 /// What sysmon shares with the Ms: whether it sleeps, and whether it is to end.
 pub(crate) struct Sysmon(AtomicU32);
@@ -40,9 +35,7 @@ impl Sysmon {
     /// Called by an M that was idle, after it is counted as idle no more.
     #[inline]
     pub(crate) fn wake(&self) {
-        if self.0.load(Ordering::SeqCst) == ASLEEP
-            && self.0.compare_exchange(ASLEEP, AWAKE, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-        {
+        if handshake::must_wake(&self.0, ORDERS) {
             futex::wake(&self.0);
         }
     }
@@ -55,16 +48,14 @@ impl Sysmon {
 
     /// Sleeps while all Ms are idle. Returns whether it did.
     fn sleep_while_idle(&self, sched: &Sched) -> bool {
-        if !sched.all_idle()
-            || self.0.compare_exchange(AWAKE, ASLEEP, Ordering::SeqCst, Ordering::SeqCst).is_err()
-        {
+        if !sched.all_idle() || !handshake::announce_sleep(&self.0, ORDERS) {
             return false;
         }
         while sched.all_idle() && self.0.load(Ordering::SeqCst) == ASLEEP {
             futex::wait(&self.0, ASLEEP, None);
         }
         // Fails where somebody woke it, or ended it.
-        let _ = self.0.compare_exchange(ASLEEP, AWAKE, Ordering::SeqCst, Ordering::SeqCst);
+        handshake::end_sleep(&self.0);
         true
     }
 }

@@ -1,0 +1,324 @@
+//! What polls cost a loop, how long a request takes until another goroutine runs, and what is lost
+//! to time slices.
+//!
+//! *Loops*: four instructions. The first is bound by the latency of its multiplication, the second
+//! by nothing but the number of instructions.
+//!
+//! *Request until the other runs*: two goroutines share a thread. One loops in preemptible JIT code
+//! for ever, the other says when it has its turn. A goroutine on another thread stores a number,
+//! asks for the preemption, and waits for the number to come back.
+//!
+//! *Signal round trip*: the same, by tgkill(2) to the same thread in the same loop, and a handler
+//! that does nothing but send the number back: what any preemption by a signal takes at least.
+
+use std::hint::{black_box, spin_loop};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use footbridge::abi::Convention;
+use footbridge::jit::{FrameClass, Jit, Ops};
+use footbridge::runtime::{Config, Entry, gosched, request_preemption, scope, stats};
+
+use crate::meter::Subject;
+
+const LATENCY: &str = "JIT loop of 4, one of them imul";
+const WIDTH: &str = "JIT loop of 4, each 1 cycle";
+const SIGNAL: &str = "signal round trip to a spinning thread";
+
+/// The group.
+pub fn subjects() -> Vec<Subject> {
+    let poll = |name, peer, body, convention| {
+        let entry = OnceLock::new();
+        let run = move |n| time_loop(entry.get_or_init(|| looping(body, Some(convention))), n);
+        // At most 3 % more.
+        Subject::new(name, run).faster_than(peer, 0.97)
+    };
+    let plain = |name, body| {
+        let entry = OnceLock::new();
+        Subject::new(name, move |n| time_loop(entry.get_or_init(|| looping(body, None)), n))
+    };
+    vec![
+        plain(LATENCY, Body::Latency),
+        poll("the same with a poll, SystemV", LATENCY, Body::Latency, Convention::SystemV),
+        poll(
+            "the same with a poll, GoAbiInternal",
+            LATENCY,
+            Body::Latency,
+            Convention::GoAbiInternal,
+        ),
+        plain(WIDTH, Body::Width),
+        poll("the same with a poll, SystemV ", WIDTH, Body::Width, Convention::SystemV),
+        poll("the same with a poll, GoAbiInternal ", WIDTH, Body::Width, Convention::GoAbiInternal),
+        Subject::new(SIGNAL, |n| sum(&latencies(n as usize).signal)).limit(2000),
+        Subject::new("request until the other goroutine runs", |n| {
+            sum(&latencies(n as usize).preemption)
+        })
+        .limit(2000)
+        .faster_than(SIGNAL, 0.67),
+    ]
+}
+
+fn sum(samples: &[Duration]) -> Duration {
+    samples.iter().sum()
+}
+
+fn run<R>(processors: usize, time_slice: Option<Duration>, f: impl FnOnce() -> R) -> R {
+    let config = Config { processors, time_slice, ..Config::default() };
+    config.run(f).expect("the run starts")
+}
+
+#[derive(Clone, Copy)]
+enum Body {
+    Latency,
+    Width,
+}
+
+type Looping = Entry<fn(u64) -> u64>;
+
+/// Code that goes round so many times, with or without a poll at the back-edge.
+fn looping(body: Body, polls: Option<Convention>) -> Looping {
+    let jit = Jit::new().expect("code memory");
+    let convention = polls.unwrap_or(Convention::SystemV);
+    let mut points = jit.polls(convention).expect("this machine's");
+    let emit = |ops: &mut Ops| {
+        if convention == Convention::GoAbiInternal {
+            dynasm!(ops; .arch x64; mov rdi, rax);
+        }
+        dynasm!(ops; .arch x64; mov eax, 1; mov ecx, 3; xor edx, edx; .align 32; again:);
+        match body {
+            Body::Latency => dynasm!(ops; .arch x64; imul rax, rcx; add rax, rcx),
+            Body::Width => dynasm!(ops; .arch x64; add rax, rcx; xor rdx, rcx),
+        }
+        if polls.is_some() {
+            points.poll(ops);
+        }
+        dynasm!(ops; .arch x64; dec rdi; jnz <again; ret);
+        points.finish(ops);
+    };
+    // SAFETY: a leaf of either convention.
+    let code = unsafe { jit.install("loop", FrameClass::Leaf, emit) }.expect("it installs");
+    // SAFETY: of this convention and type.
+    unsafe { code.enter(convention) }.expect("an entry")
+}
+
+fn time_loop(looping: &Looping, iterations: u64) -> Duration {
+    run(1, None, || {
+        let start = Instant::now();
+        // SAFETY: on a goroutine.
+        black_box(unsafe { looping.call(iterations) });
+        start.elapsed()
+    })
+}
+
+/// Code that loops until the flag is set, and can be interrupted.
+fn waiter() -> &'static Entry<fn(*const AtomicU32)> {
+    static WAITER: OnceLock<Entry<fn(*const AtomicU32)>> = OnceLock::new();
+    WAITER.get_or_init(|| {
+        let jit = Jit::new().expect("code memory");
+        // SAFETY: a leaf that only reads.
+        let code = unsafe {
+            jit.install_preemptible("waiter", FrameClass::Leaf, |ops| {
+                dynasm!(ops; .arch x64; again: ; cmp DWORD [rdi], 0; je <again; ret);
+                vec![]
+            })
+        };
+        // SAFETY: System V, of this type.
+        unsafe { code.expect("it installs").enter(Convention::SystemV) }.expect("an entry")
+    })
+}
+
+/// Times of the same run, in the order they were taken.
+struct Latencies {
+    signal: Vec<Duration>,
+    preemption: Vec<Duration>,
+}
+
+static PING: AtomicU64 = AtomicU64::new(0);
+static PONG: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn answer(_signal: libc::c_int) {
+    PONG.store(PING.load(Ordering::Relaxed), Ordering::Release);
+}
+
+fn install_answer() {
+    // SAFETY: the handler touches atomics only.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = answer as *const () as usize;
+        action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
+        libc::sigfillset(&raw mut action.sa_mask);
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
+    }
+}
+
+/// So many of each kind, in turn.
+fn latencies(count: usize) -> Latencies {
+    install_answer();
+    // Nobody asks but this bench.
+    run(2, Some(Duration::from_secs(3600)), || {
+        let (flag, thread) = (AtomicU32::new(0), AtomicI32::new(0));
+        scope(|s| {
+            // This goroutine keeps the first thread, so both of these are on the second.
+            s.go(|| {
+                // SAFETY: no arguments.
+                thread.store(unsafe { libc::gettid() }, Ordering::Release);
+                // SAFETY: on a goroutine; the flag outlives the scope.
+                unsafe { waiter().call(&flag) };
+            });
+            s.go(|| {
+                let mut last = u64::MAX;
+                while flag.load(Ordering::Relaxed) == 0 {
+                    let ping = PING.load(Ordering::Acquire);
+                    if ping != last {
+                        PONG.store(ping, Ordering::Release);
+                        last = ping;
+                    }
+                    gosched();
+                }
+            });
+            // SAFETY: no arguments.
+            let own = unsafe { libc::gettid() };
+            wait(|| ![0, own].contains(&thread.load(Ordering::Acquire)));
+            let measure = |ask: &dyn Fn()| {
+                // The spinning goroutine has the thread again meanwhile.
+                let start = Instant::now();
+                wait(|| start.elapsed() > Duration::from_micros(20));
+                let ping = PING.load(Ordering::Relaxed) + 1;
+                let start = Instant::now();
+                PING.store(ping, Ordering::Release);
+                ask();
+                let mut asked = start;
+                wait(|| {
+                    // Where it came in native code nothing has happened: sysmon would ask again.
+                    if asked.elapsed() > Duration::from_millis(1) {
+                        asked = Instant::now();
+                        ask();
+                    }
+                    PONG.load(Ordering::Acquire) == ping
+                });
+                start.elapsed()
+            };
+            let signal = || {
+                let thread = thread.load(Ordering::Relaxed);
+                // SAFETY: plain numbers.
+                unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR1) };
+            };
+            let preempt = || {
+                assert!(request_preemption(1), "the second thread runs a goroutine");
+            };
+            // The first request is the second goroutine's chance to begin.
+            measure(&preempt);
+            let mut found = Latencies { signal: Vec::new(), preemption: Vec::new() };
+            let before = stats().asynchronous;
+            for _ in 0..count {
+                found.signal.push(measure(&signal));
+                found.preemption.push(measure(&preempt));
+            }
+            let preemptions = stats().asynchronous - before;
+            assert!(preemptions >= count as u64 / 2, "{preemptions} of {count} came by signal");
+            flag.store(1, Ordering::Relaxed);
+            found
+        })
+    })
+}
+
+/// Without giving the thread to another goroutine.
+fn wait(mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        if start.elapsed() > Duration::from_secs(20) {
+            // A panic would wait for the goroutines of the scope.
+            eprintln!("nobody answers: {:?}", stats());
+            std::process::abort();
+        }
+        spin_loop();
+    }
+}
+
+/// Time on the CPU of all threads of this process.
+fn cpu_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the address of a local.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    assert_eq!(failed, 0);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// How much effort goes into the numbers that are no subjects.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// Preemptions whose latency is taken.
+    pub samples: usize,
+    /// Rounds of a loop that two goroutines make each.
+    pub work: u64,
+    /// How often that is done.
+    pub rounds: usize,
+}
+
+impl Effort {
+    /// Numbers to quote.
+    pub const FULL: Self = Self { samples: 5000, work: 100_000_000, rounds: 7 };
+
+    /// Prints percentiles of latencies, and what time slices cost.
+    pub fn report(self) {
+        let Latencies { mut signal, mut preemption } = latencies(self.samples);
+        for (name, per_cent) in [("p50", 50), ("p99", 99)] {
+            let [bare, whole] = [&mut signal, &mut preemption].map(|samples| {
+                samples.sort();
+                samples[(samples.len() - 1) * per_cent / 100].as_nanos() as f64
+            });
+            let ratio = whole / bare;
+            let verdict = match (per_cent, ratio <= 1.5) {
+                (50, true) => "; aim <= 1.5: reached",
+                (50, false) => "; aim <= 1.5: MISSED",
+                _ => "",
+            };
+            println!(
+                "  {name} of {} preemptions: {whole:.0} ns, a signal round trip {bare:.0} ns, \
+                 ratio {ratio:.2}{verdict}",
+                self.samples
+            );
+        }
+        let lost = self.lost_to_slices() * 100.0;
+        let verdict = if lost < 0.5 { "reached" } else { "MISSED" };
+        println!("  lost to time slices of 10 ms: {lost:.2} %; aim < 0.5 %: {verdict}");
+    }
+
+    /// Two goroutines compute on one thread, with and without time slices: the share of the
+    /// process's time on the CPU that slices take, the thread that watches included. (Time on the
+    /// clock would count what other processes do.)
+    fn lost_to_slices(self) -> f64 {
+        let jit = Jit::new().expect("code memory");
+        // SAFETY: a leaf.
+        let code = unsafe {
+            jit.install_preemptible("work", FrameClass::Leaf, |ops| {
+                dynasm!(ops; .arch x64; mov eax, 1; again: ; imul rax, rax, 3; dec rdi; jnz <again; ret);
+                vec![]
+            })
+        };
+        // SAFETY: System V, of this type.
+        let work: Looping =
+            unsafe { code.expect("it installs").enter(Convention::SystemV) }.expect("an entry");
+        let time = |slice| {
+            run(1, slice, || {
+                let start = cpu_seconds();
+                scope(|s| {
+                    for _ in 0..2 {
+                        // SAFETY: on a goroutine.
+                        s.go(|| black_box(unsafe { work.call(self.work) }));
+                    }
+                });
+                cpu_seconds() - start
+            })
+        };
+        let mut best = [f64::INFINITY; 2];
+        for _ in 0..self.rounds {
+            for (best, slice) in best.iter_mut().zip([None, Some(Duration::from_millis(10))]) {
+                *best = best.min(time(slice));
+            }
+        }
+        best[1] / best[0] - 1.0
+    }
+}
