@@ -260,6 +260,12 @@ fn aapcs64() {
                 "p0: [x0]  p1.0: x1  p1.8: x2  p2.0: x3  p2.8: x4  p3: x5",
                 [0, 0, 16],
             ),
+            // The alignment that an element asks for is natural to its array, and to no other.
+            (
+                "fn(i32, [struct align(16) { i64 }; 1], struct align(16) { i64 })",
+                "p0: x0  p1.0: x2  p1.8: x3  p2.0: x4  p2.8: x5",
+                [0, 0, 16],
+            ),
             // An empty struct does not spoil one.
             ("fn(struct { f64, struct {} })", "p0: v0", [0, 0, 16]),
             // ... which does not spoil a struct that one complex number or short vector fills.

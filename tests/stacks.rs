@@ -64,9 +64,8 @@ fn descend<R>(bytes: usize, bottom: &mut dyn FnMut(usize) -> R) -> R {
     result
 }
 
-/// What a frame of [`descend`] takes at most, per KiB that it was asked for: it is a debug build,
-/// perhaps.
-const DESCEND_FACTOR: usize = 2;
+/// What [`descend`] takes at most, as a multiple of what it was asked for.
+const DESCEND_FACTOR: usize = if cfg!(debug_assertions) { 2 } else { 1 };
 
 /// How many pages of a range have memory.
 fn resident(from: usize, to: usize) -> usize {

@@ -206,7 +206,7 @@ fn homogeneous(ty: &Type) -> Option<(u32, Type)> {
 fn natural_align(ty: &Type) -> u32 {
     match ty {
         Type::Struct(record) | Type::Union(record) => record.natural_align_bytes(),
-        Type::Array(array) => natural_align(array.element()),
+        // An array has members, its elements, and no alignment besides theirs.
         _ => ty.layout(Language::C).align_bytes,
     }
 }
