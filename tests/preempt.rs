@@ -209,8 +209,8 @@ fn code_that_is_not_registered_as_preemptible_is_not_interrupted() {
         });
         let stats = stats();
         assert_eq!((stats.asynchronous, stats.cooperative), (0, 0), "{stats:?}");
-        assert!(stats.refused.not_preemptible > 10, "{stats:?}");
-        assert!(stats.refused.native_code > 10, "the goroutine in Rust: {stats:?}");
+        assert!(stats.refused.not_preemptible > 2, "{stats:?}");
+        assert!(stats.refused.native_code > 2, "the goroutine in Rust: {stats:?}");
     });
 }
 
@@ -229,7 +229,7 @@ fn rust_code_gives_way_at_checkpoints_only() {
             wait_for("the other one", || turns.load(Ordering::Relaxed) > 0);
             let before = turns.load(Ordering::Relaxed);
             let spin = |how: &dyn Fn()| {
-                let end = Instant::now() + Duration::from_millis(30);
+                let end = Instant::now() + Duration::from_millis(60);
                 while Instant::now() < end {
                     how();
                 }
@@ -237,7 +237,7 @@ fn rust_code_gives_way_at_checkpoints_only() {
             spin(&std::hint::spin_loop);
             assert_eq!(turns.load(Ordering::Relaxed), before);
             spin(&checkpoint);
-            assert!(turns.load(Ordering::Relaxed) > before + 5, "{:?}", stats());
+            assert!(turns.load(Ordering::Relaxed) > before + 2, "{:?}", stats());
             stop.store(true, Ordering::Relaxed);
         });
     });
@@ -374,7 +374,7 @@ fn a_goroutine_that_is_interrupted_stays_on_its_thread() {
             flag.store(1, Ordering::Relaxed);
         });
         assert_eq!(moved.into_inner(), 0);
-        assert!(stats().asynchronous > 20, "{:?}", stats());
+        assert!(stats().asynchronous > 5, "{:?}", stats());
     });
 }
 
@@ -486,7 +486,7 @@ fn without_preemption_nobody_else_runs_meanwhile() {
             }
             flag.store(1, Ordering::Relaxed);
         });
-        assert!(stats().refused.disabled > 5, "{:?}", stats());
+        assert!(stats().refused.disabled > 0, "{:?}", stats());
     });
 }
 
@@ -550,7 +550,7 @@ fn the_system_stack_is_not_put_aside() {
             });
             let stats = stats();
             assert_eq!((stats.asynchronous, stats.cooperative), (0, 0), "{kind:?}: {stats:?}");
-            assert!(stats.requested > 10, "{kind:?}: {stats:?}");
+            assert!(stats.requested > 2, "{kind:?}: {stats:?}");
         });
     }
 }
@@ -659,21 +659,24 @@ fn naps_of_sysmon() -> u64 {
 fn an_idle_run_is_not_woken() {
     child::run("an_idle_run_is_not_woken", || {
         run(2, || {
-            // This goroutine sleeps and nobody else is there.
-            let nap = || runtime::sleep(Duration::from_millis(300));
-            nap();
-            let before = naps_of_sysmon();
-            nap();
-            let idle = naps_of_sysmon() - before;
-            // It was awake when this goroutine looked at it, and goes to sleep a few times.
-            assert!(idle < 100, "{idle} naps in an idle process");
+            // A thread that is none of the run's looks on while every goroutine sleeps.
+            let looking = std::thread::spawn(|| {
+                let wait = |ms| std::thread::sleep(Duration::from_millis(ms));
+                wait(150);
+                let before = naps_of_sysmon();
+                wait(300);
+                naps_of_sysmon() - before
+            });
+            runtime::sleep(Duration::from_millis(700));
+            let idle = looking.join().expect("no panic");
+            assert!(idle <= 1, "{idle} naps in an idle process");
             let before = naps_of_sysmon();
             let end = Instant::now() + Duration::from_millis(300);
             while Instant::now() < end {
                 std::hint::spin_loop();
             }
             let busy = naps_of_sysmon() - before;
-            assert!(busy > 2 * idle && busy > 200, "{busy} naps, {idle} when idle");
+            assert!(busy > 50, "{busy} naps");
         });
     })
     .assert_success();

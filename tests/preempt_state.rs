@@ -147,7 +147,7 @@ fn registers_that_are_not_saved_are_seen_to_be_lost() {
 fn without_preemption_the_check_for_starvation_fails() {
     let config = Config { time_slice: None, ..storm_config(VectorState::Auto) };
     let storm = storm(&config, Level::Sse, GivesWay::Anywhere, stress() / 8);
-    assert_eq!(storm.starved, SPINNERS - 2);
+    assert!(storm.starved >= SPINNERS - 2, "{} starved", storm.starved);
     assert_eq!(storm.stats, Stats::default());
 }
 
