@@ -149,6 +149,8 @@ struct Shared {
     loose: Chain,
     /// The fewest that were warm since a [`Scavenger`] looked.
     unused: usize,
+    /// Goroutines in chains that are being cooled.
+    cooling: usize,
 }
 
 // SAFETY: behind a lock; idle goroutines in it are whoever's takes them out.
@@ -186,7 +188,13 @@ impl Chains {
 }
 
 static SHARED: [Mutex<Shared>; SizeClass::COUNT] = [const {
-    Mutex::new(Shared { warm: Chains::EMPTY, cold: Chains::EMPTY, loose: Chain::EMPTY, unused: 0 })
+    Mutex::new(Shared {
+        warm: Chains::EMPTY,
+        cold: Chains::EMPTY,
+        loose: Chain::EMPTY,
+        cooling: 0,
+        unused: 0,
+    })
 }; SizeClass::COUNT];
 
 /// How many goroutines of all classes are warm in the shared lists.
@@ -213,6 +221,13 @@ impl Shared {
         }
         WARM.fetch_sub(chain.len, Ordering::Relaxed);
         self.unused = self.unused.min(self.warm_len());
+        chain
+    }
+
+    /// Takes a warm chain for [`cool`].
+    fn take_to_cool(&mut self) -> Chain {
+        let chain = self.take_warm();
+        self.cooling += chain.len;
         chain
     }
 
@@ -287,7 +302,8 @@ pub(crate) unsafe fn put(m: Option<&M>, g: *mut G) {
     }
 }
 
-/// Gives the memory of the stacks in a chain back, and the chain to the cold ones.
+/// Gives the memory of the stacks in a chain back, and the chain, which [`Shared::take_to_cool`] has
+/// taken, to the cold ones.
 fn cool(class: SizeClass, chain: Chain) {
     let mut stacks = [(0, 0); MAX_CHAIN];
     let (mut count, mut g) = (0, chain.head);
@@ -312,7 +328,9 @@ fn cool(class: SizeClass, chain: Chain) {
         }
     }
     stack::give_back(range.0, range.1);
-    shared(class).cold.push(chain);
+    let mut list = shared(class);
+    list.cooling -= chain.len;
+    list.cold.push(chain);
 }
 
 /// Whether [`give_back_idle`] has something to do on this M, which is about to sleep.
@@ -331,7 +349,7 @@ pub(crate) fn give_back_idle(m: &M, go_on: impl Fn() -> bool) {
         }
         while go_on() {
             // The lock is not held while the chain is cooled: others find fewer goroutines, no more.
-            let chain = shared(class).take_warm();
+            let chain = shared(class).take_to_cool();
             if chain.len == 0 {
                 break;
             }
@@ -370,7 +388,7 @@ impl Scavenger {
             if *quota == 0 {
                 continue;
             }
-            let chain = shared(class).take_warm();
+            let chain = shared(class).take_to_cool();
             *quota = quota.saturating_sub(chain.len.max(1));
             if chain.len != 0 {
                 return cool(class, chain);
@@ -392,7 +410,7 @@ pub(crate) fn close<'a>(ms: impl Iterator<Item = &'a M>) {
             if list.warm_len() <= full(class.bytes()) {
                 break;
             }
-            let chain = list.take_warm();
+            let chain = list.take_to_cool();
             drop(list);
             cool(class, chain);
         }
@@ -438,7 +456,7 @@ pub fn stack_usage() -> Vec<StackUsage> {
             StackUsage {
                 stack_bytes: class.bytes(),
                 made: stack::carved(class),
-                pooled: list.warm_len() + ms.iter().map(own).sum::<usize>(),
+                pooled: list.warm_len() + list.cooling + ms.iter().map(own).sum::<usize>(),
                 returned: list.cold.len,
             }
         })
