@@ -171,3 +171,22 @@ fn a_reservation_of_everything_is_an_error() {
     let error = Jit::builder().reserve_bytes(usize::MAX).build().expect_err("too much");
     assert!(matches!(error, JitError::System { call: "mmap(2)", .. }), "{error}");
 }
+
+/// While a goroutine slept, the last thread to go idle woke every 10 ms to look for a deadlock that
+/// a timer rules out.
+#[test]
+fn a_sleeping_goroutine_lets_its_thread_sleep() {
+    let sleeps = || {
+        let status = std::fs::read_to_string("/proc/thread-self/status").expect("procfs");
+        let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+        line.and_then(|n| n.trim().parse::<u64>().ok()).expect("a number")
+    };
+    let config = Config { processors: 1, time_slice: None, ..Config::default() };
+    let slept = config.run(|| {
+        let before = sleeps();
+        footbridge::runtime::sleep(Duration::from_millis(300));
+        sleeps() - before
+    });
+    let slept = slept.expect("the run starts");
+    assert!((1..8).contains(&slept), "it slept {slept} times");
+}
