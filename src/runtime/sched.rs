@@ -513,19 +513,19 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
         m.cancel_park()
     } else {
         // The last one to sleep looks for a deadlock: soon, and then from time to time, since a
-        // foreign thread that could wake a goroutine may end.
+        // foreign thread that could wake a goroutine may end. Whoever has a timer need not look.
         let is_last = idle == sched.ms.len();
-        let mut limit = (is_last || pool::has_surplus(m)).then_some(IDLE_AFTER);
+        let is_suspect = || is_last && !m.has_timers.load(Ordering::Relaxed);
+        let mut limit = (is_suspect() || pool::has_surplus(m)).then_some(IDLE_AFTER);
         loop {
             if let Some(spinning) = m.park(limit) {
                 break spinning;
             }
             pool::give_back_idle(m, || m.is_parked());
-            if is_last {
+            if is_suspect() {
                 check_deadlock(sched);
             }
-            let is_suspect = is_last && !m.has_timers.load(Ordering::Relaxed);
-            limit = is_suspect.then_some(DEADLOCK_EVERY);
+            limit = is_suspect().then_some(DEADLOCK_EVERY);
         }
     };
     // Before the mail is taken: see `check_deadlock`.
