@@ -317,12 +317,13 @@ impl M {
     }
 
     /// Sleeps until somebody unparks this M or its next timer is due; returns whether the waker
-    /// counted it as spinning. `None`: there is no timer, the limit was reached first, and the M is
-    /// still announced.
+    /// counted it as spinning. `None`: the limit was reached first, and the M is still announced.
     pub(crate) fn park(&self, limit: Option<Duration>) -> Option<bool> {
         let timer = self.next_timer().map(|at| at.saturating_duration_since(Instant::now()));
-        // Whoever has a timer need not look for a deadlock.
-        let timeout = timer.or(limit);
+        let timeout = match (timer, limit) {
+            (Some(timer), Some(limit)) => Some(timer.min(limit)),
+            (timer, limit) => timer.or(limit),
+        };
         let park = &self.inbox.park;
         if park.load(Ordering::Acquire) == PARKED && timeout != Some(Duration::ZERO) {
             futex::wait(park, PARKED, timeout);
