@@ -85,6 +85,12 @@ fn system_v() {
                 "p0: [arg+0]  p1: [arg+32]  p2: [arg+64]",
                 [80, 80, 32],
             ),
+            // ... and MEMORY stays, whatever comes after it.
+            (
+                "fn(union { longdouble, struct { f64, f64 }, struct { i64, i64 } }, i8)",
+                "p0: [arg+0]  p1: rdi",
+                [16, 16, 16],
+            ),
             // Vectors.
             (
                 "fn(v64, v128, struct { v128 }, struct { v256 }, struct { v128, i8 }, [v128; 2])",

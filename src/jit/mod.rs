@@ -193,6 +193,9 @@ impl Jit {
     ///    and a migratable goroutine may go on on another: there the code has no lock, no address
     ///    that it got from `fs`, no borrow of a thread-local and no half-made state that others on
     ///    the thread can see.
+    ///    Nor does anybody who calls it hold a lock that others on the thread may want
+    ///    ([`without_preemption`](crate::runtime::without_preemption) is for those who do): that
+    ///    would be a deadlock.
     /// 5. From any instruction of a range that restarts, the code may go on at its first one.
     pub unsafe fn install_preemptible(
         &self,
