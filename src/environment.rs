@@ -32,7 +32,7 @@ pub fn environment() -> Environment {
             Err(error) => format!("none: {error}"),
         },
         stack_guards: match runtime::probe_guards() {
-            Ok(how) => how.into(),
+            Ok(how) => how,
             Err(error) => format!("none: {error}"),
         },
         fences: runtime::probe_fences().into(),

@@ -7,14 +7,16 @@ mod child;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use child::{Refusal, limit_address_space, mask, refuse, unlimit_address_space};
+use child::{
+    NO_FRAMES, Refusal, limit_address_space, mask, overflow, refuse, unlimit_address_space,
+};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::environment;
 use footbridge::jit::{
     Code, FrameClass, GRANULE_BYTES, Jit, JitError, MemoryMode, Ops, Placement, look_up,
 };
-use footbridge::runtime::{self, Chan, Config, RunError, StackError};
+use footbridge::runtime::{self, Chan, Config, RunError, Shortage, StackError};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, IntelFormatter, Register};
 
 const MODES: [MemoryMode; 2] = [MemoryMode::DualMap, MemoryMode::MprotectBatch];
@@ -616,15 +618,18 @@ fn sink(above: &[u64; 4]) -> u64 {
 fn an_old_kernel_gets_protected_guard_pages_and_they_work() {
     child::run("an_old_kernel_gets_protected_guard_pages_and_they_work", || {
         refuse(&[refuse_guard_markers()]);
-        let text = "no MADV_GUARD_INSTALL: guards are PROT_NONE pages, about 32,000 stacks at most";
+        let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("procfs");
+        let limit: usize = limit.trim().parse().expect("a number");
+        let text = format!(
+            "no MADV_GUARD_INSTALL: guards are PROT_NONE pages, {} stacks at most \
+             (vm.max_map_count is {limit})",
+            limit / 10 * 9 / 2
+        );
         assert_eq!(environment().stack_guards, text);
         let config = Config { processors: 1, stack_size: 16 << 10, ..Config::default() };
         config.run(|| sink(&[0; 4])).expect("the run starts");
     })
-    .assert_aborted_with(
-        "footbridge: fatal: goroutine 1 overflowed its 16 KiB stack in rust memory::sink\n\
-         raise Config::stack_size, or recurse less; JIT frames, innermost first:\n    (none)\n",
-    );
+    .assert_aborted_with(&overflow("1", "16 KiB", "64 KiB", "rust memory::sink", NO_FRAMES));
 }
 
 #[test]
@@ -647,7 +652,7 @@ fn a_stack_without_a_guard_is_not_handed_out() {
             (refused.f)()
         });
         assert_eq!(inside, Ok(11));
-        let error = Config { stack_size: 32 << 10, ..config }.run(|| ()).expect_err("no guard");
+        let error = Config { stack_size: 16 << 10, ..config }.run(|| ()).expect_err("no guard");
         assert_eq!(error.to_string(), format!("no stack for the main goroutine: {text}"));
         assert_eq!(environment().stack_guards, format!("none: {text}"));
     })
@@ -706,15 +711,21 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
                 }
             };
             unlimit_address_space();
-            let StackError::Reserve { errno, .. } = refused.error else {
+            let StackError::Reserve { bytes, errno, shortage, .. } = refused.error else {
                 panic!("{refused}");
             };
-            assert_eq!(errno, libc::ENOMEM);
+            assert_eq!((bytes, errno), (131_072, libc::ENOMEM));
+            let Shortage::AddressSpace { used, limit, .. } = shortage else {
+                panic!("{refused}");
+            };
+            assert!(used <= limit && used + bytes > limit, "{refused}");
             assert_eq!(
                 refused.to_string(),
-                "a goroutine could not be started: no address space for 131072 bytes of goroutine \
-                 stacks: Cannot allocate memory (os error 12); check RLIMIT_AS and \
-                 vm.overcommit_memory"
+                format!(
+                    "a goroutine could not be started: no address space for 131072 bytes of \
+                     goroutine stacks: Cannot allocate memory (os error 12); RLIMIT_AS is {limit} \
+                     bytes and {used} are used: raise it (ulimit -v)"
+                )
             );
             println!("{} goroutines were started", handles.len());
             assert!(handles.len() > 100);

@@ -6,7 +6,9 @@ use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
 use super::g::{G_ANCHOR_OFF, G_GUARD_OFF, G_STACK_LO_OFF};
-use super::join::go;
+use super::join::go_in;
+use super::life::current_class;
+use super::stack::SizeClass;
 use super::throw::throw;
 use super::tls;
 use crate::abi::{Convention, Signature};
@@ -25,6 +27,7 @@ pub(super) fn stub_env() -> &'static StubEnv {
         g_stack_lo_off: G_STACK_LO_OFF,
         tls_guard_off: tls::g_offset() + tls::GUARD_OFF,
         tls_poll_off: tls::g_offset() + tls::POLL_OFF,
+        tls_stack_check_off: tls::g_offset() + tls::STACK_CHECK_OFF,
         tls_resume_off: tls::g_offset() + tls::RESUME_OFF,
         no_goroutine: no_goroutine as *const () as usize,
     })
@@ -265,18 +268,33 @@ impl Jit {
         signature: &Signature,
         code: &Code,
     ) -> Result<SpawnFn, JitError> {
-        let signature = leak(signature.clone());
-        let name = crate::jit::look_up(code.address()).map_or("?", |stub| stub.name());
-        let env = stub_env();
-        let arena = self.arena();
-        let enter =
-            enter::emit(arena, env, name, EntrySide::Words, convention, signature, code.address())?;
-        let start = leak(Start { enter: enter.start(), words: signature.params().len() });
-        let target = start_goroutine as *const () as usize;
-        let context = std::ptr::from_ref(start) as u64;
-        let id = spawn::emit(arena, env, name, convention, signature, target, context)?;
-        Ok(SpawnFn { id, _code: code.share() })
+        // SAFETY: the caller's promise.
+        unsafe { spawn_fn(self, convention, signature, code, None) }
     }
+}
+
+/// [`Jit::spawn_fn`], with stacks of a class, or of that of the run which the caller is of.
+///
+/// # Safety
+/// As for [`Jit::spawn_fn`].
+pub(super) unsafe fn spawn_fn(
+    jit: &Jit,
+    convention: Convention,
+    signature: &Signature,
+    code: &Code,
+    class: Option<SizeClass>,
+) -> Result<SpawnFn, JitError> {
+    let signature = leak(signature.clone());
+    let name = crate::jit::look_up(code.address()).map_or("?", |stub| stub.name());
+    let env = stub_env();
+    let arena = jit.arena();
+    let enter =
+        enter::emit(arena, env, name, EntrySide::Words, convention, signature, code.address())?;
+    let start = leak(Start { enter: enter.start(), words: signature.params().len(), class });
+    let target = start_goroutine as *const () as usize;
+    let context = std::ptr::from_ref(start) as u64;
+    let id = spawn::emit(arena, env, name, convention, signature, target, context)?;
+    Ok(SpawnFn { id, _code: code.share() })
 }
 
 impl Code {
@@ -309,18 +327,24 @@ struct Start {
     /// A stub of the word form that enters the code.
     enter: usize,
     words: usize,
+    /// Of the stacks; `None`: that of the run.
+    class: Option<SizeClass>,
 }
 
 /// Called by spawn stubs.
 unsafe extern "C-unwind" fn start_goroutine(start: *const Start, arguments: *const u64) {
     type Enter = unsafe extern "C-unwind" fn(*const u64, *mut u64);
     // SAFETY: the stub passes what it was made with, and a record of as many words.
-    let (enter, arguments): (Enter, Box<[u64]>) = unsafe {
+    let (enter, arguments, class): (Enter, Box<[u64]>, _) = unsafe {
         let arguments = std::slice::from_raw_parts(arguments, (*start).words);
-        (as_fn((*start).enter), arguments.into())
+        (as_fn((*start).enter), arguments.into(), (*start).class)
     };
+    let class = class.unwrap_or_else(current_class);
     // SAFETY: by the contract of `spawn_fn`; there are no results.
-    drop(go(move || unsafe { enter(arguments.as_ptr(), std::ptr::null_mut()) }));
+    let started = go_in(class, move || unsafe { enter(arguments.as_ptr(), std::ptr::null_mut()) });
+    if let Err(error) = started {
+        panic!("{error}");
+    }
 }
 
 /// What stubs are bound to lives as long as the code: for ever.

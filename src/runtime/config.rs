@@ -15,8 +15,9 @@ pub struct Config {
     /// Threads that run goroutines, 1 to [`MAX_PROCESSORS`]. The default is what
     /// `std::thread::available_parallelism` says.
     pub processors: usize,
-    /// Usable bytes of each goroutine's stack, rounded up to a power of two from 16 KiB to 8 MiB.
-    /// The default is 64 KiB. Only pages that are touched cost memory.
+    /// Usable bytes of each goroutine's stack, rounded up to the next of 16 KiB, 64 KiB, 256 KiB,
+    /// 1 MiB and 8 MiB. The default is 64 KiB. Only pages that are touched cost memory. A single
+    /// goroutine can have another one: [`Builder`](super::Builder).
     pub stack_size: usize,
     /// How long a goroutine runs before it is asked to give way to others, at least 20 us.
     /// `None`: never; then a goroutine that does not park keeps its thread. The default is 10 ms.

@@ -8,7 +8,8 @@
 //! * `guard`: the thread that runs the goroutine when it begins to; anybody who requests a
 //!   preemption.
 //! * `status`: see [`Status`]; stored by whoever has the right to make the transition.
-//! * `link`: whoever has the goroutine in a queue.
+//! * `link`: whoever has the goroutine in a queue or a pool.
+//! * `lowest_sp`: the thread that makes the goroutine current.
 //! * the rest: set when the goroutine is made, before it is published.
 
 use std::cell::Cell;
@@ -54,6 +55,12 @@ impl Gobuf {
         self.sp.store(sp, Ordering::Relaxed);
         self.pc.store(pc, Ordering::Relaxed);
         self.bp.store(0, Ordering::Relaxed);
+    }
+
+    /// The saved rsp.
+    #[inline(always)]
+    pub(crate) fn sp(&self) -> usize {
+        self.sp.load(Ordering::Relaxed)
     }
 
     /// What is saved. Where somebody else runs the context this is of no use, but harmless.
@@ -238,6 +245,8 @@ pub(crate) struct G {
     pub(crate) goid: AtomicU64,
     pub(crate) stack: Cell<Stack>,
     pub(crate) join: AtomicUsize,
+    /// The lowest rsp that it was switched away from with.
+    pub(crate) lowest_sp: Cell<usize>,
 
     pub(crate) task: Cell<Option<&'static TaskType>>,
     pub(crate) data: Cell<*mut u8>,
@@ -247,6 +256,9 @@ pub(crate) struct G {
     pub(crate) thread_wake: AtomicU32,
     /// A stand-in of a thread.
     pub(crate) is_thread: Cell<bool>,
+    /// In a pool, the first of a chain: the next chain, and how many this one has.
+    pub(crate) next_chain: Cell<*mut G>,
+    pub(crate) chain_len: Cell<u32>,
     /// While it is not zero the goroutine is not preempted.
     pub(crate) no_preempt: AtomicU32,
 }
@@ -279,11 +291,14 @@ impl G {
             goid: AtomicU64::new(0),
             stack: Cell::new(Stack { lo: 0, hi: 0 }),
             join: AtomicUsize::new(join_state::RUNNING),
+            lowest_sp: Cell::new(usize::MAX),
             task: Cell::new(None),
             data: Cell::new(ptr::null_mut()),
             run_id: AtomicU64::new(0),
             thread_wake: AtomicU32::new(0),
             is_thread: Cell::new(false),
+            next_chain: Cell::new(ptr::null_mut()),
+            chain_len: Cell::new(0),
             no_preempt: AtomicU32::new(0),
         }
     }

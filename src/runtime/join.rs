@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::g::{G, TaskType, WaitReason, join_state};
 use super::life::{NewError, NewG, current_class, free_g, new_g, task_room};
 use super::sched::{Parker, current, gopark, goready, may_park, refuse_park};
-use super::stack::StackError;
+use super::stack::{SizeClass, StackError};
 
 /// What a goroutine leaves: its value, or what it panicked with.
 pub type JoinResult<T> = Result<T, Box<dyn Any + Send + 'static>>;
@@ -85,16 +85,17 @@ impl<F> std::error::Error for SpawnError<F> {}
 /// # Safety
 /// The goroutine ends before anything that `F` borrows does, and F and T may go to another thread.
 unsafe fn spawn<F: FnOnce() -> T, T>(
+    class: SizeClass,
     f: F,
     migratable: bool,
 ) -> Result<RawHandle<T>, SpawnError<F>> {
     let size = size_of::<Task<F, T>>();
-    if size > task_room(current_class()) || align_of::<Task<F, T>>() > 4096 {
+    if size > task_room(class) || align_of::<Task<F, T>>() > 4096 {
         // Too large for the stack: the heap holds the closure and the result.
         // SAFETY: the caller's promise.
-        return unsafe { spawn_boxed(Box::new(f), migratable) };
+        return unsafe { spawn_boxed(class, Box::new(f), migratable) };
     }
-    let new: NewG = match new_g(size, align_of::<Task<F, T>>()) {
+    let new: NewG = match new_g(class, size, align_of::<Task<F, T>>()) {
         Ok(new) => new,
         Err(NewError { error }) => return Err(SpawnError { error, f }),
     };
@@ -110,13 +111,14 @@ unsafe fn spawn<F: FnOnce() -> T, T>(
 /// # Safety
 /// As for [`spawn`].
 unsafe fn spawn_boxed<F: FnOnce() -> T, T>(
+    class: SizeClass,
     f: Box<F>,
     migratable: bool,
 ) -> Result<RawHandle<T>, SpawnError<F>> {
     let out = Box::into_raw(Box::new(std::mem::MaybeUninit::<JoinResult<T>>::uninit()));
     let inner = Boxed { f, out };
     // SAFETY: the caller's promise; the room is a box that the handle or the goroutine frees.
-    match unsafe { spawn_in_place(inner, migratable) } {
+    match unsafe { spawn_in_place(class, inner, migratable) } {
         Ok(g) => Ok(RawHandle { g, result: out.cast(), boxed: true }),
         Err((error, inner)) => {
             // SAFETY: from `into_raw` above, never written.
@@ -162,10 +164,11 @@ impl<F: FnOnce() -> T, T> BoxedType<F, T> {
 /// # Safety
 /// As for [`spawn`].
 unsafe fn spawn_in_place<F: FnOnce() -> T, T>(
+    class: SizeClass,
     inner: Boxed<F, T>,
     migratable: bool,
 ) -> Result<*mut G, (StackError, Boxed<F, T>)> {
-    let new = match new_g(size_of::<Boxed<F, T>>(), align_of::<Boxed<F, T>>()) {
+    let new = match new_g(class, size_of::<Boxed<F, T>>(), align_of::<Boxed<F, T>>()) {
         Ok(new) => new,
         Err(NewError { error }) => return Err((error, inner)),
     };
@@ -328,8 +331,17 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
+    go_in(current_class(), f)
+}
+
+/// Starts a goroutine with a stack of the class, on a thread of a run.
+pub(super) fn go_in<F, T>(class: SizeClass, f: F) -> Result<JoinHandle<T>, SpawnError<F>>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
     // SAFETY: nothing is borrowed, and both types may go to another thread.
-    unsafe { spawn(f, false) }.map(JoinHandle)
+    unsafe { spawn(class, f, false) }.map(JoinHandle)
 }
 
 /// Starts a goroutine that may continue on another thread after each park.
@@ -348,11 +360,25 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    // SAFETY: nothing is borrowed, and both types may go to another thread.
-    match unsafe { spawn(f, true) } {
-        Ok(handle) => JoinHandle(handle),
+    // SAFETY: the caller's promise.
+    match unsafe { go_migratable_in(current_class(), f) } {
+        Ok(handle) => handle,
         Err(error) => panic!("{error}"),
     }
+}
+
+/// # Safety
+/// As for [`go_migratable`].
+pub(super) unsafe fn go_migratable_in<F, T>(
+    class: SizeClass,
+    f: F,
+) -> Result<JoinHandle<T>, SpawnError<F>>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    // SAFETY: nothing is borrowed, and both types may go to another thread.
+    unsafe { spawn(class, f, true) }.map(JoinHandle)
 }
 
 /// What the goroutines of a scope share with it.
@@ -420,6 +446,22 @@ impl<'scope> Scope<'scope, '_> {
         F: FnOnce() -> T + Send + 'scope,
         T: Send + 'scope,
     {
+        match self.go_in(current_class(), f) {
+            Ok(handle) => handle,
+            Err(error) => panic!("a goroutine could not be started: {error}"),
+        }
+    }
+
+    /// As [`Self::go`], with a stack of the class. If there is none the closure is dropped.
+    pub(super) fn go_in<F, T>(
+        &'scope self,
+        class: SizeClass,
+        f: F,
+    ) -> Result<ScopedJoinHandle<'scope, T>, StackError>
+    where
+        F: FnOnce() -> T + Send + 'scope,
+        T: Send + 'scope,
+    {
         self.data.running.fetch_add(1, Ordering::Relaxed);
         let data = &self.data;
         let body = move || {
@@ -432,11 +474,11 @@ impl<'scope> Scope<'scope, '_> {
         // SAFETY: the scope does not return before every goroutine has left it, and `scope` does
         // not unwind past that either. A goroutine leaves when its closure and its value are gone,
         // whoever drops the value; who joins takes it within 'scope.
-        match unsafe { spawn(body, false) } {
-            Ok(handle) => ScopedJoinHandle(JoinHandle(handle)),
-            Err(error) => {
+        match unsafe { spawn(class, body, false) } {
+            Ok(handle) => Ok(ScopedJoinHandle(JoinHandle(handle))),
+            Err(SpawnError { error, .. }) => {
                 self.data.running.fetch_sub(1, Ordering::Relaxed);
-                panic!("{error}");
+                Err(error)
             }
         }
     }

@@ -7,52 +7,23 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::config::{Config, RunError};
-use super::g::{self, G, GQueue, Gobuf, Status, TaskType, join_state};
+use super::g::{G, Gobuf, Status, TaskType, join_state};
 use super::m::M;
+use super::pool;
 use super::sched::{Parker, enqueue, make_current, ready, sched_of, schedule, this_m};
 use super::stack::{self, SizeClass, StackError};
 use super::switch::{gogo, goroutine_entry, goswitch, mcall};
 use super::throw::throw;
 use super::tls::{getm, set_g_and_guard};
 
-/// Dead goroutines that a P keeps for itself.
-const FREE_PER_P: usize = 1024;
-
 static GOIDS: AtomicU64 = AtomicU64::new(1);
-
-/// Dead goroutines of all runs, by the size class of their stacks.
-static FREE: [Mutex<FreeList>; SizeClass::COUNT] =
-    [const { Mutex::new(FreeList(GQueue::new())) }; SizeClass::COUNT];
-struct FreeList(GQueue);
-// SAFETY: behind a lock.
-unsafe impl Send for FreeList {}
 
 /// A goroutine that could not be started.
 pub(crate) struct NewError {
     pub(crate) error: StackError,
-}
-
-/// A G with a stack, from the lists of the dead or new. Idle.
-fn take_g(m: Option<&M>, class: SizeClass) -> Result<*mut G, NewError> {
-    if let Some(m) = m {
-        let g = m.p.free.pop();
-        if !g.is_null() {
-            m.p.free_len.set(m.p.free_len.get() - 1);
-            return Ok(g);
-        }
-    }
-    let g = FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.pop();
-    if !g.is_null() {
-        return Ok(g);
-    }
-    let stack = stack::carve(class).map_err(|error| NewError { error })?;
-    let g = g::allocate();
-    g.stack.set(stack);
-    Ok(ptr::from_ref(g).cast_mut())
 }
 
 /// Gives back a dead goroutine that nobody refers to any more.
@@ -60,32 +31,8 @@ pub(crate) fn free_g(g: *mut G) {
     // SAFETY: immortal, dead, and ours.
     let gr = unsafe { &*g };
     gr.transition(Status::Dead, Status::Idle);
-    let stack = gr.stack.get();
-    let class = SizeClass::for_bytes(stack.hi - stack.lo).expect("stacks are carved by class");
-    let m = getm();
-    // SAFETY: this thread's M, if it is one.
-    let m = unsafe { m.as_ref() };
-    if let Some(m) = m {
-        // SAFETY: this thread's M.
-        let own_class = unsafe { sched_of(m) }.class;
-        if own_class == class && m.p.free_len.get() < FREE_PER_P {
-            m.p.free_len.set(m.p.free_len.get() + 1);
-            return m.p.free.push(g);
-        }
-    }
-    FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
-}
-
-/// Moves what a P kept for itself to the list of all runs. Its M has left.
-pub(crate) fn give_back_free(m: &M, class: SizeClass) {
-    loop {
-        let g = m.p.free.pop();
-        if g.is_null() {
-            break;
-        }
-        FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
-    }
-    m.p.free_len.set(0);
+    // SAFETY: this thread's M, if it is one; nobody refers to the goroutine any more.
+    unsafe { pool::put(getm().as_ref(), g) };
 }
 
 /// Offset of a stack's top from its end: spreads the hottest lines over cache sets.
@@ -118,12 +65,12 @@ pub(crate) struct NewG {
     data: *mut u8,
 }
 
-/// Takes a G and reserves `size` bytes (at most [`task_room`]) at the top of its stack.
-pub(crate) fn new_g(size: usize, align: usize) -> Result<NewG, NewError> {
-    let class = current_class();
-    // SAFETY: `current_class` found that the thread is an M.
+/// Takes a G of the class and reserves `size` bytes (at most [`task_room`]) at the top of its
+/// stack. The thread is an M: [`current_class`] has found that out.
+pub(crate) fn new_g(class: SizeClass, size: usize, align: usize) -> Result<NewG, NewError> {
+    // SAFETY: a thread of a run.
     let m = unsafe { this_m() };
-    let g = take_g(Some(m), class)?;
+    let g = pool::take(Some(m), class).map_err(|error| NewError { error })?;
     // SAFETY: immortal and ours.
     let stack = unsafe { (*g).stack.get() };
     let data = (stack.hi - color(stack) - size) & !(align.max(16) - 1);
@@ -160,6 +107,7 @@ impl NewG {
         gr.anchor.clear();
         // The entry stub calls: rsp is 16-aligned there.
         gr.sched.start_at(goroutine_entry(), data as usize & !15);
+        gr.lowest_sp.set(usize::MAX);
         gr.transition(Status::Idle, Status::Runnable);
         enqueue(m, g);
         if !pinned {
@@ -206,7 +154,7 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
     static TASK: TaskType = TaskType { run: partner, drop_result: drop_nothing };
     super::switch::emit_stubs().map_err(RunError::Code)?;
     let class = Config::default().class()?;
-    let g = take_g(None, class).map_err(|NewError { error }| RunError::Stack(error))?;
+    let g = pool::take(None, class).map_err(RunError::Stack)?;
     let pair = Pair { home: Gobuf::new(), partner: g };
     // SAFETY: the G is ours; the word at the top of its stack too.
     unsafe {
@@ -222,7 +170,7 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
         }
         let elapsed = started.elapsed();
         // Idle again: what is on its stack is never resumed.
-        FREE[class.index()].lock().unwrap_or_else(PoisonError::into_inner).0.push(g);
+        pool::put(None, g);
         Ok(elapsed)
     }
 }
@@ -267,6 +215,8 @@ unsafe extern "C" fn goexit0(g: *const G) -> ! {
         let gr = &*g;
         let goid = gr.goid.load(Ordering::Relaxed);
         debug_assert!(goid != 0);
+        // What is above its rsp is the task with its result, and the frame to continue in.
+        gr.stack.get().give_back_depths(gr.lowest_sp.get(), gr.sched.sp());
         gr.transition(Status::Running, Status::Dead);
         match gr.join.swap(join_state::DONE, Ordering::AcqRel) {
             join_state::RUNNING => {}

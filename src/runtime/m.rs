@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::futex;
 use super::g::{G, GQueue, Gobuf};
+use super::pool::Pools;
 use super::preempt::Target;
 use super::sched::Sched;
 
@@ -143,8 +144,7 @@ pub(crate) struct P {
     /// Scheduling rounds.
     pub(crate) tick: Cell<u32>,
     /// Dead goroutines with their stacks.
-    pub(crate) free: GQueue,
-    pub(crate) free_len: Cell<usize>,
+    pub(crate) pools: Pools,
     /// Goroutine numbers that were taken but not given yet.
     pub(crate) goids: Cell<(u64, u64)>,
 }
@@ -218,8 +218,7 @@ impl M {
                     run_next: Cell::new(ptr::null_mut()),
                     run_next_streak: Cell::new(0),
                     tick: Cell::new(0),
-                    free: GQueue::new(),
-                    free_len: Cell::new(0),
+                    pools: Pools::new(),
                     goids: Cell::new((0, 0)),
                 },
                 local: GQueue::new(),
@@ -318,17 +317,19 @@ impl M {
     }
 
     /// Sleeps until somebody unparks this M or its next timer is due; returns whether the waker
-    /// counted it as spinning. `None`: there is no timer, the limit was reached first, and the M is
-    /// still announced.
+    /// counted it as spinning. `None`: the limit was reached first, and the M is still announced.
     pub(crate) fn park(&self, limit: Option<Duration>) -> Option<bool> {
         let timer = self.next_timer().map(|at| at.saturating_duration_since(Instant::now()));
-        // Whoever has a timer need not look for a deadlock.
-        let timeout = timer.or(limit);
+        let timeout = match (timer, limit) {
+            (Some(timer), Some(limit)) => Some(timer.min(limit)),
+            (timer, limit) => timer.or(limit),
+        };
         let park = &self.inbox.park;
         if park.load(Ordering::Acquire) == PARKED && timeout != Some(Duration::ZERO) {
             futex::wait(park, PARKED, timeout);
         }
-        if timer.is_none() && limit.is_some() && park.load(Ordering::SeqCst) == PARKED {
+        let limit_is_first = limit.is_some_and(|limit| timer.is_none_or(|timer| limit < timer));
+        if limit_is_first && park.load(Ordering::SeqCst) == PARKED {
             return None;
         }
         Some(park.swap(AWAKE, Ordering::SeqCst) == NOTIFIED_SPINNING)

@@ -24,6 +24,7 @@
 
 mod adapter;
 mod bridge;
+mod builder;
 mod chan;
 mod config;
 mod futex;
@@ -32,7 +33,9 @@ mod handshake;
 mod join;
 mod life;
 mod m;
+mod overflow;
 mod poll;
+mod pool;
 mod preempt;
 mod run;
 mod save_area;
@@ -55,6 +58,7 @@ mod primitive {
 
 pub use adapter::Adapter;
 pub use bridge::{Entry, EntryType, GoroutineClosure, GoroutineFn, SpawnFn};
+pub use builder::Builder;
 pub use chan::{Case, Chan, Iter, SendError, TryRecvError, TrySendError, select, try_select};
 pub use config::{Config, MAX_PROCESSORS, RunError, VectorState};
 pub use g::{Status, WaitReason};
@@ -65,20 +69,21 @@ pub use join::{
 #[doc(hidden)]
 pub use life::measure_raw_switch;
 pub use poll::{PollLayout, Polls, poll_layout};
+pub use pool::{StackUsage, stack_usage};
 #[doc(hidden)]
 pub use preempt::request_preemption;
 pub use preempt::{Refused, Stats, checkpoint, stats, without_preemption};
 pub use sched::{Parker, current, gopark, goready, gosched};
-pub use stack::StackError;
+pub use stack::{Shortage, StackError};
 pub use switch::systemstack;
 pub use time::sleep;
 pub use traceback::{TraceFrame, Traceback, jit_frames, jit_frames_from, traceback, traceback_all};
 pub use unwind::{JitFrame, Registers, WalkEnd};
 
 pub(crate) use futex::probe_fences;
+pub(crate) use pool::probe_guards;
 pub(crate) use save_area::saved_state;
 pub(crate) use signal::handlers_without_alternate_stack;
-pub(crate) use stack::probe_guards;
 
 /// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].
 ///

@@ -1,8 +1,10 @@
 //! Polls for those who emit code.
 
 use super::bridge::stub_env;
+use super::stack::LARGEST_BYTES as MAX_FRAME_BYTES;
 use crate::abi::Convention;
-use crate::jit::stubs::poll::{self, Pending};
+use crate::jit::stubs::poll;
+use crate::jit::stubs::stack_check;
 use crate::jit::{Jit, JitError, Ops};
 
 /// Emits polls: places at which code gives way to other goroutines if its time slice is over. Made
@@ -38,7 +40,8 @@ use crate::jit::{Jit, JitError, Ops};
 #[must_use = "polls whose slow paths are not emitted do not assemble"]
 pub struct Polls {
     convention: Convention,
-    pending: Vec<Pending>,
+    pending: Vec<poll::Pending>,
+    pending_checks: Vec<stack_check::Pending>,
 }
 
 impl Polls {
@@ -50,11 +53,62 @@ impl Polls {
         self.pending.push(poll::emit(ops, stub_env(), self.convention));
     }
 
-    /// Emits the slow paths of all polls so far. Execution must not come here by itself: behind the
+    /// Emits a check of the stack, and a poll with it, for code that is about to make a frame of
+    /// `frame_bytes` bytes below rsp, what it calls not included. If so much is not left, with some
+    /// reserve for the panic itself, the code panics with `goroutine N overflowed its S stack in
+    /// JIT code NAME`; whoever joins the goroutine, or catches it before, gets the message.
+    /// Without a check the overflow meets the guard of the stack, and ends the process.
+    ///
+    /// It belongs behind the prologue of the frame class (in `Saved` behind the five pushes) and
+    /// before rsp is lowered further. Code of frame class `Leaf` cannot have one. Like a poll it
+    /// changes flags and nothing else.
+    ///
+    /// ```
+    /// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::{FrameClass, Jit};
+    /// use footbridge::runtime::{self, go};
+    ///
+    /// let jit = Jit::new()?;
+    /// let mut polls = jit.polls(Convention::SystemV)?;
+    /// // SAFETY: a standard frame; it calls itself only.
+    /// let endless = unsafe {
+    ///     jit.install("endless", FrameClass::Standard, |ops| {
+    ///         dynasm!(ops; .arch x64; again: ; push rbp; mov rbp, rsp);
+    ///         polls.check_stack(ops, 0);
+    ///         dynasm!(ops; .arch x64; call <again; pop rbp; ret);
+    ///         polls.finish(ops);
+    ///     })?
+    /// };
+    /// // SAFETY: that is its convention and type.
+    /// let endless = unsafe { endless.enter::<fn()>(Convention::SystemV)? };
+    /// // SAFETY: on a goroutine.
+    /// let end = runtime::run(|| go(move || unsafe { endless.call() }).join());
+    /// let text = end.expect_err("it panics");
+    /// let text = text.downcast_ref::<String>().expect("a text");
+    /// assert!(text.ends_with("overflowed its 64 KiB stack in JIT code endless"), "{text}");
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    ///
+    /// # Panics
+    /// `frame_bytes` is larger than any stack.
+    pub fn check_stack(&mut self, ops: &mut Ops, frame_bytes: usize) {
+        assert!(
+            frame_bytes <= MAX_FRAME_BYTES,
+            "a frame of {frame_bytes} bytes fits in no stack: the largest has 8 MiB"
+        );
+        let check = stack_check::emit_check(ops, stub_env(), self.convention, frame_bytes as i32);
+        self.pending_checks.push(check);
+    }
+
+    /// Emits the slow paths of all polls and checks so far. Execution must not come here by itself: behind the
     /// last `ret`, for example. Without this the code does not assemble.
     pub fn finish(&mut self, ops: &mut Ops) {
         for pending in self.pending.drain(..) {
             poll::emit_slow_path(ops, stub_env(), pending);
+        }
+        for pending in self.pending_checks.drain(..) {
+            stack_check::emit_slow_path(ops, stub_env(), pending);
         }
     }
 }
@@ -71,6 +125,17 @@ impl Polls {
 ///         call QWORD PTR fs:[stub_from_fs]    returns with rsp as it was before the lea
 ///         jmp back
 /// ```
+///
+/// A check of the stack ([`Polls::check_stack`]) has the same compare, of what rsp will be in the
+/// frame to come, and another slow path:
+///
+/// ```text
+///     slow:
+///         push frame_bytes
+///         call QWORD PTR fs:[stack_check_from_fs]
+///         lea rsp, [rsp + 8]
+///         jmp back
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PollLayout {
@@ -80,6 +145,8 @@ pub struct PollLayout {
     pub guard_from_fs: i32,
     /// Of the address of the poll stub, from the base of `fs`.
     pub stub_from_fs: i32,
+    /// Of the address of the stack check stub, from the base of `fs`.
+    pub stack_check_from_fs: i32,
 }
 
 /// The layout in this process.
@@ -89,6 +156,7 @@ pub fn poll_layout() -> PollLayout {
         guard_in_goroutine: env.g_guard_off,
         guard_from_fs: env.tls_guard_off,
         stub_from_fs: env.tls_poll_off,
+        stack_check_from_fs: env.tls_stack_check_off,
     }
 }
 
@@ -101,7 +169,7 @@ impl Jit {
         use Convention::{GoAbi0, GoAbiInternal, SystemV, Win64};
         match convention {
             SystemV | GoAbiInternal | GoAbi0 | Win64 => {
-                Ok(Polls { convention, pending: Vec::new() })
+                Ok(Polls { convention, pending: Vec::new(), pending_checks: Vec::new() })
             }
             _ => {
                 let rule = "polls are emitted into code of x86-64 conventions";

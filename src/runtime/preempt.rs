@@ -35,6 +35,7 @@ use super::config::{RunError, VectorState};
 use super::g::{G, Status};
 use super::handshake::{self, ORDERS, REQUESTED, is_requested};
 use super::m::M;
+use super::overflow::{PANIC_STACK_BYTES, overflowed};
 use super::save_area::save_area;
 use super::sched::{self, this_sched};
 use super::signal;
@@ -61,7 +62,7 @@ impl Means {
     pub(crate) fn new(state: VectorState, by_signal: bool) -> Result<Self, RunError> {
         static EMITTED: Mutex<Vec<(SaveArea, PreemptStubs)>> = Mutex::new(Vec::new());
         let area = save_area(state)?;
-        let headroom_bytes = area.stack_bytes() + TARGET_STACK_BYTES;
+        let headroom_bytes = (area.stack_bytes() + TARGET_STACK_BYTES).max(PANIC_STACK_BYTES);
         let mut emitted = EMITTED.lock().unwrap_or_else(PoisonError::into_inner);
         let known = emitted.iter().find(|(known, _)| *known == area).map(|(_, stubs)| *stubs);
         let stubs = match known {
@@ -72,6 +73,7 @@ impl Means {
                 let targets = Targets {
                     async_preempt: interrupted as *const () as usize,
                     poll: polled as *const () as usize,
+                    overflowed: overflowed as *const () as usize,
                 };
                 let stubs = stub::emit(jit.arena(), env, area, headroom_bytes, targets)
                     .map_err(RunError::Code)?;
@@ -190,7 +192,7 @@ impl Attached {
         let by_signal = means.by_signal && takes_signals;
         m.preempt.async_stub.store(means.stubs.async_preempt, Ordering::Relaxed);
         m.preempt.headroom_bytes.store(means.headroom_bytes, Ordering::Relaxed);
-        tls::set_poll_stub(means.stubs.poll);
+        tls::set_poll_stubs(means.stubs.poll, means.stubs.stack_check);
         let previous_mask = by_signal.then(|| signal::unblock(libc::SIGURG));
         // SAFETY: no arguments.
         let tid = if by_signal { unsafe { libc::gettid() } } else { 0 };
@@ -205,7 +207,7 @@ impl Drop for Attached {
         // From here on nobody writes to the guard word or signals the thread.
         *self.m.preempt.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
         set_g_and_guard(ptr::null_mut(), 0);
-        tls::set_poll_stub(0);
+        tls::set_poll_stubs(0, 0);
         if let Some(mask) = &self.previous_mask {
             signal::set_mask(mask);
         }

@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::config::{Config, RunError};
 use super::futex;
 use super::g::{self, GQueue, Status, TaskType, join_state};
-use super::life::{self, NewError, new_g};
+use super::life::{NewError, new_g};
 use super::m::M;
+use super::pool;
 use super::preempt::{self, Attached, Means};
 use super::sched::{GlobalQueue, Parker, Sched, goready, schedule0};
 use super::signal::AltStack;
@@ -97,8 +98,8 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         watcher.join().expect("sysmon does not panic");
     }
     abandon_goroutines(run_id);
+    pool::close(sched.ms());
     for &m in &sched.ms {
-        life::give_back_free(m, class);
         m.sched.store(ptr::null_mut(), Ordering::Relaxed);
         m.release();
     }
@@ -146,7 +147,7 @@ fn run_main<R>(
     let previous_m = getm();
     debug_assert!(previous_m.is_null());
     setm(ptr::from_ref(m).cast_mut());
-    let started = new_g(size_of::<usize>(), align_of::<usize>()).map(|new| {
+    let started = new_g(sched.class, size_of::<usize>(), align_of::<usize>()).map(|new| {
         // SAFETY: room for one pointer was reserved there.
         unsafe { new.data().cast::<*mut u8>().write((&raw mut main).cast()) };
         new.start(task, join_state::DETACHED, false, true);

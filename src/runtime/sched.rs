@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use super::futex;
 use super::g::{self, G, GQueue, Status, WaitReason, join_state};
 use super::m::{M, RUNQ};
+use super::pool;
 use super::stack::SizeClass;
 use super::switch::{gogo, goswitch, mcall};
 use super::sysmon::Sysmon;
@@ -45,8 +46,9 @@ const TIMERS_EVERY: u32 = 16;
 const LOCAL_EVERY: u32 = 8;
 /// How often in a row the run-next slot goes before the queues.
 const RUN_NEXT_STREAK: u32 = 128;
-/// How long all Ms have slept when a deadlock is looked for, and how often then.
-const DEADLOCK_AFTER: Duration = Duration::from_millis(10);
+/// How long an M has slept when it gives memory back and, as the last one, looks for a deadlock.
+const IDLE_AFTER: Duration = Duration::from_millis(10);
+/// How often a deadlock is looked for then.
 const DEADLOCK_EVERY: Duration = Duration::from_secs(1);
 /// How often an M without work tries to steal before it sleeps.
 const SPINS: u32 = 30;
@@ -180,6 +182,10 @@ pub(super) fn make_current(m: &M, g: *mut G) {
     let gr = unsafe { &*g };
     gr.transition(Status::Runnable, Status::Running);
     gr.m.store(ptr::from_ref(m).cast_mut(), Ordering::Relaxed);
+    let sp = gr.sched.sp();
+    if sp < gr.lowest_sp.get() {
+        gr.lowest_sp.set(sp);
+    }
     gr.switches.store(gr.switches.load(Ordering::Relaxed) + 1, Ordering::Release);
     // A new turn: what was asked of an earlier one is over.
     let limit = m.preempt.limit_of(gr);
@@ -507,14 +513,19 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
         m.cancel_park()
     } else {
         // The last one to sleep looks for a deadlock: soon, and then from time to time, since a
-        // foreign thread that could wake a goroutine may end.
-        let mut limit = (idle == sched.ms.len()).then_some(DEADLOCK_AFTER);
+        // foreign thread that could wake a goroutine may end. Whoever has a timer need not look.
+        let is_last = idle == sched.ms.len();
+        let is_suspect = || is_last && !m.has_timers.load(Ordering::Relaxed);
+        let mut limit = (is_suspect() || pool::has_surplus(m)).then_some(IDLE_AFTER);
         loop {
             if let Some(spinning) = m.park(limit) {
                 break spinning;
             }
-            check_deadlock(sched);
-            limit = Some(DEADLOCK_EVERY);
+            pool::give_back_idle(m, || m.is_parked());
+            if is_suspect() {
+                check_deadlock(sched);
+            }
+            limit = is_suspect().then_some(DEADLOCK_EVERY);
         }
     };
     // Before the mail is taken: see `check_deadlock`.

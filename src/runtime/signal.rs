@@ -6,18 +6,13 @@
 //! overflowed has none left. Faults that are not ours go to whoever handled them before.
 
 use std::cell::UnsafeCell;
-use std::fmt::Write;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::Ordering;
 
-use super::stack::GUARD_BYTES;
-use super::symbol::with_symbol;
-use super::throw::RawStderr;
-use super::tls::getg;
-use super::unwind::{Bounds, Registers, Start, exact_walk};
-use crate::jit::look_up;
+use super::overflow;
+use super::stack::PAGE_BYTES;
+use super::unwind::Registers;
 
 /// Bytes of an M's alternate stack: the frame that the kernel writes (with AVX-512 about 3 KiB),
 /// and room to read a symbol table.
@@ -123,55 +118,21 @@ unsafe extern "C" fn handler(
     info: *mut libc::siginfo_t,
     context: *mut libc::c_void,
 ) {
-    // SAFETY: the kernel passes valid structures; the goroutine is immortal.
+    // SAFETY: the kernel passes valid structures.
     unsafe {
-        let fault = (*info).si_addr() as usize;
-        if let Some(g) = getg().as_ref() {
-            let stack = g.stack.get();
-            if (stack.lo - GUARD_BYTES..stack.lo).contains(&fault) {
-                let ucontext = &*context.cast::<libc::ucontext_t>();
-                let register = |r: i32| ucontext.uc_mcontext.gregs[r as usize] as usize;
-                let at = Registers {
-                    pc: register(libc::REG_RIP),
-                    sp: register(libc::REG_RSP),
-                    fp: register(libc::REG_RBP),
-                };
-                report_overflow(g.goid.load(Ordering::Relaxed), stack.hi - stack.lo, at);
-            }
+        // What somebody has sent is no fault, and has no address.
+        if (*info).si_code > 0 {
+            let ucontext = &*context.cast::<libc::ucontext_t>();
+            let register = |r: i32| ucontext.uc_mcontext.gregs[r as usize] as usize;
+            let at = Registers {
+                pc: register(libc::REG_RIP),
+                sp: register(libc::REG_RSP),
+                fp: register(libc::REG_RBP),
+            };
+            overflow::check((*info).si_addr() as usize, at);
         }
         chain(signal, info, context);
     }
-}
-
-/// Writes the message and aborts. In a signal handler.
-fn report_overflow(goid: u64, stack_bytes: usize, at: Registers) -> ! {
-    let mut out = RawStderr;
-    let kib = stack_bytes >> 10;
-    // Nothing can be done about a standard error that is closed.
-    let _ = write!(out, "footbridge: fatal: goroutine {goid} overflowed its {kib} KiB stack in ");
-    let _ = match look_up(at.pc) {
-        Some(stub) => writeln!(out, "{stub}"),
-        None => with_symbol(at.pc, |name| match name {
-            Some(name) => writeln!(out, "rust {:#}", rustc_demangle::demangle(name)),
-            None => writeln!(RawStderr, "native code at {:#x}", at.pc),
-        }),
-    };
-    let _ =
-        writeln!(out, "raise Config::stack_size, or recurse less; JIT frames, innermost first:");
-    // SAFETY: immortal; the current goroutine of this thread.
-    if let Some(g) = unsafe { getg().as_ref() } {
-        let anchor = g.anchor.get();
-        let mut shown = 0;
-        exact_walk(Start::Registers { at, anchor }, &Bounds::of(g), &mut |frame| {
-            shown += 1;
-            let _ = writeln!(RawStderr, "    {}", frame.stub);
-            shown < 16
-        });
-        if shown == 0 {
-            let _ = writeln!(out, "    (none)");
-        }
-    }
-    std::process::abort()
 }
 
 /// Does what would have been done without us.
@@ -225,7 +186,7 @@ impl AltStack {
         unsafe {
             let memory = libc::mmap(
                 ptr::null_mut(),
-                ALT_STACK_BYTES + GUARD_BYTES,
+                ALT_STACK_BYTES + PAGE_BYTES,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
                 -1,
@@ -234,9 +195,9 @@ impl AltStack {
             if memory == libc::MAP_FAILED {
                 return None;
             }
-            libc::mprotect(memory, GUARD_BYTES, libc::PROT_NONE);
+            libc::mprotect(memory, PAGE_BYTES, libc::PROT_NONE);
             let stack = libc::stack_t {
-                ss_sp: memory.byte_add(GUARD_BYTES),
+                ss_sp: memory.byte_add(PAGE_BYTES),
                 ss_flags: 0,
                 ss_size: ALT_STACK_BYTES,
             };
@@ -252,7 +213,7 @@ impl Drop for AltStack {
         // SAFETY: ours, and not in use: this is no signal handler.
         unsafe {
             libc::sigaltstack(&raw const self.previous, ptr::null_mut());
-            libc::munmap(self.memory, ALT_STACK_BYTES + GUARD_BYTES);
+            libc::munmap(self.memory, ALT_STACK_BYTES + PAGE_BYTES);
         }
     }
 }

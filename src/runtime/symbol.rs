@@ -1,17 +1,40 @@
-#![allow(unsafe_code, reason = "maps the program's file")]
-//! The name of a function of the main program, read from its symbol table without allocating.
+#![allow(unsafe_code, reason = "maps the files of modules")]
+//! The name of a native function, read from symbol tables without allocating.
 //!
-//! A signal handler may call this: it makes plain system calls and reads a private mapping.
+//! A signal handler may call this: it makes plain system calls and reads private mappings. So it
+//! asks the kernel, not the dynamic linker, which module is where: the linker would take a lock.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use object::Endianness;
-use object::elf::{FileHeader64, STT_FUNC};
-use object::read::elf::{FileHeader, Sym};
+use object::elf::{FileHeader64, PT_LOAD, SHT_DYNSYM, SHT_SYMTAB, STB_GLOBAL, STT_FUNC, Sym64};
+use object::read::elf::{FileHeader, ProgramHeader, Sym};
 
-/// A mapping that goes when this does.
+/// A file, mapped as a whole. The mapping goes when this does.
 struct Mapping(*mut libc::c_void, usize);
+
+impl Mapping {
+    fn of(path: &CStr) -> Option<Self> {
+        let fd = open(path)?;
+        // SAFETY: plain system calls; the mapping is private, read-only, and as long as the file.
+        unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            if libc::fstat(fd.as_raw_fd(), &raw mut stat) != 0 {
+                return None;
+            }
+            let (len, how) = (stat.st_size as usize, libc::PROT_READ);
+            let at = libc::mmap(ptr::null_mut(), len, how, libc::MAP_PRIVATE, fd.as_raw_fd(), 0);
+            (at != libc::MAP_FAILED).then_some(Self(at, len))
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped as long as the borrow is.
+        unsafe { std::slice::from_raw_parts(self.0.cast::<u8>(), self.1) }
+    }
+}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
@@ -20,49 +43,164 @@ impl Drop for Mapping {
     }
 }
 
-/// Passes the name of the function at `pc` of the main program, read from its symbol table
-/// without allocating.
-pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>) -> R) -> R {
-    // SAFETY: plain system calls; the mapping is private, read-only, and as long as the file.
+fn open(path: &CStr) -> Option<OwnedFd> {
+    // SAFETY: a plain system call; a descriptor that is new is ours.
     unsafe {
-        let fd = libc::open(c"/proc/self/exe".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
-        if fd < 0 {
-            return f(None);
-        }
-        let _fd = OwnedFd::from_raw_fd(fd);
-        let mut stat: libc::stat = std::mem::zeroed();
-        if libc::fstat(fd, &raw mut stat) != 0 {
-            return f(None);
-        }
-        let len = stat.st_size as usize;
-        let at = libc::mmap(ptr::null_mut(), len, libc::PROT_READ, libc::MAP_PRIVATE, fd, 0);
-        if at == libc::MAP_FAILED {
-            return f(None);
-        }
-        let _unmap = Mapping(at, len);
-        let file = std::slice::from_raw_parts(at.cast::<u8>(), len);
-        // The program is mapped as a whole: its base is where its own header is.
-        let base = libc::getauxval(libc::AT_PHDR) as usize;
-        f(symbol_name(file, pc, base))
+        let fd = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
     }
 }
 
-/// The function symbol that covers `pc`. `phdr` is where the program headers are loaded.
-fn symbol_name(file: &[u8], pc: usize, phdr: usize) -> Option<&str> {
+/// Passes the name of the function at `pc`, if there is a symbol, and the file name of the
+/// module that it is in, if that is not the main program.
+pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>, Option<&str>) -> R) -> R {
+    // By this name it can be read even if it was replaced by a newer one.
+    if let Some(program) = Mapping::of(c"/proc/self/exe") {
+        // The program is mapped as a whole: its base is where its own header is.
+        // SAFETY: reads a word that the kernel has left for the process.
+        let headers = unsafe { libc::getauxval(libc::AT_PHDR) };
+        let address = address_in_program(program.bytes(), pc as u64, headers);
+        let name = address.and_then(|address| symbol_name(program.bytes(), address));
+        if name.is_some() {
+            return f(name, None);
+        }
+    }
+    let mut path = [0; PATH_BYTES];
+    let Some((path, offset)) = mapped_file(pc, &mut path) else {
+        return f(None, None);
+    };
+    let module = path.to_str().ok().and_then(|path| path.rsplit('/').next());
+    let file = Mapping::of(path);
+    let bytes = file.as_ref().map_or(&[][..], Mapping::bytes);
+    let name = address_of_offset(bytes, offset).and_then(|address| symbol_name(bytes, address));
+    f(name, module)
+}
+
+/// The address that the linker gave to what is at `pc`, if the program headers are at `headers`.
+fn address_in_program(file: &[u8], pc: u64, headers: u64) -> Option<u64> {
     let elf = FileHeader64::<Endianness>::parse(file).ok()?;
     let endian = elf.endian().ok()?;
-    let bias = phdr as u64 - elf.e_phoff.get(endian);
-    let first = elf
-        .program_headers(endian, file)
-        .ok()?
-        .iter()
-        .find(|h| h.p_type.get(endian) == object::elf::PT_LOAD)?;
-    let address = (pc as u64).wrapping_sub(bias).wrapping_add(first.p_vaddr.get(endian));
-    let symbols = elf.sections(endian, file).ok()?;
-    let symbols = symbols.symbols(endian, file, object::elf::SHT_SYMTAB).ok()?;
-    let covers = symbols.iter().find(|symbol| {
-        let start = symbol.st_value(endian);
-        symbol.st_type() == STT_FUNC && (start..start + symbol.st_size(endian)).contains(&address)
-    })?;
-    std::str::from_utf8(covers.name(endian, symbols.strings()).ok()?).ok()
+    let mut loads = elf.program_headers(endian, file).ok()?.iter();
+    let first = loads.find(|h| h.p_type(endian) == PT_LOAD)?;
+    let base = headers.wrapping_sub(elf.e_phoff.get(endian));
+    Some(pc.wrapping_sub(base).wrapping_add(first.p_vaddr(endian)))
+}
+
+/// The address that the linker gave to what is at an offset in the file.
+fn address_of_offset(file: &[u8], offset: u64) -> Option<u64> {
+    let elf = FileHeader64::<Endianness>::parse(file).ok()?;
+    let endian = elf.endian().ok()?;
+    let loads = elf.program_headers(endian, file).ok()?.iter();
+    let covers = |start: u64, len: u64| offset.checked_sub(start).filter(|&at| at < len);
+    loads
+        .filter(|h| h.p_type(endian) == PT_LOAD)
+        .find_map(|h| Some(covers(h.p_offset(endian), h.p_filesz(endian))? + h.p_vaddr(endian)))
+}
+
+/// The function symbol that covers an address, by the full table or, if that was stripped, by the
+/// one for the dynamic linker.
+fn symbol_name(file: &[u8], address: u64) -> Option<&str> {
+    let elf = FileHeader64::<Endianness>::parse(file).ok()?;
+    let endian = elf.endian().ok()?;
+    let sections = elf.sections(endian, file).ok()?;
+    [SHT_SYMTAB, SHT_DYNSYM].into_iter().find_map(|kind| {
+        let symbols = sections.symbols(endian, file, kind).ok()?;
+        let covers = |symbol: &&Sym64<Endianness>| {
+            let start = symbol.st_value(endian);
+            let end = start.wrapping_add(symbol.st_size(endian));
+            symbol.st_type() == STT_FUNC && (start..end).contains(&address)
+        };
+        // Compilers make local aliases of functions that others can replace.
+        let is_global = |symbol: &&Sym64<Endianness>| symbol.st_bind() == STB_GLOBAL;
+        let symbol = symbols.iter().filter(covers).find(is_global);
+        let symbol = symbol.or_else(|| symbols.iter().find(covers))?;
+        std::str::from_utf8(symbol.name(endian, symbols.strings()).ok()?).ok()
+    })
+}
+
+/// Room for the longest path that is looked at, with its terminating zero.
+const PATH_BYTES: usize = 1024;
+
+/// The path of the file that is mapped at `pc`, and the offset in it, by /proc/self/maps.
+fn mapped_file(pc: usize, path: &mut [u8; PATH_BYTES]) -> Option<(&CStr, u64)> {
+    let maps = open(c"/proc/self/maps")?;
+    let mut buffer = [0; 4096];
+    // A line that is longer than this is cut off, and its path is not found.
+    let mut line = [0; 256 + PATH_BYTES];
+    let mut len = 0;
+    loop {
+        // SAFETY: a buffer of that length.
+        let read =
+            unsafe { libc::read(maps.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        let chunk = &buffer[..usize::try_from(read).ok().filter(|&read| read > 0)?];
+        for &byte in chunk {
+            if byte != b'\n' {
+                if len < line.len() {
+                    line[len] = byte;
+                    len += 1;
+                }
+                continue;
+            }
+            if let Some((file, offset)) = file_of_line(&line[..len], pc as u64) {
+                path.get_mut(..file.len())?.copy_from_slice(file);
+                return Some((CStr::from_bytes_until_nul(path).ok()?, offset));
+            }
+            len = 0;
+        }
+    }
+}
+
+/// The path in a line of /proc/self/maps, and the offset of `pc` in that file, if the line covers
+/// `pc`: `55d0c0000000-55d0c0021000 r-xp 00005000 fe:00 1234     /usr/bin/program`.
+fn file_of_line(line: &[u8], pc: u64) -> Option<(&[u8], u64)> {
+    let text = std::str::from_utf8(line).ok()?;
+    let mut words = text.split_ascii_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let hexadecimal = |digits| u64::from_str_radix(digits, 16).ok();
+    let start = hexadecimal(start)?;
+    if !(start..hexadecimal(end)?).contains(&pc) {
+        return None;
+    }
+    let offset = hexadecimal(words.nth(1)?)?;
+    let path = &line[text.find('/')?..];
+    Some((path, offset + (pc - start)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_maps_are_read() {
+        let line = b"7f10000-7f12000 r-xp 00005000 fe:00 1234   /usr/lib/with space.so";
+        let path = &b"/usr/lib/with space.so"[..];
+        assert_eq!(file_of_line(line, 0x7f10000), Some((path, 0x5000)));
+        assert_eq!(file_of_line(line, 0x7f11fff), Some((path, 0x6fff)));
+        assert_eq!(file_of_line(line, 0x7f12000), None);
+        assert_eq!(file_of_line(line, 0x7f0ffff), None);
+        assert_eq!(file_of_line(b"7f10000-7f12000 rw-p 00000000 00:00 0", 0x7f10000), None);
+        assert_eq!(file_of_line(b"7f10000-7f12000 r-xp 0 00:00 0   [vdso]", 0x7f10000), None);
+        assert_eq!(file_of_line(b"", 0), None);
+    }
+
+    #[test]
+    fn functions_of_the_program_and_of_libraries_have_names() {
+        let own = functions_of_the_program_and_of_libraries_have_names as *const () as usize;
+        with_symbol(own, |name, module| {
+            let name = name.expect("the test binary has symbols");
+            assert!(name.contains("functions_of_the_program_and_of_libraries"), "{name}");
+            assert_eq!(module, None);
+        });
+        with_symbol(libc::qsort as *const () as usize, |name, module| {
+            // Inlined into the program if it is linked statically.
+            if let Some(module) = module {
+                assert!(name.is_some_and(|name| name.contains("qsort")), "{name:?}");
+                assert!(module.starts_with("libc"), "{module}");
+            }
+        });
+        let data = [0u8; 8];
+        with_symbol(data.as_ptr() as usize, |name, module| {
+            assert_eq!((name, module), (None, None))
+        });
+    }
 }

@@ -4,6 +4,8 @@
 //! a time slice, or in 10 ms. When every M of the run is idle it sleeps until one is not: an idle
 //! process is not woken. Who leaves the idle state wakes it (`handshake.rs`).
 //!
+//! Meanwhile it gives back the memory of dead goroutines that nobody needs (`pool.rs`).
+//!
 //! It runs no goroutine, takes no part in the scheduler, and ends when all Ms have left: a run that
 //! is over needs it until the last goroutine has given way.
 
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::futex;
 use super::handshake::{self, ASLEEP, AWAKE, ENDED, ORDERS};
+use super::pool::Scavenger;
 use super::preempt;
 use super::sched::Sched;
 use super::signal;
@@ -71,6 +74,7 @@ pub(crate) fn run(sched: &Sched, slice: Duration) {
     let longest = slice.min(MAX_DELAY).max(FIRST_DELAY);
     let mut seen: Vec<Option<Seen>> = vec![None; sched.ms().count()];
     let (mut delay, mut rounds) = (FIRST_DELAY, 0);
+    let mut scavenger = Scavenger::new(Instant::now());
     let word = &sched.sysmon().0;
     while word.load(Ordering::SeqCst) != ENDED {
         futex::wait(word, AWAKE, Some(delay));
@@ -96,6 +100,7 @@ pub(crate) fn run(sched: &Sched, slice: Duration) {
                 _ => *seen = Some(Seen { turn, since: now }),
             }
         }
+        scavenger.tick(now);
         rounds += 1;
         if rounds > EAGER_ROUNDS {
             delay = (delay * 2).min(longest);

@@ -8,6 +8,7 @@
 //! | 16 | the guard of the current goroutine, or 0: see `preempt.rs` |
 //! | 24 | the poll stub of the run |
 //! | 32 | a resume address, for three instructions (`jit/stubs/preempt.rs`) |
+//! | 40 | the stack check stub of the run |
 //!
 //! They are defined and read in assembly for two reasons. Emitted code needs one offset from `fs`
 //! that holds on every thread, which the initial-exec model gives. And a migratable goroutine may
@@ -26,9 +27,9 @@ global_asm!(
     ".globl footbridge_0_1_tls",
     ".hidden footbridge_0_1_tls",
     ".type footbridge_0_1_tls, @object",
-    ".size footbridge_0_1_tls, 40",
+    ".size footbridge_0_1_tls, 48",
     "footbridge_0_1_tls:",
-    ".zero 40",
+    ".zero 48",
     ".popsection",
 );
 
@@ -50,6 +51,7 @@ pub(crate) fn g_offset() -> i32 {
 pub(crate) const GUARD_OFF: i32 = 16;
 pub(crate) const POLL_OFF: i32 = 24;
 pub(crate) const RESUME_OFF: i32 = 32;
+pub(crate) const STACK_CHECK_OFF: i32 = 40;
 
 /// Address of this thread's word so many bytes behind that of the current goroutine.
 fn word(offset: i32) -> *const AtomicUsize {
@@ -72,10 +74,13 @@ pub(crate) fn guard_word() -> *const AtomicUsize {
     word(GUARD_OFF)
 }
 
-/// Makes this the poll stub of this thread.
-pub(crate) fn set_poll_stub(address: usize) {
-    // SAFETY: a word of this thread.
-    unsafe { (*word(POLL_OFF)).store(address, Ordering::Relaxed) };
+/// Makes these the poll stub and the stack check stub of this thread.
+pub(crate) fn set_poll_stubs(poll: usize, stack_check: usize) {
+    // SAFETY: words of this thread.
+    unsafe {
+        (*word(POLL_OFF)).store(poll, Ordering::Relaxed);
+        (*word(STACK_CHECK_OFF)).store(stack_check, Ordering::Relaxed);
+    }
 }
 
 /// What the resume word of this thread holds.

@@ -255,7 +255,7 @@ fn native_frames(pc: usize) -> Vec<TraceFrame> {
     // Debug information that has line tables only has names without paths. The symbol table knows
     // the function that others were inlined into: the last one.
     if is_plain && let Some(TraceFrame::Rust { name, .. }) = frames.last_mut() {
-        with_symbol(pc, |symbol| {
+        with_symbol(pc, |symbol, _module| {
             if let Some(Ok(path)) = symbol.map(rustc_demangle::try_demangle) {
                 *name = format!("{path:#}");
             }

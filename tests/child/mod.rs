@@ -118,6 +118,21 @@ pub fn wait(pid: libc::pid_t) -> libc::c_int {
     status
 }
 
+/// What is written, masked, where goroutine `goid` overflows its stack of `size`. `in_what` is the
+/// function, `next` the next larger class.
+pub fn overflow(goid: &str, size: &str, next: &str, in_what: &str, frames: &str) -> String {
+    format!(
+        "footbridge: fatal: goroutine {goid} overflowed its {size} stack in {in_what}\n\
+         pc 0x_, rsp 0x_, access to 0x_ in the guard 0x_..0x_\n\
+         the next class is {next}: runtime::Builder::stack_bytes for one goroutine, \
+         Config::stack_size for all\n\
+         JIT frames, innermost first:\n{frames}"
+    )
+}
+
+/// No JIT frame is on the stack.
+pub const NO_FRAMES: &str = "    (none)\n";
+
 /// Replaces hexadecimal numbers by `0x_`, and the source locations of frames by nothing.
 pub fn mask(text: &str) -> String {
     let mut out = String::new();

@@ -56,9 +56,11 @@ pub enum StubKind {
     /// Puts a goroutine aside that was interrupted, or that gives way at a poll, with all of its
     /// machine state.
     Preempt = 9,
+    /// Finds out why code did not pass its check of the stack.
+    StackCheck = 10,
 }
 
-const KINDS: [StubKind; 10] = [
+const KINDS: [StubKind; 11] = [
     StubKind::User,
     StubKind::Switch,
     StubKind::Systemstack,
@@ -69,6 +71,7 @@ const KINDS: [StubKind; 10] = [
     StubKind::Foreign,
     StubKind::Adapter,
     StubKind::Preempt,
+    StubKind::StackCheck,
 ];
 
 impl StubKind {
@@ -85,6 +88,7 @@ impl StubKind {
             Self::Foreign => "foreign code",
             Self::Adapter => "adapter",
             Self::Preempt => "preempt",
+            Self::StackCheck => "stack check",
         }
     }
 }

@@ -15,6 +15,8 @@ pub(crate) struct StubEnv {
     pub(crate) tls_guard_off: i32,
     /// Where the address of the poll stub is, from the base of `fs`.
     pub(crate) tls_poll_off: i32,
+    /// Where the address of the stack check stub is, from the base of `fs`.
+    pub(crate) tls_stack_check_off: i32,
     /// A word that is free for whoever resumes an interrupted goroutine, from the base of `fs`.
     pub(crate) tls_resume_off: i32,
     /// Called where code runs that needs a goroutine and there is none. Does not return.

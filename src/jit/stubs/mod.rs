@@ -10,6 +10,7 @@ crate::on_executing_host! {
     pub(crate) mod preempt;
     mod shapes;
     pub(crate) mod spawn;
+    pub(crate) mod stack_check;
     pub(crate) mod switch;
 
     pub(crate) use env::{ANCHOR_PC, StubEnv};

@@ -42,7 +42,7 @@
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
-use super::{ANCHOR_PC, StubEnv};
+use super::{ANCHOR_PC, StubEnv, stack_check};
 use crate::jit::emit::x86_64::Emitter;
 use crate::jit::{Arena, FrameClass, JitError, Ops, STUB_BYTES, StubKind, StubSpec};
 
@@ -119,25 +119,27 @@ impl SaveArea {
     }
 }
 
-/// Addresses of the two stubs.
+/// Addresses of the two stubs, and of the one that checks of the stack lead to.
 #[derive(Clone, Copy)]
 pub(crate) struct PreemptStubs {
     pub(crate) async_preempt: usize,
     pub(crate) poll: usize,
+    pub(crate) stack_check: usize,
 }
 
 /// Rust functions that are called with the interrupted rsp, on the goroutine's stack. They do not
-/// unwind.
+/// unwind, but for `overflowed`: see `stack_check.rs`.
 #[derive(Clone, Copy)]
 pub(crate) struct Targets {
     pub(crate) async_preempt: usize,
     pub(crate) poll: usize,
+    pub(crate) overflowed: usize,
 }
 
 /// The name of the stub that polls lead to, as tracebacks know it.
 pub(crate) const POLL: &str = "poll";
 
-/// Emits both. Of a goroutine's stack at least `headroom_bytes` are left below the interrupted rsp
+/// Emits all. Of a goroutine's stack at least `headroom_bytes` are left below the interrupted rsp
 /// when a target is called, the frame of the stub included.
 pub(crate) fn emit(
     arena: &'static Arena,
@@ -200,6 +202,7 @@ pub(crate) fn emit(
             pop_all(ops);
             dynasm!(ops; .arch x64; ret RED_ZONE_BYTES as i16);
         })?,
+        stack_check: stack_check::emit_stub(arena, env, headroom_bytes, targets.overflowed)?,
     })
 }
 

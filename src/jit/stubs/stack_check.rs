@@ -1,0 +1,146 @@
+//! JIT code asks at its entry whether there is stack enough for it: with the compare of a poll.
+//!
+//! ```text
+//!         push rbp
+//!         mov rbp, rsp
+//!         (callee-saved pushes of frame class Saved)
+//!         cmp rsp, [guard]      or, where the frame is large, rsp less its size
+//!         jbe slow              not taken
+//!     back:
+//!         sub rsp, frame
+//!         ...
+//!     slow:                     out of line, behind the code
+//!         push frame
+//!         call fs:[stack check stub]
+//!         lea rsp, [rsp + 8]
+//!         jmp back
+//! ```
+//!
+//! The guard is what polls compare with (`poll.rs`), so that one branch serves both: the stub finds
+//! out whether the stack is nearly used up or somebody wants the goroutine to give way. In the
+//! second case it polls, and returns. In the first it calls a Rust function that panics. It has a
+//! frame of class Standard, and so has the code that calls it, so that the panic passes to whoever
+//! catches it.
+//!
+//! ```text
+//!     |  frame of JIT code        |      addresses grow upwards
+//!     |  bytes of the new frame   |  rbp+16
+//!     |  return address           |  rbp+8
+//!     |  rbp of JIT code          |  <- rbp = anchor.fp
+//!     |  rax, rcx                 |  rbp-8, rbp-16
+//! ```
+//!
+//! The stub is entered above the limit less what code takes that does not ask: what the panic needs
+//! is below (`runtime/overflow.rs`). Nothing but flags is changed for the code that goes on.
+
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+
+use super::goroutine_fn::pinned_to;
+use super::preempt::RED_ZONE_BYTES;
+use super::{ANCHOR_PC, StubEnv};
+use crate::abi::{Convention, Pinned, Reg};
+use crate::jit::emit::x86_64::Emitter;
+use crate::jit::{Arena, FrameClass, JitError, Ops, STUB_BYTES, StubKind, StubSpec};
+
+/// Frames of so many bytes are not counted: the room for a panic has them to spare.
+pub(crate) const SMALL_FRAME_BYTES: usize = 256;
+
+/// A check whose slow path is not emitted yet.
+pub(crate) struct Pending {
+    slow: DynamicLabel,
+    back: DynamicLabel,
+    frame_bytes: i32,
+}
+
+/// The compare and the branch, before a frame of so many bytes is made.
+pub(crate) fn emit_check(
+    ops: &mut Ops,
+    env: &StubEnv,
+    convention: Convention,
+    frame_bytes: i32,
+) -> Pending {
+    let (slow, back) = (ops.new_dynamic_label(), ops.new_dynamic_label());
+    let is_large = frame_bytes > SMALL_FRAME_BYTES as i32;
+    if is_large {
+        // No register is free. Nothing is written below; a signal has its own stack.
+        dynasm!(ops; .arch x64; lea rsp, [rsp - frame_bytes]);
+    }
+    match pinned_to(convention, Pinned::Goroutine) {
+        Some(Reg::Gpr(g)) => dynasm!(ops; .arch x64; cmp rsp, [Rq(g) + env.g_guard_off]),
+        _ => dynasm!(ops; .arch x64; fs cmp rsp, [env.tls_guard_off]),
+    }
+    if is_large {
+        // Flags stay.
+        dynasm!(ops; .arch x64; lea rsp, [rsp + frame_bytes]);
+    }
+    dynasm!(ops; .arch x64; jbe =>slow; =>back);
+    Pending { slow, back, frame_bytes }
+}
+
+/// The slow path, where execution does not come by itself.
+pub(crate) fn emit_slow_path(ops: &mut Ops, env: &StubEnv, pending: Pending) {
+    let Pending { slow, back, frame_bytes } = pending;
+    dynasm!(ops
+        ; .arch x64
+        ; =>slow
+        ; push DWORD frame_bytes
+        ; fs call QWORD [env.tls_stack_check_off]
+        ; lea rsp, [rsp + 8]
+        ; jmp =>back
+    );
+}
+
+/// Emits the stub. `overflowed` is a Rust function that gets the return address into the code that
+/// checks, and panics. `headroom_bytes` are between the lowest address of a stack and its guard.
+pub(crate) fn emit_stub(
+    arena: &'static Arena,
+    env: &StubEnv,
+    headroom_bytes: usize,
+    overflowed: usize,
+) -> Result<usize, JitError> {
+    let spec = StubSpec {
+        name: "stack check",
+        kind: StubKind::StackCheck,
+        class: FrameClass::Standard,
+        signature: None,
+        user_data: 0,
+    };
+    let (g, anchor, headroom) = (env.tls_g_off, env.g_anchor_off, headroom_bytes as i32);
+    let emitted = arena.emit(&spec, STUB_BYTES, |ops| {
+        let mut e = Emitter::new(ops, arena.range());
+        let prologue_bytes = e.prologue();
+        dynasm!(e.ops
+            ; .arch x64
+            ; push rax
+            ; push rcx
+            ; fs mov rax, QWORD [g]
+            // rcx = bytes from the lowest address of the stack to rsp where the check is. Code that
+            // runs on another stack is not near the end of this one, above or below it.
+            ; lea rcx, [rbp + 24]
+            ; sub rcx, [rax + env.g_stack_lo_off]
+            ; mov rax, [rbp + 16]
+            ; add rax, headroom
+            ; cmp rcx, rax
+            ; jbe >no_room
+            ; pop rcx
+            ; pop rax
+            ; lea rsp, [rsp - RED_ZONE_BYTES as i32]
+            ; fs call QWORD [env.tls_poll_off]
+            ; pop rbp
+            ; ret
+            // As a goroutine function leaves JIT code.
+            ; no_room:
+            ; fs mov rax, QWORD [g]
+            ; lea rcx, [rip]
+            ; mov [rax + anchor], rbp
+            ; mov [rax + anchor + ANCHOR_PC], rcx
+            ; mov rdi, [rbp + 8]
+            ; and rsp, -16
+        );
+        e.call(overflowed);
+        dynasm!(e.ops; .arch x64; ud2);
+        e.finish();
+        prologue_bytes
+    });
+    emitted.map(|id| id.start())
+}
