@@ -247,55 +247,81 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
         }
     };
     for _ in 0..MAX_FRAMES {
-        let found = if exact_pc { look_up(at.pc) } else { look_up_return(at.pc) };
-        let Some(stub) = found else {
+        let Some(stub) = stub_at(at.pc, exact_pc) else {
             return WalkEnd::Broken { at: at.fp };
         };
-        let class = stub.frame_class();
-        let complete = !exact_pc || is_frame_complete(at.pc, &stub);
-        let has_frame = complete && class != FrameClass::Leaf;
-        if !visit(JitFrame { pc: at.pc, stub, fp: if has_frame { at.fp } else { 0 } }) {
+        // Most frames: a return address into code with a plain frame, below its caller's. Nothing
+        // else is kept of the stub over the visit: copies of it cost more than the walk.
+        let is_plain = !exact_pc
+            && matches!(stub.frame_class(), FrameClass::Standard | FrameClass::Saved)
+            && stub.kind() != StubKind::Systemstack;
+        let fp = if is_plain || has_frame(at.pc, &stub, exact_pc) { at.fp } else { 0 };
+        if !visit(JitFrame { pc: at.pc, stub, fp }) {
             return WalkEnd::Stopped;
         }
-        // Most frames: a return address into code with a plain frame, below its caller's.
-        if !exact_pc
-            && matches!(class, FrameClass::Standard | FrameClass::Saved)
+        if is_plain
             && let Some((fp, pc)) = bounds.read_pair(at.fp)
             && fp > at.fp
-            && stub.kind() != StubKind::Systemstack
         {
             let sp = at.fp + 16;
             at = Registers { pc, sp, fp };
             continue;
         }
-        // Where the frame is not complete rbp is the caller's, which may be the anchor's already.
-        let lowest = if complete { at.fp } else { at.sp };
-        let mut interrupted = false;
-        let older = match step_out(at, &stub, exact_pc, bounds) {
-            Out::Caller(caller) => caller,
-            Out::Interrupted(at) => {
-                interrupted = true;
-                at
-            }
-            Out::Native { anchor, .. } => {
-                let (fp, pc) = anchor.unwrap_or(current);
-                if fp == 0 {
-                    return WalkEnd::Complete;
-                }
-                Registers { pc, sp: 0, fp }
-            }
-            Out::Root => return WalkEnd::Complete,
-            Out::Switching => return WalkEnd::Switching,
-            Out::Broken => return WalkEnd::Broken { at: at.fp },
+        (at, exact_pc) = match older(at, exact_pc, current, bounds) {
+            Ok(older) => older,
+            Err(end) => return end,
         };
-        // Older frames of one stack lie higher.
-        if has_frame && older.fp <= lowest && same_stack(older.fp, lowest, bounds) {
-            return WalkEnd::Broken { at: older.fp };
-        }
-        at = older;
-        exact_pc = interrupted;
     }
     WalkEnd::Stopped
+}
+
+/// The code of a frame.
+#[inline(always)]
+fn stub_at(pc: usize, exact_pc: bool) -> Option<StubInfo> {
+    if exact_pc { look_up(pc) } else { look_up_return(pc) }
+}
+
+/// Whether a frame is there, and rbp is its own.
+#[inline(never)]
+fn has_frame(pc: usize, stub: &StubInfo, exact_pc: bool) -> bool {
+    (!exact_pc || is_frame_complete(pc, stub)) && stub.frame_class() != FrameClass::Leaf
+}
+
+/// The frame that is older than this one, and whether its pc is exact; apart from the walk, so that
+/// the way of most frames is short.
+#[inline(never)]
+fn older(
+    at: Registers,
+    exact_pc: bool,
+    current: (usize, usize),
+    bounds: &Bounds,
+) -> Result<(Registers, bool), WalkEnd> {
+    let Some(stub) = &stub_at(at.pc, exact_pc) else {
+        return Err(WalkEnd::Broken { at: at.fp });
+    };
+    let complete = !exact_pc || is_frame_complete(at.pc, stub);
+    let has_frame = has_frame(at.pc, stub, exact_pc);
+    // Where the frame is not complete rbp is the caller's, which may be the anchor's already.
+    let lowest = if complete { at.fp } else { at.sp };
+    let (older, interrupted) = match step_out(at, stub, exact_pc, bounds) {
+        Out::Caller(caller) => (caller, false),
+        Out::Interrupted(at) => (at, true),
+        Out::Native { anchor, .. } => {
+            let (fp, pc) = anchor.unwrap_or(current);
+            if fp == 0 {
+                return Err(WalkEnd::Complete);
+            }
+            (Registers { pc, sp: 0, fp }, false)
+        }
+        Out::Root => return Err(WalkEnd::Complete),
+        Out::Switching => return Err(WalkEnd::Switching),
+        Out::Broken => return Err(WalkEnd::Broken { at: at.fp }),
+    };
+    // Older frames of one stack lie higher.
+    if has_frame && older.fp <= lowest && same_stack(older.fp, lowest, bounds) {
+        return Err(WalkEnd::Broken { at: older.fp });
+    }
+    Ok((older, interrupted))
 }
 
 /// Whether two addresses lie in the same stack of the bounds.

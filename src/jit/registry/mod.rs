@@ -254,8 +254,8 @@ impl Region {
     }
 
     #[inline]
-    fn look_up(&'static self, pc: usize) -> Option<StubInfo> {
-        let granule = (pc - self.base) / GRANULE_BYTES;
+    fn look_up(&'static self, at: usize, pc: usize) -> Option<StubInfo> {
+        let granule = (at - self.base) / GRANULE_BYTES;
         let (word, head) = protocol::look_up(self.words, granule, protocol::ORDERS)?;
         Some(StubInfo { region: self, word, start: self.base + head * GRANULE_BYTES, pc })
     }
@@ -427,9 +427,7 @@ impl fmt::Display for StubInfo {
 /// instruction of its code.
 #[inline]
 pub(crate) fn look_up_return(pc: usize) -> Option<StubInfo> {
-    let mut stub = look_up(pc.wrapping_sub(1))?;
-    stub.pc = pc;
-    Some(stub)
+    look_up_as(pc.wrapping_sub(1), pc)
 }
 
 /// What code is at `pc`, if it was registered.
@@ -441,27 +439,33 @@ pub(crate) fn look_up_return(pc: usize) -> Option<StubInfo> {
 /// not depend on the number of stubs.
 #[inline]
 pub fn look_up(pc: usize) -> Option<StubInfo> {
+    look_up_as(pc, pc)
+}
+
+/// What code is at `at`, as the answer to a question about `pc`.
+#[inline]
+fn look_up_as(at: usize, pc: usize) -> Option<StubInfo> {
     // The first region is the process's shared arena: nearly every question is about it.
     let entry = &REGIONS[0];
     // The size is published last.
     let size = entry.size.load(Ordering::Acquire);
-    if pc.wrapping_sub(entry.base.load(Ordering::Relaxed)) < size {
+    if at.wrapping_sub(entry.base.load(Ordering::Relaxed)) < size {
         // SAFETY: the entry was filled before its size was published, and regions are leaked.
-        return unsafe { &*entry.region.load(Ordering::Relaxed) }.look_up(pc);
+        return unsafe { &*entry.region.load(Ordering::Relaxed) }.look_up(at, pc);
     }
-    look_up_further(pc)
+    look_up_further(at, pc)
 }
 
 #[inline(never)]
-fn look_up_further(pc: usize) -> Option<StubInfo> {
+fn look_up_further(at: usize, pc: usize) -> Option<StubInfo> {
     for entry in &REGIONS[1..] {
         let size = entry.size.load(Ordering::Acquire);
         if size == 0 {
             return None;
         }
-        if pc.wrapping_sub(entry.base.load(Ordering::Relaxed)) < size {
+        if at.wrapping_sub(entry.base.load(Ordering::Relaxed)) < size {
             // SAFETY: as above.
-            return unsafe { &*entry.region.load(Ordering::Relaxed) }.look_up(pc);
+            return unsafe { &*entry.region.load(Ordering::Relaxed) }.look_up(at, pc);
         }
     }
     None
