@@ -124,6 +124,8 @@ fn system_v() {
             ("fn() -> struct {}", "r0: nothing", [0, 0, 16]),
             ("fn(i8) -> struct { complex<longdouble> }", "p0: rsi  r0: [rdi] at rax", [0, 0, 16]),
             ("fn() -> [i8; 17]", "r0: [rdi] at rax", [0, 0, 16]),
+            // Unnamed structs of two eightbytes are where named ones are.
+            ("fn(ptr, ..., struct { i64, f64 })", "p0: rdi  p1.0: rsi  p1.8: xmm0", [0, 0, 16]),
             // Unnamed wide vectors are in memory.
             (
                 "fn(v256, ..., v256, v128, i32)",
@@ -272,6 +274,7 @@ fn aapcs64() {
                 "p0: x0  p1.0: x2  p1.8: x3  p2.0: x4  p2.8: x5",
                 [0, 0, 16],
             ),
+            ("fn() -> struct {}", "r0: nothing", [0, 0, 16]),
             // An empty struct does not spoil one.
             ("fn(struct { f64, struct {} })", "p0: v0", [0, 0, 16]),
             // ... which does not spoil a struct that one complex number or short vector fills.

@@ -15,8 +15,8 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{Code, FrameClass, Jit, JitError, Ops, UnsafeRange, WhenUnsafe, look_up};
 use footbridge::runtime::{
-    self, Config, Entry, RunError, Stats, VectorState, checkpoint, go, gosched, scope, stats,
-    systemstack, without_preemption,
+    self, Chan, Config, Entry, RunError, Stats, VectorState, checkpoint, go, go_migratable,
+    gosched, scope, stats, systemstack, without_preemption,
 };
 
 const SYSTEM_V: Convention = Convention::SystemV;
@@ -491,43 +491,149 @@ fn without_preemption_nobody_else_runs_meanwhile() {
 }
 
 /// A goroutine that unwinds is not put aside: the others of its thread would unwind, too.
+/// The count of panics is the thread's, and a migratable goroutine may go on on another one.
 #[test]
-fn a_goroutine_that_unwinds_is_not_put_aside() {
-    struct Waits<'a>(&'a Waiter, &'a AtomicU32);
-    impl Drop for Waits<'_> {
+fn a_migratable_goroutine_that_unwinds_is_not_put_aside() {
+    struct Waits(&'static Waiter, &'static AtomicU32);
+    impl Drop for Waits {
         fn drop(&mut self) {
             assert!(std::thread::panicking());
             self.0.wait(self.1);
         }
     }
     for kind in [Loop::Preemptible, Loop::Polls(SYSTEM_V)] {
-        let waiter = Waiter::new(kind);
+        let waiter: &Waiter = Box::leak(Box::new(Waiter::new(kind)));
         run(2, || {
-            let (flag, wrong) = (AtomicU32::new(0), AtomicU64::new(0));
-            scope(|s| {
-                let unwinds = s.go(|| {
-                    s.go(|| {
-                        while flag.load(Ordering::Relaxed) == 0 {
-                            wrong.fetch_add(u64::from(std::thread::panicking()), Ordering::Relaxed);
-                            gosched();
-                        }
-                    });
-                    gosched();
-                    let unwound = catch_unwind(AssertUnwindSafe(|| {
-                        let _waits = Waits(&waiter, &flag);
-                        std::panic::resume_unwind(Box::new(5u8));
-                    }));
-                    unwound.expect_err("it panics").is::<u8>()
+            let flag: &AtomicU32 = Box::leak(Box::default());
+            let wrong: &AtomicU64 = Box::leak(Box::default());
+            let body = move || {
+                go(move || {
+                    while flag.load(Ordering::Relaxed) == 0 {
+                        wrong.fetch_add(u64::from(std::thread::panicking()), Ordering::Relaxed);
+                        gosched();
+                    }
                 });
-                let end = Instant::now() + Duration::from_millis(100);
-                while Instant::now() < end {
-                    std::hint::spin_loop();
-                }
-                flag.store(1, Ordering::Relaxed);
-                assert!(unwinds.join().expect("caught"));
-            });
-            assert_eq!(wrong.into_inner(), 0, "{kind:?}: {:?}", stats());
+                gosched();
+                let unwound = catch_unwind(AssertUnwindSafe(|| {
+                    let _waits = Waits(waiter, flag);
+                    std::panic::resume_unwind(Box::new(5u8));
+                }));
+                unwound.expect_err("it panics").is::<u8>()
+            };
+            // SAFETY: everything on its stack is `Send`.
+            let unwinds = unsafe { go_migratable(body) };
+            let end = Instant::now() + Duration::from_millis(100);
+            while Instant::now() < end {
+                std::hint::spin_loop();
+            }
+            flag.store(1, Ordering::Relaxed);
+            assert!(unwinds.join().expect("caught"));
+            assert_eq!(wrong.load(Ordering::Relaxed), 0, "{kind:?}: {:?}", stats());
             assert!(stats().refused.disabled > 0, "{kind:?}: {:?}", stats());
+        });
+    }
+}
+
+/// The count of panics on its thread is not zero then, which is nothing to the others there.
+#[test]
+fn who_parks_while_it_unwinds_keeps_nobody_from_giving_way() {
+    struct Receives<'a>(&'a Chan<u8>);
+    impl Drop for Receives<'_> {
+        fn drop(&mut self) {
+            assert_eq!(self.0.recv(), Some(7));
+        }
+    }
+    // In a process of its own, which is ended if it hangs.
+    let outcome = child::run("who_parks_while_it_unwinds_keeps_nobody_from_giving_way", || {
+        for kind in [Loop::Preemptible, Loop::Polls(SYSTEM_V)] {
+            let waiter = Waiter::new(kind);
+            run(1, || {
+                let flag = AtomicU32::new(0);
+                let channel = Chan::new(0);
+                scope(|s| {
+                    let unwinds = s.go(|| {
+                        let unwound = catch_unwind(AssertUnwindSafe(|| {
+                            let _receives = Receives(&channel);
+                            std::panic::resume_unwind(Box::new(5u8));
+                        }));
+                        unwound.expect_err("it panics").is::<u8>()
+                    });
+                    let loops = s.go(|| waiter.wait(&flag));
+                    // The first one parks, the second one loops until it is put aside.
+                    gosched();
+                    channel.send(7).expect("open");
+                    flag.store(1, Ordering::Relaxed);
+                    assert!(unwinds.join().expect("caught"));
+                    assert!(loops.join().expect("no panic") > 0);
+                });
+            });
+        }
+    });
+    outcome.assert_success();
+}
+
+/// A signal may end system calls of the program: none is sent before there is code to interrupt.
+#[test]
+fn no_signal_is_sent_where_no_code_is_preemptible() {
+    // In a process of its own: tests beside this one install such code.
+    let outcome = child::run("no_signal_is_sent_where_no_code_is_preemptible", || {
+        let before = ends(Loop::Polls(SYSTEM_V));
+        assert!(before.cooperative > 0 && before.requested > 0, "{before:?}");
+        assert_eq!((before.signals, before.refused.native_code), (0, 0), "{before:?}");
+        let after = ends(Loop::Preemptible);
+        assert!(after.asynchronous > 0, "{after:?}");
+    });
+    outcome.assert_success();
+}
+
+/// A check of the stack gives way like a poll, and like a poll it leaves the red zone as it was.
+#[test]
+fn a_check_of_the_stack_leaves_the_red_zone_alone() {
+    for frame_bytes in [0, 1024] {
+        let jit = Jit::new().expect("code memory");
+        let mut polls = jit.polls(SYSTEM_V).expect("of this machine");
+        // fn(&AtomicU32) -> whether a word of the red zone was changed.
+        // SAFETY: a standard frame; it calls nothing but what the check calls.
+        let code = unsafe {
+            jit.install("checks", FrameClass::Standard, |ops| {
+                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; again:);
+                for word in 1..=16 {
+                    dynasm!(ops; .arch x64; mov [rsp - 8 * word], rdi);
+                }
+                polls.check_stack(ops, frame_bytes);
+                for word in 1..=16 {
+                    dynasm!(ops; .arch x64; cmp [rsp - 8 * word], rdi; jne >changed);
+                }
+                dynasm!(ops
+                    ; .arch x64
+                    ; cmp DWORD [rdi], 0
+                    ; je <again
+                    ; xor eax, eax
+                    ; pop rbp
+                    ; ret
+                    ; changed:
+                    ; mov eax, 1
+                    ; pop rbp
+                    ; ret
+                );
+                polls.finish(ops);
+            })
+        };
+        let code = code.expect("it installs");
+        // SAFETY: of that convention and type.
+        let entry = unsafe { code.enter::<fn(*const AtomicU32) -> u64>(SYSTEM_V) };
+        let entry = entry.expect("an entry");
+        run(1, || {
+            let flag = AtomicU32::new(0);
+            scope(|s| {
+                // SAFETY: on a goroutine; the flag lives over the call.
+                let looping = s.go(|| unsafe { entry.call(&flag) });
+                s.go(|| {
+                    wait_for("no check gave way", || stats().cooperative > 20);
+                    flag.store(1, Ordering::Relaxed);
+                });
+                assert_eq!(looping.join().expect("no panic"), 0, "{frame_bytes}");
+            });
         });
     }
 }

@@ -326,7 +326,8 @@ fn decode(start: usize) -> BTreeMap<usize, Mnemonic> {
 /// is no goroutine, behind calls that do not return, and where polls lead to that find a request
 /// (`single_step_preempt.rs` has those).
 fn never_executed(stub: Piece, convention: Option<Convention>) -> Vec<Mnemonic> {
-    let no_goroutine = vec![Mnemonic::And, Mnemonic::Call, Mnemonic::Ud2];
+    let no_goroutine =
+        vec![Mnemonic::Push, Mnemonic::Mov, Mnemonic::And, Mnemonic::Call, Mnemonic::Ud2];
     match stub {
         (Enter, _) => no_goroutine,
         // In ABIInternal r14 is the goroutine, so there is no such path.

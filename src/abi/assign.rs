@@ -16,8 +16,7 @@ use super::ty::Type;
 
 /// The most bytes that the values of one call may take on the stack: 512 words.
 ///
-/// A stub lives on small stacks and reserves this area at once, without probing for guard
-/// pages; a page is the most that it can reserve so.
+/// A stub lives on small stacks; a page is much for one call.
 pub const MAX_AREA_BYTES: u32 = 4096;
 
 /// Where a part of a value is.

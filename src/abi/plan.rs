@@ -56,6 +56,10 @@ use super::ty::Type;
 /// two pages. A stub reserves it at once.
 pub const MAX_FRAME_BYTES: u32 = 8192;
 
+/// The most bytes that the copies of one half of a plan may carry: the areas of both sides, and what
+/// goes through the stage twice.
+const MAX_COPIED_BYTES: u32 = 4 * MAX_FRAME_BYTES;
+
 /// Where a step reads or writes.
 ///
 /// Offsets are in bytes from the base of the area, as in
@@ -1106,6 +1110,15 @@ impl<'a> Carrier<'a> {
 
     /// The steps, in the order that the head of this file explains.
     fn finish(mut self) -> Result<Vec<Step>, PlanError> {
+        // A step carries eight bytes: what fits in no frame is refused before there are millions.
+        let copied = self.copies.iter().map(|copy| u64::from(copy.size)).sum::<u64>();
+        let bytes = copied.max(self.stage.bytes.into());
+        if bytes > u64::from(MAX_COPIED_BYTES) {
+            return Err(PlanError::FrameTooLarge {
+                bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+                limit_bytes: MAX_FRAME_BYTES,
+            });
+        }
         self.steps.append(&mut self.stores);
 
         // What still has to be read: sources of transfers, and addresses.

@@ -176,6 +176,8 @@ impl Jit {
     ///    ([`without_preemption`](crate::runtime::without_preemption) is for those who do): that
     ///    would be a deadlock.
     /// 5. From any instruction of a range that restarts, the code may go on at its first one.
+    /// 6. Native code reaches it through an entry ([`Code::enter`]), not by its bare address: what
+    ///    interrupts it leaves no anchor of native code as it was.
     pub unsafe fn install_preemptible(
         &self,
         name: &str,

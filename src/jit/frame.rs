@@ -21,7 +21,8 @@ pub enum FrameClass {
     /// No frame: rsp points to the return address throughout. Such code makes no call.
     Leaf = 4,
     /// As `Standard`, and registers are changed that the caller expects back but that no unwinder
-    /// on this host restores (the vector registers that Win64 preserves). Walks go on, a panic that
+    /// on this host restores (the vector registers that Win64 preserves). The walks of this crate go
+    /// on. To the process's unwinder nothing is above: `std::backtrace` ends here, and a panic that
     /// gets here ends the process with Rust's message.
     Barrier = 5,
 }

@@ -35,5 +35,5 @@ crate::on_executing_host! {
     pub(crate) use eh_frame::Unwinder;
     pub(crate) use eh_frame::entry_frame;
     pub(crate) use preemptible::PreemptionPoint;
-    pub(crate) use registry::{StubId, look_up_return};
+    pub(crate) use registry::{StubId, has_preemptible_code, look_up_return};
 }

@@ -9,7 +9,7 @@ use crate::jit::stubs::adapter::{AdapterSpec, Bind, Binding, shape};
 use crate::jit::{Jit, JitError, StubId, StubKind, StubSpec, as_fn};
 
 /// A stub that is entered in one convention and calls its target in another one. Dropping it
-/// retires the stub; the code stays, since somebody may still run it.
+/// retires the stub: calls that run may finish, but none may start. Its room is not used again.
 #[derive(Debug)]
 pub struct Adapter {
     id: StubId,
@@ -26,10 +26,12 @@ impl Adapter {
     /// # Safety
     /// 1. `F` is a function pointer type of the entry's convention (`extern "sysv64"`,
     ///    `extern "win64"`), or its `-unwind` form, and of the adapter's signature.
-    /// 2. The pointer is not called after this adapter was dropped: the memory of retired code may come to
-    ///    be used again.
+    /// 2. If the target may unwind, `F` is the `-unwind` form.
+    /// 3. No call of the pointer starts after this adapter was dropped.
+    /// 4. `F` is an `unsafe fn`, unless every call of it is sound: see the conditions of
+    ///    [`Jit::adapter`] about the target and the thread.
     pub unsafe fn as_fn<F: Copy>(&self) -> F {
-        // SAFETY: 1. and 2. are the caller's promises.
+        // SAFETY: 1. is the caller's promise, and so are 2. to 4., which are about calls.
         unsafe { as_fn(self.id.start()) }
     }
 }

@@ -26,6 +26,11 @@ pub struct Config {
     /// Whether goroutines are also interrupted, by a signal (SIGURG), in JIT code that is
     /// registered as preemptible ([`Jit::install_preemptible`](crate::jit::Jit::install_preemptible)).
     /// The default is yes. Otherwise they give way at polls only.
+    ///
+    /// Once a program has such code, a thread whose goroutine runs for longer than its slice gets
+    /// the signal in native code too, where it changes nothing but that system calls may end with
+    /// EINTR which SA_RESTART does not cover (poll(2), nanosleep(2) and others of signal(7)). Without
+    /// such code no signal is sent.
     pub async_preemption: bool,
     /// What is saved of the vector registers when a goroutine gives way in the midst of JIT code.
     /// The default is everything that this CPU has.

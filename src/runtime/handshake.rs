@@ -28,11 +28,16 @@ pub(crate) struct Orders {
 /// The orders that are right.
 pub(crate) const ORDERS: Orders = Orders { pending: Ordering::AcqRel, fenced: true };
 
-/// Stores a request in the guards. Returns whether a signal must be sent for it.
-pub(crate) fn request(guards: [&AtomicUsize; 2], pending: &AtomicBool, orders: Orders) -> bool {
+/// Stores a request in the guards, where polls see it.
+pub(crate) fn ask(guards: [&AtomicUsize; 2]) {
     for guard in guards {
         guard.store(REQUESTED, Ordering::Relaxed);
     }
+}
+
+/// As [`ask`]; returns whether a signal must be sent for the request.
+pub(crate) fn request(guards: [&AtomicUsize; 2], pending: &AtomicBool, orders: Orders) -> bool {
+    ask(guards);
     !pending.swap(true, orders.pending)
 }
 

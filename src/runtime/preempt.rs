@@ -42,7 +42,7 @@ use super::signal;
 use super::switch::{mcall, stack_pointer};
 use super::tls::{self, getg, getm, set_g_and_guard};
 use crate::jit::stubs::preempt::{self as stub, PreemptStubs, RED_ZONE_BYTES, SaveArea, Targets};
-use crate::jit::{Jit, PreemptionPoint, look_up};
+use crate::jit::{Jit, PreemptionPoint, has_preemptible_code, look_up};
 
 /// Stack for the functions that the stubs call, until they are on the system stack.
 const TARGET_STACK_BYTES: usize = 2048;
@@ -209,7 +209,7 @@ impl Drop for Attached {
         set_g_and_guard(ptr::null_mut(), 0);
         tls::set_poll_stubs(0, 0);
         if let Some(mask) = &self.previous_mask {
-            signal::set_mask(mask);
+            signal::block_as_before(libc::SIGURG, mask);
         }
     }
 }
@@ -228,7 +228,10 @@ pub(crate) fn request(m: &M) -> bool {
     count(&target.counters.requested);
     // SAFETY: the thread has not ended: it takes the address back first, under the lock.
     let guards = [&g.guard, unsafe { &*guard }];
-    if handshake::request(guards, &target.pending, ORDERS) && tid != 0 {
+    if tid == 0 || !has_preemptible_code() {
+        // A signal could only disturb system calls of the program.
+        handshake::ask(guards);
+    } else if handshake::request(guards, &target.pending, ORDERS) {
         count(&target.counters.signals);
         // SAFETY: plain numbers; the thread exists.
         let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGURG) };
@@ -365,8 +368,10 @@ fn poll_now() {
 /// another one afterwards.
 #[inline(never)]
 fn give_way(g: &G, m: &M, counter: &AtomicU64) {
-    if std::thread::panicking() {
-        // The count of panics is the thread's: others would see that they unwind.
+    if g.migratable.get() && std::thread::panicking() {
+        // The count of panics is the thread's, and this goroutine would leave it behind. One that
+        // stays on its thread may give way, as it may park: the count may also be that of another
+        // one, which parked while it unwinds and waits for this one to give way.
         return m.preempt.refuse(Refusal::Disabled);
     }
     count(counter);

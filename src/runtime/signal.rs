@@ -79,10 +79,18 @@ pub(crate) fn unblock(signal: libc::c_int) -> libc::sigset_t {
     }
 }
 
-/// Sets the signal mask of the calling thread.
-pub(crate) fn set_mask(mask: &libc::sigset_t) {
-    // SAFETY: a mask that the kernel has filled in.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, ptr::null_mut()) };
+/// Blocks a signal on the calling thread if it is blocked in a mask from before. Others stay as they
+/// are now: what the program did to them in between is its business.
+pub(crate) fn block_as_before(signal: libc::c_int, before: &libc::sigset_t) {
+    // SAFETY: a mask that the kernel has filled in, and our own structure.
+    unsafe {
+        if libc::sigismember(before, signal) == 1 {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, signal);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
+        }
+    }
 }
 
 /// Lets the calling thread receive no signal but those of its own faults.

@@ -10,7 +10,7 @@ use crate::abi::error::{AssignError, ValueIndex};
 use crate::abi::layout::Language;
 use crate::abi::loc::{Arch, Reg, RegClass, RegSet, Xreg};
 use crate::abi::sig::Signature;
-use crate::abi::ty::{Type, VectorWidth};
+use crate::abi::ty::{Float, Type, VectorWidth};
 
 // AAPCS64 6.1.1 and 6.1.2.
 const INTS: &[Reg] = registers![Xreg: X0, X1, X2, X3, X4, X5, X6, X7];
@@ -211,6 +211,19 @@ fn natural_align(ty: &Type) -> u32 {
     }
 }
 
+/// Whether the type is, or has anywhere in it, a `long double`. Like all that is asked of types here
+/// this looks at what a type mentions, not at each element of an array.
+fn has_long_double(ty: &Type) -> bool {
+    match ty {
+        Type::LongDouble | Type::Complex(Float::LongDouble) => true,
+        Type::Array(array) => has_long_double(array.element()),
+        Type::Struct(record) | Type::Union(record) => {
+            record.spec().fields.iter().any(has_long_double)
+        }
+        _ => false,
+    }
+}
+
 /// Whether the type is, or has anywhere in it, a vector that is no short vector. gcc and clang align
 /// those to 16 bytes, as AAPCS64 has no alignment for them, and not to their size.
 fn has_long_vector(ty: &Type) -> bool {
@@ -269,9 +282,7 @@ fn classify(
     let spec = convention.spec();
     let value = |ty, passing| Value::new(ty, Language::C, passing);
     let check = |index, ty: &Type| {
-        let mut long_double = false;
-        ty.each_leaf(Language::C, 0, &mut |_, leaf| long_double |= *leaf == Type::LongDouble);
-        let rule = if long_double && !rules.has_long_double {
+        let rule = if !rules.has_long_double && has_long_double(ty) {
             "Apple's long double is f64"
         } else if !matches!(ty, Type::Vector(_)) && has_long_vector(ty) {
             "vectors of more than 128 bits are aligned to 16 bytes on AArch64, so what has one \
@@ -332,7 +343,6 @@ fn classify(
             (None, _) => {
                 let least = match class {
                     Class::Integer | Class::Floats { .. } => least_slot,
-                    _ if matches!(ty, Type::I128 | Type::U128) => least_slot,
                     _ => 8,
                 };
                 let align = natural_align(ty).clamp(least, 16);

@@ -86,8 +86,9 @@ impl<'a> Emitter<'a> {
     /// `entry_align_bytes` when the bytes are there.
     pub(crate) fn reserve(&mut self, bytes: u32, align_bytes: u32, entry_align_bytes: u32) {
         let mut bytes = bytes as i32;
-        // No page is skipped: the next one may be the guard.
-        while bytes > PAGE_BYTES {
+        // No page is skipped: the next one may be the guard. What is touched for certain after this
+        // is the word below rsp, by the call.
+        while bytes >= PAGE_BYTES {
             dynasm!(self.ops; .arch x64; sub rsp, PAGE_BYTES; test [rsp], rsp);
             bytes -= PAGE_BYTES;
         }
@@ -95,10 +96,11 @@ impl<'a> Emitter<'a> {
             dynasm!(self.ops; .arch x64; sub rsp, bytes);
         }
         let align = align_bytes as i32;
-        if align > 64 {
+        let dropped = (align - entry_align_bytes as i32).max(0);
+        if bytes + dropped + 8 > PAGE_BYTES {
             dynasm!(self.ops; .arch x64; test [rsp], rsp);
         }
-        if entry_align_bytes < align_bytes {
+        if dropped > 0 {
             dynasm!(self.ops; .arch x64; and rsp, -align);
         }
     }
@@ -113,7 +115,8 @@ impl<'a> Emitter<'a> {
     /// Where [`Self::require_goroutine`] leads, out of line: calls a function that does not return.
     pub(crate) fn no_goroutine(&mut self, target: usize) {
         if let Some(label) = self.no_goroutine {
-            dynasm!(self.ops; .arch x64; =>label; and rsp, -16);
+            // With a frame, though it never returns: who looks at the stack finds what called.
+            dynasm!(self.ops; .arch x64; =>label; push rbp; mov rbp, rsp; and rsp, -16);
             self.call(target);
             dynasm!(self.ops; .arch x64; ud2);
         }
@@ -449,7 +452,7 @@ pub(crate) fn plan_bytes(plan: &Plan) -> usize {
 #[cfg(test)]
 mod tests {
     use dynasmrt::AssemblyOffset;
-    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter, Mnemonic};
 
     use super::*;
     use crate::abi::Vreg;
@@ -475,6 +478,40 @@ mod tests {
             lines.push(line);
         }
         Some(lines.join("; "))
+    }
+
+    /// Between two touched words below rsp there is never a whole page: neither when the areas are
+    /// reserved, nor when the call writes its return address below them.
+    #[test]
+    fn reserving_skips_no_page() {
+        for bytes in (0..=3 * 4096 + 64).step_by(8) {
+            for align in [16, 32, 64, 128, 4096] {
+                for entry_align in [8, 16] {
+                    let mut ops = Ops::new(0);
+                    Emitter::position_independent(&mut ops).reserve(bytes, align, entry_align);
+                    let code = ops.finalize().expect("no label is open");
+                    // Bytes below the last touched word, at most.
+                    let (mut untouched, mut total) = (0, 0);
+                    let what = format!("{bytes} bytes, aligned to {align} from {entry_align}");
+                    for instruction in Decoder::with_ip(64, &code, 0, DecoderOptions::NONE).iter() {
+                        match instruction.mnemonic() {
+                            Mnemonic::Sub => {
+                                untouched += instruction.immediate(1);
+                                total += instruction.immediate(1);
+                            }
+                            Mnemonic::Test => {
+                                assert!(untouched <= 4096, "{what}");
+                                untouched = 0;
+                            }
+                            Mnemonic::And => untouched += u64::from(align - entry_align),
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                    assert!(untouched + 8 <= 4096, "{what}");
+                    assert_eq!(total, u64::from(bytes), "{what}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub(crate) mod protocol;
 use std::fmt;
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use primitive::{AtomicU64, Slot};
@@ -162,6 +162,13 @@ static REGIONS: [RegionEntry; REGION_LIMIT] = [const {
 }; REGION_LIMIT];
 static REGION_COUNT: AtomicUsize = AtomicUsize::new(0);
 static REGION_LOCK: Mutex<()> = Mutex::new(());
+/// Whether preemptible code was ever published.
+static HAS_PREEMPTIBLE_CODE: AtomicBool = AtomicBool::new(false);
+
+/// Whether there is code that can be interrupted for another goroutine.
+pub(crate) fn has_preemptible_code() -> bool {
+    HAS_PREEMPTIBLE_CODE.load(Ordering::Relaxed)
+}
 
 /// A piece of code to publish.
 pub(crate) struct Publication {
@@ -235,6 +242,9 @@ impl Region {
         let slot = *next;
         *next += 1;
         let Publication { start, len, prologue_bytes, flags, name, signature, user_data } = *new;
+        if preemptible.is_some() {
+            HAS_PREEMPTIBLE_CODE.store(true, Ordering::Relaxed);
+        }
         let unsafe_ranges = preemptible.unwrap_or_default();
         let flags = match preemptible {
             None => flags.0,

@@ -45,7 +45,7 @@ pub(crate) fn emit(
     context: u64,
 ) -> Result<StubId, JitError> {
     static SHAPES: Shapes<Convention, NativeCall> = Shapes::new();
-    let bridge = SHAPES.get_or_plan(convention, signature, |signature| {
+    let bridge = SHAPES.get_or_plan(convention, signature, || {
         let entry = convention.assign(signature)?;
         let callee = Convention::SystemV.assign(&signature.with_param(Type::Ptr))?;
         NativeCall::plan(convention, &entry, &callee, Some(signature.params().len()))

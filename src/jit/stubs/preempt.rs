@@ -166,6 +166,9 @@ pub(crate) fn emit(
                 dynasm!(e.ops
                     ; .arch x64
                     ; fs mov rbx, [g]
+                    // Between two goroutines there is none, though the guard may ask for one.
+                    ; test rbx, rbx
+                    ; jz >no_room
                     ; mov rbx, [rbx + lo]
                     ; add rbx, headroom
                     ; cmp rbp, rbx

@@ -11,20 +11,19 @@ use crate::jit::JitError;
 /// grows with the number of shapes, of which a program has few.
 pub(super) struct Shapes<K, P>(OnceLock<Mutex<Plans<K, P>>>);
 
-type Plans<K, P> = HashMap<K, HashMap<&'static Signature, Arc<P>>>;
+type Plans<K, P> = HashMap<K, HashMap<Signature, Arc<P>>>;
 
 impl<K: Copy + Eq + Hash, P> Shapes<K, P> {
     pub(super) const fn new() -> Self {
         Self(OnceLock::new())
     }
 
-    /// The plan of a shape, made by `plan` if it is the first of its kind. `plan` gets a signature
-    /// that lives as long.
+    /// The plan of a shape, made by `plan` if it is the first of its kind.
     pub(super) fn get_or_plan(
         &self,
         key: K,
         signature: &Signature,
-        plan: impl FnOnce(&'static Signature) -> Result<P, JitError>,
+        plan: impl FnOnce() -> Result<P, JitError>,
     ) -> Result<Arc<P>, JitError> {
         let shapes = || {
             let shapes = self.0.get_or_init(Mutex::default);
@@ -33,10 +32,11 @@ impl<K: Copy + Eq + Hash, P> Shapes<K, P> {
         if let Some(known) = shapes().get(&key).and_then(|shapes| shapes.get(signature)) {
             return Ok(Arc::clone(known));
         }
-        // Planned without the lock: two threads may do so, and either plan will do.
-        let signature = Box::leak(Box::new(signature.clone()));
-        let new = Arc::new(plan(signature)?);
-        shapes().entry(key).or_default().insert(signature, Arc::clone(&new));
-        Ok(new)
+        // Planned without the lock: two threads may do so, and either plan will do. What is refused
+        // leaves nothing behind.
+        let new = Arc::new(plan()?);
+        let mut shapes = shapes();
+        let shapes = shapes.entry(key).or_default();
+        Ok(Arc::clone(shapes.entry(signature.clone()).or_insert(new)))
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn emit(
         return Err(JitError::Signature { stub: "spawn", rule });
     }
     static SHAPES: Shapes<Convention, NativeCall> = Shapes::new();
-    let bridge = SHAPES.get_or_plan(convention, signature, |signature| {
+    let bridge = SHAPES.get_or_plan(convention, signature, || {
         let entry = convention.assign(signature)?;
         NativeCall::plan(convention, &entry, &Assignment::words(signature), None)
     })?;

@@ -10,9 +10,10 @@
 //!         sub rsp, frame
 //!         ...
 //!     slow:                     out of line, behind the code
+//!         lea rsp, [rsp - 128]  the red zone may be in use
 //!         push frame
 //!         call fs:[stack check stub]
-//!         lea rsp, [rsp + 8]
+//!         lea rsp, [rsp + 136]
 //!         jmp back
 //! ```
 //!
@@ -24,6 +25,7 @@
 //!
 //! ```text
 //!     |  frame of JIT code        |      addresses grow upwards
+//!     |  red zone, 128 bytes      |  rbp+24
 //!     |  bytes of the new frame   |  rbp+16
 //!     |  return address           |  rbp+8
 //!     |  rbp of JIT code          |  <- rbp = anchor.fp
@@ -60,21 +62,35 @@ pub(crate) fn emit_check(
     frame_bytes: i32,
 ) -> Pending {
     let (slow, back) = (ops.new_dynamic_label(), ops.new_dynamic_label());
+    let g = match pinned_to(convention, Pinned::Goroutine) {
+        Some(Reg::Gpr(g)) => Some(g),
+        _ => None,
+    };
     let is_large = frame_bytes > SMALL_FRAME_BYTES as i32;
     if is_large {
-        // No register is free. Nothing is written below; a signal has its own stack.
-        dynasm!(ops; .arch x64; lea rsp, [rsp - frame_bytes]);
-    }
-    match pinned_to(convention, Pinned::Goroutine) {
-        Some(Reg::Gpr(g)) => dynasm!(ops; .arch x64; cmp rsp, [Rq(g) + env.g_guard_off]),
-        _ => dynasm!(ops; .arch x64; fs cmp rsp, [env.tls_guard_off]),
-    }
-    if is_large {
-        // Flags stay.
-        dynasm!(ops; .arch x64; lea rsp, [rsp + frame_bytes]);
+        // No register is free, and rsp itself must not leave the stack: a signal may use it. Neither
+        // `pop` nor `lea` changes flags.
+        let below = RED_ZONE_BYTES as i32;
+        dynasm!(ops
+            ; .arch x64
+            ; lea rsp, [rsp - below]
+            ; push rax
+            ; lea rax, [rsp + 8 + below - frame_bytes]
+        );
+        match g {
+            Some(g) => dynasm!(ops; .arch x64; cmp rax, [Rq(g) + env.g_guard_off]),
+            None => dynasm!(ops; .arch x64; fs cmp rax, [env.tls_guard_off]),
+        }
+        dynasm!(ops; .arch x64; pop rax; lea rsp, [rsp + below]);
+    } else {
+        match g {
+            Some(g) => dynasm!(ops; .arch x64; cmp rsp, [Rq(g) + env.g_guard_off]),
+            None => dynasm!(ops; .arch x64; fs cmp rsp, [env.tls_guard_off]),
+        }
     }
     dynasm!(ops; .arch x64; jbe =>slow; =>back);
-    Pending { slow, back, frame_bytes }
+    // What the compare did not count the stub does not count either.
+    Pending { slow, back, frame_bytes: if is_large { frame_bytes } else { 0 } }
 }
 
 /// The slow path, where execution does not come by itself.
@@ -83,9 +99,10 @@ pub(crate) fn emit_slow_path(ops: &mut Ops, env: &StubEnv, pending: Pending) {
     dynasm!(ops
         ; .arch x64
         ; =>slow
+        ; lea rsp, [rsp - RED_ZONE_BYTES as i32]
         ; push DWORD frame_bytes
         ; fs call QWORD [env.tls_stack_check_off]
-        ; lea rsp, [rsp + 8]
+        ; lea rsp, [rsp + 8 + RED_ZONE_BYTES as i32]
         ; jmp =>back
     );
 }
@@ -114,14 +131,18 @@ pub(crate) fn emit_stub(
             ; push rax
             ; push rcx
             ; fs mov rax, QWORD [g]
+            // Between two goroutines there is none, though the guard may ask for one.
+            ; test rax, rax
+            ; jz >room
             // rcx = bytes from the lowest address of the stack to rsp where the check is. Code that
             // runs on another stack is not near the end of this one, above or below it.
-            ; lea rcx, [rbp + 24]
+            ; lea rcx, [rbp + 24 + RED_ZONE_BYTES as i32]
             ; sub rcx, [rax + env.g_stack_lo_off]
             ; mov rax, [rbp + 16]
             ; add rax, headroom
             ; cmp rcx, rax
             ; jbe >no_room
+            ; room:
             ; pop rcx
             ; pop rax
             ; lea rsp, [rsp - RED_ZONE_BYTES as i32]

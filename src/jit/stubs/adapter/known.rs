@@ -20,8 +20,8 @@ pub(crate) struct Shape {
 pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<Shape>, JitError> {
     static SHAPES: Shapes<(Convention, Convention, Binding), Shape> = Shapes::new();
     let key = (spec.entry, spec.target, spec.binding);
-    SHAPES.get_or_plan(key, spec.signature, |signature| {
-        if spec.entry.spec().arch != Arch::Amd64 && spec.target.spec().arch != Arch::Amd64 {
+    SHAPES.get_or_plan(key, spec.signature, || {
+        if spec.entry.spec().arch != Arch::Amd64 || spec.target.spec().arch != Arch::Amd64 {
             let rule = "this host executes amd64; `AdapterCode::new` emits for other machines";
             return Err(JitError::Signature { stub: "adapter", rule });
         }
@@ -29,6 +29,8 @@ pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<S
         check_processor(&plan.plan)?;
         let code = AdapterCode::emit(&plan, spec.g_tls_off_bytes, Some(no_goroutine))?;
         let name = intern(&format!("{} to {}", spec.entry, spec.target));
+        // For descriptors, which outlive every handle.
+        let signature = Box::leak(Box::new(spec.signature.clone()));
         Ok(Shape { code, signature, name })
     })
 }
