@@ -275,6 +275,8 @@ fn aapcs64() {
                 [0, 0, 16],
             ),
             ("fn() -> struct {}", "r0: nothing", [0, 0, 16]),
+            // The largest types: nothing walks their elements, which would take a minute.
+            ("fn([u8; 1073741824], [[f32; 1024]; 262144])", "p0: [x0]  p1: [x1]", [0, 0, 16]),
             // An empty struct does not spoil one.
             ("fn(struct { f64, struct {} })", "p0: v0", [0, 0, 16]),
             // ... which does not spoil a struct that one complex number or short vector fills.

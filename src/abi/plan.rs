@@ -1588,6 +1588,14 @@ mod tests {
             "the stub needs 24032 bytes of stack for copies of values, at most 8192 are \
              possible; pass pointers instead"
         );
+        // Refused before there are millions of steps, also where no stage is needed.
+        let megabytes = Assignment::words(&signature("fn([u8; 4000000])"));
+        let error = plan(&megabytes, &megabytes, None, R12).expect_err("no plan");
+        assert!(matches!(error, PlanError::FrameTooLarge { bytes: 4_000_000, .. }), "{error}");
+        let most = "fn([[u8; 536870912]; 2], [[u8; 536870912]; 2], [[u8; 536870912]; 2]) -> i8";
+        let most = Assignment::words(&signature(most));
+        let error = plan(&most, &most, None, R12).expect_err("no plan");
+        assert!(matches!(error, PlanError::FrameTooLarge { .. }), "{error}");
         // By reference on both sides, nothing is copied.
         let passed = plan(&win64(text), &win64(text), None, R12).expect("plannable");
         assert_eq!((passed.stage_bytes, passed.args.len()), (0, 0));
