@@ -59,8 +59,7 @@ pub(crate) fn emit(
         EntrySide::Typed => &TYPED,
         EntrySide::Words => &WORDS,
     };
-    let plan =
-        shapes.get_or_plan(convention, signature, || plan(side, convention, signature))?;
+    let plan = shapes.get_or_plan(convention, signature, || plan(side, convention, signature))?;
     let own = Base(Gpr::RSP, 0);
     let stage = Base(Gpr::RSP, plan.stage_off() as i32);
     let areas = match side {
