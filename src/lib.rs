@@ -21,7 +21,8 @@
 )]
 
 /// Keeps items where the code that is emitted can be executed. `footbridge_other_host` is for CI,
-/// which has one host.
+/// which has one host. `cargo fmt` does not see modules that are declared in it; the line of
+/// `.ci/run` does.
 macro_rules! on_executing_host {
     ($($item:item)*) => {
         $(
