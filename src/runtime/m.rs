@@ -239,6 +239,9 @@ impl M {
         while !self.local.pop().is_null() {}
         while !self.p.runq.pop().is_null() {}
         self.p.run_next.set(ptr::null_mut());
+        // What is looked at once in so many rounds is so in the next run as in a first one.
+        self.p.tick.set(0);
+        self.p.run_next_streak.set(0);
         self.timers.borrow_mut().clear();
         self.has_timers.store(false, Ordering::Relaxed);
         self.inbox.stack.store(ptr::null_mut(), Ordering::Relaxed);

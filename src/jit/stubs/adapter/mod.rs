@@ -296,20 +296,19 @@ fn pins(pinned: &[(Reg, Pinned)], register: Reg) -> bool {
 /// the adapter itself uses, nor one that passes through it.
 fn scratch(spec: &AdapterSpec<'_>, changed: RegSet) -> RegSet {
     let (from, to) = (spec.entry.spec(), spec.target.spec());
-    let zeros = |pinned: &[(Reg, Pinned)], what| -> RegSet {
+    let pinned_to = |what, pinned: &[(Reg, Pinned)]| -> RegSet {
         pinned.iter().filter(|(_, pinned)| *pinned == what).map(|(r, _)| *r).collect()
     };
-    let goroutine = |pinned| zeros(pinned, Pinned::Goroutine);
     let closure = match spec.binding == Binding::Closure || from.context == to.context {
         true => to.context.into_iter().collect(),
         false => RegSet::EMPTY,
     };
     from.volatile()
         .union(from.preserved.intersection(changed))
-        .union(zeros(from.pinned, Pinned::Zero))
+        .union(pinned_to(Pinned::Zero, from.pinned))
         .minus(own(from.arch))
-        .minus(goroutine(from.pinned))
-        .minus(goroutine(to.pinned))
+        .minus(pinned_to(Pinned::Goroutine, from.pinned))
+        .minus(pinned_to(Pinned::Goroutine, to.pinned))
         .minus(closure)
 }
 
