@@ -194,6 +194,9 @@ fn polls_do_without_signals() {
 /// Code is not preemptible unless its author says so.
 #[test]
 fn code_that_is_not_registered_as_preemptible_is_not_interrupted() {
+    // Somebody is: else no signal is sent.
+    let other = Waiter::new(Loop::Preemptible);
+    assert!(look_up(other.code.address()).expect("installed").is_preemptible());
     let waiter = Waiter::new(Loop::Plain);
     assert!(!look_up(waiter.code.address()).expect("installed").is_preemptible());
     run(2, || {
