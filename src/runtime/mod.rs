@@ -39,6 +39,7 @@ mod pool;
 mod preempt;
 mod run;
 mod save_area;
+mod scan;
 mod sched;
 mod signal;
 mod stack;
@@ -73,6 +74,7 @@ pub use pool::{StackUsage, stack_usage};
 #[doc(hidden)]
 pub use preempt::request_preemption;
 pub use preempt::{Refused, Stats, checkpoint, stats, without_preemption};
+pub use scan::{ScanFrame, scan_own_stack};
 pub use sched::{Parker, current, gopark, goready, gosched};
 pub use stack::{Shortage, StackError};
 pub use switch::systemstack;
