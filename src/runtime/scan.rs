@@ -160,17 +160,18 @@ impl ScanFrame {
     }
 }
 
-/// Visits the JIT frames of a stack, innermost first, from an anchor on, until the visitor says
-/// `false`. A map that leads out of the bounds is [`WalkEnd::Broken`].
+/// Visits the JIT frames of a stack, innermost first, until the visitor says `false`. A map that
+/// leads out of the bounds is [`WalkEnd::Broken`]. Registers to start from are those of a switch: what
+/// an interrupted frame had in its registers is found in the stack only.
 pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
-    (fp, pc): (usize, usize),
+    start: Start,
     bounds: &Bounds,
     visit: &mut V,
 ) -> WalkEnd {
     // Where the registers of the next frame are, and whether it was interrupted itself.
     let mut saved: Option<(usize, bool)> = None;
     let mut broken = None;
-    let end = exact_walk(Start::Anchor { fp, pc }, bounds, &mut |frame: JitFrame| {
+    let end = exact_walk(start, bounds, &mut |frame: JitFrame| {
         let kind = frame.stub.kind();
         let (saved_at, is_exact) = saved.take().unzip();
         let is_exact = is_exact.unwrap_or(false);
@@ -256,5 +257,6 @@ pub fn scan_own_stack(mut visit: impl FnMut(&ScanFrame) -> bool) -> WalkEnd {
     let Some(g) = (unsafe { getg().as_ref() }) else {
         return WalkEnd::Complete;
     };
-    scan(g.anchor.get(), &Bounds::of(g), &mut visit)
+    let (fp, pc) = g.anchor.get();
+    scan(Start::Anchor { fp, pc }, &Bounds::of(g), &mut visit)
 }
