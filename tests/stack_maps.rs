@@ -92,7 +92,7 @@ impl Heap {
         let object = |base: usize| {
             let offset = address.wrapping_sub(base);
             let inside = offset < OBJECTS * OBJECT_BYTES && offset.is_multiple_of(OBJECT_BYTES);
-            inside.then_some(self.base(current) + offset)
+            inside.then(|| self.base(current) + offset)
         };
         // What is both a stack argument and an outgoing one comes twice.
         if address == 0 { Some(0) } else { object(before).or_else(|| object(self.base(current))) }
@@ -1213,8 +1213,9 @@ fn foreign_code_can_have_a_map() {
         // SAFETY: the bytes are in place, and can be interrupted anywhere.
         unsafe { region.publish_with(name, at..at + 10, annotations) }
     };
-    let refused = publish("foreign", 0..10, Frame(0)).err();
-    assert!(matches!(refused, Some(JitError::StackMap { .. })), "{refused:?}");
+    let refused = publish("foreign", 0..10, Frame(-136)).err();
+    let Some(JitError::StackMap { rule, .. }) = refused else { panic!("{refused:?}") };
+    assert_eq!(rule, "a leaf has the 128 bytes below rsp only");
     let _code = publish("foreign", 0..9, RDI).expect("it is published");
     let map = look_up(at).and_then(|stub| stub.stack_map()).expect("it has one");
     assert_eq!((map.live_at(8), map.live_at(9)), (&[RDI][..], &[][..]));

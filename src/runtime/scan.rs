@@ -183,10 +183,8 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
                 return false;
             }
             saved = Some((frame.fp, true));
-        } else if is_exact
-            && matches!(kind, StubKind::GoroutineFn | StubKind::Spawn | StubKind::StackCheck)
-        {
-            // Its work is done: its caller's registers are there already.
+        } else if matches!(kind, StubKind::GoroutineFn | StubKind::Spawn | StubKind::StackCheck) {
+            // If it gave way, its work is done: its caller's registers are there already.
             saved = saved_at.map(|at| (at, false));
         }
         let frame = ScanFrame::new(frame, saved_at, is_exact);
