@@ -49,7 +49,8 @@ impl fmt::Display for LiveSlot {
 ///   slots are found; its registers are not, since whoever was called may have saved them
 ///   anywhere. What must live over a call is in the frame.
 /// * **It was interrupted** ([`Jit::install_preemptible`](super::Jit::install_preemptible)): the one
-///   that contains the instruction at which it goes on, with what is live *before* that instruction.
+///   that contains the instruction at which it goes on (the first one of an unsafe range that
+///   restarts), with what is live *before* that instruction.
 ///   Frame slots and registers are found, the latter where they were saved: a new value there is
 ///   what the code goes on with.
 /// * **It gave way at a poll** or a check of its stack ([`Jit::polls`](super::Jit::polls)): as if it
@@ -63,6 +64,9 @@ impl fmt::Display for LiveSlot {
 ///
 /// In the prologue of a frame, and at the `ret` behind it, stack arguments are found, and nothing is
 /// below rbp.
+///
+/// What a slot holds is between the code and whoever looks: a pointer to the middle of something, or
+/// none yet. Vector registers are no slots. What is passed to Rust or C is theirs while they run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveAt {
     /// Bytes from the start of the code: from the first instruction to the first one behind.

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use super::freeze::Found;
 use super::futex;
 use super::g::{self, G, Status, WaitReason};
-use super::preempt;
+use super::preempt::{self, checkpoint};
 use super::scan::{ScanFrame, scan, scan_own_stack};
-use super::sched::{gosched, may_park, this_sched};
+use super::sched::this_sched;
 use super::switch::systemstack;
 use super::tls::{getg, guard_word};
 use super::unwind::{Bounds, Registers, Start, WalkEnd};
@@ -219,10 +219,8 @@ impl Looking {
                 taken != Err(this_thread),
                 "a goroutine is held still by this thread: a visit of its stack cannot look at others"
             );
-            if may_park() {
-                gosched();
-            }
-            // To the thread that has it, which may want this processor.
+            checkpoint();
+            // Another thread has it, and may want this processor.
             std::thread::sleep(NAP);
         }
     }

@@ -63,9 +63,9 @@ pub(crate) fn goes_on_at(code: &[u8], at: usize, env: &StubEnv) -> usize {
     // lea rsp, [rsp - 128], as this crate has it and in its short form
     const LEA_DOWN: [&[u8]; 2] =
         [&[0x48, 0x8d, 0xa4, 0x24, 0x80, 0xff, 0xff, 0xff], &[0x48, 0x8d, 0x64, 0x24, 0x80]];
-    const LEA_UP: [u8; 4] = [0x48, 0x8d, 0xa4, 0x24]; // lea rsp, [rsp + disp32]
-    const LEA_UP_BYTES: usize = 8;
-    const PUSH_IMM32: [u8; 1] = [0x68];
+    const LEA_UP: [u8; 8] = [0x48, 0x8d, 0xa4, 0x24, 136, 0, 0, 0]; // lea rsp, [rsp + 136]
+    // push imm32; push imm8
+    const PUSH: [(&[u8], usize); 2] = [(&[0x68], 5), (&[0x6a], 2)];
     const CALL: [u8; 4] = [0x64, 0xff, 0x14, 0x25]; // call QWORD PTR fs:[disp32]
     const CALL_BYTES: usize = 8;
     let has = |at: usize, bytes: &[u8]| code.get(at..).is_some_and(|c| c.starts_with(bytes));
@@ -84,20 +84,20 @@ pub(crate) fn goes_on_at(code: &[u8], at: usize, env: &StubEnv) -> usize {
     if let Some(lea) = LEA_DOWN.iter().find(|lea| has(call, lea)) {
         call += lea.len();
     }
-    if has(call, &PUSH_IMM32) {
-        call += PUSH_IMM32.len() + 4;
+    if let Some((_, bytes)) = PUSH.iter().find(|(push, _)| has(call, push)) {
+        call += bytes;
     }
     let mut behind = if is_call(call) {
         call + CALL_BYTES
     } else if is_call_before(at, CALL_BYTES)
-        || is_call_before(at, CALL_BYTES + LEA_UP_BYTES) && has(at - LEA_UP_BYTES, &LEA_UP)
+        || is_call_before(at, CALL_BYTES + LEA_UP.len()) && has(at - LEA_UP.len(), &LEA_UP)
     {
         at
     } else {
         return at;
     };
     if has(behind, &LEA_UP) {
-        behind += LEA_UP_BYTES;
+        behind += LEA_UP.len();
     }
     match code.get(behind) {
         // jmp rel32, jmp rel8
