@@ -201,6 +201,7 @@ mod tests {
     use iced_x86::{Code, Decoder, DecoderOptions, Register};
 
     use super::*;
+    use crate::abi::Gpr;
     use crate::jit::stubs::poll;
 
     const ENV: StubEnv = StubEnv {
@@ -226,7 +227,7 @@ mod tests {
                 let mut backs = Vec::new();
                 let pending = poll::emit(&mut ops, &env, convention);
                 backs.push(ops.offset().0);
-                let (g, below, far) = (14, -(RED_ZONE_BYTES as i32), -1000);
+                let (g, below, far) = (Gpr::R14, -(RED_ZONE_BYTES as i32), -1000);
                 let checks = [0, 1000].map(|frame_bytes| {
                     let check = emit_check(&mut ops, &env, convention, frame_bytes);
                     backs.push(ops.offset().0);
