@@ -125,17 +125,16 @@ impl ScanFrame {
                 _ => Some(&[]),
             },
         };
-        let Some(map) = stub.stack_map() else {
-            return frame;
-        };
-        let at = stub.offset_bytes();
+        let (map, at) = (stub.stack_map(), stub.offset_bytes());
         let Some(saved) = &mut frame.saved else {
-            frame.live = Some(map.live_at(at.wrapping_sub(1)));
+            frame.live = map.map_or(frame.live, |map| Some(map.live_at(at.wrapping_sub(1))));
             return frame;
         };
         // SAFETY: published code stays where it is and does not change.
         let code = unsafe { std::slice::from_raw_parts(stub.start() as *const u8, stub.len()) };
-        frame.live = Some(map.live_at(poll::goes_on_at(code, at, stub_env())));
+        if let Some(map) = map {
+            frame.live = Some(map.live_at(poll::goes_on_at(code, at, stub_env())));
+        }
         if is_exact {
             saved.is_rax_pushed = stack_check::is_rax_pushed(code, at);
             let sp = saved.sp();
@@ -184,7 +183,9 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
             }
             saved = Some((frame.fp, true));
         } else if matches!(kind, StubKind::GoroutineFn | StubKind::Spawn | StubKind::StackCheck) {
-            // If it gave way, its work is done: its caller's registers are there already.
+            // If it gave way, its work is done: its caller's registers are there already. And it is
+            // its caller that is visited next. Native code that called a goroutine function by its
+            // bare address has lost its anchor to that, and no walk goes on behind it.
             saved = saved_at.map(|at| (at, false));
         }
         let frame = ScanFrame::new(frame, saved_at, is_exact);
