@@ -28,6 +28,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/preempt.rs",
     "src/runtime/run.rs",
     "src/runtime/save_area.rs",
+    "src/runtime/scan.rs",
     "src/runtime/sched.rs",
     "src/runtime/signal.rs",
     "src/runtime/stack.rs",

@@ -44,6 +44,7 @@ mod preempt;
 mod run;
 mod runq;
 mod save_area;
+mod scan;
 mod sched;
 mod signal;
 mod stack;
@@ -85,6 +86,7 @@ pub use pool::{StackUsage, stack_usage};
 #[doc(hidden)]
 pub use preempt::request_preemption;
 pub use preempt::{checkpoint, without_preemption};
+pub use scan::{ScanFrame, scan_own_stack};
 pub use sched::{Parker, current, gopark, goready, gosched};
 pub use stack::{Shortage, StackError};
 pub use stats::{Refused, Stats, stats};

@@ -99,10 +99,15 @@ impl Bounds {
         }
     }
 
+    /// Whether that is an aligned word of a stack.
+    pub(crate) fn holds(&self, at: usize) -> bool {
+        let inside = |&(lo, hi): &(usize, usize)| at >= lo && at < hi && hi - at >= 8;
+        at.is_multiple_of(8) && self.ranges.iter().any(inside)
+    }
+
     /// Reads a word of a stack.
     fn read(&self, at: usize) -> Option<usize> {
-        let inside = |&(lo, hi): &(usize, usize)| at >= lo && at < hi && hi - at >= 8;
-        if !at.is_multiple_of(8) || !self.ranges.iter().any(inside) {
+        if !self.holds(at) {
             return None;
         }
         // SAFETY: an aligned word of a stack, which is never unmapped while it may be walked.

@@ -43,6 +43,7 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
 use super::{ANCHOR_PC, StubEnv, stack_check};
+use crate::abi::Gpr;
 use crate::jit::emit::x86_64::Emitter;
 use crate::jit::{Arena, FrameClass, JitError, Ops, STUB_BYTES, StubKind, StubSpec};
 
@@ -51,6 +52,35 @@ pub(crate) const RED_ZONE_BYTES: usize = 128;
 
 /// Where a frame of these stubs keeps what a walk may want, as offsets from rbp.
 pub(crate) mod frame {
+    use crate::abi::Gpr;
+
+    /// The general registers of the interrupted code, in the order in which they are pushed. Its
+    /// rbp is at rbp, and its rsp follows from the frame.
+    pub(crate) const REGISTERS: [Gpr; 14] = [
+        Gpr::RBX,
+        Gpr::R12,
+        Gpr::R13,
+        Gpr::R14,
+        Gpr::R15,
+        Gpr::RAX,
+        Gpr::RCX,
+        Gpr::RDX,
+        Gpr::RSI,
+        Gpr::RDI,
+        Gpr::R8,
+        Gpr::R9,
+        Gpr::R10,
+        Gpr::R11,
+    ];
+
+    /// How far below rbp the one with this index is saved: rflags come first.
+    pub(crate) const fn below_rbp(index: usize) -> usize {
+        16 + 8 * index
+    }
+
+    /// Where the last one is, the lowest of them.
+    pub(crate) const LOWEST_REGISTER: usize = below_rbp(REGISTERS.len() - 1);
+
     /// The interrupted pc.
     pub(crate) const PC: usize = 8;
     /// The interrupted rsp itself.
@@ -160,6 +190,7 @@ pub(crate) fn emit(
             let mut e = Emitter::new(ops, arena.range());
             let prologue_bytes = e.prologue();
             // No instruction so far changed a flag.
+            const { assert!(matches!(frame::REGISTERS[0], Gpr::RBX)) };
             dynasm!(e.ops; .arch x64; pushfq; push rbx);
             if checks_room {
                 let (g, lo, headroom) = (env.tls_g_off, env.g_stack_lo_off, headroom_bytes as i32);
@@ -211,21 +242,11 @@ pub(crate) fn emit(
 
 /// From rflags and rbx, which are pushed, to the call.
 fn save(e: &mut Emitter<'_>, env: &StubEnv, area: SaveArea) {
+    for &register in &frame::REGISTERS[1..] {
+        dynasm!(e.ops; .arch x64; push Rq(register));
+    }
     dynasm!(e.ops
         ; .arch x64
-        ; push r12
-        ; push r13
-        ; push r14
-        ; push r15
-        ; push rax
-        ; push rcx
-        ; push rdx
-        ; push rsi
-        ; push rdi
-        ; push r8
-        ; push r9
-        ; push r10
-        ; push r11
         // The other flags stay, TF among them: who steps goes on stepping.
         ; pushfq
         ; and DWORD [rsp], !FOREIGN_FLAGS
@@ -283,24 +304,9 @@ fn restore(ops: &mut Ops, area: SaveArea) {
 
 /// Everything that was pushed, flags and rbp last.
 fn pop_all(ops: &mut Ops) {
-    dynasm!(ops
-        ; .arch x64
-        ; lea rsp, [rbp - 120]
-        ; pop r11
-        ; pop r10
-        ; pop r9
-        ; pop r8
-        ; pop rdi
-        ; pop rsi
-        ; pop rdx
-        ; pop rcx
-        ; pop rax
-        ; pop r15
-        ; pop r14
-        ; pop r13
-        ; pop r12
-        ; pop rbx
-        ; popfq
-        ; pop rbp
-    );
+    dynasm!(ops; .arch x64; lea rsp, [rbp - frame::LOWEST_REGISTER as i32]);
+    for &register in frame::REGISTERS.iter().rev() {
+        dynasm!(ops; .arch x64; pop Rq(register));
+    }
+    dynasm!(ops; .arch x64; popfq; pop rbp);
 }
