@@ -63,7 +63,7 @@ pub(crate) mod frame {
     pub(crate) const SP: usize = 16 + super::RED_ZONE_BYTES;
     /// The anchor that the goroutine had when it was interrupted.
     pub(crate) const PREVIOUS_PC: isize = -128;
-    pub(crate) const PREVIOUS_FP: isize = -120;
+    pub(crate) const PREVIOUS_FP: isize = -136;
 }
 
 /// How far the frame of a stub is at a pc in it, where that does not follow from the offset.
