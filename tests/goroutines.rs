@@ -12,8 +12,8 @@ use footbridge::abi::Convention;
 use footbridge::jit::{Code, FrameClass, Jit, Ops};
 use footbridge::runtime::{
     Chan, Config, Entry, Goroutine, ScanError, Status, Traceback, WaitReason, WalkEnd, checkpoint,
-    go, goroutines, gosched, jit_frames, scope, sleep, systemstack, this_goroutine, traceback_all,
-    traceback_all_within,
+    current, go, gopark, goready, goroutines, gosched, jit_frames, scope, sleep, systemstack,
+    this_goroutine, traceback_all, traceback_all_within,
 };
 
 const SYSTEM_V: Convention = Convention::SystemV;
@@ -334,6 +334,69 @@ fn a_goroutine_that_is_looked_at_stays_where_it_is() {
             assert!(looked > 2, "{looked} frames");
             assert_eq!(receiver.join().expect("no panic"), 5);
         });
+    });
+}
+
+/// A goroutine that finds nobody to give way to leaves its stack nevertheless.
+#[test]
+fn a_goroutine_alone_on_its_thread_is_stopped_between_two_turns() {
+    run(2, || {
+        let (turns, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        scope(|s| {
+            let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
+            s.go(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    turns.fetch_add(1, Ordering::Relaxed);
+                    gosched();
+                }
+            });
+            // The other thread takes it: this one does nothing for it.
+            let start = Instant::now();
+            while turns.load(Ordering::Relaxed) == 0 {
+                assert!(start.elapsed() < LONG);
+            }
+            let other = the_other();
+            let expected = Ok((vec![], WalkEnd::Complete));
+            (0..50).for_each(|_| assert_eq!(scan(other), expected));
+            let before = turns.load(Ordering::Relaxed);
+            wait_until("it goes on", || turns.load(Ordering::Relaxed) > before);
+        });
+    });
+}
+
+/// A goroutine that parks is waiting before its context is saved. It is not looked at then.
+#[test]
+fn a_goroutine_on_its_way_to_park_is_not_read() {
+    run(2, || {
+        let entry = receiver(&["caller"], |parker: *const Chan<u64>| {
+            // A park before, so that there is an older context.
+            sleep(Duration::from_millis(1));
+            let own = this_goroutine().expect("on a goroutine");
+            // SAFETY: the test passes this, and it outlives the call.
+            let result = unsafe { &*parker.cast::<Mutex<Option<ScanError>>>() };
+            let this = current();
+            // SAFETY: the thread that is started readies it, once, after this.
+            unsafe {
+                gopark(WaitReason::Other, || {
+                    let looked = std::thread::spawn(move || {
+                        own.scan_stack(Duration::from_millis(5), |_| panic!("it moves"))
+                    });
+                    let looked = looked.join().expect("no panic");
+                    *result.lock().expect("not poisoned") = looked.err();
+                    goready(this);
+                });
+            }
+            1
+        });
+        let result = Mutex::new(None::<ScanError>);
+        let done = go({
+            let result = (&raw const result) as usize;
+            // SAFETY: on a goroutine; joined below.
+            move || unsafe { entry.call(result as *const Chan<u64>) }
+        });
+        assert_eq!(done.join().expect("no panic"), 1);
+        let result = result.into_inner().expect("not poisoned");
+        assert!(matches!(result, Some(ScanError::Running { .. })), "{result:?}");
     });
 }
 
