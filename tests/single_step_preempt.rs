@@ -241,7 +241,7 @@ fn low(name: &'static str) -> Scene {
     // SAFETY: a standard frame.
     let code = unsafe {
         jit.install(name, FrameClass::Standard, |ops| {
-            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 59 << 10);
+            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 57 << 10);
             points.poll(ops);
             dynasm!(ops; .arch x64; imul rax, rdi, 7; leave; ret);
             points.finish(ops);
