@@ -254,7 +254,7 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
     bounds: &Bounds,
     visit: &mut V,
 ) -> WalkEnd {
-    let (mut at, mut exact_pc, mut current) = match start {
+    let (mut at, mut exact_pc, anchor) = match start {
         Start::Registers { at, anchor } if look_up(at.pc).is_some() => (at, true, anchor),
         // In native code: what is older begins at the anchor.
         Start::Anchor { fp, pc } | Start::Registers { anchor: (fp, pc), .. } => {
@@ -264,23 +264,14 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
             (Registers { pc, sp: 0, fp }, false, (fp, pc))
         }
     };
-    // Whether code that was interrupted is in the segment, and nothing that enters it so far.
-    let mut interrupted = false;
+    let mut past = Past { anchor, interrupted: false };
     for _ in 0..MAX_FRAMES {
         let Some(stub) = stub_at(at.pc, exact_pc) else {
-            // Native code has called what was interrupted by its bare address. What is older begins
-            // where the anchor was then.
-            let (fp, pc) = current;
-            if std::mem::take(&mut interrupted) && !exact_pc {
-                if fp == 0 {
-                    return WalkEnd::Complete;
-                }
-                if fp >= at.sp && same_stack(fp, at.sp, bounds) {
-                    at = Registers { pc, sp: 0, fp };
-                    continue;
-                }
+            match behind_native_caller(at, exact_pc, &mut past, bounds) {
+                Ok(older) => at = older,
+                Err(end) => return end,
             }
-            return WalkEnd::Broken { at: at.fp };
+            continue;
         };
         // Most frames: a return address into code with a plain frame, below its caller's. Nothing
         // else is kept of the stub over the visit: copies of it cost more than the walk.
@@ -299,20 +290,39 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
             at = Registers { pc, sp, fp };
             continue;
         }
-        (at, exact_pc) = match older(at, exact_pc, current, bounds) {
-            Ok(Older::Caller(caller)) => (caller, false),
-            Ok(Older::Native(anchor)) => {
-                interrupted = false;
-                (anchor, false)
-            }
-            Ok(Older::Interrupted(at, anchor)) => {
-                (interrupted, current) = (true, anchor);
-                (at, true)
-            }
+        (at, exact_pc) = match older(at, exact_pc, &mut past, bounds) {
+            Ok(older) => older,
             Err(end) => return end,
         };
     }
     WalkEnd::Stopped
+}
+
+/// What is older than a caller that the registry does not know. If it has called, by its bare address,
+/// code that was interrupted, then that begins where the anchor was when that happened.
+#[cold]
+#[inline(never)]
+fn behind_native_caller(
+    at: Registers,
+    exact_pc: bool,
+    past: &mut Past,
+    bounds: &Bounds,
+) -> Result<Registers, WalkEnd> {
+    let (fp, pc) = past.anchor;
+    match std::mem::take(&mut past.interrupted) && !exact_pc {
+        true if fp == 0 => Err(WalkEnd::Complete),
+        true if fp >= at.sp && same_stack(fp, at.sp, bounds) => Ok(Registers { pc, sp: 0, fp }),
+        _ => Err(WalkEnd::Broken { at: at.fp }),
+    }
+}
+
+/// What a walk knows of where it has come through. Apart from what each step changes: most steps do
+/// not look at it.
+struct Past {
+    /// What the goroutine's anchor is, or was when code was interrupted.
+    anchor: (usize, usize),
+    /// Code that was interrupted is in the segment, and nothing that enters it so far.
+    interrupted: bool,
 }
 
 /// The code of a frame.
@@ -327,24 +337,15 @@ fn has_frame(pc: usize, stub: &StubInfo, exact_pc: bool) -> bool {
     (!exact_pc || is_frame_complete(pc, stub)) && stub.frame_class() != FrameClass::Leaf
 }
 
-/// What is older than a frame.
-enum Older {
-    /// Its caller.
-    Caller(Registers),
-    /// The frame at an anchor, further out than native code.
-    Native(Registers),
-    /// Code that was interrupted, and the anchor that the goroutine had then.
-    Interrupted(Registers, (usize, usize)),
-}
-
-/// What is older than this frame; apart from the walk, so that the way of most frames is short.
+/// The frame that is older than this one, and whether its pc is exact; apart from the walk, so that
+/// the way of most frames is short.
 #[inline(never)]
 fn older(
     at: Registers,
     exact_pc: bool,
-    current: (usize, usize),
+    past: &mut Past,
     bounds: &Bounds,
-) -> Result<Older, WalkEnd> {
+) -> Result<(Registers, bool), WalkEnd> {
     let Some(stub) = &stub_at(at.pc, exact_pc) else {
         return Err(WalkEnd::Broken { at: at.fp });
     };
@@ -352,32 +353,34 @@ fn older(
     let has_frame = has_frame(at.pc, stub, exact_pc);
     // Where the frame is not complete rbp is the caller's, which may be the anchor's already.
     let lowest = if complete { at.fp } else { at.sp };
-    let older = match step_out(at, stub, exact_pc, current, bounds) {
-        Out::Caller(caller) => Older::Caller(caller),
-        Out::Interrupted { at, anchor } => Older::Interrupted(at, anchor.unwrap_or(current)),
+    // In native code rbp may be anything.
+    let mut is_native = false;
+    let (older, interrupted) = match step_out(at, stub, exact_pc, past.anchor, bounds) {
+        Out::Caller(caller) => {
+            is_native = has_frame && caller.fp <= lowest && look_up_return(caller.pc).is_none();
+            (caller, false)
+        }
+        Out::Interrupted { at, anchor } => {
+            *past = Past { anchor: anchor.unwrap_or(past.anchor), interrupted: true };
+            (at, true)
+        }
         Out::Native { anchor, .. } => {
-            let (fp, pc) = anchor.unwrap_or(current);
+            let (fp, pc) = anchor.unwrap_or(past.anchor);
             if fp == 0 {
                 return Err(WalkEnd::Complete);
             }
-            Older::Native(Registers { pc, sp: 0, fp })
+            past.interrupted = false;
+            (Registers { pc, sp: 0, fp }, false)
         }
         Out::Root => return Err(WalkEnd::Complete),
         Out::Switching => return Err(WalkEnd::Switching),
         Out::Broken => return Err(WalkEnd::Broken { at: at.fp }),
     };
     // Older frames of one stack lie higher.
-    let (Older::Caller(r) | Older::Native(r) | Older::Interrupted(r, _)) = older;
-    let is_lower = has_frame && r.fp <= lowest && same_stack(r.fp, lowest, bounds);
-    // In native code rbp may be anything.
-    let is_native = |older: &Older| match older {
-        Older::Caller(caller) => look_up_return(caller.pc).is_none(),
-        _ => false,
-    };
-    if is_lower && !is_native(&older) {
-        return Err(WalkEnd::Broken { at: r.fp });
+    if has_frame && older.fp <= lowest && !is_native && same_stack(older.fp, lowest, bounds) {
+        return Err(WalkEnd::Broken { at: older.fp });
     }
-    Ok(older)
+    Ok((older, interrupted))
 }
 
 /// Whether two addresses lie in the same stack of the bounds.
