@@ -209,6 +209,29 @@ impl Walk {
 /// How often a walk behind a bare call found what the one before it had.
 static SAME_WALKS: AtomicUsize = AtomicUsize::new(0);
 
+/// Calls a System V function as native code may that has something of its own in rbp: an address
+/// further down the stack.
+#[inline(never)]
+fn call_bare(address: usize, n: u64) -> u64 {
+    let result;
+    // SAFETY: the code is such a function, and calls no goroutine function; rbp is put back.
+    unsafe {
+        std::arch::asm!(
+            "push rbp",
+            "push rbp",
+            "lea rbp, [rsp - 2048]",
+            "call {code}",
+            "pop rbp",
+            "pop rbp",
+            code = in(reg) address,
+            inout("rdi") n => _,
+            out("rax") result,
+            clobber_abi("sysv64"),
+        );
+    }
+    result
+}
+
 /// Calls a goroutine function that calls other code by its bare address, and walks before and
 /// afterwards.
 fn bare_caller(name: &'static str, bare: &Scene) -> Scene {
@@ -216,9 +239,7 @@ fn bare_caller(name: &'static str, bare: &Scene) -> Scene {
     let address = bare.start;
     let calls = jit.named_goroutine_fn(name, Convention::SystemV, move |n: u64| {
         let before = Walk::here();
-        // SAFETY: a System V function of this type, which calls no goroutine function.
-        let code = unsafe { std::mem::transmute::<usize, extern "C" fn(u64) -> u64>(address) };
-        let result = code(n);
+        let result = call_bare(address, n);
         // A panic would be stepped through, with everything that it prints.
         let is_same = before.is_complete() && Walk::here() == before;
         SAME_WALKS.fetch_add(usize::from(is_same), Ordering::Relaxed);
@@ -498,8 +519,24 @@ fn code_that_is_called_by_its_bare_address_leaves_the_anchor_as_it_was() {
                 }
             }
         }
+        // Nothing older is there.
+        let bare = adder("bare alone", FrameClass::Standard, SYSTEM_V, false);
+        set_hook(ask);
+        ASK_AT.store(bare.start + bare.instructions()[4], Ordering::Relaxed);
+        let result = Cell::new(0);
+        for trap in stepped(|| result.set(call_bare(bare.start, 5))) {
+            let (found, is_user) = (pieces(trap.frames()), trap.pc.wrapping_sub(bare.start) < 100);
+            if found.first() == Some(&ASYNC) {
+                assert_eq!((found, trap.end), (vec![ASYNC, (User, bare.name)], WalkEnd::Complete));
+                aside.insert((bare.name, ASYNC.1));
+            } else if !trap.in_stub || is_user {
+                assert_eq!(found.len(), usize::from(is_user));
+                assert_eq!(trap.end == WalkEnd::Complete, !is_user, "{:?}", trap.end);
+            }
+        }
+        assert_eq!(result.get(), RESULT);
         seen.assert_complete("async preempt", &[0]);
-        assert_eq!(aside.len(), 4, "{aside:?}");
+        assert_eq!(aside.len(), 5, "{aside:?}");
         assert!(returned > 20, "{returned}");
     });
 }

@@ -353,14 +353,16 @@ fn older(
     let has_frame = has_frame(at.pc, stub, exact_pc);
     // Where the frame is not complete rbp is the caller's, which may be the anchor's already.
     let lowest = if complete { at.fp } else { at.sp };
-    // In native code rbp may be anything.
-    let mut is_native = false;
+    // Whether the frame pointer that was found is one of JIT code. In native code rbp may be anything,
+    // and so it may be in what that calls, until it has its own frame.
+    let is_own_fp: fn(Registers) -> bool;
     let (older, interrupted) = match step_out(at, stub, exact_pc, past.anchor, bounds) {
         Out::Caller(caller) => {
-            is_native = has_frame && caller.fp <= lowest && look_up_return(caller.pc).is_none();
+            is_own_fp = |r| look_up_return(r.pc).is_some();
             (caller, false)
         }
         Out::Interrupted { at, anchor } => {
+            is_own_fp = |r| look_up(r.pc).is_some_and(|stub| self::has_frame(r.pc, &stub, true));
             *past = Past { anchor: anchor.unwrap_or(past.anchor), interrupted: true };
             (at, true)
         }
@@ -369,6 +371,7 @@ fn older(
             if fp == 0 {
                 return Err(WalkEnd::Complete);
             }
+            is_own_fp = |_| true;
             past.interrupted = false;
             (Registers { pc, sp: 0, fp }, false)
         }
@@ -377,7 +380,8 @@ fn older(
         Out::Broken => return Err(WalkEnd::Broken { at: at.fp }),
     };
     // Older frames of one stack lie higher.
-    if has_frame && older.fp <= lowest && !is_native && same_stack(older.fp, lowest, bounds) {
+    let is_lower = has_frame && older.fp <= lowest && same_stack(older.fp, lowest, bounds);
+    if is_lower && is_own_fp(older) {
         return Err(WalkEnd::Broken { at: older.fp });
     }
     Ok((older, interrupted))
