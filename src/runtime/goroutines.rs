@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::freeze::Found;
 use super::futex;
-use super::g::{self, G, Status, WaitReason};
+use super::g::{self, G, Status, WaitReason, join_state};
 use super::preempt::{self, checkpoint};
 use super::sched::this_sched;
 use super::switch::systemstack;
@@ -87,14 +87,16 @@ impl fmt::Display for ScanError {
 impl std::error::Error for ScanError {}
 
 /// The goroutines that have not ended, by number: of this run on a thread of a run, and else of all
-/// runs. Others start and end meanwhile.
+/// runs that have not ended. Others start and end meanwhile.
 pub fn goroutines() -> Vec<Goroutine> {
     let run_id = this_sched().map(|sched| sched.run_id());
     let mut all: Vec<Goroutine> = g::all()
         .into_iter()
         .filter(|g| {
             let of_run = run_id.is_none_or(|id| g.run_id.load(Ordering::Relaxed) == id);
-            of_run && !g.is_thread.get() && !matches!(g.status(), Status::Idle | Status::Dead)
+            let ends = matches!(g.status(), Status::Idle | Status::Dead)
+                || g.join.load(Ordering::Relaxed) == join_state::ABANDONED;
+            of_run && !g.is_thread.get() && !ends
         })
         .map(|g| Goroutine { g, id: g.goid.load(Ordering::Relaxed) })
         .collect();
@@ -121,7 +123,8 @@ impl Goroutine {
     ///
     /// A goroutine that runs is asked to give way; after `wait` it is given up. It goes on when the
     /// visit is over: its thread waits meanwhile if it comes to it. The visit runs on the system stack
-    /// of this thread, and can neither park nor be preempted there.
+    /// of this thread, and can neither park nor be preempted there; a lock that it takes must not be
+    /// one that a goroutine may hold over a park.
     ///
     /// # Errors
     /// The goroutine has ended, or did not give way in time. Nothing was visited.
