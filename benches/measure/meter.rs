@@ -114,7 +114,7 @@ impl Meter {
     pub const SMOKE: Self = Self { rounds: 2, run: Duration::from_micros(50) };
 
     /// Nanoseconds of one iteration of each subject.
-    fn measure(self, subjects: &mut [Subject]) -> Vec<f64> {
+    pub fn measure(self, subjects: &mut [Subject]) -> Vec<f64> {
         let iterations: Vec<u64> = subjects.iter_mut().map(|s| self.calibrate(s)).collect();
         let mut best = vec![f64::INFINITY; subjects.len()];
         for _ in 0..self.rounds {
@@ -194,12 +194,13 @@ impl Comparison {
     }
 }
 
-fn verdict(reached: bool) -> &'static str {
+/// Whether an aim was reached, as tables say it.
+pub fn verdict(reached: bool) -> &'static str {
     if reached { "reached" } else { "MISSED" }
 }
 
 /// Three digits or so, thousands set apart.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     if value < 100.0 {
         return format!("{value:.2}");
     }

@@ -44,7 +44,7 @@ fn on_one_processor<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// A number goes into a coroutine and comes back one larger.
-fn corosensei(iterations: u64) -> Duration {
+pub fn corosensei(iterations: u64) -> Duration {
     let rounds = iterations.div_ceil(2);
     let mut coroutine = Coroutine::new(|yielder, first: u64| {
         let mut number = first;
@@ -67,7 +67,7 @@ fn corosensei(iterations: u64) -> Duration {
 }
 
 /// Two stacks switch to each other and do nothing else.
-fn raw_switch(iterations: u64) -> Duration {
+pub fn raw_switch(iterations: u64) -> Duration {
     let rounds = iterations.div_ceil(2);
     let time = measure_raw_switch(rounds).expect("stubs and a stack");
     time.mul_f64(iterations as f64 / (2 * rounds) as f64)
