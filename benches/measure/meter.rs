@@ -113,17 +113,22 @@ impl Meter {
     /// Just whether everything runs.
     pub const SMOKE: Self = Self { rounds: 2, run: Duration::from_micros(50) };
 
-    /// Nanoseconds of one iteration of each subject.
-    pub fn measure(self, subjects: &mut [Subject]) -> Vec<f64> {
+    /// Nanoseconds of one iteration of each subject, in each round.
+    pub fn samples(self, subjects: &mut [Subject]) -> Vec<Vec<f64>> {
         let iterations: Vec<u64> = subjects.iter_mut().map(|s| self.calibrate(s)).collect();
-        let mut best = vec![f64::INFINITY; subjects.len()];
+        let mut samples = vec![Vec::new(); subjects.len()];
         for _ in 0..self.rounds {
-            for ((subject, &n), best) in subjects.iter_mut().zip(&iterations).zip(&mut best) {
-                let ns = subject.time(n).as_nanos() as f64 / n as f64;
-                *best = best.min(ns);
+            for ((subject, &n), samples) in subjects.iter_mut().zip(&iterations).zip(&mut samples) {
+                samples.push(subject.time(n).as_nanos() as f64 / n as f64);
             }
         }
-        best
+        samples
+    }
+
+    /// Nanoseconds of one iteration of each subject.
+    fn measure(self, subjects: &mut [Subject]) -> Vec<f64> {
+        let least = |samples: Vec<f64>| samples.into_iter().fold(f64::INFINITY, f64::min);
+        self.samples(subjects).into_iter().map(least).collect()
     }
 
     /// How many iterations take about as long as one run is to take.

@@ -43,14 +43,19 @@ impl Table {
         })
     }
 
-    /// Measures everything, in turn, and prints the lines. Ratios: the peer's time to footbridge's.
+    /// Measures everything, in turn, and prints the lines. Ratios: the peer's time to footbridge's,
+    /// of the minima and of the medians. Aims are for the minima; a median that is far from its
+    /// minimum says that much depends on who ran where.
     pub fn print(mut self, title: &str, meter: Meter) {
-        let times = meter.measure(&mut self.subjects);
-        println!("\n{title} (ns, minimum of {} rounds)", meter.rounds);
-        line(["", "Ps", "footbridge", "peer", "", "ratio", "aim"]);
+        let times: Vec<Times> = meter.samples(&mut self.subjects).into_iter().map(of).collect();
+        println!("\n{title} (ns, minimum and median of {} rounds)", meter.rounds);
+        line(["", "Ps", "footbridge", "median", "peer", "", "median", "ratio", "median", "aim"]);
         for row in &self.rows {
-            let ours = times[row.ours];
-            let ratio = row.peer.map(|peer| times[peer] / ours);
+            let ours = &times[row.ours];
+            let peer = row.peer.map(|peer| &times[peer]);
+            let or_dash = |cell: Option<String>| cell.unwrap_or_else(|| "-".into());
+            let ratio = peer.map(|peer| peer.least / ours.least);
+            let ratio_of_medians = peer.map(|peer| peer.median / ours.median);
             let aim = match (row.aim, ratio) {
                 (Some(aim), Some(ratio)) => format!(">= {aim}: {}", verdict(ratio >= aim)),
                 (Some(aim), None) => format!(">= {aim}"),
@@ -59,18 +64,35 @@ impl Table {
             line([
                 row.workload,
                 &row.processors.to_string(),
-                &number(ours),
+                &number(ours.least),
+                &number(ours.median),
                 row.who,
-                &row.peer.map_or("-".into(), |peer| number(times[peer])),
-                &ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")),
+                &or_dash(peer.map(|peer| number(peer.least))),
+                &or_dash(peer.map(|peer| number(peer.median))),
+                &or_dash(ratio.map(number)),
+                &or_dash(ratio_of_medians.map(number)),
                 &aim,
             ]);
         }
     }
 }
 
-fn line([workload, processors, ours, who, peer, ratio, aim]: [&str; 7]) {
-    let line =
-        format!("  {workload:<47}{processors:>3}{ours:>11}  {who:<13}{peer:>10}{ratio:>8}  {aim}");
+/// Of all rounds.
+struct Times {
+    least: f64,
+    median: f64,
+}
+
+fn of(mut samples: Vec<f64>) -> Times {
+    samples.sort_by(f64::total_cmp);
+    Times { least: samples[0], median: samples[samples.len() / 2] }
+}
+
+fn line(cells: [&str; 10]) {
+    let [workload, processors, ours, median, who, peer, its_median, ratio, of_medians, aim] = cells;
+    let line = format!(
+        "  {workload:<42}{processors:>3}{ours:>11}{median:>8}  {who:<11}{peer:>7}{its_median:>8}\
+         {ratio:>7}{of_medians:>8}  {aim}"
+    );
     println!("{}", line.trim_end());
 }
