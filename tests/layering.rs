@@ -16,6 +16,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/bridge.rs",
     "src/runtime/builder.rs",
     "src/runtime/chan.rs",
+    "src/runtime/float_modes.rs",
     "src/runtime/futex.rs",
     "src/runtime/g.rs",
     "src/runtime/join.rs",

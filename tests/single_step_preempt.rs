@@ -184,6 +184,40 @@ fn asker(name: &'static str, convention: Convention) -> Scene {
     Scene::enter(code.expect("it installs"), name, convention)
 }
 
+/// Calls a goroutine function that calls other code by its bare address, and walks before and
+/// afterwards.
+fn bare_caller(name: &'static str, bare: &Scene) -> Scene {
+    let jit = Jit::new().expect("code memory");
+    let address = bare.start;
+    let calls = jit.named_goroutine_fn(name, Convention::SystemV, move |n: u64| {
+        let walk = || {
+            let mut found = Vec::with_capacity(8);
+            let end = runtime::jit_frames(|frame| {
+                found.push((frame.stub.kind(), frame.stub.name().to_string(), frame.pc, frame.fp));
+                true
+            });
+            (found, end)
+        };
+        let before = walk();
+        let names = [(GoroutineFn, name), (User, name), (Enter, name)];
+        assert!(before.0.iter().map(|f| (f.0, &*f.1)).eq(names), "{before:?}");
+        assert_eq!(before.1, WalkEnd::Complete);
+        // SAFETY: a System V function of this type, which calls no goroutine function.
+        let code = unsafe { std::mem::transmute::<usize, extern "C" fn(u64) -> u64>(address) };
+        let result = code(n);
+        assert_eq!(walk(), before, "the anchor is not what it was");
+        result
+    });
+    let calls = Box::leak(Box::new(calls.expect("a stub"))).address();
+    // SAFETY: a standard frame around a call, with an argument that is passed on.
+    let code = unsafe {
+        jit.install(name, FrameClass::Standard, |ops| {
+            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern calls; pop rbp; ret);
+        })
+    };
+    Scene::enter(code.expect("it installs"), name, Convention::SystemV)
+}
+
 /// Polls where too little stack is left for a stub.
 fn low(name: &'static str) -> Scene {
     let jit = Jit::new().expect("code memory");
@@ -385,6 +419,70 @@ fn the_walk_is_right_where_a_signal_comes_in_the_midst_of_a_poll() {
         }
         assert_eq!(seen.stepped[&scene.start], decode(scene.start));
         assert_eq!(seen.aside.len(), 2, "{:?}", seen.aside);
+    });
+}
+
+/// Native code that JIT code called finds its anchor as it was, and walks from code that was put
+/// aside, and from each instruction of the stubs, go on there.
+#[test]
+fn code_that_is_called_by_its_bare_address_leaves_the_anchor_as_it_was() {
+    run(|| {
+        let mut seen = Seen::default();
+        let (mut aside, mut returned) = (BTreeSet::new(), 0);
+        for (caller, bare, polls) in [
+            ("calls leaf", adder("bare leaf", FrameClass::Leaf, SYSTEM_V, false), false),
+            ("calls framed", adder("bare framed", FrameClass::Standard, SYSTEM_V, false), false),
+            ("calls saved", adder("bare saved", FrameClass::Saved, SYSTEM_V, false), false),
+            ("calls polling", adder("bare polling", FrameClass::Standard, SYSTEM_V, true), true),
+        ] {
+            let scene = bare_caller(caller, &bare);
+            let outer = frames_from((GoroutineFn, caller));
+            let instructions = if polls { vec![0] } else { bare.instructions() };
+            for at in instructions {
+                let before = stats();
+                let traps = step_through(&scene, bare.start + at);
+                let now = (cooperative(before), asynchronous(before));
+                assert_eq!(now, if polls { (1, 0) } else { (0, 1) }, "{caller}+{at:#x}");
+                let mut was_aside = false;
+                for trap in &traps {
+                    let found = pieces(trap.frames());
+                    let Some(stub) = look_up(trap.pc) else {
+                        // Before, in, and after the call; in what was put aside; in the scheduler.
+                        let inner = found.strip_suffix(&outer[..]).unwrap_or(&found);
+                        let known = inner.is_empty()
+                            || [ASYNC, POLL]
+                                .map(|stub| [stub, (User, bare.name)])
+                                .contains(inner.try_into().unwrap_or_else(|_| panic!("{found:?}")));
+                        assert!(known, "at {:#x}: {found:?}", trap.pc);
+                        assert_eq!(trap.end, WalkEnd::Complete, "at {:#x}: {found:?}", trap.pc);
+                        was_aside |= inner.len() == 2;
+                        returned += usize::from(was_aside && found == outer);
+                        continue;
+                    };
+                    seen.stepped.entry(stub.start()).or_default().insert(stub.offset_bytes());
+                    match piece_of(&stub) {
+                        // Nothing says that the anchor holds where a signal finds native code.
+                        (User, name) if name == bare.name => {
+                            assert_eq!(found, [(User, name)]);
+                            assert!(matches!(trap.end, WalkEnd::Broken { .. }), "{:?}", trap.end);
+                        }
+                        piece @ (ASYNC | POLL) => {
+                            let all = [&[piece, (User, bare.name)], &outer[..]].concat();
+                            assert_eq!((found, trap.end), (all, WalkEnd::Complete), "{stub:?}");
+                            aside.insert((bare.name, piece.1));
+                        }
+                        (StubKind::Switch | StubKind::GoroutineEntry, _) => {}
+                        piece => {
+                            let all = (frames_from(piece), WalkEnd::Complete);
+                            assert_eq!((found, trap.end), all, "{stub:?}");
+                        }
+                    }
+                }
+            }
+        }
+        seen.assert_complete("async preempt", &[0]);
+        assert_eq!(aside.len(), 4, "{aside:?}");
+        assert!(returned > 20, "{returned}");
     });
 }
 

@@ -120,7 +120,9 @@ impl Jit {
     ///    native code that may park, panic or walk stacks through goroutine functions only: other
     ///    calls leave no anchor, so that walks from there miss this code.
     /// 5. It calls, and returns, with the floating-point control modes (MXCSR, x87 control word)
-    ///    that it was entered with: they are the thread's, and a switch does not save them.
+    ///    that it was entered with: they are the thread's, and a switch does not save them. On a
+    ///    goroutine that keeps its own ([`keep_float_modes`](crate::runtime::keep_float_modes)) it
+    ///    may call in others what stands them.
     pub unsafe fn install(
         &self,
         name: &str,
@@ -176,8 +178,11 @@ impl Jit {
     ///    ([`without_preemption`](crate::runtime::without_preemption) is for those who do): that
     ///    would be a deadlock.
     /// 5. From any instruction of a range that restarts, the code may go on at its first one.
-    /// 6. Native code reaches it through an entry ([`Code::enter`]), not by its bare address: what
-    ///    interrupts it leaves no anchor of native code as it was.
+    /// 6. Native code reaches it through an entry ([`Code::enter`]). By its bare address it may call
+    ///    what calls no goroutine function: interruptions, polls and checks of the stack leave the
+    ///    goroutine's anchor as it was, and exact walks go on there behind code that was put aside.
+    ///    A goroutine function leaves an anchor of its own, so that walks end, or go wrong, at native
+    ///    code without an entry; nor does a panic have anything to put back.
     pub unsafe fn install_preemptible(
         &self,
         name: &str,

@@ -199,12 +199,15 @@ unsafe impl Send for M {}
 
 static FREE_MS: Mutex<Vec<&'static M>> = Mutex::new(Vec::new());
 
+/// Every structure there is, free or not.
+static ALL_MS: Mutex<Vec<&'static M>> = Mutex::new(Vec::new());
+
 impl M {
     /// An M that no thread is yet.
     pub(crate) fn allocate() -> &'static Self {
         let free = FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).pop();
         free.unwrap_or_else(|| {
-            Box::leak(Box::new(Self {
+            let m: &'static Self = Box::leak(Box::new(Self {
                 id: Cell::new(0),
                 sched: AtomicPtr::new(ptr::null_mut()),
                 run_id: AtomicU64::new(0),
@@ -230,8 +233,15 @@ impl M {
                     stack: AtomicPtr::new(ptr::null_mut()),
                     park: AtomicU32::new(AWAKE),
                 },
-            }))
+            }));
+            ALL_MS.lock().unwrap_or_else(PoisonError::into_inner).push(m);
+            m
         })
+    }
+
+    /// Every M of this process, of whatever run or of none.
+    pub(crate) fn all() -> Vec<&'static Self> {
+        ALL_MS.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Gives the structure back. Its thread has ended and its queues are forgotten.

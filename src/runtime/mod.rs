@@ -27,6 +27,7 @@ mod bridge;
 mod builder;
 mod chan;
 mod config;
+mod float_modes;
 mod futex;
 mod g;
 mod handshake;
@@ -61,6 +62,7 @@ pub use bridge::{Entry, EntryType, GoroutineClosure, GoroutineFn, SpawnFn};
 pub use builder::Builder;
 pub use chan::{Case, Chan, Iter, SendError, TryRecvError, TrySendError, select, try_select};
 pub use config::{Config, MAX_PROCESSORS, RunError, VectorState};
+pub use float_modes::keep_float_modes;
 pub use g::{Status, WaitReason};
 pub use join::{
     Abandoned, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, go, go_migratable,

@@ -120,17 +120,24 @@ enum Out {
         anchor: Option<(usize, usize)>,
         caller: Registers,
     },
-    /// Code that was interrupted here, at any instruction.
-    Interrupted(Registers),
+    /// Code that was interrupted here, at any instruction, and the anchor that the goroutine had
+    /// then (`None`: it still is the goroutine's).
+    Interrupted { at: Registers, anchor: Option<(usize, usize)> },
     Root,
     Switching,
     Broken,
 }
 
 /// The rules of frame classes. `exact_pc`: the code was interrupted at any instruction; otherwise
-/// the pc is a return address.
+/// the pc is a return address. `current`: the anchor as far as the walk has come.
 #[inline(never)]
-fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> Out {
+fn step_out(
+    r: Registers,
+    stub: &StubInfo,
+    exact_pc: bool,
+    current: (usize, usize),
+    bounds: &Bounds,
+) -> Out {
     let class = stub.frame_class();
     if matches!(stub.kind(), StubKind::Switch) && exact_pc {
         return Out::Switching;
@@ -151,7 +158,18 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
                 .zip(bounds.read(r.fp.wrapping_add(preempt::frame::PC)))
                 .map(|(fp, pc)| (pc, r.fp.wrapping_add(preempt::frame::SP), fp)),
         };
-        return at.map_or(Out::Broken, |(pc, sp, fp)| Out::Interrupted(Registers { pc, sp, fp }));
+        // Where rbp is the frame's, the anchor's fp says, at each instruction, whether the slots hold
+        // the previous one or it is that itself. Elsewhere it is that.
+        let is_own_fp = leaving == Leaving::No && (!exact_pc || stub.offset_bytes() > 1);
+        let slot = |offset: isize| bounds.read(r.fp.wrapping_add_signed(offset));
+        let anchor = match is_own_fp && current.0 == r.fp {
+            true => slot(preempt::frame::PREVIOUS_FP).zip(slot(preempt::frame::PREVIOUS_PC)),
+            false => None,
+        };
+        return at.map_or(Out::Broken, |(pc, sp, fp)| Out::Interrupted {
+            at: Registers { pc, sp, fp },
+            anchor,
+        });
     }
     let caller_at = |cfa: usize, fp: Option<usize>| {
         Some(Registers { pc: bounds.read(cfa.checked_sub(8)?)?, sp: cfa, fp: fp? })
@@ -236,7 +254,7 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
     bounds: &Bounds,
     visit: &mut V,
 ) -> WalkEnd {
-    let (mut at, mut exact_pc, current) = match start {
+    let (mut at, mut exact_pc, mut current) = match start {
         Start::Registers { at, anchor } if look_up(at.pc).is_some() => (at, true, anchor),
         // In native code: what is older begins at the anchor.
         Start::Anchor { fp, pc } | Start::Registers { anchor: (fp, pc), .. } => {
@@ -246,8 +264,22 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
             (Registers { pc, sp: 0, fp }, false, (fp, pc))
         }
     };
+    // Whether code that was interrupted is in the segment, and nothing that enters it so far.
+    let mut interrupted = false;
     for _ in 0..MAX_FRAMES {
         let Some(stub) = stub_at(at.pc, exact_pc) else {
+            // Native code has called what was interrupted by its bare address. What is older begins
+            // where the anchor was then.
+            let (fp, pc) = current;
+            if std::mem::take(&mut interrupted) && !exact_pc {
+                if fp == 0 {
+                    return WalkEnd::Complete;
+                }
+                if fp >= at.sp && same_stack(fp, at.sp, bounds) {
+                    at = Registers { pc, sp: 0, fp };
+                    continue;
+                }
+            }
             return WalkEnd::Broken { at: at.fp };
         };
         // Most frames: a return address into code with a plain frame, below its caller's. Nothing
@@ -268,7 +300,15 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
             continue;
         }
         (at, exact_pc) = match older(at, exact_pc, current, bounds) {
-            Ok(older) => older,
+            Ok(Older::Caller(caller)) => (caller, false),
+            Ok(Older::Native(anchor)) => {
+                interrupted = false;
+                (anchor, false)
+            }
+            Ok(Older::Interrupted(at, anchor)) => {
+                (interrupted, current) = (true, anchor);
+                (at, true)
+            }
             Err(end) => return end,
         };
     }
@@ -287,15 +327,24 @@ fn has_frame(pc: usize, stub: &StubInfo, exact_pc: bool) -> bool {
     (!exact_pc || is_frame_complete(pc, stub)) && stub.frame_class() != FrameClass::Leaf
 }
 
-/// The frame that is older than this one, and whether its pc is exact; apart from the walk, so that
-/// the way of most frames is short.
+/// What is older than a frame.
+enum Older {
+    /// Its caller.
+    Caller(Registers),
+    /// The frame at an anchor, further out than native code.
+    Native(Registers),
+    /// Code that was interrupted, and the anchor that the goroutine had then.
+    Interrupted(Registers, (usize, usize)),
+}
+
+/// What is older than this frame; apart from the walk, so that the way of most frames is short.
 #[inline(never)]
 fn older(
     at: Registers,
     exact_pc: bool,
     current: (usize, usize),
     bounds: &Bounds,
-) -> Result<(Registers, bool), WalkEnd> {
+) -> Result<Older, WalkEnd> {
     let Some(stub) = &stub_at(at.pc, exact_pc) else {
         return Err(WalkEnd::Broken { at: at.fp });
     };
@@ -303,25 +352,32 @@ fn older(
     let has_frame = has_frame(at.pc, stub, exact_pc);
     // Where the frame is not complete rbp is the caller's, which may be the anchor's already.
     let lowest = if complete { at.fp } else { at.sp };
-    let (older, interrupted) = match step_out(at, stub, exact_pc, bounds) {
-        Out::Caller(caller) => (caller, false),
-        Out::Interrupted(at) => (at, true),
+    let older = match step_out(at, stub, exact_pc, current, bounds) {
+        Out::Caller(caller) => Older::Caller(caller),
+        Out::Interrupted { at, anchor } => Older::Interrupted(at, anchor.unwrap_or(current)),
         Out::Native { anchor, .. } => {
             let (fp, pc) = anchor.unwrap_or(current);
             if fp == 0 {
                 return Err(WalkEnd::Complete);
             }
-            (Registers { pc, sp: 0, fp }, false)
+            Older::Native(Registers { pc, sp: 0, fp })
         }
         Out::Root => return Err(WalkEnd::Complete),
         Out::Switching => return Err(WalkEnd::Switching),
         Out::Broken => return Err(WalkEnd::Broken { at: at.fp }),
     };
     // Older frames of one stack lie higher.
-    if has_frame && older.fp <= lowest && same_stack(older.fp, lowest, bounds) {
-        return Err(WalkEnd::Broken { at: older.fp });
+    let (Older::Caller(r) | Older::Native(r) | Older::Interrupted(r, _)) = older;
+    let is_lower = has_frame && r.fp <= lowest && same_stack(r.fp, lowest, bounds);
+    // In native code rbp may be anything.
+    let is_native = |older: &Older| match older {
+        Older::Caller(caller) => look_up_return(caller.pc).is_none(),
+        _ => false,
+    };
+    if is_lower && !is_native(&older) {
+        return Err(WalkEnd::Broken { at: r.fp });
     }
-    Ok((older, interrupted))
+    Ok(older)
 }
 
 /// Whether two addresses lie in the same stack of the bounds.
@@ -380,9 +436,10 @@ fn full_walk(
         let next = if let Some(stub) = stub {
             let exact_pc = !is_return_address;
             let at = Registers { pc, sp: regs.sp() as usize, fp: regs.bp() as usize };
-            let caller = match step_out(at, &stub, exact_pc, bounds) {
+            // Anchors are of no interest here.
+            let caller = match step_out(at, &stub, exact_pc, (0, 0), bounds) {
                 Out::Caller(caller) | Out::Native { caller, .. } => caller,
-                Out::Interrupted(at) => {
+                Out::Interrupted { at, .. } => {
                     interrupted = true;
                     at
                 }

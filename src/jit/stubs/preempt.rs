@@ -18,7 +18,7 @@
 //!     |  rbx, r12 .. r15          |  rbp-16 .. rbp-48
 //!     |  rax, rcx, rdx, rsi, rdi  |  rbp-56 .. rbp-88
 //!     |  r8 .. r11                |  rbp-96 .. rbp-120
-//!     |  (MXCSR of native code)   |  rbp-128
+//!     |  previous anchor: pc, fp  |  rbp-128, rbp-136
 //!     |  (alignment)              |
 //!     |  XSAVE or FXSAVE area     |  <- rsp, 64-aligned
 //! ```
@@ -27,9 +27,15 @@
 //! target, the stub returns at once: the goroutine gives way at a later poll.
 //!
 //! Everything is saved before anything is changed, flags included. Native code is entered in the
-//! modes that it expects: DF and AC clear, the x87 stack empty, MXCSR and x87 control word as a
-//! process starts with them. When the target returns the thread may be another one: the stub reads
-//! thread-local words anew.
+//! modes that it expects: DF and AC clear, the x87 stack empty, MXCSR and x87 control word as the
+//! thread had them when it became an M, which a thread-local word says. When the target returns the
+//! thread may be another one: the stub reads thread-local words anew.
+//!
+//! The goroutine's anchor is this frame while the target runs. Before and afterwards it is the
+//! previous one, which native code further out may rely on if it has called the interrupted code by
+//! its bare address. The slots of the previous anchor are written before the anchor, whose fp is
+//! the first word to change and the last one to change back: while the anchor's fp is the frame's
+//! rbp, the slots hold the previous one, and otherwise the anchor itself is (`unwind.rs`).
 //!
 //! The way back needs a register that holds nothing, and there is none. *poll* has a return
 //! address, and leaves by `ret 128`. *async preempt* was never called, so that a `ret` would upset
@@ -55,6 +61,9 @@ pub(crate) mod frame {
     pub(crate) const PC: usize = 8;
     /// The interrupted rsp itself.
     pub(crate) const SP: usize = 16 + super::RED_ZONE_BYTES;
+    /// The anchor that the goroutine had when it was interrupted.
+    pub(crate) const PREVIOUS_PC: isize = -128;
+    pub(crate) const PREVIOUS_FP: isize = -136;
 }
 
 /// How far the frame of a stub is at a pc in it, where that does not follow from the offset.
@@ -82,10 +91,7 @@ pub(crate) fn leaving(byte: impl Fn(usize) -> u8) -> Leaving {
 }
 
 /// Bytes of the frame below the return address word, without area and alignment.
-const FRAME_BYTES: usize = 8 + 128;
-
-/// MXCSR at the start of a process: System V psABI, section 3.2.3.
-const INITIAL_MXCSR: i32 = 0x1f80;
+const FRAME_BYTES: usize = 8 + 136;
 
 /// Flags that native code must not inherit: DF (bit 10, psABI section 3.2.1) and AC (bit 18).
 const FOREIGN_FLAGS: i32 = 1 << 10 | 1 << 18;
@@ -177,7 +183,7 @@ pub(crate) fn emit(
             }
             save(&mut e, env, area);
             e.call(target);
-            restore(e.ops, area);
+            restore(e.ops, env, area);
             leave(e.ops);
             if checks_room {
                 dynasm!(e.ops; .arch x64; no_room: ; pop rbx; popfq; pop rbp);
@@ -230,7 +236,7 @@ fn save(e: &mut Emitter<'_>, env: &StubEnv, area: SaveArea) {
         ; pushfq
         ; and DWORD [rsp], !FOREIGN_FLAGS
         ; popfq
-        ; sub rsp, 8 + area.bytes() as i32
+        ; sub rsp, 16 + area.bytes() as i32
         ; and rsp, -64
     );
     match area {
@@ -245,11 +251,13 @@ fn save(e: &mut Emitter<'_>, env: &StubEnv, area: SaveArea) {
             dynasm!(e.ops; .arch x64; mov eax, mask as i32; xsave64 [rsp]);
         }
     }
+    let modes = env.tls_float_modes_off;
     dynasm!(e.ops
         ; .arch x64
+        // No exception is pending after this, whatever the control word lets through.
         ; fninit
-        ; mov DWORD [rbp - 128], INITIAL_MXCSR
-        ; ldmxcsr [rbp - 128]
+        ; fs fldcw WORD [modes + 4]
+        ; fs ldmxcsr DWORD [modes]
     );
     if matches!(area, SaveArea::Xsave { mask, .. } if mask & AVX != 0) {
         // Upper halves in use would slow down every SSE instruction of native code.
@@ -258,9 +266,12 @@ fn save(e: &mut Emitter<'_>, env: &StubEnv, area: SaveArea) {
     let (anchor, g) = (env.g_anchor_off, env.tls_g_off);
     dynasm!(e.ops
         ; .arch x64
-        // JIT code is left for native code: walks from there begin here. JIT code ran, so the
-        // anchor was dead.
+        // JIT code is left for native code: walks from there begin here.
         ; fs mov rax, [g]
+        ; mov rcx, [rax + anchor]
+        ; mov [rbp + frame::PREVIOUS_FP as i32], rcx
+        ; mov rcx, [rax + anchor + ANCHOR_PC]
+        ; mov [rbp + frame::PREVIOUS_PC as i32], rcx
         ; lea rcx, [rip]
         ; mov [rax + anchor], rbp
         ; mov [rax + anchor + ANCHOR_PC], rcx
@@ -271,8 +282,17 @@ fn save(e: &mut Emitter<'_>, env: &StubEnv, area: SaveArea) {
 /// Bit of XCR0 for the upper halves of ymm registers.
 const AVX: u32 = 1 << 2;
 
-/// Vector and x87 registers, whatever thread this is.
-fn restore(ops: &mut Ops, area: SaveArea) {
+/// The anchor, and vector and x87 registers, whatever thread this is.
+fn restore(ops: &mut Ops, env: &StubEnv, area: SaveArea) {
+    let (anchor, g) = (env.g_anchor_off, env.tls_g_off);
+    dynasm!(ops
+        ; .arch x64
+        ; fs mov rax, [g]
+        ; mov rcx, [rbp + frame::PREVIOUS_PC as i32]
+        ; mov [rax + anchor + ANCHOR_PC], rcx
+        ; mov rcx, [rbp + frame::PREVIOUS_FP as i32]
+        ; mov [rax + anchor], rcx
+    );
     match area {
         SaveArea::Fxsave => dynasm!(ops; .arch x64; fxrstor64 [rsp]),
         SaveArea::Xsave { mask, .. } => {

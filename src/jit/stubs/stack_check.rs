@@ -108,7 +108,7 @@ pub(crate) fn emit_slow_path(ops: &mut Ops, env: &StubEnv, pending: Pending) {
 }
 
 /// Emits the stub. `overflowed` is a Rust function that gets the return address into the code that
-/// checks, and panics. `headroom_bytes` are between the lowest address of a stack and its guard.
+/// checks, and fp and pc of the previous anchor, and panics. `headroom_bytes` are between the lowest address of a stack and its guard.
 pub(crate) fn emit_stub(
     arena: &'static Arena,
     env: &StubEnv,
@@ -135,8 +135,11 @@ pub(crate) fn emit_stub(
             ; test rax, rax
             ; jz >room
             // rcx = bytes from the lowest address of the stack to rsp where the check is. Code that
-            // runs on another stack is not near the end of this one, above or below it.
+            // runs on another stack, above or below it, is not near the end of this one, however
+            // large its frame is: below, the difference is larger than any frame.
             ; lea rcx, [rbp + 24 + RED_ZONE_BYTES as i32]
+            ; cmp rcx, [rax + env.g_stack_hi_off]
+            ; ja >room
             ; sub rcx, [rax + env.g_stack_lo_off]
             ; mov rax, [rbp + 16]
             ; add rax, headroom
@@ -149,9 +152,12 @@ pub(crate) fn emit_stub(
             ; fs call QWORD [env.tls_poll_off]
             ; pop rbp
             ; ret
-            // As a goroutine function leaves JIT code.
+            // As a goroutine function leaves JIT code. Who is called puts the previous anchor, its
+            // second and third argument, back when the panic has passed.
             ; no_room:
             ; fs mov rax, QWORD [g]
+            ; mov rsi, [rax + anchor]
+            ; mov rdx, [rax + anchor + ANCHOR_PC]
             ; lea rcx, [rip]
             ; mov [rax + anchor], rbp
             ; mov [rax + anchor + ANCHOR_PC], rcx
