@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::go::Go;
 use crate::meter::{Meter, Subject, number, verdict};
 use crate::spawn::{self, Parked};
-use crate::switch;
-use crate::table::Table;
+use crate::switch::{self, Modes};
+use crate::table::{self, Table};
 use crate::workloads::{self, Places};
 
 /// The runs of Go with one and with two processors, and those of footbridge, as tables.
@@ -45,31 +45,40 @@ fn table(go: Option<&Go>) -> Table {
         None,
     );
 
-    let ours = own("yield 2 1", |n| workloads::yields(Places::one_processor(2), n));
-    let theirs = peer("Go yield 2 1", "yield", 2, 1);
-    table.row("gosched, a pair", 1, ours, theirs, Some(5.0));
-    let ours = own("yield 1000 1", |n| workloads::yields(Places::one_processor(1000), n));
+    let ours =
+        own("yield 2 1", |n| workloads::yields(Places::one_processor(2), Modes::OfThread, n));
+    let theirs = || peer("Go yield 2 1", "yield", 2, 1);
+    table.row("gosched, a pair", 1, ours, theirs(), Some(5.0));
+    let ours = own("yield 2 1 m", |n| workloads::yields(Places::one_processor(2), Modes::Own, n));
+    table.row("  the same, with float modes [7]", 1, ours, theirs(), None);
+    let ours =
+        own("yield 1000 1", |n| workloads::yields(Places::one_processor(1000), Modes::OfThread, n));
     let theirs = peer("Go yield 1000 1", "yield", 1000, 1);
     table.row("gosched, 1,000 goroutines", 1, ours, theirs, None);
-    let ours = own("yield 4 2", |n| workloads::yields(Places::PAIR_BESIDE_PAIR, n));
+    let ours =
+        own("yield 4 2", |n| workloads::yields(Places::PAIR_BESIDE_PAIR, Modes::OfThread, n));
     let theirs = peer("Go yield 4 2", "yield", 4, 2);
     table.row("gosched, a pair beside a pair [1]", 2, ours, theirs, Some(5.0));
-    let ours = own("yield 2+0 2", |n| workloads::yields(Places::PAIR_BESIDE_NOTHING, n));
+    let ours =
+        own("yield 2+0 2", |n| workloads::yields(Places::PAIR_BESIDE_NOTHING, Modes::OfThread, n));
     let theirs = || peer("Go yield 2 2", "yield", 2, 2);
     table.row("gosched, a pair on one thread [2]", 2, ours, theirs(), None);
-    let ours = own("yield 1+1 2", |n| workloads::yields(Places::PAIR_APART, n));
+    let ours = own("yield 1+1 2", |n| workloads::yields(Places::PAIR_APART, Modes::OfThread, n));
     table.row("gosched, each alone on a thread [3]", 2, ours, theirs(), None);
 
-    let ours = own("hop 1 1", |n| workloads::hops(Places::one_processor(2), n));
-    let theirs = peer("Go hop 1 1", "hop", 1, 1);
-    table.row("channel hop, a pair", 1, ours, theirs, Some(3.0));
-    let ours = own("hop 2 2", |n| workloads::hops(Places::PAIR_BESIDE_PAIR, n));
+    let ours = own("hop 1 1", |n| workloads::hops(Places::one_processor(2), Modes::OfThread, n));
+    let theirs = || peer("Go hop 1 1", "hop", 1, 1);
+    table.row("channel hop, a pair", 1, ours, theirs(), Some(3.0));
+    let ours = own("hop 1 1 m", |n| workloads::hops(Places::one_processor(2), Modes::Own, n));
+    table.row("  the same, with float modes [7]", 1, ours, theirs(), None);
+    let ours = own("hop 2 2", |n| workloads::hops(Places::PAIR_BESIDE_PAIR, Modes::OfThread, n));
     let theirs = peer("Go hop 2 2", "hop", 2, 2);
     table.row("channel hop, a pair beside a pair [1]", 2, ours, theirs, Some(3.0));
-    let ours = own("hop 2+0 2", |n| workloads::hops(Places::PAIR_BESIDE_NOTHING, n));
+    let ours =
+        own("hop 2+0 2", |n| workloads::hops(Places::PAIR_BESIDE_NOTHING, Modes::OfThread, n));
     let free = || peer("Go hop 1 2", "hop", 1, 2);
     table.row("channel hop, a pair on one thread [2]", 2, ours, free(), Some(3.0));
-    let apart = || own("hop 1+1 2", |n| workloads::hops(Places::PAIR_APART, n));
+    let apart = || own("hop 1+1 2", |n| workloads::hops(Places::PAIR_APART, Modes::OfThread, n));
     let locked = peer("Go locked 1 2", "hop-locked", 1, 2);
     table.row("channel hop, from thread to thread [4]", 2, apart(), locked, None);
     table.row("  the same, where Go may move goroutines", 2, apart(), free(), None);
@@ -94,7 +103,7 @@ fn table(go: Option<&Go>) -> Table {
 /// What the lines mean where that is not plain, and where the goroutines were.
 fn notes(go: Option<&Go>, is_test: bool) {
     println!(
-        "\
+        "\n  \
   A time is that of one call, one way or one goroutine: the time on the clock, from when all have
   started until the last one is done, divided by what all of them did together. With two Ps, two
   threads share the work. Where footbridge's goroutines are is made sure of; Go's are where Go moves
@@ -104,7 +113,8 @@ fn notes(go: Option<&Go>, is_test: bool) {
   [3] No goroutine has another one to give way to; nor has Go's where it has a thread to itself.
   [4] Each value wakes a thread. Go: LockOSThread, so that it must do the same.
   [5] footbridge: scope. Go: WaitGroup. Each goroutine leaves a number in its place of an array.
-  [6] footbridge: go and join. Go: a channel of capacity 1 for each goroutine."
+  [6] footbridge: go and join. Go: a channel of capacity 1 for each goroutine.
+  [7] Each goroutine keeps MXCSR and x87 control word of its own, which no peer does."
     );
     let runs = if is_test { 10 } else { 200 };
     let together = workloads::pairs_together(runs);
@@ -141,7 +151,7 @@ fn compare_parked(go: Option<&Go>, count: u64, rounds: u32) {
             keep_least(&mut theirs, go.measure_parked(count));
         }
     }
-    println!("\n{} parked goroutines, 1 P (minimum of {rounds} processes)", number(count as f64));
+    println!("\n{} parked goroutines (minimum of {rounds} processes)", number(count as f64));
     let ours = match ours {
         Ok(parked) => parked,
         Err(failure) => return println!("  footbridge: {failure}"),
@@ -155,26 +165,19 @@ fn compare_parked(go: Option<&Go>, count: u64, rounds: u32) {
             None
         }
     };
-    let line = |name: &str, unit: &str, of: &dyn Fn(&Parked) -> f64, note: &str| {
+    let line = |name: &str, of: &dyn Fn(&Parked) -> f64, note: &str| {
+        let or_dash = |cell: Option<f64>| cell.map_or("-".into(), number);
         let peer = theirs.as_ref().map(of);
-        let ratio = peer.map_or("-".into(), |peer| format!("{:.2}", peer / of(&ours)));
-        let peer = peer.map_or("-".into(), number);
-        let line = format!(
-            "  {name:<47}{unit:>3}{:>11}  {:<13}{peer:>10}{ratio:>8}  {note}",
-            number(of(&ours)),
-            "Go"
-        );
-        println!("{}", line.trim_end());
+        let ratio = peer.map(|peer| peer / of(&ours));
+        let (ours, peer, ratio) = (number(of(&ours)), or_dash(peer), or_dash(ratio));
+        table::line([name, "1", &ours, "", "Go", &peer, "", &ratio, "", note]);
     };
     let aim = Parked::AIM_BYTES;
     let note = format!("<= {} B: {}", number(aim), verdict(ours.bytes_each() <= aim));
-    line("memory of each, page tables included", "B", &Parked::bytes_each, &note);
-    line("  of that page tables", "B", &|parked| parked.tables as f64 / count as f64, "");
-    let each = |time: Duration| time.as_nanos() as f64 / count as f64;
-    line("until each was started", "ns", &|parked| each(parked.started), "");
-    line("until each was parked", "ns", &|parked| each(parked.parked), "");
-    line("until all were started", "ms", &|parked| parked.started.as_secs_f64() * 1e3, "");
-    line("until all were parked", "ms", &|parked| parked.parked.as_secs_f64() * 1e3, "");
+    line("bytes of each, page tables included", &Parked::bytes_each, &note);
+    line("  of that page tables", &|parked| parked.tables as f64 / count as f64, "");
+    line("ms until all were started", &|parked| parked.started.as_secs_f64() * 1e3, "");
+    line("ms until all were parked", &|parked| parked.parked.as_secs_f64() * 1e3, "");
 }
 
 fn keep_least(best: &mut Result<Parked, String>, now: Result<Parked, String>) {

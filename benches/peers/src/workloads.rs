@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
+use crate::switch::Modes;
 use footbridge::runtime::{Chan, Config, Scope, ScopedJoinHandle, go, gosched, scope};
 
 const BATCH: u64 = 1000;
@@ -111,24 +112,28 @@ fn scale(taken: Duration, asked: u64, done: u64) -> Duration {
 }
 
 /// Goroutines give way in turn. An iteration is one call of `gosched`.
-pub fn yields(places: Places, iterations: u64) -> Duration {
+pub fn yields(places: Places, modes: Modes, iterations: u64) -> Duration {
     let goroutines = places.goroutines() as u64;
     let each = iterations.div_ceil(goroutines);
-    let taken = places.run(|_| {
-        for _ in 0..each {
-            gosched();
-        }
+    let taken = places.run(|index| {
+        modes.during(index, || {
+            for _ in 0..each {
+                gosched();
+            }
+        });
     });
     scale(taken, iterations, each * goroutines)
 }
 
 /// In each pair a number goes through one channel and comes back one larger through another. An
 /// iteration is one way.
-pub fn hops(places: Places, iterations: u64) -> Duration {
+pub fn hops(places: Places, modes: Modes, iterations: u64) -> Duration {
     let pairs = places.goroutines() / 2;
     let rounds = iterations.div_ceil(2 * pairs as u64);
     let channels: Vec<_> = (0..pairs).map(|_| (Chan::new(0), Chan::new(0))).collect();
-    let taken = places.run(|index| bounce(&channels[index / 2], index % 2 == 0, rounds));
+    let taken = places.run(|index| {
+        modes.during(index, || bounce(&channels[index / 2], index % 2 == 0, rounds));
+    });
     scale(taken, iterations, 2 * pairs as u64 * rounds)
 }
 
