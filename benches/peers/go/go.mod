@@ -1,3 +1,3 @@
 module footbridge/peer
 
-go 1.22
+go 1.19

@@ -9,7 +9,8 @@
 // "version", and "threads" in front of a request (see ask). Started with "parked COUNT", the program
 // parks so many goroutines, prints what that took, and ends.
 //
-// No cgo, and no package that is not Go's own. A count that comes out wrong ends the program.
+// No cgo, and no package that is not Go's own. A count that comes out wrong ends the program. Loop
+// variables are copied for compilers before Go 1.22.
 package main
 
 import (
@@ -85,6 +86,7 @@ func together(count int, task func(index int)) time.Duration {
 	var wait sync.WaitGroup
 	ends := make([]time.Time, count)
 	for index := 0; index < count; index++ {
+		index := index
 		wait.Add(1)
 		go func() {
 			placed.Add(1)
@@ -202,6 +204,7 @@ func batches(batch, iterations int, run func(results []uint64)) time.Duration {
 func group(results []uint64) {
 	var wait sync.WaitGroup
 	for index := range results {
+		index := index
 		wait.Add(1)
 		go func() {
 			results[index] = uint64(index) + 1
@@ -215,6 +218,7 @@ func group(results []uint64) {
 func values(results []uint64) {
 	handles := make([]chan uint64, len(results))
 	for index := range handles {
+		index := index
 		handle := make(chan uint64, 1)
 		go func() {
 			handle <- uint64(index) + 1
