@@ -40,6 +40,8 @@ enum Comparison {
     Ratio { peer: Peer, aim: Option<f64> },
     /// At most so many nanoseconds more than the peer.
     Above { peer: &'static str, aim: f64 },
+    /// The median of all rounds.
+    Median,
 }
 
 impl Subject {
@@ -78,6 +80,12 @@ impl Subject {
     /// Aims at costing at most so many nanoseconds more than another subject of the group.
     pub fn above(mut self, peer: &'static str, aim: f64) -> Self {
         self.comparisons.push(Comparison::Above { peer, aim });
+        self
+    }
+
+    /// Shows the median too: for what depends on which thread does what, so that a minimum is luck.
+    pub fn with_median(mut self) -> Self {
+        self.comparisons.push(Comparison::Median);
         self
     }
 
@@ -125,12 +133,6 @@ impl Meter {
         samples
     }
 
-    /// Nanoseconds of one iteration of each subject.
-    fn measure(self, subjects: &mut [Subject]) -> Vec<f64> {
-        let least = |samples: Vec<f64>| samples.into_iter().fold(f64::INFINITY, f64::min);
-        self.samples(subjects).into_iter().map(least).collect()
-    }
-
     /// How many iterations take about as long as one run is to take.
     fn calibrate(self, subject: &mut Subject) -> u64 {
         let mut iterations = 1;
@@ -147,16 +149,16 @@ impl Meter {
     /// Measures a group and prints its table.
     pub fn print(self, group: &str, subjects: &mut [Subject]) {
         let start = Instant::now();
-        let times = self.measure(subjects);
+        let times: Vec<Times> = self.samples(subjects).into_iter().map(Times::of).collect();
         let mut table = format!("\n{group} (ns, minimum of {} rounds)\n", self.rounds);
-        for (subject, &ns) in subjects.iter().zip(&times) {
+        for (subject, own) in subjects.iter().zip(&times) {
             let of = |peer: &str| {
                 let at = subjects.iter().position(|s| s.name == peer);
-                times[at.unwrap_or_else(|| panic!("{peer:?} is no subject of {group}"))]
+                times[at.unwrap_or_else(|| panic!("{peer:?} is no subject of {group}"))].least
             };
-            let mut columns = format!("  {:<46}{:>11}", subject.name, number(ns));
+            let mut columns = format!("  {:<46}{:>11}", subject.name, number(own.least));
             for comparison in &subject.comparisons {
-                columns = format!("{columns:<59}  {}", comparison.line(ns, of));
+                columns = format!("{columns:<59}  {}", comparison.line(own, of));
                 writeln!(table, "{columns}").expect("a String takes everything");
                 columns.clear();
             }
@@ -169,9 +171,27 @@ impl Meter {
     }
 }
 
+/// Nanoseconds of one iteration.
+pub struct Times {
+    /// The minimum of all rounds.
+    pub least: f64,
+    /// Their median.
+    pub median: f64,
+}
+
+impl Times {
+    /// What the samples of a subject come to.
+    pub fn of(mut samples: Vec<f64>) -> Self {
+        samples.sort_by(f64::total_cmp);
+        Self { least: samples[0], median: samples[samples.len() / 2] }
+    }
+}
+
 impl Comparison {
-    fn line(&self, ns: f64, of: impl Fn(&str) -> f64) -> String {
+    fn line(&self, own: &Times, of: impl Fn(&str) -> f64) -> String {
+        let ns = own.least;
         match *self {
+            Self::Median => format!("median {}", number(own.median)),
             Self::Limit { aim } => {
                 format!("aim <= {} ns: {}", number(aim), verdict(ns <= aim))
             }

@@ -19,7 +19,7 @@ pub fn subjects() -> Vec<Subject> {
         Subject::new("go and join, 1,000 at a time", |n| batches(1, n))
             .faster_than_recorded("Go 1.27", 165.0, 3.0)
             .against(THREAD),
-        Subject::new("go and join, 1,000 at a time, 2 processors", |n| batches(2, n)),
+        Subject::new("go and join, 1,000 at a time, 2 processors", |n| batches(2, n)).with_median(),
         Subject::new("go and join, one at a time", one_by_one).against(THREAD),
     ]
 }

@@ -1,6 +1,6 @@
 //! A table of footbridge beside others, taken in one run.
 
-use crate::meter::{Meter, Subject, number, verdict};
+use crate::meter::{Meter, Subject, Times, number, verdict};
 
 /// A line of the table.
 pub struct Row {
@@ -47,7 +47,8 @@ impl Table {
     /// of the minima and of the medians. A median that is far from its minimum says that much
     /// depends on who ran where, or that the machine does something else.
     pub fn print(mut self, title: &str, meter: Meter) {
-        let times: Vec<Times> = meter.samples(&mut self.subjects).into_iter().map(of).collect();
+        let times: Vec<Times> =
+            meter.samples(&mut self.subjects).into_iter().map(Times::of).collect();
         println!("\n{title} (ns, minimum and median of {} rounds)", meter.rounds);
         line(["", "Ps", "footbridge", "median", "peer", "", "median", "ratio", "median", "aim"]);
         for row in &self.rows {
@@ -81,17 +82,6 @@ impl Table {
 fn outcome((of_minima, of_medians): (f64, f64), aim: f64) -> String {
     let [minima, medians] = [of_minima, of_medians].map(|ratio| verdict(ratio >= aim));
     if minima == medians { minima.into() } else { format!("{minima}; medians {medians}") }
-}
-
-/// Of all rounds.
-struct Times {
-    least: f64,
-    median: f64,
-}
-
-fn of(mut samples: Vec<f64>) -> Times {
-    samples.sort_by(f64::total_cmp);
-    Times { least: samples[0], median: samples[samples.len() / 2] }
 }
 
 /// One line, in the columns of the table.
