@@ -99,7 +99,7 @@ impl FloatModes {
 /// goroutine that parks, yields or gives way in other modes hands them to the next goroutine and
 /// finds those of somebody else. One that has called this with `true` may be suspended in any
 /// modes: others run in those of the thread, and it goes on in its own, also on another thread. That
-/// costs some ten nanoseconds for each suspension; for goroutines that do not ask, a branch.
+/// costs about fifteen nanoseconds for each suspension; for goroutines that do not ask, a branch.
 ///
 /// With `false`, and when the goroutine ends, also by a panic, the modes of the thread are loaded:
 /// those that it had when the run began. Flags of past exceptions belong to nobody, as the psABI has

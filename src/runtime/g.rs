@@ -8,6 +8,7 @@
 //! * `guard`: the thread that runs the goroutine when it begins to; anybody who requests a
 //!   preemption.
 //! * `status`: see [`Status`]; stored by whoever has the right to make the transition.
+//! * `freeze`: see `freeze.rs`.
 //! * `link`: whoever has the goroutine in a queue or a pool.
 //! * `lowest_sp`: the thread that makes the goroutine current.
 //! * `keeps_float_modes`: the goroutine itself; false when it ends.
@@ -19,7 +20,10 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::freeze::{self, Found, Freeze};
+use super::futex;
 use super::m::M;
+use super::mailbox::Linked;
 use super::stack::Stack;
 use super::throw::throw;
 use super::unwind::Registers;
@@ -64,7 +68,7 @@ impl Gobuf {
         self.sp.load(Ordering::Relaxed)
     }
 
-    /// What is saved. Where somebody else runs the context this is of no use, but harmless.
+    /// What is saved, if the context is: see `freeze.rs`. Otherwise it is of no use, but harmless.
     pub(crate) fn registers(&self) -> Registers {
         Registers {
             pc: self.pc.load(Ordering::Relaxed),
@@ -107,11 +111,11 @@ pub enum Status {
     /// Not in use.
     Idle = 0,
     /// In a run queue.
-    Runnable = 1,
+    Runnable = freeze::RUNNABLE as u8,
     /// On an M, running code.
-    Running = 2,
+    Running = freeze::RUNNING as u8,
     /// Parked; somebody will make it runnable.
-    Waiting = 4,
+    Waiting = freeze::WAITING as u8,
     /// Finished; its result may not have been taken yet.
     Dead = 6,
 }
@@ -120,9 +124,9 @@ impl Status {
     fn from_u32(value: u32) -> Self {
         match value {
             0 => Self::Idle,
-            1 => Self::Runnable,
-            2 => Self::Running,
-            4 => Self::Waiting,
+            freeze::RUNNABLE => Self::Runnable,
+            freeze::RUNNING => Self::Running,
+            freeze::WAITING => Self::Waiting,
             6 => Self::Dead,
             other => throw(format_args!("a goroutine has the status {other}, which none is")),
         }
@@ -242,8 +246,8 @@ pub(crate) struct G {
     /// Its floating-point control modes are its own over suspensions: see `float_modes.rs`.
     pub(crate) keeps_float_modes: Cell<bool>,
     pub(crate) m: AtomicPtr<M>,
-    /// How often it was resumed; tells a walk that what it read is stale.
-    pub(crate) switches: AtomicU64,
+    /// Whether it must not run while somebody looks at its stack.
+    pub(crate) freeze: Freeze,
     /// What polls compare rsp with: the limit of the stack, or [`super::handshake::REQUESTED`].
     pub(crate) guard: AtomicUsize,
 
@@ -296,7 +300,7 @@ impl G {
             result_dropped: Cell::new(false),
             keeps_float_modes: Cell::new(false),
             m: AtomicPtr::new(ptr::null_mut()),
-            switches: AtomicU64::new(0),
+            freeze: Freeze::new(),
             guard: AtomicUsize::new(0),
             anchor: Anchor { fp: AtomicUsize::new(0), pc: AtomicUsize::new(0) },
             link: Cell::new(ptr::null_mut()),
@@ -336,6 +340,22 @@ impl G {
         self.status.store(to as u32, Ordering::Release);
     }
 
+    /// For a goroutine that begins to run, and is wanted still: waits until it is not, or might not
+    /// be. Returns false at once where its context is not saved: it runs here, on its stack.
+    pub(crate) fn wait_while_wanted(&self) -> bool {
+        let held = self.freeze.hold(&self.status, &self.sched.pc);
+        if held {
+            futex::wait(self.freeze.word(), freeze::AWAITED, None);
+            self.status.store(Status::Running as u32, Ordering::Release);
+        }
+        held
+    }
+
+    /// What somebody who asked the goroutine to be still finds.
+    pub(crate) fn found(&self) -> Found {
+        freeze::found(&self.status, &self.sched.pc)
+    }
+
     #[cold]
     #[inline(never)]
     fn bad_transition(&self, now: u32, from: Status, to: Status) -> ! {
@@ -352,6 +372,18 @@ impl G {
     #[inline(always)]
     pub(crate) fn set_wait_reason(&self, reason: WaitReason) {
         self.wait_reason.store(reason as u8, Ordering::Relaxed);
+    }
+}
+
+impl Linked for G {
+    unsafe fn set_link(this: *mut Self, next: *mut Self) {
+        // SAFETY: immortal, and the caller's.
+        unsafe { (*this).link.set(next) };
+    }
+
+    unsafe fn link(this: *mut Self) -> *mut Self {
+        // SAFETY: as above.
+        unsafe { (*this).link.get() }
     }
 }
 

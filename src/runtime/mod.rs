@@ -28,33 +28,44 @@ mod builder;
 mod chan;
 mod config;
 mod float_modes;
+mod freeze;
 mod futex;
 mod g;
+mod goroutines;
 mod handshake;
+mod idle;
 mod join;
 mod life;
 mod m;
+mod mailbox;
 mod overflow;
 mod poll;
 mod pool;
 mod preempt;
 mod run;
+mod runq;
 mod save_area;
 mod sched;
 mod signal;
 mod stack;
+mod stats;
 mod switch;
 mod symbol;
 mod sysmon;
 mod throw;
 mod time;
+mod timers;
 mod tls;
 mod traceback;
 mod unwind;
 
-/// What the handshakes are built from. The model test puts loom's in this place.
+/// What the lock-free parts are built from. The model tests put loom's in this place.
 mod primitive {
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+    pub(crate) use std::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence,
+    };
+
+    pub(crate) use super::futex::{heavy_fence, light_fence};
 }
 
 pub use adapter::Adapter;
@@ -64,6 +75,7 @@ pub use chan::{Case, Chan, Iter, SendError, TryRecvError, TrySendError, select, 
 pub use config::{Config, MAX_PROCESSORS, RunError, VectorState};
 pub use float_modes::keep_float_modes;
 pub use g::{Status, WaitReason};
+pub use goroutines::{Goroutine, ScanError, goroutines, this_goroutine};
 pub use join::{
     Abandoned, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, go, go_migratable,
     scope, try_go,
@@ -74,12 +86,16 @@ pub use poll::{PollLayout, Polls, poll_layout};
 pub use pool::{StackUsage, stack_usage};
 #[doc(hidden)]
 pub use preempt::request_preemption;
-pub use preempt::{Refused, Stats, checkpoint, stats, without_preemption};
+pub use preempt::{checkpoint, without_preemption};
 pub use sched::{Parker, current, gopark, goready, gosched};
 pub use stack::{Shortage, StackError};
+pub use stats::{Refused, Stats, stats};
 pub use switch::systemstack;
 pub use time::sleep;
-pub use traceback::{TraceFrame, Traceback, jit_frames, jit_frames_from, traceback, traceback_all};
+pub use traceback::{
+    TraceFrame, Traceback, jit_frames, jit_frames_from, traceback, traceback_all,
+    traceback_all_within,
+};
 pub use unwind::{JitFrame, Registers, WalkEnd};
 
 pub(crate) use futex::probe_fences;

@@ -40,6 +40,7 @@ use super::overflow::{PANIC_STACK_BYTES, overflowed};
 use super::save_area::save_area;
 use super::sched::{self, this_sched};
 use super::signal;
+use super::stats::Stats;
 use super::switch::{mcall, stack_pointer};
 use super::tls::{self, getg, getm, set_g_and_guard};
 use crate::jit::stubs::preempt::{self as stub, PreemptStubs, RED_ZONE_BYTES, SaveArea, Targets};
@@ -170,6 +171,23 @@ impl Target {
         self.pending.store(false, Ordering::Relaxed);
     }
 
+    /// Adds what happened here to what happened elsewhere.
+    pub(crate) fn add_to(&self, stats: &mut Stats) {
+        let Counters { requested, signals, cooperative, asynchronous, refused } = &self.counters;
+        let add = |sum: &mut u64, counter: &AtomicU64| *sum += counter.load(Ordering::Relaxed);
+        add(&mut stats.requested, requested);
+        add(&mut stats.signals, signals);
+        add(&mut stats.cooperative, cooperative);
+        add(&mut stats.asynchronous, asynchronous);
+        let sums = &mut stats.refused;
+        add(&mut sums.stale, &refused[Refusal::Stale as usize]);
+        add(&mut sums.disabled, &refused[Refusal::Disabled as usize]);
+        add(&mut sums.stack, &refused[Refusal::Stack as usize]);
+        add(&mut sums.native_code, &refused[Refusal::NativeCode as usize]);
+        add(&mut sums.not_preemptible, &refused[Refusal::NotPreemptible as usize]);
+        add(&mut sums.unsafe_range, &refused[Refusal::UnsafeRange as usize]);
+    }
+
     fn refuse(&self, why: Refusal) {
         count(&self.counters.refused[why as usize]);
     }
@@ -225,16 +243,27 @@ impl Drop for Attached {
 
 /// Asks the goroutine that an M runs to give way. Returns whether there was one to ask.
 pub(crate) fn request(m: &M) -> bool {
+    request_if(m, |_| true)
+}
+
+/// As [`request`], if the M runs this goroutine.
+pub(crate) fn request_of(m: &M, g: &G) -> bool {
+    request_if(m, |current| ptr::eq(current, g))
+}
+
+fn request_if(m: &M, is_meant: impl Fn(&G) -> bool) -> bool {
     let target = &m.preempt;
     let thread = target.thread.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(Thread { tid, guard }) = *thread else {
         return false;
     };
     // SAFETY: immortal.
-    let Some(g) = (unsafe { m.curg.load(Ordering::Acquire).as_ref() }) else {
+    let current = unsafe { m.curg.load(Ordering::Acquire).as_ref() };
+    let Some(g) = current.filter(|g| is_meant(g)) else {
         return false;
     };
     count(&target.counters.requested);
+    m.p.rounds.end_slice();
     // SAFETY: the thread has not ended: it takes the address back first, under the lock.
     let guards = [&g.guard, unsafe { &*guard }];
     if tid == 0 || !has_preemptible_code() {
@@ -431,66 +460,4 @@ pub fn without_preemption<R>(f: impl FnOnce() -> R) -> R {
     compiler_fence(Ordering::SeqCst);
     let _forbidden = Forbidden(g);
     f()
-}
-
-/// What happened in this run so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Requests that goroutines give way.
-    pub requested: u64,
-    /// Signals sent for them: not more than one is on its way to a thread.
-    pub signals: u64,
-    /// Goroutines that gave way at a poll.
-    pub cooperative: u64,
-    /// Goroutines that were interrupted in JIT code.
-    pub asynchronous: u64,
-    /// Signals and polls that put no goroutine aside.
-    pub refused: Refused,
-}
-
-/// Why goroutines were not put aside where a signal or a poll found them. The request stands
-/// meanwhile.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Refused {
-    /// The goroutine had given way already.
-    pub stale: u64,
-    /// In [`without_preemption`], on the system stack, while unwinding, or about to park.
-    pub disabled: u64,
-    /// Too little stack was left, or rsp was not in the goroutine's.
-    pub stack: u64,
-    /// In Rust or C code.
-    pub native_code: u64,
-    /// In JIT code that is not registered as preemptible, or in a stub of this crate.
-    pub not_preemptible: u64,
-    /// In an unsafe range of preemptible code.
-    pub unsafe_range: u64,
-}
-
-/// Counts of the run that the calling thread belongs to.
-///
-/// # Panics
-/// On a thread that no run owns.
-pub fn stats() -> Stats {
-    let sched = this_sched().expect("stats is called on a thread of a run");
-    let sum = |counter: &dyn Fn(&Counters) -> &AtomicU64| {
-        let each = sched.ms().map(|m| counter(&m.preempt.counters).load(Ordering::Relaxed));
-        each.sum()
-    };
-    let refused = |why: Refusal| sum(&|c| &c.refused[why as usize]);
-    Stats {
-        requested: sum(&|c| &c.requested),
-        signals: sum(&|c| &c.signals),
-        cooperative: sum(&|c| &c.cooperative),
-        asynchronous: sum(&|c| &c.asynchronous),
-        refused: Refused {
-            stale: refused(Refusal::Stale),
-            disabled: refused(Refusal::Disabled),
-            stack: refused(Refusal::Stack),
-            native_code: refused(Refusal::NativeCode),
-            not_preemptible: refused(Refusal::NotPreemptible),
-            unsafe_range: refused(Refusal::UnsafeRange),
-        },
-    }
 }

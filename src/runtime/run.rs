@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::config::{Config, RunError};
 use super::futex;
 use super::g::{self, GQueue, Status, TaskType, join_state};
+use super::idle::Idle;
 use super::life::{NewError, new_g};
 use super::m::M;
 use super::pool;
@@ -46,9 +47,7 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         class,
         global: Mutex::new(GlobalQueue(GQueue::new())),
         global_len: AtomicUsize::new(0),
-        spinning: AtomicUsize::new(0),
-        idle: AtomicUsize::new(0),
-        wakes: AtomicUsize::new(0),
+        idle: Idle::new(),
         stopping: AtomicBool::new(false),
         has_sysmon: AtomicBool::new(false),
         sysmon: Sysmon::new(),

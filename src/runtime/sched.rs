@@ -18,35 +18,41 @@
 //! elsewhere before its context is saved, so it always parks through `mcall`, and what makes it
 //! visible to its waker is done there, on the system stack.
 //!
-//! Why an M does not sleep over work: it announces that it will sleep, crosses a heavy fence, and
-//! looks at every queue once more; whoever adds work crosses a light fence and then looks for
-//! announcements. One of the two sees the other.
+//! Why an M does not sleep over work, and why not all of them wake for it: `idle.rs`.
+//!
+//! Fairness. A goroutine that was readied by the running one goes next, and shares its time slice,
+//! so that two who wake each other in turn have one slice and not two. Queues are first in, first
+//! out; the global one is looked at once in so many slices, and timers once in so many rounds or
+//! when sysmon says that one is late.
 
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::float_modes::put_aside_during;
 use super::futex;
 use super::g::{self, G, GQueue, Status, WaitReason, join_state};
-use super::m::{M, RUNQ};
+use super::idle::{Idle, Parking};
+use super::m::{M, RUNQ, bump};
 use super::pool;
+use super::runq::Stolen;
 use super::stack::SizeClass;
 use super::switch::{gogo, goswitch, mcall};
 use super::sysmon::Sysmon;
+use super::timers;
 use super::tls::{getg, getm, set_g_and_guard};
 use super::traceback;
 
-/// The global queue is looked at once in so many rounds, so that it cannot starve.
-const GLOBAL_EVERY: u32 = 61;
+/// The global queue is looked at once in so many slices, so that it cannot starve.
+const GLOBAL_EVERY: u64 = 61;
 /// Timers of a busy M are looked at once in so many rounds.
-const TIMERS_EVERY: u32 = 16;
-/// The local queue goes before the run queue once in so many rounds.
-const LOCAL_EVERY: u32 = 8;
-/// How often in a row the run-next slot goes before the queues.
-const RUN_NEXT_STREAK: u32 = 128;
+const TIMERS_EVERY: u64 = 16;
+/// The local queue goes before the run queue once in so many slices.
+const LOCAL_EVERY: u64 = 8;
+/// How often in a row the run-next slot goes before the queues at most, where no sysmon ends slices.
+const RUN_NEXT_STREAK: u64 = 128;
 /// How long an M has slept when it gives memory back and, as the last one, looks for a deadlock.
 const IDLE_AFTER: Duration = Duration::from_millis(10);
 /// How often a deadlock is looked for then.
@@ -61,12 +67,7 @@ pub(crate) struct Sched {
     pub(super) class: SizeClass,
     pub(super) global: Mutex<GlobalQueue>,
     pub(super) global_len: AtomicUsize,
-    /// Ms that looked for work in vain and look on.
-    pub(super) spinning: AtomicUsize,
-    /// Ms that sleep or are about to.
-    pub(super) idle: AtomicUsize,
-    /// How often an M left the state that `idle` counts.
-    pub(super) wakes: AtomicUsize,
+    pub(super) idle: Idle,
     pub(super) stopping: AtomicBool,
     /// Whether a sysmon watches, and how it is woken.
     pub(super) has_sysmon: AtomicBool,
@@ -92,7 +93,7 @@ impl Sched {
 
     /// Whether every M sleeps or is about to.
     pub(crate) fn all_idle(&self) -> bool {
-        self.idle.load(Ordering::SeqCst) == self.ms.len()
+        self.idle.sleeping() == self.ms.len()
     }
 
     /// Puts `count` goroutines at the end of the global queue.
@@ -131,29 +132,19 @@ impl Sched {
     /// Wakes one idle M, unless one looks for work already. Called after work was published.
     #[inline(always)]
     pub(super) fn wake_one(&self) {
-        futex::light_fence();
-        if self.idle.load(Ordering::Relaxed) != 0 {
+        if self.idle.someone_sleeps() {
             self.wake_one_idle();
         }
     }
 
+    fn parkings(&self) -> impl Iterator<Item = &Parking> + Clone {
+        self.ms.iter().map(|m| &m.inbox.parking)
+    }
+
     #[inline(never)]
     fn wake_one_idle(&self) {
-        // Against one who stops looking, which crosses no heavy fence.
-        fence(Ordering::SeqCst);
-        // The woken M is counted before it runs, so that a burst of work wakes one M, which wakes
-        // the next one when it has found something.
-        while self.spinning.load(Ordering::Relaxed) == 0
-            && self.spinning.compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
-        {
-            if self.ms.iter().any(|m| m.unpark_spinning()) {
-                return;
-            }
-            self.spinning.fetch_sub(1, Ordering::SeqCst);
-            // Others may have relied on our looking meanwhile.
-            if !work_exists(self) || !self.ms.iter().any(|m| m.is_parked()) {
-                return;
-            }
+        if let Some(parking) = self.idle.choose(self.parkings(), || work_exists(self)) {
+            futex::wake(parking.word());
         }
     }
 }
@@ -182,17 +173,32 @@ pub(super) fn make_current(m: &M, g: *mut G) {
     // SAFETY: immortal, and taken from a queue of ours: nobody else may run it.
     let gr = unsafe { &*g };
     gr.transition(Status::Runnable, Status::Running);
+    if gr.freeze.is_wanted() {
+        hold_back(m, gr);
+    }
     gr.m.store(ptr::from_ref(m).cast_mut(), Ordering::Relaxed);
     let sp = gr.sched.sp();
     if sp < gr.lowest_sp.get() {
         gr.lowest_sp.set(sp);
     }
-    gr.switches.store(gr.switches.load(Ordering::Relaxed) + 1, Ordering::Release);
     // A new turn: what was asked of an earlier one is over.
     let limit = m.preempt.limit_of(gr);
     gr.guard.store(limit, Ordering::Relaxed);
     m.curg.store(g, Ordering::Release);
     set_g_and_guard(g, limit);
+}
+
+/// Somebody wants the goroutine still that is to run next.
+#[cold]
+#[inline(never)]
+fn hold_back(m: &M, g: &G) {
+    while g.freeze.is_wanted() {
+        if !g.wait_while_wanted() {
+            // It is the one that this thread is on the stack of, and finds nobody else to leave for.
+            // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
+            unsafe { mcall(&g.sched, m.system_sp.get(), preempt0, ptr::from_ref(g)) };
+        }
+    }
 }
 
 /// Puts a runnable goroutine at the end of a queue of this M.
@@ -209,9 +215,10 @@ pub(super) fn enqueue(m: &M, g: *mut G) {
 /// The run queue is full: half of it and the goroutine go to the global queue.
 #[cold]
 fn spill(m: &M, g: *mut G) {
-    let Some(half) = m.p.runq.take_half() else {
+    let half = GQueue::new();
+    if !m.p.runq.take_half(|g| half.push(g)) {
         return enqueue(m, g); // there is room now
-    };
+    }
     half.push(g);
     // SAFETY: `m` is this thread's M.
     unsafe { sched_of(m) }.push_global(&half, RUNQ / 2 + 1);
@@ -228,8 +235,6 @@ fn belongs_to_thread(g: &G) -> bool {
 #[inline(always)]
 fn pick_next(m: &M) -> *mut G {
     let p = &m.p;
-    let tick = p.tick.get().wrapping_add(1);
-    p.tick.set(tick);
     // SAFETY: `m` is this thread's M.
     let sched = unsafe { sched_of(m) };
     if sched.stopping.load(Ordering::Relaxed) {
@@ -238,41 +243,49 @@ fn pick_next(m: &M) -> *mut G {
     if m.has_mail() {
         m.take_mail();
     }
-    if m.has_timers.load(Ordering::Relaxed) && tick.is_multiple_of(TIMERS_EVERY) {
-        run_timers(m);
-    }
-    if tick.is_multiple_of(GLOBAL_EVERY) {
-        let g = sched.pop_global(m);
-        if !g.is_null() {
-            return g;
-        }
+    if p.timers.any() && (p.rounds.all().is_multiple_of(TIMERS_EVERY) || p.timers.is_overdue()) {
+        run_timers(m, m);
     }
     let next = p.run_next.get();
-    if !next.is_null() && p.run_next_streak.get() < RUN_NEXT_STREAK {
+    if !next.is_null() && p.rounds.inherit_slice(RUN_NEXT_STREAK) {
         p.run_next.set(ptr::null_mut());
-        p.run_next_streak.set(p.run_next_streak.get() + 1);
         return next;
     }
-    p.run_next_streak.set(0);
-    // Goroutines that have not started go first, so that who waits for many of them waits once;
-    // the others have their turn in any case.
-    let g = if tick.is_multiple_of(LOCAL_EVERY) {
-        let g = m.local.pop();
-        if g.is_null() { p.runq.pop() } else { g }
-    } else {
-        let g = p.runq.pop();
-        if g.is_null() { m.local.pop() } else { g }
-    };
-    if g.is_null() { p.run_next.replace(ptr::null_mut()) } else { g }
+    let slice = p.rounds.slice();
+    let mut g = ptr::null_mut();
+    if slice.is_multiple_of(GLOBAL_EVERY) {
+        g = sched.pop_global(m);
+    }
+    if g.is_null() {
+        // Goroutines that have not started go first, so that who waits for many of them waits
+        // once; the others have their turn in any case.
+        g = if slice.is_multiple_of(LOCAL_EVERY) {
+            let g = m.local.pop();
+            if g.is_null() { p.runq.pop() } else { g }
+        } else {
+            let g = p.runq.pop();
+            if g.is_null() { m.local.pop() } else { g }
+        };
+    }
+    if g.is_null() {
+        // Nobody else wants to run: the slice that was over goes on.
+        g = p.run_next.replace(ptr::null_mut());
+    }
+    if !g.is_null() {
+        p.rounds.begin_slice();
+    }
+    g
 }
 
+/// Readies the sleepers of `owner` whose time has come, `m` being the M of this thread. A goroutine
+/// that belongs to another thread goes there.
 #[cold]
-fn run_timers(m: &M) {
-    let now = Instant::now();
-    while let Some(g) = m.due_timer(now) {
-        // SAFETY: a sleeping goroutine is readied by its timer only.
-        unsafe { make_runnable(&*g) };
-        enqueue(m, g);
+fn run_timers(m: &M, owner: &M) {
+    let now = timers::now();
+    while let Some(sleeper) = owner.p.timers.take_due(now) {
+        bump(&m.p.counts.timers, 1);
+        // SAFETY: a sleeping goroutine is readied by its timer only, and whoever takes that does it.
+        unsafe { ready(sleeper, false) };
     }
 }
 
@@ -354,8 +367,8 @@ pub(super) unsafe extern "C" fn preempt0(g: *const G) -> ! {
         let m = this_m();
         let sched = sched_of(m);
         set_g_and_guard(ptr::null_mut(), 0);
-        if m.has_timers.load(Ordering::Relaxed) {
-            run_timers(m);
+        if m.p.timers.any() {
+            run_timers(m, m);
         }
         let waiting_for_all = sched.pop_global(m);
         if !waiting_for_all.is_null() {
@@ -439,10 +452,7 @@ fn find_runnable_slow(m: &'static M) -> Option<*mut G> {
         let mut found = find_without_sleep(m, sched);
         if found.is_none() && !sched.stopping.load(Ordering::Acquire) {
             // Look on for a while, but not with everybody.
-            if !spinning && 2 * sched.spinning.load(Ordering::Relaxed) + 1 < sched.ms.len() {
-                sched.spinning.fetch_add(1, Ordering::SeqCst);
-                spinning = true;
-            }
+            spinning = spinning || sched.idle.start_spinning(sched.ms.len());
             for _ in 0..if spinning { SPINS } else { 0 } {
                 std::hint::spin_loop();
                 found = find_without_sleep(m, sched);
@@ -452,7 +462,7 @@ fn find_runnable_slow(m: &'static M) -> Option<*mut G> {
             }
         }
         if std::mem::take(&mut spinning) {
-            let was_last = sched.spinning.fetch_sub(1, Ordering::SeqCst) == 1;
+            let was_last = sched.idle.stop_spinning();
             // There may be more where this came from, and nobody else is looking.
             if was_last && found.is_some() && work_exists(sched) {
                 sched.wake_one();
@@ -469,8 +479,8 @@ fn find_runnable_slow(m: &'static M) -> Option<*mut G> {
 }
 
 fn find_without_sleep(m: &M, sched: &Sched) -> Option<*mut G> {
-    if m.has_timers.load(Ordering::Relaxed) {
-        run_timers(m);
+    if m.p.timers.any() {
+        run_timers(m, m);
     }
     let g = pick_next(m);
     if !g.is_null() {
@@ -480,28 +490,49 @@ fn find_without_sleep(m: &M, sched: &Sched) -> Option<*mut G> {
         // Nothing more is run, and the own queue may be full: it is not to be stolen into.
         return None;
     }
-    let g = sched.pop_global(m);
-    if !g.is_null() {
-        return Some(g);
+    let mut g = sched.pop_global(m);
+    if g.is_null() {
+        g = steal(m, sched);
     }
-    let g = steal(m, sched);
-    (!g.is_null()).then_some(g)
+    if g.is_null() && steal_timers(m, sched) {
+        return Some(pick_next(m)).filter(|g| !g.is_null());
+    }
+    if g.is_null() {
+        return None;
+    }
+    m.p.rounds.begin_slice();
+    Some(g)
+}
+
+/// The other Ms, beginning somewhere else each time.
+fn others<'a>(m: &'a M, sched: &'a Sched) -> impl Iterator<Item = &'static M> + 'a {
+    let count = sched.ms.len();
+    let start = m.p.rounds.all() as usize % count;
+    let all = (start..start + count).map(move |i| sched.ms[i % count]);
+    all.filter(move |other| !ptr::eq(*other, m))
 }
 
 /// Takes half of somebody else's run queue; returns one of it, or null. The own one is empty.
 fn steal(m: &M, sched: &Sched) -> *mut G {
-    let others = sched.ms.len();
-    let start = m.p.tick.get() as usize % others;
-    for i in 0..others {
-        let victim = sched.ms[(start + i) % others];
-        if !ptr::eq(victim, m) {
-            let g = victim.p.runq.steal_into(&m.p.runq);
-            if !g.is_null() {
-                return g;
-            }
+    match others(m, sched).find_map(|victim| victim.p.runq.steal_into(&m.p.runq)) {
+        Some(Stolen { first, count }) => {
+            bump(&m.p.counts.steals, 1);
+            bump(&m.p.counts.stolen, count.into());
+            first
         }
+        None => ptr::null_mut(),
     }
-    ptr::null_mut()
+}
+
+/// Fires timers of Ms that are kept from it. Returns whether there were any: who is migratable runs
+/// here then.
+fn steal_timers(m: &M, sched: &Sched) -> bool {
+    if !others(m, sched).any(|other| other.p.timers.any()) {
+        return false;
+    }
+    let now = timers::now();
+    let victim = others(m, sched).find(|other| other.p.timers.is_due(now));
+    victim.inspect(|victim| run_timers(m, victim)).is_some()
 }
 
 /// Whether any queue that all Ms take from has something.
@@ -511,16 +542,16 @@ fn work_exists(sched: &Sched) -> bool {
 
 /// Returns whether this M was woken as one that is counted as spinning.
 fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
-    let idle = sched.idle.fetch_add(1, Ordering::SeqCst) + 1;
-    m.prepare_park();
+    let sleeping = sched.idle.prepare_sleep(&m.inbox.parking);
     let stay = m.has_mail() || work_exists(sched) || sched.stopping.load(Ordering::SeqCst);
     let woken_spinning = if stay {
-        m.cancel_park()
+        m.inbox.parking.end()
     } else {
+        bump(&m.p.counts.sleeps, 1);
         // The last one to sleep looks for a deadlock: soon, and then from time to time, since a
         // foreign thread that could wake a goroutine may end. Whoever has a timer need not look.
-        let is_last = idle == sched.ms.len();
-        let is_suspect = || is_last && !m.has_timers.load(Ordering::Relaxed);
+        let is_last = sleeping == sched.ms.len();
+        let is_suspect = || is_last && !m.p.timers.any();
         let mut limit = (is_suspect() || pool::has_surplus(m)).then_some(IDLE_AFTER);
         loop {
             if let Some(spinning) = m.park(limit) {
@@ -534,8 +565,7 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
         }
     };
     // Before the mail is taken: see `check_deadlock`.
-    sched.wakes.fetch_add(1, Ordering::SeqCst);
-    sched.idle.fetch_sub(1, Ordering::SeqCst);
+    sched.idle.leave_sleep();
     sched.sysmon.wake();
     woken_spinning
 }
@@ -545,11 +575,10 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
 fn check_deadlock(sched: &Sched) {
     // The Ms are looked at one after the other. Only if none of them woke meanwhile do the looks
     // add up to one state.
-    let wakes = sched.wakes.load(Ordering::SeqCst);
+    let wakes = sched.idle.wakes();
     let is_quiet = || {
-        let asleep =
-            |m: &&M| m.is_parked() && !m.has_mail() && !m.has_timers.load(Ordering::SeqCst);
-        sched.idle.load(Ordering::SeqCst) == sched.ms.len()
+        let asleep = |m: &&M| m.is_parked() && !m.has_mail() && m.p.timers.next().is_none();
+        sched.all_idle()
             && sched.ms.iter().all(asleep)
             && !work_exists(sched)
             && !sched.stopping.load(Ordering::SeqCst)
@@ -560,8 +589,8 @@ fn check_deadlock(sched: &Sched) {
     let own_threads = sched.ms.len() + usize::from(sched.has_sysmon.load(Ordering::Relaxed));
     let threads = std::fs::read_dir("/proc/self/task").map_or(usize::MAX, Iterator::count);
     // A foreign thread may have readied a goroutine just before it ended: look again.
-    if threads == own_threads && is_quiet() && sched.wakes.load(Ordering::SeqCst) == wakes {
-        traceback::report_deadlock(sched);
+    if threads == own_threads && is_quiet() && sched.idle.wakes() == wakes {
+        traceback::report_deadlock();
     }
 }
 

@@ -18,6 +18,7 @@ use super::pool::Scavenger;
 use super::preempt;
 use super::sched::Sched;
 use super::signal;
+use super::timers;
 
 const FIRST_DELAY: Duration = Duration::from_micros(20);
 const MAX_DELAY: Duration = Duration::from_millis(10);
@@ -60,10 +61,10 @@ impl Sysmon {
     }
 }
 
-/// What an M was seen to do: which goroutine it runs, in which of its turns, and since when.
+/// In which time slice an M was seen to be, and since when.
 #[derive(Clone, Copy)]
 struct Seen {
-    turn: (usize, u64),
+    slice: u64,
     since: Instant,
 }
 
@@ -85,19 +86,24 @@ pub(crate) fn run(sched: &Sched, slice: Duration) {
         }
         let now = Instant::now();
         for (m, seen) in sched.ms().zip(&mut seen) {
-            let Some(turn) = m.turn() else {
+            let Some(current) = m.slice() else {
                 *seen = None;
                 continue;
             };
+            if m.p.timers.any() && m.p.timers.is_due(timers::now()) {
+                // It looks now and then only; and if it cannot, somebody else does.
+                m.p.timers.set_overdue();
+                sched.wake_one();
+            }
             match seen {
-                Some(known) if known.turn == turn => {
+                Some(known) if known.slice == current => {
                     if now.duration_since(known.since) >= slice {
                         preempt::request(m);
                         // If it goes on nevertheless it is asked again, and not too often.
                         known.since = now;
                     }
                 }
-                _ => *seen = Some(Seen { turn, since: now }),
+                _ => *seen = Some(Seen { slice: current, since: now }),
             }
         }
         scavenger.tick(now);

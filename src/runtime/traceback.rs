@@ -6,12 +6,14 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use super::g::{self, G, Status, WaitReason};
-use super::sched::{Sched, this_sched};
+use super::g::{Status, WaitReason};
+use super::goroutines::{Goroutine, ScanError, goroutines, this_goroutine};
+use super::sched::this_sched;
 use super::symbol::with_symbol;
 use super::tls::getg;
-use super::unwind::{Bounds, FullWalker, JitFrame, Registers, Start, WalkEnd, exact_walk};
+use super::unwind::{Bounds, Frame, FullWalker, JitFrame, Registers, Start, WalkEnd, exact_walk};
 use crate::jit::stubs::preempt::POLL;
 
 /// One line of a traceback.
@@ -136,63 +138,80 @@ fn of_caller(here: Registers, names: &mut Names) -> Traceback {
         goid,
         status: Status::Running,
         wait_reason: WaitReason::None,
-        frames: names.frames(here, &bounds, 1),
+        frames: {
+            let walked = names.walk(here, &bounds);
+            names.of(walked.get(1..).unwrap_or_default())
+        },
     }
 }
 
-/// Where every goroutine of this run is, by number. Goroutines that run on other threads, or
-/// begin to while they are looked at, come without frames.
+/// Where every goroutine of this run is, by number: [`traceback_all_within`] 200 ms.
 ///
 /// # Panics
 /// On a thread that no run owns.
 #[inline(never)]
 pub fn traceback_all() -> Vec<Traceback> {
     let here = registers_here();
-    let sched = this_sched().expect("traceback_all is called on a thread of a run");
-    let own = getg();
-    let mut names = Names::new();
-    let mut all: Vec<Traceback> = goroutines(sched)
-        .into_iter()
-        .filter_map(|g| {
-            if std::ptr::eq(g, own) {
-                Some(of_caller(here, &mut names))
-            } else {
-                of_other(g, &mut names)
-            }
-        })
-        .collect();
-    all.sort_by_key(|traceback| traceback.goid);
-    all
+    assert!(this_sched().is_some(), "traceback_all is called on a thread of a run");
+    all_from(Some(here), Duration::from_millis(200))
 }
 
-fn goroutines(sched: &Sched) -> Vec<&'static G> {
-    let mut all = g::all();
-    all.retain(|g| g.run_id.load(Ordering::Relaxed) == sched.run_id());
+/// Where every goroutine of this run is, by number.
+///
+/// Each one is held still while its stack is read, one after the other. One that runs on another
+/// thread is asked to give way: in JIT code that polls or is preemptible, or in
+/// [`checkpoint`](super::checkpoint). Those that do not within `wait` (in sum, for all of them)
+/// come without frames.
+///
+/// # Panics
+/// On a thread that no run owns.
+#[inline(never)]
+pub fn traceback_all_within(wait: Duration) -> Vec<Traceback> {
+    let here = registers_here();
+    assert!(this_sched().is_some(), "traceback_all is called on a thread of a run");
+    all_from(Some(here), wait)
+}
+
+/// `here`: registers in the function that the caller asks from.
+fn all_from(here: Option<Registers>, mut wait: Duration) -> Vec<Traceback> {
+    let own = this_goroutine();
+    let mut names = Names::new();
+    let mut all = Vec::new();
+    for goroutine in goroutines() {
+        if own == Some(goroutine)
+            && let Some(here) = here
+        {
+            all.push(of_caller(here, &mut names));
+            continue;
+        }
+        let start = Instant::now();
+        all.extend(of_other(goroutine, wait, &mut names));
+        let (status, _) = goroutine.status();
+        if status == Status::Running {
+            wait = wait.saturating_sub(start.elapsed());
+        }
+    }
     all
 }
 
 /// A goroutine that somebody else runs or parked. `None` if it ends meanwhile.
-fn of_other(g: &G, names: &mut Names) -> Option<Traceback> {
-    let switches = g.switches.load(Ordering::Acquire);
-    let status = g.status();
-    let goid = g.goid.load(Ordering::Relaxed);
-    let wait_reason = g.wait_reason();
-    let started = !g.m.load(Ordering::Relaxed).is_null();
-    let mut frames = Vec::new();
-    match status {
-        Status::Idle | Status::Dead => return None,
-        Status::Waiting | Status::Runnable if started => {
-            frames = names.frames(g.sched.registers(), &Bounds::of(g), 0);
+fn of_other(goroutine: Goroutine, wait: Duration, names: &mut Names) -> Option<Traceback> {
+    let goid = goroutine.id();
+    let still = match goroutine.hold(wait) {
+        Ok(still) => still,
+        Err(ScanError::Ended) => return None,
+        Err(ScanError::Running { .. }) => {
+            let (status, wait_reason) = (Status::Running, WaitReason::None);
+            return Some(Traceback { goid, status, wait_reason, frames: Vec::new() });
         }
-        _ => {}
-    }
-    // What was read of a goroutine that ran meanwhile means nothing.
-    std::sync::atomic::fence(Ordering::SeqCst);
-    if g.switches.load(Ordering::Relaxed) == switches && g.status() == status {
-        return Some(Traceback { goid, status, wait_reason, frames });
-    }
-    let frames = Vec::new();
-    Some(Traceback { goid, status: Status::Running, wait_reason: WaitReason::None, frames })
+    };
+    let (status, wait_reason) = goroutine.status();
+    let bounds = goroutine.bounds();
+    // It goes on before its frames get names, which takes long.
+    let walked = still.registers().map(|at| names.walk(at, &bounds));
+    drop(still);
+    let frames = walked.map_or(Vec::new(), |walked| names.of(&walked));
+    Some(Traceback { goid, status, wait_reason, frames })
 }
 
 /// Walks stacks and names frames. Debug information is slow to read, and goroutines tend to be
@@ -207,16 +226,16 @@ impl Names {
         Self { walker: FullWalker::new(), native: HashMap::new() }
     }
 
-    /// Names the frames from `at` on, without the first `skip`.
-    fn frames(&mut self, at: Registers, bounds: &Bounds, skip: usize) -> Vec<TraceFrame> {
+    /// The frames from `at` on.
+    fn walk(&mut self, at: Registers, bounds: &Bounds) -> Vec<Frame> {
+        let mut walked = Vec::new();
+        self.walker.walk(at, true, bounds, &mut |frame| walked.push(frame));
+        walked
+    }
+
+    fn of(&mut self, walked: &[Frame]) -> Vec<TraceFrame> {
         let mut frames = Vec::new();
-        let mut walked = 0;
-        let Self { walker, native } = self;
-        walker.walk(at, true, bounds, &mut |frame| {
-            walked += 1;
-            if walked <= skip {
-                return;
-            }
+        for frame in walked {
             if let Some(stub) = frame.stub {
                 frames.push(TraceFrame::Jit {
                     name: stub.name().into(),
@@ -226,9 +245,10 @@ impl Names {
             } else {
                 // A return address may be the first byte of the next function or line.
                 let pc = frame.pc - usize::from(frame.is_return_address);
-                frames.extend_from_slice(native.entry(pc).or_insert_with(|| native_frames(pc)));
+                frames
+                    .extend_from_slice(self.native.entry(pc).or_insert_with(|| native_frames(pc)));
             }
-        });
+        }
         frames
     }
 }
@@ -296,13 +316,9 @@ pub unsafe fn jit_frames_from(at: Registers, mut visit: impl FnMut(JitFrame) -> 
 
 /// Every goroutine is parked and nothing can wake one: says so, like Go does, and exits.
 #[cold]
-pub(crate) fn report_deadlock(sched: &Sched) -> ! {
+pub(crate) fn report_deadlock() -> ! {
     eprintln!("footbridge: fatal: all goroutines are asleep - deadlock!\n");
-    let mut names = Names::new();
-    let mut all: Vec<_> =
-        goroutines(sched).into_iter().filter_map(|g| of_other(g, &mut names)).collect();
-    all.sort_by_key(|traceback| traceback.goid);
-    for traceback in all {
+    for traceback in all_from(None, Duration::ZERO) {
         eprintln!("{traceback}");
     }
     std::process::exit(2)

@@ -108,7 +108,8 @@ pub(crate) fn emit_slow_path(ops: &mut Ops, env: &StubEnv, pending: Pending) {
 }
 
 /// Emits the stub. `overflowed` is a Rust function that gets the return address into the code that
-/// checks, and fp and pc of the previous anchor, and panics. `headroom_bytes` are between the lowest address of a stack and its guard.
+/// checks, and fp and pc of the previous anchor, and panics. `headroom_bytes` are between the
+/// lowest address of a stack and its guard.
 pub(crate) fn emit_stub(
     arena: &'static Arena,
     env: &StubEnv,

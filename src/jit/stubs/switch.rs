@@ -110,25 +110,29 @@ pub(crate) fn emit(
     })
 }
 
-/// Saves what a resumption needs. The rest is the compiler's business at the call site.
+/// Saves what a resumption needs. The rest is the compiler's business at the call site. The pc comes
+/// last: who finds one finds the rest.
 fn save(ops: &mut Ops, gobuf: GobufLayout) {
     dynasm!(ops
         ; .arch x64
         ; mov [rdi + gobuf.sp], rsp
-        ; mov [rdi + gobuf.pc], rcx
         ; mov [rdi + gobuf.bp], rbp
         ; mov [rdi + gobuf.bx], rbx
+        ; mov [rdi + gobuf.pc], rcx
     );
 }
 
 /// From the first of these instructions to the last, rsp belongs to neither side as a whole: a
-/// walk that finds a pc here stops.
+/// walk that finds a pc here stops. The saved pc is cleared: the context is no longer there to be
+/// continued, or looked at.
 fn load_and_jump(ops: &mut Ops, gobuf: GobufLayout) {
     dynasm!(ops
         ; .arch x64
+        ; mov rcx, [rsi + gobuf.pc]
         ; mov rsp, [rsi + gobuf.sp]
         ; mov rbp, [rsi + gobuf.bp]
         ; mov rbx, [rsi + gobuf.bx]
-        ; jmp QWORD [rsi + gobuf.pc]
+        ; mov QWORD [rsi + gobuf.pc], 0
+        ; jmp rcx
     );
 }

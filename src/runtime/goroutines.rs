@@ -1,0 +1,255 @@
+#![allow(unsafe_code, reason = "looks at goroutines that other threads run")]
+//! Goroutines as others see them: which there are, and what is on their stacks while they are held
+//! still (`freeze.rs`).
+//!
+//! Who wants a goroutine still that runs asks it to give way, as sysmon does, and waits until it
+//! has: at a poll, or where it parks, or where it may be interrupted. That may never be, so that
+//! every wait has an end.
+//!
+//! One at a time holds a goroutine still, in the whole process. Otherwise two that look at each other
+//! would wait for each other.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::freeze::Found;
+use super::futex;
+use super::g::{self, G, Status, WaitReason};
+use super::preempt::{self, checkpoint};
+use super::sched::this_sched;
+use super::switch::systemstack;
+use super::tls::{getg, guard_word};
+use super::unwind::{Bounds, JitFrame, Registers, Start, WalkEnd, exact_walk};
+
+/// How often a goroutine that runs on is asked again to give way.
+const ASK_AGAIN: Duration = Duration::from_millis(1);
+/// How often it is looked at, in vain, before the thread sleeps in between.
+const EAGER_LOOKS: u32 = 200;
+/// How long it sleeps.
+const NAP: Duration = Duration::from_micros(50);
+
+/// A goroutine, for those who want to look at it. Holding one keeps nothing alive.
+#[derive(Clone, Copy)]
+pub struct Goroutine {
+    g: &'static G,
+    id: u64,
+}
+
+impl PartialEq for Goroutine {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Goroutine {}
+
+impl Hash for Goroutine {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.id.hash(state);
+    }
+}
+
+impl fmt::Debug for Goroutine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Goroutine({})", self.id)
+    }
+}
+
+/// Why a goroutine could not be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ScanError {
+    /// It has ended.
+    Ended,
+    /// It did not come to a place where it gives way within the time.
+    Running {
+        /// How long was waited for it.
+        waited: Duration,
+    },
+}
+
+impl fmt::Display for ScanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended => f.write_str("the goroutine has ended"),
+            Self::Running { waited } => write!(
+                f,
+                "the goroutine ran on for {waited:?}: it did not park, and came to no poll; Rust code \
+                 gives way in runtime::checkpoint(), JIT code where it polls or is preemptible"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ScanError {}
+
+/// The goroutines that have not ended, by number: of this run on a thread of a run, and else of all
+/// runs. Others start and end meanwhile.
+pub fn goroutines() -> Vec<Goroutine> {
+    let run_id = this_sched().map(|sched| sched.run_id());
+    let mut all: Vec<Goroutine> = g::all()
+        .into_iter()
+        .filter(|g| {
+            let of_run = run_id.is_none_or(|id| g.run_id.load(Ordering::Relaxed) == id);
+            of_run && !g.is_thread.get() && !matches!(g.status(), Status::Idle | Status::Dead)
+        })
+        .map(|g| Goroutine { g, id: g.goid.load(Ordering::Relaxed) })
+        .collect();
+    all.sort_by_key(|goroutine| goroutine.id);
+    all
+}
+
+/// The calling goroutine; `None` on a thread that runs none.
+pub fn this_goroutine() -> Option<Goroutine> {
+    // SAFETY: immortal.
+    let g: &'static G = unsafe { getg().as_ref()? };
+    Some(Goroutine { g, id: g.goid.load(Ordering::Relaxed) })
+}
+
+impl Goroutine {
+    /// Its number, as in tracebacks. No other goroutine of the process ever has it.
+    pub fn id(self) -> u64 {
+        self.id
+    }
+
+    /// Holds the goroutine still and visits its JIT frames, innermost first, until `visit` returns
+    /// `false`. The walk is exact: see [`jit_frames`](super::jit_frames). For the calling goroutine
+    /// it begins at the caller.
+    ///
+    /// A goroutine that runs is asked to give way; after `wait` it is given up. It goes on when the
+    /// visit is over: its thread waits meanwhile if it comes to it. The visit runs on the system stack
+    /// of this thread, and can neither park nor be preempted there.
+    ///
+    /// # Errors
+    /// The goroutine has ended, or did not give way in time. Nothing was visited.
+    ///
+    /// # Panics
+    /// With the panic of `visit`; and if `visit` parks or looks at a goroutine itself.
+    pub fn scan_stack(
+        self,
+        wait: Duration,
+        mut visit: impl FnMut(JitFrame) -> bool,
+    ) -> Result<WalkEnd, ScanError> {
+        let Self { g, .. } = self;
+        if ptr::eq(getg(), g) {
+            let (fp, pc) = g.anchor.get();
+            return Ok(exact_walk(Start::Anchor { fp, pc }, &Bounds::of(g), &mut visit));
+        }
+        let still = self.hold(wait)?;
+        systemstack(|| {
+            let Some(at) = still.registers() else {
+                return Ok(WalkEnd::Complete);
+            };
+            let start = Start::Registers { at, anchor: g.anchor.get() };
+            Ok(exact_walk(start, &Bounds::of(g), &mut visit))
+        })
+    }
+
+    /// What it does, as far as that can be told of a goroutine that is not held still.
+    pub(crate) fn status(self) -> (Status, WaitReason) {
+        (self.g.status(), self.g.wait_reason())
+    }
+
+    /// Stacks that it can be on.
+    pub(crate) fn bounds(self) -> Bounds {
+        Bounds::of(self.g)
+    }
+
+    /// Holds the goroutine, which is not the calling one, still as long as the value lives. Until then
+    /// the caller does not give way.
+    pub(crate) fn hold(self, wait: Duration) -> Result<Still, ScanError> {
+        let Self { g, id } = self;
+        debug_assert!(!ptr::eq(getg(), g));
+        let looking = Looking::begin();
+        g.freeze.ask();
+        let still = Still { g, _looking: looking };
+        let start = Instant::now();
+        let (mut asked, mut looks) = (None, 0);
+        loop {
+            let found = g.found();
+            // Another goroutine may have the structure by now.
+            if found == Found::Gone || g.goid.load(Ordering::Relaxed) != id {
+                return Err(ScanError::Ended);
+            }
+            if found == Found::Still {
+                return Ok(still);
+            }
+            let waited = start.elapsed();
+            if waited >= wait && looks > 0 {
+                return Err(ScanError::Running { waited });
+            }
+            if asked.is_none_or(|at| waited.saturating_sub(at) >= ASK_AGAIN) {
+                asked = Some(waited);
+                // SAFETY: null, or an M, which is immortal.
+                if let Some(m) = unsafe { g.m.load(Ordering::Relaxed).as_ref() } {
+                    preempt::request_of(m, g);
+                }
+            }
+            looks += 1;
+            if looks > EAGER_LOOKS {
+                std::thread::sleep(NAP.min(wait));
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+    }
+}
+
+/// The right to hold a goroutine still.
+struct Looking;
+
+/// Whose it is: the address of a word of that thread. 0: nobody's.
+static LOOKING: AtomicUsize = AtomicUsize::new(0);
+
+impl Looking {
+    /// Waits for it. Whoever has it may want the caller still, and gets it so: the caller gives way
+    /// meanwhile.
+    fn begin() -> Self {
+        loop {
+            let this_thread = guard_word() as usize;
+            let taken =
+                LOOKING.compare_exchange(0, this_thread, Ordering::Acquire, Ordering::Relaxed);
+            if taken.is_ok() {
+                return Self;
+            }
+            assert!(
+                taken != Err(this_thread),
+                "a goroutine is held still by this thread: a visit of its stack cannot look at others"
+            );
+            checkpoint();
+            // Another thread has it, and may want this processor.
+            std::thread::sleep(NAP);
+        }
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        LOOKING.store(0, Ordering::Release);
+    }
+}
+
+/// A goroutine that is held still, or was to be.
+pub(crate) struct Still {
+    g: &'static G,
+    _looking: Looking,
+}
+
+impl Still {
+    /// Where it will go on; `None` if it has not begun, and nothing is on its stack.
+    pub(crate) fn registers(&self) -> Option<Registers> {
+        let has_begun = !self.g.m.load(Ordering::Relaxed).is_null();
+        has_begun.then(|| self.g.sched.registers())
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        if self.g.freeze.end() {
+            futex::wake(self.g.freeze.word());
+        }
+    }
+}
