@@ -28,7 +28,8 @@ pub fn subjects() -> Vec<Subject> {
             .faster_than_recorded("Go 1.27", 81.0, 5.0)
             .against(COROSENSEI),
         Subject::new("gosched, with float modes", |n| gosched_ring(2, Modes::Own, n))
-            .against(GOSCHED),
+            .against(GOSCHED)
+            .against(COROSENSEI),
         Subject::new("gosched, 1,000 goroutines", |n| gosched_ring(MANY, Modes::OfThread, n)),
         Subject::new(HOP, |n| ping_pong(0, Modes::OfThread, n))
             .faster_than_recorded("Go 1.27", 129.0, 3.0)

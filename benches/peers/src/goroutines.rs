@@ -42,7 +42,7 @@ fn table(go: Option<&Go>) -> Table {
         1,
         own("raw", switch::raw_switch),
         (RAW, Some(Subject::new(RAW, switch::corosensei))),
-        None,
+        Some(1.0),
     );
 
     let ours =
