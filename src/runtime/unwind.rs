@@ -127,7 +127,10 @@ enum Out {
     },
     /// Code that was interrupted here, at any instruction, and the anchor that the goroutine had
     /// then (`None`: it still is the goroutine's).
-    Interrupted { at: Registers, anchor: Option<(usize, usize)> },
+    Interrupted {
+        at: Registers,
+        anchor: Option<(usize, usize)>,
+    },
     Root,
     Switching,
     Broken,

@@ -101,8 +101,9 @@ pub(crate) fn goes_on_at(code: &[u8], at: usize, env: &StubEnv) -> usize {
     }
     match code.get(behind) {
         // jmp rel32, jmp rel8
-        Some(0xe9) => disp32(behind + 1)
-            .map_or(behind, |rel| (behind + 5).wrapping_add_signed(rel as isize)),
+        Some(0xe9) => {
+            disp32(behind + 1).map_or(behind, |rel| (behind + 5).wrapping_add_signed(rel as isize))
+        }
         Some(0xeb) => code
             .get(behind + 1)
             .map_or(behind, |&rel| (behind + 2).wrapping_add_signed(rel as i8 as isize)),

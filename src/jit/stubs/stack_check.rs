@@ -216,10 +216,12 @@ mod tests {
         g_anchor_off: 16,
         g_guard_off: 32,
         g_stack_lo_off: 40,
+        g_stack_hi_off: 48,
         tls_guard_off: -16,
         tls_poll_off: -24,
         tls_stack_check_off: -32,
         tls_resume_off: -40,
+        tls_float_modes_off: -56,
         no_goroutine: 0,
     };
 
