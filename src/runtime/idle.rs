@@ -116,7 +116,7 @@ impl Idle {
             if chosen.is_some() {
                 return chosen;
             }
-            self.spinning.fetch_sub(1, Ordering::SeqCst);
+            self.stop_spinning();
             // Others may have relied on our looking meanwhile.
             if !work_exists() || !all.clone().any(Parking::is_parked) {
                 return None;
@@ -137,7 +137,13 @@ impl Idle {
     /// Takes it from the count. Returns whether it was the last one: if it has found something, it
     /// must look whether there is more, and then wake another one.
     pub(crate) fn stop_spinning(&self) -> bool {
-        self.spinning.fetch_sub(1, Ordering::SeqCst) == 1
+        let was_last = self.spinning.fetch_sub(1, Ordering::SeqCst) == 1;
+        if was_last {
+            // Against those who publish work and see it counted. A read-modify-write does this on
+            // x86-64; the memory model wants a fence.
+            fence(Ordering::SeqCst);
+        }
+        was_last
     }
 
     /// Counts an M among the sleepers and announces it. Returns how many they are. Then it must look
