@@ -8,7 +8,8 @@
 //! the next one when it has found something. So the waker counts the M that it wakes as
 //! *spinning* (looking) before it runs, and wakes nobody while one is counted. Who stops looking
 //! takes itself from the count, and, if it was the last one and found something, looks once more
-//! for work that others left to it: they saw it counted.
+//! for work that others left to it: they saw it counted. If it was the last one and found nothing,
+//! it does so when it has announced that it will sleep; if there is work then, it is counted again.
 //!
 //! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
 
@@ -152,6 +153,15 @@ impl Idle {
         let sleeping = self.sleeping.fetch_add(1, Ordering::SeqCst) + 1;
         parking.announce();
         sleeping
+    }
+
+    /// Takes the announcement back, for what the last look has found. The M is counted among those
+    /// that look for work from then on, whoever woke it: it has stopped looking just before, and
+    /// who published work until then has left more than it takes to it.
+    pub(crate) fn stay_awake(&self, parking: &Parking) {
+        if !parking.end() {
+            self.spinning.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// The M sleeps no more: its parking has ended.

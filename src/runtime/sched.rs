@@ -519,12 +519,13 @@ fn work_exists(sched: &Sched) -> bool {
     sched.global_len.load(Ordering::Acquire) != 0 || sched.ms.iter().any(|m| !m.p.runq.is_empty())
 }
 
-/// Returns whether this M was woken as one that is counted as spinning.
+/// Returns whether this M is counted as spinning.
 fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
     let sleeping = sched.idle.prepare_sleep(&m.inbox.parking);
     let stay = m.has_mail() || work_exists(sched) || sched.stopping.load(Ordering::SeqCst);
-    let woken_spinning = if stay {
-        m.inbox.parking.end()
+    let spinning = if stay {
+        sched.idle.stay_awake(&m.inbox.parking);
+        true
     } else {
         bump(&m.p.counts.sleeps, 1);
         // The last one to sleep looks for a deadlock: soon, and then from time to time, since a
@@ -546,7 +547,7 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
     // Before the mail is taken: see `check_deadlock`.
     sched.idle.leave_sleep();
     sched.sysmon.wake();
-    woken_spinning
+    spinning
 }
 
 /// Called by the last M that went to sleep. With no timer set and no other thread in the process,
