@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use super::futex;
 use super::g::{self, G, GQueue, Status, WaitReason, join_state};
+use super::handshake;
 use super::idle::{Idle, Parking};
 use super::m::{M, RUNQ, bump};
 use super::pool;
@@ -179,9 +180,7 @@ pub(super) fn make_current(m: &M, g: *mut G) {
     }
     // A new turn: what was asked of an earlier one is over.
     let limit = m.preempt.limit_of(gr);
-    gr.guard.store(limit, Ordering::Relaxed);
-    m.curg.store(g, Ordering::Release);
-    set_g_and_guard(g, limit);
+    handshake::begin_turn(&m.curg, g, &gr.guard, limit, || set_g_and_guard(g, limit));
 }
 
 /// Puts a runnable goroutine at the end of a queue of this M.
