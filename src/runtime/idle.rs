@@ -11,6 +11,9 @@
 //! for work that others left to it: they saw it counted. If it was the last one and found nothing,
 //! it does so when it has announced that it will sleep; if there is work then, it is counted again.
 //!
+//! Whatever one must see of the other is so by a fence on both sides. The counts and words are
+//! stronger than that needs: `check_deadlock` adds up looks at all of them to one state.
+//!
 //! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
 
 use super::primitive::{AtomicU32, AtomicUsize, Ordering, fence, heavy_fence, light_fence};
