@@ -88,19 +88,28 @@ impl Goroutine {
         self.status.store(to, Ordering::Release);
     }
 
-    /// `G::begin_to_run`.
+    /// What `make_current` does first, and `hold_back`.
     pub(crate) fn begin_to_run(&self) {
         self.transition(freeze::RUNNABLE, freeze::RUNNING);
-        if self.freeze.is_wanted() {
-            self.wait_until_free();
+        while self.freeze.is_wanted() {
+            if !self.wait_while_wanted() {
+                // It is on its stack, gives way (`preempt0`), and nobody else is there to run.
+                self.save_context();
+                self.transition(freeze::RUNNING, freeze::RUNNABLE);
+                self.begin_to_run();
+                self.continue_context();
+            }
         }
     }
 
-    fn wait_until_free(&self) {
-        while self.freeze.is_wanted() && self.freeze.hold(&self.status, &self.saved_pc) {
+    /// `G::wait_while_wanted`.
+    fn wait_while_wanted(&self) -> bool {
+        let held = self.freeze.hold(&self.status, &self.saved_pc);
+        if held {
             self.let_go.wait(self.freeze.word(), freeze::AWAITED);
             self.status.store(freeze::RUNNING, Ordering::Release);
         }
+        held
     }
 
     /// What `Still` does when it is dropped.

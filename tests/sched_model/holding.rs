@@ -241,7 +241,7 @@ pub(crate) const TWINS: &[Twin] = &[
     Twin { weak: caller("save_context", "saved_pc.store", Relaxed), model: TURNS, says: RACE },
     Twin { weak: caller("transition", "status.store", Relaxed), model: TURNS, says: RACE },
     Twin {
-        weak: caller("wait_until_free", "status.store", Missing),
+        weak: caller("wait_while_wanted", "status.store", Missing),
         model: TURNS,
         says: "a transition from 2 of one in state 1",
     },
