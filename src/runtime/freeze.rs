@@ -57,7 +57,7 @@ impl Freeze {
     #[inline(always)]
     pub(crate) fn is_wanted(&self) -> bool {
         light_fence();
-        // Acquire: whoever was the last to hold the goroutine has read its stack before it let go.
+        // Acquire: who looked has read the stack before it let go, and may have changed what is on it.
         self.0.load(Ordering::Acquire) != FREE
     }
 
