@@ -58,8 +58,9 @@ const RUN_NEXT_STREAK: u64 = 128;
 const IDLE_AFTER: Duration = Duration::from_millis(10);
 /// How often a deadlock is looked for then.
 const DEADLOCK_EVERY: Duration = Duration::from_secs(1);
-/// How often an M without work tries to steal before it sleeps.
-const SPINS: u32 = 30;
+/// How long an M without work looks for some before it sleeps, in nanoseconds: less than what it costs
+/// to fall asleep and to be woken.
+const SPIN_NS: u64 = 10_000;
 
 /// One run of the runtime: its Ms and what they share.
 pub(crate) struct Sched {
@@ -452,12 +453,10 @@ fn find_runnable_slow(m: &'static M) -> Option<*mut G> {
         if found.is_none() && !sched.stopping.load(Ordering::Acquire) {
             // Look on for a while, but not with everybody.
             spinning = spinning || sched.idle.start_spinning(sched.ms.len());
-            for _ in 0..if spinning { SPINS } else { 0 } {
+            let until = if spinning { timers::now() + SPIN_NS } else { 0 };
+            while spinning && found.is_none() && timers::now() < until {
                 std::hint::spin_loop();
                 found = find_without_sleep(m, sched);
-                if found.is_some() {
-                    break;
-                }
             }
         }
         if std::mem::take(&mut spinning) {
