@@ -397,15 +397,18 @@ fn poll_now() {
 /// another one afterwards.
 #[inline(never)]
 fn give_way(g: &G, m: &M, counter: &AtomicU64) {
-    if g.migratable.get() && std::thread::panicking() {
-        // The count of panics is the thread's, and this goroutine would leave it behind. One that
-        // stays on its thread may give way, as it may park: the count may also be that of another
-        // one, which parked while it unwinds and waits for this one to give way.
-        return m.preempt.refuse(Refusal::Disabled);
+    // The count of panics is the thread's. It may be this goroutine's, which then must come back
+    // here, or that of one that parked while it unwinds, and waits for this one to give way.
+    let stays = g.migratable.get() && std::thread::panicking();
+    if stays {
+        g.migratable.set(false);
     }
     count(counter);
     // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
     unsafe { mcall(&g.sched, m.system_sp.get(), sched::preempt0, ptr::from_ref(g)) };
+    if stays {
+        g.migratable.set(true);
+    }
 }
 
 /// Gives way to other goroutines if this one has run for its time slice. Without a request this
