@@ -226,7 +226,7 @@ impl Total {
     /// One or two runs, and their books.
     fn round(&mut self, random: &mut Random) {
         let number = self.rounds;
-        let abandons = number % 5 == 3;
+        let abandons = number % 4 == 3;
         let plans: Vec<Plan> = (0..1 + random.next() % 2).map(|_| Plan::new(random)).collect();
         let time = Duration::from_millis(30 + random.next() % 120);
         world::tell(format!(
@@ -319,7 +319,7 @@ fn soak(time: Duration) {
     let mut total = Total::default();
     let (begin, mut middle) = (Instant::now(), None);
     let threads = watchdog::thread_count();
-    while begin.elapsed() < time || total.rounds < 10 {
+    while begin.elapsed() < time || total.rounds < 12 {
         total.round(&mut random);
         if middle.is_none() && begin.elapsed() >= time / 2 {
             middle = Some((mappings(), made(&total.balance.in_use)));

@@ -122,7 +122,7 @@ kinds! {
     Walk walk 10 Who::Large;
     Trace trace 1 Who::Sticky;
     Foreign foreign 15 Who::Large;
-    Endless endless 4 Who::Outer;
+    Endless endless 3 Who::Outer;
 }
 
 impl Actor {
@@ -674,7 +674,7 @@ impl Actor {
     #[inline(never)]
     fn endless(&mut self) {
         static NEVER: AtomicU32 = AtomicU32::new(0);
-        if self.world.abandons && self.at.preempts && self.one_in(4) {
+        if self.world.abandons && self.at.preempts {
             let way = self.below(2) as usize;
             STEPS[Kind::Endless as usize].fetch_add(1, Ordering::Relaxed);
             // SAFETY: on a goroutine.
