@@ -3,6 +3,7 @@
 //! A test of a scheduler that hangs is a finding like any other: it is to say where everybody was.
 //! The process must be the test's own: it is aborted.
 
+#![allow(unsafe_code, reason = "calls the C library")]
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
 use std::fmt::Write;
@@ -11,6 +12,9 @@ use std::time::{Duration, Instant};
 
 /// What has happened so far.
 static BEATS: AtomicU64 = AtomicU64::new(0);
+
+/// How long it may take to say what was seen.
+const DESCRIPTION_SECONDS: u32 = 10;
 
 /// Says that something has happened.
 pub fn beat() {
@@ -28,8 +32,15 @@ pub fn start(limit: Duration, describe: impl Fn() + Send + 'static) {
             if now != known {
                 (known, since) = (now, Instant::now());
             } else if since.elapsed() >= limit {
-                eprintln!("nothing has happened for {limit:?}; {now} things did before");
-                eprintln!("{}", threads());
+                // Whoever hangs may have the allocator, or standard error: then this is all that is
+                // said.
+                let text = b"nothing happens any more\n";
+                // SAFETY: a buffer of that length; SIGALRM ends the process.
+                unsafe {
+                    libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
+                    libc::alarm(DESCRIPTION_SECONDS);
+                }
+                eprintln!("since {limit:?}; {now} things did happen\n{}", threads());
                 describe();
                 std::process::abort();
             }
