@@ -361,7 +361,7 @@ fn a_soak_of_everything_leaves_balanced_books() {
     let outcome = Child::of(test).limit_seconds(seconds as u32 + 60).run(|| {
         soak(Duration::from_secs(seconds));
     });
-    print!("{}", outcome.stdout);
+    print!("{}{}", outcome.stdout, outcome.stderr);
     outcome.assert_success();
 }
 
@@ -371,7 +371,7 @@ fn a_soak_of_everything_leaves_balanced_books() {
 fn a_steady_load_makes_no_more_stacks_than_it_needs() {
     let child = Child::of("a_steady_load_makes_no_more_stacks_than_it_needs").limit_seconds(60);
     let outcome = child.run(steady_load);
-    print!("{}", outcome.stdout);
+    print!("{}{}", outcome.stdout, outcome.stderr);
     outcome.assert_success();
 }
 

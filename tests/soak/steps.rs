@@ -45,8 +45,8 @@ pub struct Actor {
     pub at: Surroundings,
     pub random: Random,
     entry: Arc<Entry>,
-    /// How many goroutines are above it that wait for it.
-    depth: u32,
+    /// How many goroutines are above it that may wait for it; -1 for the main one.
+    depth: i32,
     /// It has a stack of 16 KiB.
     small: bool,
     migratable: bool,
@@ -134,7 +134,7 @@ impl Actor {
             at,
             random: Random(seed),
             entry,
-            depth: 0,
+            depth: -1,
             small: false,
             migratable: false,
             nested: false,
