@@ -21,7 +21,8 @@ pub struct Config {
     pub stack_size: usize,
     /// How long a goroutine runs before it is asked to give way to others, at least 20 us.
     /// `None`: never; then a goroutine that does not park keeps its thread. The default is 10 ms.
-    /// Turns are looked at about once in a slice, so that one may take up to two.
+    /// Turns are looked at about once in a slice: one that begins when another one's time is over
+    /// takes about a slice, any other up to two.
     pub time_slice: Option<Duration>,
     /// Whether goroutines are also interrupted, by a signal (SIGURG), in JIT code that is
     /// registered as preemptible ([`Jit::install_preemptible`](crate::jit::Jit::install_preemptible)).

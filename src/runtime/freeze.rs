@@ -61,11 +61,11 @@ impl Freeze {
     }
 
     /// What whoever was told so does next. Returns whether it must wait: then it sleeps while the
-    /// word is [`AWAITED`], stores RUNNING, and looks again.
+    /// word is [`AWAITED`], stores RUNNING, and looks again. Otherwise it gives way.
     pub(crate) fn hold(&self, status: &AtomicU32, saved_pc: &AtomicUsize) -> bool {
         if saved_pc.load(Ordering::Relaxed) == 0 {
-            // Its context is not saved: it was about to leave its stack, and stays on it. Who wants
-            // it still has not found it so, and asks it to give way.
+            // Its context is not saved: it was about to leave its stack, and nobody else is there to
+            // run. Who wants it still does not find it so before it has left.
             return false;
         }
         status.store(RUNNABLE, Ordering::Release);

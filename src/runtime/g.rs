@@ -328,23 +328,15 @@ impl G {
         self.status.store(to as u32, Ordering::Release);
     }
 
-    /// Makes the goroutine the one that the calling thread runs, which a switch to it follows.
-    /// Waits where somebody looks at its stack.
-    #[inline(always)]
-    pub(crate) fn begin_to_run(&self) {
-        self.transition(Status::Runnable, Status::Running);
-        if self.freeze.is_wanted() {
-            self.wait_until_free();
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wait_until_free(&self) {
-        while self.freeze.is_wanted() && self.freeze.hold(&self.status, &self.sched.pc) {
+    /// For a goroutine that begins to run, and is wanted still: waits until it is not, or might not
+    /// be. Returns false at once where its context is not saved: it runs here, on its stack.
+    pub(crate) fn wait_while_wanted(&self) -> bool {
+        let held = self.freeze.hold(&self.status, &self.sched.pc);
+        if held {
             futex::wait(self.freeze.word(), freeze::AWAITED, None);
             self.status.store(Status::Running as u32, Ordering::Release);
         }
+        held
     }
 
     /// What somebody who asked the goroutine to be still finds.

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use super::freeze::Found;
 use super::futex;
-use super::g::{self, G, Status, WaitReason};
-use super::preempt;
-use super::sched::{gosched, may_park, this_sched};
+use super::g::{self, G, Status, WaitReason, join_state};
+use super::preempt::{self, checkpoint};
+use super::sched::this_sched;
 use super::switch::systemstack;
 use super::tls::{getg, guard_word};
 use super::unwind::{Bounds, JitFrame, Registers, Start, WalkEnd, exact_walk};
@@ -87,14 +87,16 @@ impl fmt::Display for ScanError {
 impl std::error::Error for ScanError {}
 
 /// The goroutines that have not ended, by number: of this run on a thread of a run, and else of all
-/// runs. Others start and end meanwhile.
+/// runs that have not ended. Others start and end meanwhile.
 pub fn goroutines() -> Vec<Goroutine> {
     let run_id = this_sched().map(|sched| sched.run_id());
     let mut all: Vec<Goroutine> = g::all()
         .into_iter()
         .filter(|g| {
             let of_run = run_id.is_none_or(|id| g.run_id.load(Ordering::Relaxed) == id);
-            of_run && !g.is_thread.get() && !matches!(g.status(), Status::Idle | Status::Dead)
+            let ends = matches!(g.status(), Status::Idle | Status::Dead)
+                || g.join.load(Ordering::Relaxed) == join_state::ABANDONED;
+            of_run && !g.is_thread.get() && !ends
         })
         .map(|g| Goroutine { g, id: g.goid.load(Ordering::Relaxed) })
         .collect();
@@ -121,7 +123,8 @@ impl Goroutine {
     ///
     /// A goroutine that runs is asked to give way; after `wait` it is given up. It goes on when the
     /// visit is over: its thread waits meanwhile if it comes to it. The visit runs on the system stack
-    /// of this thread, and can neither park nor be preempted there.
+    /// of this thread, and can neither park nor be preempted there; a lock that it takes must not be
+    /// one that a goroutine may hold over a park.
     ///
     /// # Errors
     /// The goroutine has ended, or did not give way in time. Nothing was visited.
@@ -219,10 +222,8 @@ impl Looking {
                 taken != Err(this_thread),
                 "a goroutine is held still by this thread: a visit of its stack cannot look at others"
             );
-            if may_park() {
-                gosched();
-            }
-            // To the thread that has it, which may want this processor.
+            checkpoint();
+            // Another thread has it, and may want this processor.
             std::thread::sleep(NAP);
         }
     }

@@ -90,7 +90,10 @@ pub use stack::{Shortage, StackError};
 pub use stats::{Refused, Stats, stats};
 pub use switch::systemstack;
 pub use time::sleep;
-pub use traceback::{TraceFrame, Traceback, jit_frames, jit_frames_from, traceback, traceback_all};
+pub use traceback::{
+    TraceFrame, Traceback, jit_frames, jit_frames_from, traceback, traceback_all,
+    traceback_all_within,
+};
 pub use unwind::{JitFrame, Registers, WalkEnd};
 
 pub(crate) use futex::probe_fences;

@@ -171,7 +171,10 @@ pub(super) unsafe fn sched_of(m: &M) -> &'static Sched {
 pub(super) fn make_current(m: &M, g: *mut G) {
     // SAFETY: immortal, and taken from a queue of ours: nobody else may run it.
     let gr = unsafe { &*g };
-    gr.begin_to_run();
+    gr.transition(Status::Runnable, Status::Running);
+    if gr.freeze.is_wanted() {
+        hold_back(m, gr);
+    }
     gr.m.store(ptr::from_ref(m).cast_mut(), Ordering::Relaxed);
     let sp = gr.sched.sp();
     if sp < gr.lowest_sp.get() {
@@ -182,6 +185,19 @@ pub(super) fn make_current(m: &M, g: *mut G) {
     gr.guard.store(limit, Ordering::Relaxed);
     m.curg.store(g, Ordering::Release);
     set_g_and_guard(g, limit);
+}
+
+/// Somebody wants the goroutine still that is to run next.
+#[cold]
+#[inline(never)]
+fn hold_back(m: &M, g: &G) {
+    while g.freeze.is_wanted() {
+        if !g.wait_while_wanted() {
+            // It is the one that this thread is on the stack of, and finds nobody else to leave for.
+            // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
+            unsafe { mcall(&g.sched, m.system_sp.get(), preempt0, ptr::from_ref(g)) };
+        }
+    }
 }
 
 /// Puts a runnable goroutine at the end of a queue of this M.

@@ -66,6 +66,20 @@ impl Sysmon {
 struct Seen {
     slice: u64,
     since: Instant,
+    /// The slice was over then: the next one begins about then, and need not be seen before it is
+    /// over itself.
+    ended: bool,
+}
+
+impl Seen {
+    /// What is known now that the M is in slice `current`.
+    fn update(self, current: u64, now: Instant) -> Self {
+        match current.wrapping_sub(self.slice) {
+            0 => self,
+            1 if self.ended => Self { slice: current, ended: false, ..self },
+            _ => Self { slice: current, since: now, ended: false },
+        }
+    }
 }
 
 /// The body of the thread.
@@ -95,21 +109,47 @@ pub(crate) fn run(sched: &Sched, slice: Duration) {
                 m.p.timers.set_overdue();
                 sched.wake_one();
             }
-            match seen {
-                Some(known) if known.slice == current => {
-                    if now.duration_since(known.since) >= slice {
-                        preempt::request(m);
-                        // If it goes on nevertheless it is asked again, and not too often.
-                        known.since = now;
-                    }
-                }
-                _ => *seen = Some(Seen { slice: current, since: now }),
+            let new = Seen { slice: current, since: now, ended: false };
+            let known = seen.map_or(new, |seen| seen.update(current, now));
+            let is_over = now.duration_since(known.since) >= slice;
+            if is_over {
+                preempt::request(m);
             }
+            // If it goes on nevertheless it is asked again, and not too often.
+            *seen = Some(if is_over { Seen { since: now, ended: true, ..known } } else { known });
         }
         scavenger.tick(now);
         rounds += 1;
         if rounds > EAGER_ROUNDS {
             delay = (delay * 2).min(longest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_that_begins_when_another_one_ends_is_counted_from_there() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let seen = |slice, millis, ended| Seen { slice, since: at(millis), ended };
+        let parts = |seen: Seen| (seen.slice, seen.since, seen.ended);
+        for (before, current, expected) in [
+            // Still the same.
+            (seen(5, 0, false), 5, seen(5, 0, false)),
+            // Asked to end at 7, and runs on: asked again a slice later.
+            (seen(5, 7, true), 5, seen(5, 7, true)),
+            // Asked to end at 7: so the next one began then.
+            (seen(5, 7, true), 6, seen(6, 7, false)),
+            // Others came and went: nobody knows when this one began.
+            (seen(5, 7, true), 7, seen(7, 10, false)),
+            (seen(5, 7, false), 6, seen(6, 10, false)),
+            // Another run used the same structure.
+            (seen(5, 7, true), 1, seen(1, 10, false)),
+        ] {
+            assert_eq!(parts(before.update(current, at(10))), parts(expected), "{current}");
         }
     }
 }

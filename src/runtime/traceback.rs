@@ -145,13 +145,7 @@ fn of_caller(here: Registers, names: &mut Names) -> Traceback {
     }
 }
 
-/// How long a traceback of all waits, in sum, for goroutines that run.
-const WAIT: Duration = Duration::from_millis(20);
-
-/// Where every goroutine of this run is, by number.
-///
-/// Each one is held still while its stack is read. One that runs on another thread is asked to give
-/// way; what does not do so in 20 ms (in sum, for all of them) comes without frames.
+/// Where every goroutine of this run is, by number: [`traceback_all_within`] 200 ms.
 ///
 /// # Panics
 /// On a thread that no run owns.
@@ -159,7 +153,23 @@ const WAIT: Duration = Duration::from_millis(20);
 pub fn traceback_all() -> Vec<Traceback> {
     let here = registers_here();
     assert!(this_sched().is_some(), "traceback_all is called on a thread of a run");
-    all_from(Some(here), WAIT)
+    all_from(Some(here), Duration::from_millis(200))
+}
+
+/// Where every goroutine of this run is, by number.
+///
+/// Each one is held still while its stack is read, one after the other. One that runs on another
+/// thread is asked to give way: in JIT code that polls or is preemptible, or in
+/// [`checkpoint`](super::checkpoint). Those that do not within `wait` (in sum, for all of them)
+/// come without frames.
+///
+/// # Panics
+/// On a thread that no run owns.
+#[inline(never)]
+pub fn traceback_all_within(wait: Duration) -> Vec<Traceback> {
+    let here = registers_here();
+    assert!(this_sched().is_some(), "traceback_all is called on a thread of a run");
+    all_from(Some(here), wait)
 }
 
 /// `here`: registers in the function that the caller asks from.
