@@ -27,10 +27,10 @@ use std::time::{Duration, Instant};
 
 use child::Child;
 use footbridge::runtime::{
-    self, Builder, Chan, Config, Stats, VectorState, go, goready, gosched, stack_usage,
+    self, Builder, Chan, Config, Stats, VectorState, go, goready, goroutines, gosched, stack_usage,
 };
 use spinner::{Level, Random};
-use steps::{Actor, Kind, Surroundings, foreigners};
+use steps::{Actor, Kind, LOOKS, Surroundings, foreigners};
 use world::{Balance, CLASSES, Running, STEPS, World, check, lock};
 
 /// So long nothing may happen. A busy machine is slow, but not that slow.
@@ -157,11 +157,7 @@ fn wind_up(actor: &mut Actor, world: &World, run: usize) {
     }
     world.reports[run].close();
     // Behind its last entry in the books a goroutine still has to end.
-    loop {
-        let all = runtime::traceback_all();
-        if left() == 1 && all.len() == 1 {
-            break;
-        }
+    while left() > 1 || goroutines().len() > 1 {
         runtime::sleep(Duration::from_micros(100));
     }
 }
@@ -258,6 +254,8 @@ impl Total {
             std::thread::sleep(Duration::from_micros(100));
         }
         let balance = world.balance(random);
+        let left = goroutines();
+        check(left.is_empty(), || format!("goroutines without a run: {left:?}"));
         *lock(&NOW) = None;
         self.rounds += 1;
         self.runs += plans.len() as u64;
@@ -331,6 +329,8 @@ fn soak(time: Duration) {
     let (mappings_after, made_after) = (mappings(), made(&total.balance.in_use));
     let Total { rounds, runs, balance, asynchronous, cooperative } = total;
     println!("{rounds} rounds, {runs} runs, {asynchronous} interrupted, {cooperative} polled");
+    let looks = LOOKS.load(Ordering::Relaxed);
+    println!("{looks} were held still");
     println!("{balance:?}\n{}", steps_taken());
     println!(
         "mappings {mappings_before} -> {mappings_after}; made {made_before:?} -> {made_after:?}"
@@ -348,7 +348,7 @@ fn soak(time: Duration) {
         "mappings stay behind: {mappings_before} -> {mappings_after}"
     );
     // The soak itself is blind where it does nothing.
-    assert!(asynchronous > 0 && cooperative > 0 && panicked > 0 && abandoned > 0);
+    assert!(looks > 0 && asynchronous > 0 && cooperative > 0 && panicked > 0 && abandoned > 0);
     for (kind, count) in Kind::ALL.iter().zip(&STEPS) {
         assert_ne!(count.load(Ordering::Relaxed), 0, "no step of kind {kind:?} was taken");
     }
@@ -401,7 +401,7 @@ fn steady_load() {
     for _ in 0..3 {
         let waves = || {
             (0..120).for_each(|_| CLASSES[..4].iter().for_each(|&class| wave(class)));
-            while runtime::traceback_all().len() > 1 {
+            while goroutines().len() > 1 {
                 gosched();
             }
         };

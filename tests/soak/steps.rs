@@ -11,9 +11,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use footbridge::runtime::{
-    self, Builder, Case, Chan, JoinHandle, Parker, WaitReason, WalkEnd, checkpoint, current, go,
-    go_migratable, gopark, goready, gosched, scope, select, systemstack, try_select,
-    without_preemption,
+    self, Builder, Case, Chan, JoinHandle, Parker, ScanError, WaitReason, WalkEnd, checkpoint,
+    current, go, go_migratable, gopark, goready, goroutines, gosched, scope, select, systemstack,
+    try_select, without_preemption,
 };
 
 use super::code::{DIVE_BYTES, churned, codes};
@@ -24,6 +24,8 @@ use super::world::{
     fail,
 };
 
+/// A walk ends after so many: `unwind.rs`. A dive goes deeper.
+const MOST_FRAMES: u32 = 10_000;
 /// So many goroutines of a run start no others.
 const CROWD: usize = 150;
 
@@ -120,6 +122,7 @@ kinds! {
     Forbid forbid 10 Who::Large;
     Request request 15 Who::Large;
     Walk walk 10 Who::Large;
+    Scan scan 10 Who::Large;
     Trace trace 1 Who::Sticky;
     Foreign foreign 15 Who::Large;
     Endless endless 3 Who::Outer;
@@ -653,10 +656,17 @@ impl Actor {
         check(!self.nested || frames > 0, || "no JIT frame is found".into());
     }
 
+    /// Holds another goroutine still, or itself.
+    #[inline(never)]
+    fn scan(&mut self) {
+        look_at_one(&mut self.random);
+    }
+
     #[inline(never)]
     fn trace(&mut self) {
         if self.one_in(8) {
-            check(!runtime::traceback_all().is_empty(), || "no goroutine is found".into());
+            let all = runtime::traceback_all_within(Duration::from_millis(1));
+            check(!all.is_empty(), || "no goroutine is found".into());
         } else {
             check(!runtime::traceback().frames.is_empty(), || "no frame is found".into());
         }
@@ -694,6 +704,35 @@ fn go_large(builder: Builder, body: impl FnOnce() -> Gift + Send + 'static) -> J
     };
     builder.go(body).expect("memory")
 }
+
+/// Holds some goroutine still and walks its stack. Those of other runs, too, on foreign threads.
+#[inline(never)]
+fn look_at_one(random: &mut Random) {
+    let all = goroutines();
+    if all.is_empty() {
+        return;
+    }
+    let goroutine = all[random.next() as usize % all.len()];
+    let wait = Duration::from_micros(random.next() % 300);
+    let mut frames = 0;
+    let result = goroutine.scan_stack(wait, |frame| {
+        check(!frame.stub.name().is_empty(), || "a frame without a name".into());
+        frames += 1;
+        true
+    });
+    match result {
+        Ok(end) => {
+            LOOKS.fetch_add(1, Ordering::Relaxed);
+            let whole = end == WalkEnd::Complete || frames == MOST_FRAMES;
+            check(whole, || format!("{frames} frames of {goroutine:?}: {end:?}"));
+        }
+        Err(ScanError::Ended | ScanError::Running { .. }) => {}
+        Err(other) => fail(&format!("{other}")),
+    }
+}
+
+/// How often a goroutine was held still.
+pub static LOOKS: AtomicUsize = AtomicUsize::new(0);
 
 /// Called by JIT code, with the address of an actor.
 pub fn turn(actor: u64) -> u64 {
@@ -750,6 +789,14 @@ impl Foreigners {
                 world.foreign.fetch_sub(1, Ordering::SeqCst);
             })
         };
+        let look = || {
+            let mut random = Random(1);
+            loop {
+                look_at_one(&mut random);
+                std::thread::sleep(Duration::from_micros(random.next() % 1000));
+            }
+        };
+        std::thread::Builder::new().name("looker".into()).spawn(look).expect("a thread");
         Self {
             wakes: worker("waker", |(parker, delay): (Parker, Duration)| {
                 std::thread::sleep(delay);
