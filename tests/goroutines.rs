@@ -451,14 +451,13 @@ fn who_looks_at_each_other_gets_to_see_it() {
         scope(|s| {
             let _stop = AtEnd(|| words.stop());
             s.go(|| enter(&entry, &words));
-            let look = || {
+            let look = |whom: &dyn Fn() -> Vec<Goroutine>| {
                 while Instant::now() < end {
-                    for goroutine in goroutines() {
+                    for goroutine in whom() {
                         match scan(goroutine) {
                             Ok((_, WalkEnd::Complete)) => {
                                 scans.fetch_add(1, Ordering::Relaxed);
                             }
-                            // The main goroutine waits for the scope, and ends.
                             Err(ScanError::Ended) => {}
                             other => panic!("{goroutine:?}: {other:?}"),
                         }
@@ -466,9 +465,14 @@ fn who_looks_at_each_other_gets_to_see_it() {
                 }
             };
             std::thread::scope(|threads| {
-                threads.spawn(look);
-                let lookers = [s.go(look), s.go(look)];
+                let lookers = [s.go(|| look(&goroutines)), s.go(|| look(&goroutines))];
+                // Those of other tests may be anywhere.
+                let all = goroutines();
+                let thread = threads.spawn(move || look(&|| all.clone()));
+                // Not in native code: it is looked at itself.
+                wait_until("the thread is done", || thread.is_finished());
                 lookers.into_iter().for_each(|looker| looker.join().expect("no panic"));
+                thread.join().expect("no panic");
             });
         });
     });
@@ -518,7 +522,9 @@ fn a_visit_that_must_not_is_told_so_and_lets_go() {
 #[test]
 fn any_goroutine_can_be_named() {
     assert_eq!(this_goroutine(), None);
-    run(1, || {
+    // Nobody gives way while it waits for others that look.
+    let config = Config { processors: 1, time_slice: None, ..Config::default() };
+    let named = config.run(|| {
         let own = this_goroutine().expect("on a goroutine");
         assert_eq!(scan(own), Ok((vec![], WalkEnd::Complete)));
         assert_eq!(systemstack(|| scan(own)), Ok((vec![], WalkEnd::Complete)));
@@ -536,6 +542,7 @@ fn any_goroutine_can_be_named() {
         assert_ne!(goroutines().into_iter().find(|g| *g != own), Some(other));
         handle.join().expect("no panic");
     });
+    named.expect("the run starts");
     // Seen from outside of its run.
     let (ready, done) = (AtomicU32::new(0), AtomicU32::new(0));
     std::thread::scope(|threads| {
@@ -550,8 +557,8 @@ fn any_goroutine_can_be_named() {
         while ready.load(Ordering::Acquire) == 0 {
             std::thread::yield_now();
         }
-        let all = goroutines();
-        assert!(all.iter().any(|goroutine| scan(*goroutine).is_ok()));
+        let wait = Duration::from_secs(1);
+        assert!(goroutines().iter().any(|goroutine| goroutine.scan_stack(wait, |_| true).is_ok()));
         // What an earlier run left behind does not belong to any.
         let left = run(1, || {
             let left = go(|| Chan::<()>::new(0).recv());
