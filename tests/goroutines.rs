@@ -446,24 +446,24 @@ fn who_looks_at_each_other_gets_to_see_it() {
     let entry = nested_loop(false);
     let end = Instant::now() + seconds();
     let scans = AtomicUsize::new(0);
+    let look = |whom: &dyn Fn() -> Vec<Goroutine>| {
+        while Instant::now() < end {
+            for goroutine in whom() {
+                match scan(goroutine) {
+                    Ok((_, WalkEnd::Complete)) => {
+                        scans.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(ScanError::Ended) => {}
+                    other => panic!("{goroutine:?}: {other:?}"),
+                }
+            }
+        }
+    };
     run(3, || {
         let words = Words::default();
         scope(|s| {
             let _stop = AtEnd(|| words.stop());
             s.go(|| enter(&entry, &words));
-            let look = |whom: &dyn Fn() -> Vec<Goroutine>| {
-                while Instant::now() < end {
-                    for goroutine in whom() {
-                        match scan(goroutine) {
-                            Ok((_, WalkEnd::Complete)) => {
-                                scans.fetch_add(1, Ordering::Relaxed);
-                            }
-                            Err(ScanError::Ended) => {}
-                            other => panic!("{goroutine:?}: {other:?}"),
-                        }
-                    }
-                }
-            };
             std::thread::scope(|threads| {
                 let lookers = [s.go(|| look(&goroutines)), s.go(|| look(&goroutines))];
                 // Those of other tests may be anywhere.
