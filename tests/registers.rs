@@ -580,11 +580,11 @@ fn what_is_planted_at_a_switch_is_what_is_reported() {
     }
 }
 
-/// goswitch itself, with nothing around it: from a probe to a capture and back.
+/// gogo itself, with nothing around it: from a probe to a capture and back.
 ///
 /// The registers that it takes are in `src/jit/stubs/switch.rs`; the Gobuf is sp, pc, bp, bx.
 #[test]
-fn the_switch_stubs_change_the_four_registers_of_a_gobuf_and_no_other() {
+fn gogo_changes_the_four_registers_of_a_gobuf_and_rcx() {
     run(|| {
         let jit = jit();
         let entry = stub_on_stack(StubKind::GoroutineEntry);
@@ -599,41 +599,45 @@ fn the_switch_stubs_change_the_four_registers_of_a_gobuf_and_no_other() {
             let found = stubs.find(|s| s.kind() == StubKind::Switch && s.name() == name);
             found.expect("a switch stub of that name").start()
         };
-        for name in ["goswitch", "gogo"] {
-            let capture = Capture::new(&jit, Convention::SystemV, &parse("fn()"), &[]);
-            let mut other = vec![0u128; 64].into_boxed_slice();
-            let sp = other.as_mut_ptr_range().end as u64 - 512;
-            let to = [sp, capture.address() as u64, 0x0bad_0b90, 0x0bad_0b3c];
-            let from: &[Cell<u64>; 4] = &[const { Cell::new(0) }; 4];
-            // The capture returns through the other stack: there is what leads back.
-            let back = jump_back(&jit, from);
-            // SAFETY: inside of the allocation.
-            unsafe { (sp as *mut u64).write(back.address() as u64) };
-            let trampoline = jump_to(&jit, switch(name), from);
-            let mut probe = Probe::new(&jit, trampoline.address(), false, None);
-            probe.before().set_gpr(Gpr::RDI, from.as_ptr() as u64);
-            probe.before().set_gpr(Gpr::RSI, to.as_ptr() as u64);
-            // SAFETY: the trampoline makes the Gobuf complete that it leaves by and comes back to.
-            unsafe { probe.run() };
-            assert_eq!(capture.hits(), 1);
-            let (before, found) = (*probe.before(), capture.at_entry());
-            let differ = |r: &Gpr| found.gpr(*r) != before.gpr(*r);
-            // rcx is the trampoline's.
-            let changed: Vec<_> = Gpr::ALL.into_iter().filter(differ).collect();
-            assert_eq!(changed, [Gpr::RCX, Gpr::RBX, Gpr::RSP, Gpr::RBP], "{name}");
-            assert!(Xmm::ALL.into_iter().all(|x| found.xmm(x) == before.xmm(x)), "{name}");
-            let loaded = [Gpr::RSP, Gpr::RBP, Gpr::RBX].map(|r| found.gpr(r));
-            assert_eq!(loaded, [to[0], to[2], to[3]], "{name}");
-            let arrival = Arrival { caller: &before, g: 0, values: &[] };
-            let modes = capture.arrival(&arrival);
-            assert!(modes.iter().all(|c| *c == Change::Alignment), "{name}: {modes:?}");
-            let saved: Vec<_> = from.iter().map(Cell::get).collect();
-            assert_eq!(saved[0], probe.call_rsp() - 8, "{name}");
-            assert_eq!(saved[2], before.gpr(Gpr::RBP), "{name}");
-            assert_eq!(saved[3], before.gpr(Gpr::RBX), "{name}");
-            // Back again: everything that System V preserves.
-            assert_eq!(probe.changes(may_change(Convention::SystemV), 0), [], "{name}");
-        }
+        let capture = Capture::new(&jit, Convention::SystemV, &parse("fn()"), &[]);
+        let mut other = vec![0u128; 64].into_boxed_slice();
+        let sp = other.as_mut_ptr_range().end as u64 - 512;
+        let values = [sp, capture.address() as u64, 0x0bad_0b90, 0x0bad_0b3c];
+        let to = values.map(Cell::new);
+        let from: &[Cell<u64>; 4] = &[const { Cell::new(0) }; 4];
+        // The capture returns through the other stack: there is what leads back.
+        let back = jump_back(&jit, from);
+        // SAFETY: inside of the allocation.
+        unsafe { (sp as *mut u64).write(back.address() as u64) };
+        let trampoline = jump_to(&jit, switch("gogo"), from);
+        let mut probe = Probe::new(&jit, trampoline.address(), false, None);
+        probe.before().set_gpr(Gpr::RDI, from.as_ptr() as u64);
+        probe.before().set_gpr(Gpr::RSI, to.as_ptr() as u64);
+        // SAFETY: the trampoline makes the Gobuf complete that it leaves by and comes back to.
+        unsafe { probe.run() };
+        assert_eq!(capture.hits(), 1);
+        let (before, found) = (*probe.before(), capture.at_entry());
+        let differ = |r: &Gpr| found.gpr(*r) != before.gpr(*r);
+        // rcx is the trampoline's.
+        let changed: Vec<_> = Gpr::ALL.into_iter().filter(differ).collect();
+        assert_eq!(changed, [Gpr::RCX, Gpr::RBX, Gpr::RSP, Gpr::RBP]);
+        assert!(Xmm::ALL.into_iter().all(|x| found.xmm(x) == before.xmm(x)));
+        let loaded = [Gpr::RSP, Gpr::RBP, Gpr::RBX].map(|r| found.gpr(r));
+        assert_eq!(loaded, [values[0], values[2], values[3]]);
+        assert_eq!(
+            to.map(Cell::into_inner),
+            [values[0], 0, values[2], values[3]],
+            "the pc is used up"
+        );
+        let arrival = Arrival { caller: &before, g: 0, values: &[] };
+        let modes = capture.arrival(&arrival);
+        assert!(modes.iter().all(|c| *c == Change::Alignment), "{modes:?}");
+        let saved: Vec<_> = from.iter().map(Cell::get).collect();
+        assert_eq!(saved[0], probe.call_rsp() - 8);
+        assert_eq!(saved[2], before.gpr(Gpr::RBP));
+        assert_eq!(saved[3], before.gpr(Gpr::RBX));
+        // Back again: everything that System V preserves.
+        assert_eq!(probe.changes(may_change(Convention::SystemV), 0), []);
     });
 }
 

@@ -75,12 +75,8 @@ const CALLERS: [(Piece, Option<Piece>); 20] = [
     ((GoroutineFn, "gives way c"), Some((User, "started c"))),
 ];
 /// Pieces that no JIT code calls.
-const OTHERS: [Piece; 4] = [
-    (Switch, "goswitch"),
-    (Switch, "gogo"),
-    (Switch, "mcall"),
-    (GoroutineEntry, "goroutine entry"),
-];
+const OTHERS: [Piece; 3] =
+    [(Switch, "gogo"), (Switch, "mcall"), (GoroutineEntry, "goroutine entry")];
 
 /// The frames from a piece out, innermost first.
 fn frames_from(piece: Piece) -> Vec<Piece> {

@@ -184,6 +184,77 @@ fn asker(name: &'static str, convention: Convention) -> Scene {
     Scene::enter(code.expect("it installs"), name, convention)
 }
 
+/// What a walk finds in native code: pc and fp of each of the three frames, and how it ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Walk([(usize, usize); 3], usize, WalkEnd);
+
+impl Walk {
+    fn here() -> Self {
+        let (mut frames, mut len) = ([(0, 0); 3], 0);
+        let end = runtime::jit_frames(|frame| {
+            if let Some(slot) = frames.get_mut(len) {
+                *slot = (frame.pc, frame.fp);
+            }
+            len += 1;
+            true
+        });
+        Self(frames, len, end)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.1 == 3 && self.2 == WalkEnd::Complete
+    }
+}
+
+/// How often a walk behind a bare call found what the one before it had.
+static SAME_WALKS: AtomicUsize = AtomicUsize::new(0);
+
+/// Calls a System V function as native code may that has something of its own in rbp: an address
+/// further down the stack.
+#[inline(never)]
+fn call_bare(address: usize, n: u64) -> u64 {
+    let result;
+    // SAFETY: the code is such a function, and calls no goroutine function; rbp is put back.
+    unsafe {
+        std::arch::asm!(
+            "push rbp",
+            "push rbp",
+            "lea rbp, [rsp - 2048]",
+            "call {code}",
+            "pop rbp",
+            "pop rbp",
+            code = in(reg) address,
+            inout("rdi") n => _,
+            out("rax") result,
+            clobber_abi("sysv64"),
+        );
+    }
+    result
+}
+
+/// Calls a goroutine function that calls other code by its bare address, and walks before and
+/// afterwards.
+fn bare_caller(name: &'static str, bare: &Scene) -> Scene {
+    let jit = Jit::new().expect("code memory");
+    let address = bare.start;
+    let calls = jit.named_goroutine_fn(name, Convention::SystemV, move |n: u64| {
+        let before = Walk::here();
+        let result = call_bare(address, n);
+        // A panic would be stepped through, with everything that it prints.
+        let is_same = before.is_complete() && Walk::here() == before;
+        SAME_WALKS.fetch_add(usize::from(is_same), Ordering::Relaxed);
+        result
+    });
+    let calls = Box::leak(Box::new(calls.expect("a stub"))).address();
+    // SAFETY: a standard frame around a call, with an argument that is passed on.
+    let code = unsafe {
+        jit.install(name, FrameClass::Standard, |ops| {
+            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern calls; pop rbp; ret);
+        })
+    };
+    Scene::enter(code.expect("it installs"), name, Convention::SystemV)
+}
+
 /// Polls where too little stack is left for a stub.
 fn low(name: &'static str) -> Scene {
     let jit = Jit::new().expect("code memory");
@@ -191,7 +262,7 @@ fn low(name: &'static str) -> Scene {
     // SAFETY: a standard frame.
     let code = unsafe {
         jit.install(name, FrameClass::Standard, |ops| {
-            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 59 << 10);
+            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 57 << 10);
             points.poll(ops);
             dynasm!(ops; .arch x64; imul rax, rdi, 7; leave; ret);
             points.finish(ops);
@@ -385,6 +456,88 @@ fn the_walk_is_right_where_a_signal_comes_in_the_midst_of_a_poll() {
         }
         assert_eq!(seen.stepped[&scene.start], decode(scene.start));
         assert_eq!(seen.aside.len(), 2, "{:?}", seen.aside);
+    });
+}
+
+/// Native code that JIT code called finds its anchor as it was, and walks from code that was put
+/// aside, and from each instruction of the stubs, go on there.
+#[test]
+fn code_that_is_called_by_its_bare_address_leaves_the_anchor_as_it_was() {
+    run(|| {
+        let mut seen = Seen::default();
+        let (mut aside, mut returned) = (BTreeSet::new(), 0);
+        for (caller, bare, polls) in [
+            ("calls leaf", adder("bare leaf", FrameClass::Leaf, SYSTEM_V, false), false),
+            ("calls framed", adder("bare framed", FrameClass::Standard, SYSTEM_V, false), false),
+            ("calls saved", adder("bare saved", FrameClass::Saved, SYSTEM_V, false), false),
+            ("calls polling", adder("bare polling", FrameClass::Standard, SYSTEM_V, true), true),
+        ] {
+            let scene = bare_caller(caller, &bare);
+            let outer = frames_from((GoroutineFn, caller));
+            let instructions = if polls { vec![0] } else { bare.instructions() };
+            for at in instructions {
+                let before = stats();
+                SAME_WALKS.store(0, Ordering::Relaxed);
+                let traps = step_through(&scene, bare.start + at);
+                assert_eq!(SAME_WALKS.load(Ordering::Relaxed), 1, "{caller}+{at:#x}: the anchor");
+                let now = (cooperative(before), asynchronous(before));
+                assert_eq!(now, if polls { (1, 0) } else { (0, 1) }, "{caller}+{at:#x}");
+                let mut was_aside = false;
+                for trap in &traps {
+                    let found = pieces(trap.frames());
+                    let Some(stub) = look_up(trap.pc) else {
+                        // Before, in, and after the call; in what was put aside; in the scheduler.
+                        let inner = found.strip_suffix(&outer[..]).unwrap_or(&found);
+                        let known = inner.is_empty()
+                            || [ASYNC, POLL]
+                                .map(|stub| [stub, (User, bare.name)])
+                                .contains(inner.try_into().unwrap_or_else(|_| panic!("{found:?}")));
+                        assert!(known, "at {:#x}: {found:?}", trap.pc);
+                        assert_eq!(trap.end, WalkEnd::Complete, "at {:#x}: {found:?}", trap.pc);
+                        was_aside |= inner.len() == 2;
+                        returned += usize::from(was_aside && found == outer);
+                        continue;
+                    };
+                    seen.stepped.entry(stub.start()).or_default().insert(stub.offset_bytes());
+                    match piece_of(&stub) {
+                        // Nothing says that the anchor holds where a signal finds native code.
+                        (User, name) if name == bare.name => {
+                            assert_eq!(found, [(User, name)]);
+                            assert!(matches!(trap.end, WalkEnd::Broken { .. }), "{:?}", trap.end);
+                        }
+                        piece @ (ASYNC | POLL) => {
+                            let all = [&[piece, (User, bare.name)], &outer[..]].concat();
+                            assert_eq!((found, trap.end), (all, WalkEnd::Complete), "{stub:?}");
+                            aside.insert((bare.name, piece.1));
+                        }
+                        (StubKind::Switch | StubKind::GoroutineEntry, _) => {}
+                        piece => {
+                            let all = (frames_from(piece), WalkEnd::Complete);
+                            assert_eq!((found, trap.end), all, "{stub:?}");
+                        }
+                    }
+                }
+            }
+        }
+        // Nothing older is there.
+        let bare = adder("bare alone", FrameClass::Standard, SYSTEM_V, false);
+        set_hook(ask);
+        ASK_AT.store(bare.start + bare.instructions()[4], Ordering::Relaxed);
+        let result = Cell::new(0);
+        for trap in stepped(|| result.set(call_bare(bare.start, 5))) {
+            let (found, is_user) = (pieces(trap.frames()), trap.pc.wrapping_sub(bare.start) < 100);
+            if found.first() == Some(&ASYNC) {
+                assert_eq!((found, trap.end), (vec![ASYNC, (User, bare.name)], WalkEnd::Complete));
+                aside.insert((bare.name, ASYNC.1));
+            } else if !trap.in_stub || is_user {
+                assert_eq!(found.len(), usize::from(is_user));
+                assert_eq!(trap.end == WalkEnd::Complete, !is_user, "{:?}", trap.end);
+            }
+        }
+        assert_eq!(result.get(), RESULT);
+        seen.assert_complete("async preempt", &[0]);
+        assert_eq!(aside.len(), 5, "{aside:?}");
+        assert!(returned > 20, "{returned}");
     });
 }
 

@@ -1308,3 +1308,174 @@ fn on_a_system_stack_a_check_is_passed() {
     })
     .assert_success();
 }
+
+/// The goroutine's stack ends below: what a large frame takes is not taken from it.
+#[test]
+fn a_check_on_a_stack_just_above_the_goroutine_s_finds_room() {
+    const CLASS: usize = 64 * KIB;
+    // The lowest word of the frame is far below the limit of the goroutine's stack, and rsp is
+    // nearer to its lowest address than the frame is large.
+    const FRAME: usize = 256 * KIB;
+    let jit = Jit::new().expect("code memory");
+    let mut polls = jit.polls(Convention::SystemV).expect("of this machine");
+    // fn(rsp) -> u64: checks on another stack, and makes no frame.
+    // SAFETY: standard frames; who calls says which stack.
+    let code = unsafe {
+        jit.install("elsewhere", FrameClass::Standard, |ops| {
+            dynasm!(ops
+                ; .arch x64
+                ; push rbp
+                ; mov rbp, rsp
+                ; mov rsp, rdi
+                ; call >checks
+                ; leave
+                ; ret
+                ; checks:
+                ; push rbp
+                ; mov rbp, rsp
+            );
+            polls.check_stack(ops, FRAME);
+            dynasm!(ops; .arch x64; mov eax, 42; pop rbp; ret);
+            polls.finish(ops);
+        })
+    };
+    // SAFETY: System V code of this type.
+    let elsewhere =
+        unsafe { code.expect("installs").enter::<fn(usize) -> u64>(Convention::SystemV) };
+    let elsewhere = elsewhere.expect("entry");
+    run_alone(|| {
+        // Stacks of a class lie side by side: goroutines that wait lend theirs.
+        let (ask, done) = (Chan::<usize>::new(0), Chan::<String>::new(0));
+        let tops = Chan::<usize>::new(16);
+        scope(|s| {
+            for number in 0..16u64 {
+                let (ask, done, tops, elsewhere) = (&ask, &done, &tops, &elsewhere);
+                let body = move || {
+                    let here = black_box([number; 4]);
+                    tops.send(here.as_ptr() as usize).expect("room");
+                    // Who is asked goes on, the others wait.
+                    while let Some(rsp) = ask.recv() {
+                        let own = here.as_ptr() as usize;
+                        if rsp > own && rsp - own < 2 * CLASS {
+                            // SAFETY: on a goroutine; that stack is another one's, unused there.
+                            let end = std::panic::catch_unwind(|| unsafe { elsewhere.call(rsp) });
+                            let text = end.map_or_else(|e| text_of(&*e).into(), |n| n.to_string());
+                            return done.send(text).expect("open");
+                        }
+                        ask.send(rsp).expect("another one waits");
+                    }
+                };
+                Builder::new().stack_bytes(CLASS).go_scoped(s, body).expect("memory");
+            }
+            let mut all: Vec<_> = (0..16).map(|_| tops.recv().expect("open")).collect();
+            all.sort_unstable();
+            let pair = all.windows(2).find(|pair| pair[1] - pair[0] < 2 * CLASS);
+            let above = pair.expect("two stacks side by side")[1];
+            // In the middle of the upper one.
+            ask.send((above - CLASS / 2) & !15).expect("somebody waits");
+            let end = done.recv().expect("open");
+            ask.close();
+            assert_eq!(end, "42");
+        });
+    });
+}
+
+#[test]
+fn stacks_of_other_runs_are_counted() {
+    const COUNT: usize = 40;
+    child::run("stacks_of_other_runs_are_counted", || {
+        let class = MIB;
+        let barrier = std::sync::Barrier::new(3);
+        let usage = || {
+            let all = stack_usage();
+            all.into_iter().find(|usage| usage.stack_bytes == class).expect("a class")
+        };
+        std::thread::scope(|threads| {
+            for _ in 0..2 {
+                threads.spawn(|| {
+                    Config { stack_size: class, ..config(1) }
+                        .run(|| {
+                            let gate = Chan::<()>::new(0);
+                            let waiting: Vec<_> = (0..COUNT)
+                                .map(|_| {
+                                    let gate = gate.clone();
+                                    go(move || gate.recv())
+                                })
+                                .collect();
+                            gosched();
+                            barrier.wait();
+                            // All are in use.
+                            assert_eq!(in_use(class), 2 * (COUNT + 1));
+                            barrier.wait();
+                            gate.close();
+                            for one in waiting {
+                                assert_eq!(one.join().expect("no panic"), None);
+                            }
+                            barrier.wait();
+                            // Each P has its own, and each run counts those of the other one.
+                            assert_eq!((in_use(class), usage().pooled), (2, 2 * COUNT));
+                            barrier.wait();
+                        })
+                        .expect("the run starts");
+                });
+            }
+            // And so does a thread of no run.
+            barrier.wait();
+            assert_eq!(in_use(class), 2 * (COUNT + 1));
+            barrier.wait();
+            barrier.wait();
+            assert_eq!((in_use(class), usage().pooled), (2, 2 * COUNT));
+            barrier.wait();
+        });
+        // What the runs kept is still there, once.
+        assert_eq!((in_use(class), usage().pooled + usage().returned), (0, 2 * (COUNT + 1)));
+    })
+    .assert_success();
+}
+
+/// Native code that catches the panic of a check in code that it has called by its bare address
+/// has its anchor as it was.
+#[test]
+fn a_check_that_panics_leaves_the_anchor_as_it_was() {
+    child::run("a_check_that_panics_leaves_the_anchor_as_it_was", || {
+        without_messages();
+        let deep = endless_with_check("deep", Convention::SystemV, 512);
+        let address = deep.address();
+        let jit = Jit::new().expect("code memory");
+        let catches = jit.named_goroutine_fn("catches", GO, move || {
+            let walk = || {
+                let mut found = Vec::new();
+                let end = runtime::jit_frames(|frame| {
+                    found.push((frame.stub.to_string(), frame.pc, frame.fp));
+                    true
+                });
+                assert_eq!(end, runtime::WalkEnd::Complete);
+                found
+            };
+            let before = walk();
+            assert_eq!(before.len(), 3, "{before:?}");
+            // SAFETY: System V code of this type, which calls no goroutine function.
+            let code = unsafe { std::mem::transmute::<usize, extern "C-unwind" fn()>(address) };
+            let end = std::panic::catch_unwind(|| code()).expect_err("it has no end");
+            assert!(text_of(&*end).ends_with("in JIT code deep"), "{}", text_of(&*end));
+            assert_eq!(walk(), before);
+        });
+        let target = catches.expect("stub");
+        let target_at = target.address();
+        // SAFETY: a standard frame around a call.
+        let code = unsafe {
+            jit.install("outer", FrameClass::Standard, |ops| {
+                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern target_at; pop rbp; ret);
+            })
+        };
+        // SAFETY: ABIInternal code of this type.
+        let outer = unsafe { code.expect("installs").enter::<fn()>(GO) }.expect("entry");
+        run_alone(|| {
+            for _ in 0..3 {
+                // SAFETY: on a goroutine.
+                unsafe { outer.call() };
+            }
+        });
+    })
+    .assert_success();
+}

@@ -40,6 +40,8 @@ enum Comparison {
     Ratio { peer: Peer, aim: Option<f64> },
     /// At most so many nanoseconds more than the peer.
     Above { peer: &'static str, aim: f64 },
+    /// The median of all rounds.
+    Median,
 }
 
 impl Subject {
@@ -81,6 +83,12 @@ impl Subject {
         self
     }
 
+    /// Shows the median too: for what depends on which thread does what, so that a minimum is luck.
+    pub fn with_median(mut self) -> Self {
+        self.comparisons.push(Comparison::Median);
+        self
+    }
+
     fn ratio(mut self, peer: Peer, aim: Option<f64>) -> Self {
         self.comparisons.push(Comparison::Ratio { peer, aim });
         self
@@ -113,17 +121,16 @@ impl Meter {
     /// Just whether everything runs.
     pub const SMOKE: Self = Self { rounds: 2, run: Duration::from_micros(50) };
 
-    /// Nanoseconds of one iteration of each subject.
-    fn measure(self, subjects: &mut [Subject]) -> Vec<f64> {
+    /// Nanoseconds of one iteration of each subject, in each round.
+    pub fn samples(self, subjects: &mut [Subject]) -> Vec<Vec<f64>> {
         let iterations: Vec<u64> = subjects.iter_mut().map(|s| self.calibrate(s)).collect();
-        let mut best = vec![f64::INFINITY; subjects.len()];
+        let mut samples = vec![Vec::new(); subjects.len()];
         for _ in 0..self.rounds {
-            for ((subject, &n), best) in subjects.iter_mut().zip(&iterations).zip(&mut best) {
-                let ns = subject.time(n).as_nanos() as f64 / n as f64;
-                *best = best.min(ns);
+            for ((subject, &n), samples) in subjects.iter_mut().zip(&iterations).zip(&mut samples) {
+                samples.push(subject.time(n).as_nanos() as f64 / n as f64);
             }
         }
-        best
+        samples
     }
 
     /// How many iterations take about as long as one run is to take.
@@ -142,16 +149,16 @@ impl Meter {
     /// Measures a group and prints its table.
     pub fn print(self, group: &str, subjects: &mut [Subject]) {
         let start = Instant::now();
-        let times = self.measure(subjects);
+        let times: Vec<Times> = self.samples(subjects).into_iter().map(Times::of).collect();
         let mut table = format!("\n{group} (ns, minimum of {} rounds)\n", self.rounds);
-        for (subject, &ns) in subjects.iter().zip(&times) {
+        for (subject, own) in subjects.iter().zip(&times) {
             let of = |peer: &str| {
                 let at = subjects.iter().position(|s| s.name == peer);
-                times[at.unwrap_or_else(|| panic!("{peer:?} is no subject of {group}"))]
+                times[at.unwrap_or_else(|| panic!("{peer:?} is no subject of {group}"))].least
             };
-            let mut columns = format!("  {:<46}{:>11}", subject.name, number(ns));
+            let mut columns = format!("  {:<46}{:>11}", subject.name, number(own.least));
             for comparison in &subject.comparisons {
-                columns = format!("{columns:<59}  {}", comparison.line(ns, of));
+                columns = format!("{columns:<59}  {}", comparison.line(own, of));
                 writeln!(table, "{columns}").expect("a String takes everything");
                 columns.clear();
             }
@@ -164,9 +171,27 @@ impl Meter {
     }
 }
 
+/// Nanoseconds of one iteration.
+pub struct Times {
+    /// The minimum of all rounds.
+    pub least: f64,
+    /// Their median.
+    pub median: f64,
+}
+
+impl Times {
+    /// What the samples of a subject come to.
+    pub fn of(mut samples: Vec<f64>) -> Self {
+        samples.sort_by(f64::total_cmp);
+        Self { least: samples[0], median: samples[samples.len() / 2] }
+    }
+}
+
 impl Comparison {
-    fn line(&self, ns: f64, of: impl Fn(&str) -> f64) -> String {
+    fn line(&self, own: &Times, of: impl Fn(&str) -> f64) -> String {
+        let ns = own.least;
         match *self {
+            Self::Median => format!("median {}", number(own.median)),
             Self::Limit { aim } => {
                 format!("aim <= {} ns: {}", number(aim), verdict(ns <= aim))
             }
@@ -194,12 +219,13 @@ impl Comparison {
     }
 }
 
-fn verdict(reached: bool) -> &'static str {
+/// Whether an aim was reached, as tables say it.
+pub fn verdict(reached: bool) -> &'static str {
     if reached { "reached" } else { "MISSED" }
 }
 
 /// Three digits or so, thousands set apart.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     if value < 100.0 {
         return format!("{value:.2}");
     }

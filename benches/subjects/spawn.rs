@@ -1,5 +1,6 @@
 //! Starting goroutines and waiting for them, and what a parked one costs in memory.
 
+use std::fmt;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ pub fn subjects() -> Vec<Subject> {
         Subject::new("go and join, 1,000 at a time", |n| batches(1, n))
             .faster_than_recorded("Go 1.27", 165.0, 3.0)
             .against(THREAD),
-        Subject::new("go and join, 1,000 at a time, 2 processors", |n| batches(2, n)),
+        Subject::new("go and join, 1,000 at a time, 2 processors", |n| batches(2, n)).with_median(),
         Subject::new("go and join, one at a time", one_by_one).against(THREAD),
     ]
 }
@@ -79,21 +80,92 @@ pub fn parked_requested() -> Option<u64> {
 
 const REQUEST: &str = "FOOTBRIDGE_BENCH_PARKED";
 
-/// Starts a fresh process of this program that parks so many goroutines, and prints its report.
-pub fn report_parked(count: u64) {
-    let program = std::env::current_exe().expect("the path of this program");
-    let child = std::process::Command::new(program).env(REQUEST, count.to_string()).output();
-    let output = child.expect("a process of the same program starts");
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        println!("  {count} parked goroutines: {}\n{stderr}", output.status);
+/// What so many parked goroutines take, all together.
+#[derive(Clone, Copy)]
+pub struct Parked {
+    /// How many.
+    pub count: u64,
+    /// Bytes of memory that they added to the process.
+    pub resident: u64,
+    /// Bytes of page tables that they added, which `resident` does not count.
+    pub tables: u64,
+    /// Until all were started.
+    pub started: Duration,
+    /// Until all of them waited.
+    pub parked: Duration,
+}
+
+impl Parked {
+    /// No more bytes than this for each, page tables included.
+    pub const AIM_BYTES: f64 = 5000.0;
+
+    /// Bytes for each, page tables included.
+    pub fn bytes_each(&self) -> f64 {
+        self.each(self.resident + self.tables)
+    }
+
+    fn each(&self, bytes: u64) -> f64 {
+        bytes as f64 / self.count as f64
+    }
+
+    /// Reads what such a process prints: bytes resident, bytes of page tables, nanoseconds until
+    /// all were started, nanoseconds until all were parked.
+    pub fn parse(count: u64, output: &std::process::Output) -> Result<Self, String> {
+        let text = String::from_utf8_lossy(&output.stdout);
+        let numbers: Option<Vec<u64>> = text.split_whitespace().map(|n| n.parse().ok()).collect();
+        match numbers.as_deref() {
+            Some(&[resident, tables, started, parked]) if output.status.success() => {
+                let [started, parked] = [started, parked].map(Duration::from_nanos);
+                Ok(Self { count, resident, tables, started, parked })
+            }
+            _ => {
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                Err(format!("{count} parked goroutines: {}\n{text}{stderr}", output.status))
+            }
+        }
     }
 }
 
-/// Parks so many goroutines in a channel's `recv`, says what that took, and wakes them all.
+impl fmt::Display for Parked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.bytes_each() <= Self::AIM_BYTES { "reached" } else { "MISSED" };
+        let per_goroutine = |time: Duration| time.as_nanos() as f64 / self.count as f64;
+        write!(
+            f,
+            "{:>9} parked: {:.0} B resident and {:.0} B of page tables, together {:.0} B each \
+             (aim <= {:.0} B: {verdict}); all started in {:.3} s ({:.0} ns each), all parked after \
+             {:.3} s ({:.0} ns each)",
+            self.count,
+            self.each(self.resident),
+            self.each(self.tables),
+            self.bytes_each(),
+            Self::AIM_BYTES,
+            self.started.as_secs_f64(),
+            per_goroutine(self.started),
+            self.parked.as_secs_f64(),
+            per_goroutine(self.parked),
+        )
+    }
+}
+
+/// Starts a fresh process of this program that parks so many goroutines.
+pub fn measure_parked(count: u64) -> Result<Parked, String> {
+    let program = std::env::current_exe().expect("the path of this program");
+    let child = std::process::Command::new(program).env(REQUEST, count.to_string()).output();
+    Parked::parse(count, &child.expect("a process of the same program starts"))
+}
+
+/// Prints what so many parked goroutines take.
+pub fn report_parked(count: u64) {
+    match measure_parked(count) {
+        Ok(parked) => println!("  {parked}"),
+        Err(failure) => println!("  {failure}"),
+    }
+}
+
+/// Parks so many goroutines in a channel's `recv`, wakes them all, and prints what it took to have
+/// them, for [`Parked::parse`].
 pub fn hold_parked(count: u64) {
-    const AIM_BYTES: f64 = 5000.0;
     let (waiting, sum) = (AtomicU64::new(0), AtomicU64::new(0));
     let line = run(1, || {
         let numbers = Chan::<u64>::new(0);
@@ -117,15 +189,12 @@ pub fn hold_parked(count: u64) {
             for number in 1..=count {
                 numbers.send(number).expect("nobody closes it");
             }
-            let each = |bytes: u64| bytes as f64 / count as f64;
-            let resident = each(after.resident - before.resident);
-            let verdict = if resident <= AIM_BYTES { "reached" } else { "MISSED" };
             format!(
-                "  {count:>9} parked: {resident:.0} B resident each (aim <= {AIM_BYTES:.0} B: \
-                 {verdict}) and {:.0} B of page tables; go {:.0} ns, go until parked {:.0} ns",
-                each(after.tables - before.tables),
-                started.as_nanos() as f64 / count as f64,
-                parked.as_nanos() as f64 / count as f64,
+                "{} {} {} {}",
+                after.resident - before.resident,
+                after.tables - before.tables,
+                started.as_nanos(),
+                parked.as_nanos(),
             )
         })
     });

@@ -9,12 +9,12 @@
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use super::annotations::{Annotations, Checked};
 use super::eh_frame;
 use super::emit::x86_64::Ops;
 use super::error::JitError;
 use super::frame::FrameClass;
 use super::mem::{self, CHUNK_BYTES, CodeMemory, MemoryMode, Placement};
-use super::preemptible::{self, UnsafeRange};
 use super::registry::{Flags, GRANULE_BYTES, Publication, Region, StubId, StubKind};
 use crate::abi::Signature;
 
@@ -133,19 +133,19 @@ impl Arena {
         bound_bytes: usize,
         body: impl FnOnce(&mut Ops) -> usize,
     ) -> Result<StubId, JitError> {
-        self.emit_code(spec, bound_bytes, |ops| (body(ops), None))
+        self.emit_code(spec, bound_bytes, |ops| (body(ops), Annotations::default()))
     }
 
-    /// As [`Self::emit`], for code of which `body` says where it is not preemptible.
-    pub(crate) fn emit_preemptible(
+    /// As [`Self::emit`], for code of which `body` says more.
+    pub(crate) fn emit_annotated(
         &'static self,
         spec: &StubSpec<'_>,
         bound_bytes: usize,
-        body: impl FnOnce(&mut Ops) -> Vec<UnsafeRange>,
+        body: impl FnOnce(&mut Ops) -> Annotations,
     ) -> Result<StubId, JitError> {
         self.emit_code(spec, bound_bytes, |ops| {
-            let ranges = body(ops);
-            (spec.class.prologue_bytes(), Some(ranges))
+            let annotations = body(ops);
+            (spec.class.prologue_bytes(), annotations)
         })
     }
 
@@ -153,7 +153,7 @@ impl Arena {
         &'static self,
         spec: &StubSpec<'_>,
         bound_bytes: usize,
-        body: impl FnOnce(&mut Ops) -> (usize, Option<Vec<UnsafeRange>>),
+        body: impl FnOnce(&mut Ops) -> (usize, Annotations),
     ) -> Result<StubId, JitError> {
         if mem::is_forked_child() {
             return Err(JitError::ForkedChild);
@@ -161,7 +161,7 @@ impl Arena {
         let mut lease = self.lease(spec.class, bound_bytes)?;
         let start = self.memory.base() + lease.window().at;
         let mut ops = Ops::new_with_capacity(start, 256, 0, 0, 8, 0, 8);
-        let (prologue_bytes, preemptible) = body(&mut ops);
+        let (prologue_bytes, annotations) = body(&mut ops);
         let code = ops.finalize().map_err(|error| JitError::Assemble {
             name: spec.name.into(),
             reason: error.to_string(),
@@ -177,11 +177,9 @@ impl Arena {
             return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
         }
         check_frame_law(spec.name, spec.class, &code)?;
-        let preemptible = preemptible
-            .map(|ranges| preemptible::check(spec.name, code.len(), prologue_bytes, ranges))
-            .transpose()?;
+        let annotations = annotations.check(spec.name, spec.class, code.len())?;
         let name = intern(spec.name);
-        self.publish(lease.window(), spec, &code, prologue_bytes, name, preemptible)
+        self.publish(lease.window(), spec, &code, prologue_bytes, name, annotations)
     }
 
     /// Publishes code that runs at any address, under a name that lives as long.
@@ -199,11 +197,11 @@ impl Arena {
         if code.len() > lease.window().room() {
             return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
         }
-        self.publish(lease.window(), spec, code, prologue_bytes, spec.name, None)
+        let nothing = Checked::default();
+        self.publish(lease.window(), spec, code, prologue_bytes, spec.name, nothing)
     }
 
-    /// Copies code to the front of a window and makes it known. `preemptible`: where it is not, if
-    /// it is elsewhere.
+    /// Copies code to the front of a window and makes it known.
     fn publish(
         &'static self,
         window: &mut Window,
@@ -211,7 +209,7 @@ impl Arena {
         code: &[u8],
         prologue_bytes: usize,
         name: &'static str,
-        preemptible: Option<Vec<UnsafeRange>>,
+        annotations: Checked,
     ) -> Result<StubId, JitError> {
         let start = self.memory.base() + window.at;
         self.place(window, code)?;
@@ -224,10 +222,7 @@ impl Arena {
             signature: spec.signature,
             user_data: spec.user_data,
         };
-        Ok(match preemptible {
-            None => self.region.publish(&publication),
-            Some(ranges) => self.region.publish_preemptible(&publication, ranges),
-        })
+        Ok(self.region.publish(&publication, annotations))
     }
 
     /// Copies code to the front of a window and takes the space.

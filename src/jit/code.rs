@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::annotations::Annotations;
 use super::arena::{Arena, StubSpec};
 use super::emit::x86_64::Ops;
 use super::error::JitError;
@@ -120,19 +121,21 @@ impl Jit {
     ///    native code that may park, panic or walk stacks through goroutine functions only: other
     ///    calls leave no anchor, so that walks from there miss this code.
     /// 5. It calls, and returns, with the floating-point control modes (MXCSR, x87 control word)
-    ///    that it was entered with: they are the thread's, and a switch does not save them.
+    ///    that it was entered with: they are the thread's, and a switch does not save them. On a
+    ///    goroutine that keeps its own ([`keep_float_modes`](crate::runtime::keep_float_modes)) it
+    ///    may call in others what stands them.
     pub unsafe fn install(
         &self,
         name: &str,
         class: FrameClass,
         body: impl FnOnce(&mut Ops),
     ) -> Result<Code, JitError> {
-        let spec = user_code(name, class)?;
-        let id = self.arena.emit(&spec, self.arena.max_code_bytes(), |ops| {
+        let body = |ops: &mut Ops| {
             body(ops);
-            class.prologue_bytes()
-        })?;
-        Ok(Code { jit: *self, code: Arc::new(Installed(id)) })
+            Annotations::default()
+        };
+        // SAFETY: the caller's promises; nothing more is said of the code.
+        unsafe { self.install_with(name, class, body) }
     }
 
     /// As [`Self::install`], for code that may be interrupted for another goroutine when its time
@@ -176,16 +179,76 @@ impl Jit {
     ///    ([`without_preemption`](crate::runtime::without_preemption) is for those who do): that
     ///    would be a deadlock.
     /// 5. From any instruction of a range that restarts, the code may go on at its first one.
-    /// 6. Native code reaches it through an entry ([`Code::enter`]), not by its bare address: what
-    ///    interrupts it leaves no anchor of native code as it was.
+    /// 6. Native code reaches it through an entry ([`Code::enter`]). By its bare address it may call
+    ///    what calls no goroutine function: interruptions, polls and checks of the stack leave the
+    ///    goroutine's anchor as it was, and exact walks go on there behind code that was put aside.
+    ///    A goroutine function leaves an anchor of its own, so that walks end, or go wrong, at native
+    ///    code without an entry; nor does a panic have anything to put back.
     pub unsafe fn install_preemptible(
         &self,
         name: &str,
         class: FrameClass,
         body: impl FnOnce(&mut Ops) -> Vec<UnsafeRange>,
     ) -> Result<Code, JitError> {
+        let body =
+            |ops: &mut Ops| Annotations { preemptible: Some(body(ops)), ..Annotations::default() };
+        // SAFETY: the caller's promises.
+        unsafe { self.install_with(name, class, body) }
+    }
+
+    /// As [`Self::install`], for code of which `body` says more: where it may be interrupted, and
+    /// where it has pointers.
+    ///
+    /// ```
+    /// use dynasmrt::{DynasmApi, dynasm};
+    /// use footbridge::abi::Gpr;
+    /// use footbridge::jit::{Annotations, FrameClass, Jit, LiveAt, LiveSlot};
+    ///
+    /// let jit = Jit::new()?;
+    /// // SAFETY: a System V leaf that changes rax only.
+    /// let second = unsafe {
+    ///     jit.install_with("second", FrameClass::Leaf, |ops| {
+    ///         dynasm!(ops; .arch x64; mov rax, [rdi + 8]);
+    ///         let loaded = ops.offset().0;
+    ///         dynasm!(ops; .arch x64; ret);
+    ///         let (argument, result) = (LiveSlot::Register(Gpr::RDI), LiveSlot::Register(Gpr::RAX));
+    ///         Annotations {
+    ///             preemptible: Some(vec![]),
+    ///             stack_map: Some(vec![
+    ///                 LiveAt { bytes: 0..loaded, slots: vec![argument] },
+    ///                 LiveAt { bytes: loaded..ops.offset().0, slots: vec![result] },
+    ///             ]),
+    ///         }
+    ///     })?
+    /// };
+    /// let found = footbridge::jit::look_up(second.address()).expect("installed");
+    /// let map = found.stack_map().expect("it has one");
+    /// assert_eq!(map.live_at(0), [LiveSlot::Register(Gpr::RDI)]);
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    ///
+    /// Who walks the stack finds the slots with
+    /// [`scan_own_stack`](crate::runtime::scan_own_stack).
+    ///
+    /// # Errors
+    /// As [`Self::install`] and [`Self::install_preemptible`]. An entry of the stack map
+    /// ([`JitError::StackMap`]) is empty, leaves the code or overlaps another one; a slot of it is
+    /// no place for a pointer of the code's own in a frame of its class.
+    ///
+    /// # Safety
+    /// 1. As for [`Self::install`].
+    /// 2. If the annotations say that the code is preemptible, as for
+    ///    [`Self::install_preemptible`].
+    /// 3. Whatever a visitor of the code's live slots does to a slot of the stack map is right for
+    ///    the code at that place: see [`LiveAt`](super::LiveAt) for which entry counts when.
+    pub unsafe fn install_with(
+        &self,
+        name: &str,
+        class: FrameClass,
+        body: impl FnOnce(&mut Ops) -> Annotations,
+    ) -> Result<Code, JitError> {
         let spec = user_code(name, class)?;
-        let id = self.arena.emit_preemptible(&spec, self.arena.max_code_bytes(), body)?;
+        let id = self.arena.emit_annotated(&spec, self.arena.max_code_bytes(), body)?;
         Ok(Code { jit: *self, code: Arc::new(Installed(id)) })
     }
 

@@ -74,6 +74,17 @@ pub enum JitError {
         /// The rule that it breaks.
         rule: &'static str,
     },
+    /// An entry of the stack map of a piece of code makes no sense.
+    StackMap {
+        /// Name of the code.
+        name: String,
+        /// The range of the entry, in bytes from the start of the code.
+        range: Range<usize>,
+        /// The slot that is wrong, if it is not the entry itself.
+        slot: Option<String>,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
     /// The signature cannot be carried by the convention.
     Assign(AssignError),
     /// No sequence of moves leads from the one side of the stub to the other.
@@ -137,6 +148,16 @@ impl fmt::Display for JitError {
             Self::UnsafeRange { name, range, rule } => write!(
                 f,
                 "bytes {}..{} of preemptible code {name:?} cannot be an unsafe range: {rule}",
+                range.start, range.end
+            ),
+            Self::StackMap { name, range, slot: None, rule } => write!(
+                f,
+                "bytes {}..{} of code {name:?} cannot be an entry of its stack map: {rule}",
+                range.start, range.end
+            ),
+            Self::StackMap { name, range, slot: Some(slot), rule } => write!(
+                f,
+                "{slot} cannot be live in bytes {}..{} of code {name:?}: {rule}",
                 range.start, range.end
             ),
             Self::Assign(e) => e.fmt(f),

@@ -16,6 +16,7 @@ pub use frame::FrameClass;
 pub use stubs::adapter::{AdapterCode, AdapterSpec, Bind, Binding};
 
 crate::on_executing_host! {
+    mod annotations;
     mod arena;
     mod code;
     mod eh_frame;
@@ -23,12 +24,15 @@ crate::on_executing_host! {
     mod preemptible;
     mod registry;
     pub mod scalar;
+    mod stack_map;
 
+    pub use annotations::Annotations;
     pub use code::{Code, Jit, JitBuilder};
     pub use emit::x86_64::Ops;
     pub use mem::{MemoryMode, Placement};
     pub use preemptible::{UnsafeRange, WhenUnsafe};
     pub use registry::{ForeignCode, ForeignRegion, GRANULE_BYTES, StubInfo, StubKind, look_up};
+    pub use stack_map::{LiveAt, LiveSlot, StackMap};
 
     pub(crate) use arena::{Arena, STUB_BYTES, StubSpec};
     pub(crate) use code::{Installed, as_fn};
@@ -36,4 +40,5 @@ crate::on_executing_host! {
     pub(crate) use eh_frame::entry_frame;
     pub(crate) use preemptible::PreemptionPoint;
     pub(crate) use registry::{StubId, has_preemptible_code, look_up_return};
+    pub(crate) use stack_map::FARTHEST_BYTES;
 }

@@ -5,7 +5,7 @@ use std::any::type_name;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
-use super::g::{G_ANCHOR_OFF, G_GUARD_OFF, G_STACK_LO_OFF};
+use super::g::{G_ANCHOR_OFF, G_GUARD_OFF, G_STACK_HI_OFF, G_STACK_LO_OFF};
 use super::join::go_in;
 use super::life::current_class;
 use super::stack::SizeClass;
@@ -25,10 +25,12 @@ pub(super) fn stub_env() -> &'static StubEnv {
         g_anchor_off: G_ANCHOR_OFF,
         g_guard_off: G_GUARD_OFF,
         g_stack_lo_off: G_STACK_LO_OFF,
+        g_stack_hi_off: G_STACK_HI_OFF,
         tls_guard_off: tls::g_offset() + tls::GUARD_OFF,
         tls_poll_off: tls::g_offset() + tls::POLL_OFF,
         tls_stack_check_off: tls::g_offset() + tls::STACK_CHECK_OFF,
         tls_resume_off: tls::g_offset() + tls::RESUME_OFF,
+        tls_float_modes_off: tls::g_offset() + tls::FLOAT_MODES_OFF,
         no_goroutine: no_goroutine as *const () as usize,
     })
 }

@@ -57,7 +57,8 @@ impl Freeze {
     #[inline(always)]
     pub(crate) fn is_wanted(&self) -> bool {
         light_fence();
-        self.0.load(Ordering::Relaxed) != FREE
+        // Acquire: who looked may have changed what is on the stack.
+        self.0.load(Ordering::Acquire) != FREE
     }
 
     /// What whoever was told so does next. Returns whether it must wait: then it sleeps while the

@@ -11,6 +11,7 @@
 //! * `freeze`: see `freeze.rs`.
 //! * `link`: whoever has the goroutine in a queue or a pool.
 //! * `lowest_sp`: the thread that makes the goroutine current.
+//! * `keeps_float_modes`: the goroutine itself; false when it ends.
 //! * the rest: set when the goroutine is made, before it is published.
 
 use std::cell::Cell;
@@ -91,9 +92,14 @@ impl Anchor {
         (self.fp.load(Ordering::Relaxed), self.pc.load(Ordering::Relaxed))
     }
 
+    /// Sets fp and pc. The goroutine's own, while no JIT code runs.
+    pub(crate) fn set(&self, (fp, pc): (usize, usize)) {
+        self.fp.store(fp, Ordering::Relaxed);
+        self.pc.store(pc, Ordering::Relaxed);
+    }
+
     pub(crate) fn clear(&self) {
-        self.fp.store(0, Ordering::Relaxed);
-        self.pc.store(0, Ordering::Relaxed);
+        self.set((0, 0));
     }
 }
 
@@ -237,6 +243,8 @@ pub(crate) struct G {
     pub(crate) migratable: Cell<bool>,
     /// Its result was dropped by itself, since nobody can take it.
     pub(crate) result_dropped: Cell<bool>,
+    /// Its floating-point control modes are its own over suspensions: see `float_modes.rs`.
+    pub(crate) keeps_float_modes: Cell<bool>,
     pub(crate) m: AtomicPtr<M>,
     /// Whether it must not run while somebody looks at its stack.
     pub(crate) freeze: Freeze,
@@ -276,6 +284,9 @@ pub(crate) const G_GUARD_OFF: i32 = offset_of!(G, guard) as i32;
 /// Offset of the lowest address of the stack, for stubs.
 pub(crate) const G_STACK_LO_OFF: i32 = (offset_of!(G, stack) + offset_of!(Stack, lo)) as i32;
 
+/// Offset of the end of the stack, for stubs.
+pub(crate) const G_STACK_HI_OFF: i32 = (offset_of!(G, stack) + offset_of!(Stack, hi)) as i32;
+
 /// Offset of the anchor, for stubs.
 pub(crate) const G_ANCHOR_OFF: i32 = offset_of!(G, anchor) as i32;
 
@@ -287,6 +298,7 @@ impl G {
             wait_reason: AtomicU8::new(0),
             migratable: Cell::new(false),
             result_dropped: Cell::new(false),
+            keeps_float_modes: Cell::new(false),
             m: AtomicPtr::new(ptr::null_mut()),
             freeze: Freeze::new(),
             guard: AtomicUsize::new(0),

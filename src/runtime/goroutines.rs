@@ -19,10 +19,11 @@ use super::freeze::Found;
 use super::futex;
 use super::g::{self, G, Status, WaitReason, join_state};
 use super::preempt::{self, checkpoint};
+use super::scan::{ScanFrame, scan, scan_own_stack};
 use super::sched::this_sched;
 use super::switch::systemstack;
 use super::tls::{getg, guard_word};
-use super::unwind::{Bounds, JitFrame, Registers, Start, WalkEnd, exact_walk};
+use super::unwind::{Bounds, Registers, Start, WalkEnd};
 
 /// How often a goroutine that runs on is asked again to give way.
 const ASK_AGAIN: Duration = Duration::from_millis(1);
@@ -118,8 +119,8 @@ impl Goroutine {
     }
 
     /// Holds the goroutine still and visits its JIT frames, innermost first, until `visit` returns
-    /// `false`. The walk is exact: see [`jit_frames`](super::jit_frames). For the calling goroutine
-    /// it begins at the caller.
+    /// `false`, with the live pointers that their stack maps list. For the calling goroutine that is
+    /// [`scan_own_stack`].
     ///
     /// A goroutine that runs is asked to give way; after `wait` it is given up. It goes on when the
     /// visit is over: its thread waits meanwhile if it comes to it. The visit runs on the system stack
@@ -134,12 +135,11 @@ impl Goroutine {
     pub fn scan_stack(
         self,
         wait: Duration,
-        mut visit: impl FnMut(JitFrame) -> bool,
+        mut visit: impl FnMut(&ScanFrame) -> bool,
     ) -> Result<WalkEnd, ScanError> {
         let Self { g, .. } = self;
         if ptr::eq(getg(), g) {
-            let (fp, pc) = g.anchor.get();
-            return Ok(exact_walk(Start::Anchor { fp, pc }, &Bounds::of(g), &mut visit));
+            return Ok(scan_own_stack(visit));
         }
         let still = self.hold(wait)?;
         systemstack(|| {
@@ -147,7 +147,7 @@ impl Goroutine {
                 return Ok(WalkEnd::Complete);
             };
             let start = Start::Registers { at, anchor: g.anchor.get() };
-            Ok(exact_walk(start, &Bounds::of(g), &mut visit))
+            Ok(scan(start, &Bounds::of(g), &mut visit))
         })
     }
 

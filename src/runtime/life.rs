@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::config::{Config, RunError};
+use super::float_modes;
 use super::g::{G, Gobuf, Status, TaskType, join_state};
 use super::m::M;
 use super::pool;
@@ -185,6 +186,7 @@ pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
         if (*g).join.load(Ordering::Acquire) == join_state::DETACHED {
             drop_result(&*g, task);
         }
+        float_modes::end(&*g);
         loop {
             let m = this_m();
             mcall(&(*g).sched, m.system_sp.get(), goexit0, g);

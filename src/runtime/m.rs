@@ -181,12 +181,15 @@ unsafe impl Send for M {}
 
 static FREE_MS: Mutex<Vec<&'static M>> = Mutex::new(Vec::new());
 
+/// Every structure there is, free or not.
+static ALL_MS: Mutex<Vec<&'static M>> = Mutex::new(Vec::new());
+
 impl M {
     /// An M that no thread is yet.
     pub(crate) fn allocate() -> &'static Self {
         let free = FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).pop();
         free.unwrap_or_else(|| {
-            Box::leak(Box::new(Self {
+            let m: &'static Self = Box::leak(Box::new(Self {
                 id: Cell::new(0),
                 sched: AtomicPtr::new(ptr::null_mut()),
                 run_id: AtomicU64::new(0),
@@ -207,8 +210,15 @@ impl M {
                 local: GQueue::new(),
                 preempt: Target::new(),
                 inbox: Inbox { mail: Mailbox::new(), parking: Parking::new() },
-            }))
+            }));
+            ALL_MS.lock().unwrap_or_else(PoisonError::into_inner).push(m);
+            m
         })
+    }
+
+    /// Every M of this process, of whatever run or of none.
+    pub(crate) fn all() -> Vec<&'static Self> {
+        ALL_MS.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Gives the structure back. Its thread has ended and its queues are forgotten.

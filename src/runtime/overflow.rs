@@ -93,10 +93,22 @@ fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
     Ok(())
 }
 
-/// Called by the stack check stub, with an address in the code that checked.
-pub(super) extern "C-unwind" fn overflowed(return_address: usize) -> ! {
+/// Called by the stack check stub, with an address in the code that checked, and with the anchor
+/// that the goroutine had before: native code that catches the panic may rely on it.
+pub(super) extern "C-unwind" fn overflowed(
+    return_address: usize,
+    previous_fp: usize,
+    previous_pc: usize,
+) -> ! {
+    struct PutBack<'a>(&'a G, (usize, usize));
+    impl Drop for PutBack<'_> {
+        fn drop(&mut self) {
+            self.0.anchor.set(self.1);
+        }
+    }
     // SAFETY: on a goroutine: the stub has looked at its stack.
     let g = unsafe { &*getg() };
+    let _anchor = PutBack(g, (previous_fp, previous_pc));
     let goid = g.goid.load(Ordering::Relaxed);
     let size = Size(g.stack.get().class().bytes());
     let name = look_up_return(return_address).map_or("?", |stub| stub.name());

@@ -131,11 +131,15 @@ impl Polls {
 ///
 /// ```text
 ///     slow:
+///         lea rsp, [rsp - 128]
 ///         push frame_bytes
 ///         call QWORD PTR fs:[stack_check_from_fs]
-///         lea rsp, [rsp + 8]
+///         lea rsp, [rsp + 136]
 ///         jmp back
 /// ```
+///
+/// Where code has a [stack map](crate::jit::LiveAt), these instructions are how a slow path is known
+/// as one, whose pointers are those at `back`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PollLayout {

@@ -448,7 +448,8 @@ pub struct StackUsage {
 /// What is neither `pooled` nor `returned` is in use. Where other threads start and end
 /// goroutines meanwhile, the numbers are of no single moment.
 pub fn stack_usage() -> Vec<StackUsage> {
-    let ms: Vec<&M> = super::sched::this_sched().map_or(Vec::new(), |sched| sched.ms().collect());
+    // Those that serve no run have nothing.
+    let ms = M::all();
     SizeClass::all()
         .map(|class| {
             let own = |m: &&M| m.p.pools.0[class.index()].len.load(Ordering::Relaxed);

@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering,
 use std::sync::{Mutex, PoisonError};
 
 use super::config::{RunError, VectorState};
+use super::float_modes::{FloatModes, put_aside_during};
 use super::g::{G, Status};
 use super::handshake::{self, ORDERS, REQUESTED, is_requested};
 use super::m::M;
@@ -202,6 +203,8 @@ impl Target {
 pub(crate) struct Attached {
     m: &'static M,
     previous_mask: Option<libc::sigset_t>,
+    /// What the thread has and goroutines run in.
+    modes: FloatModes,
 }
 
 impl Attached {
@@ -211,12 +214,14 @@ impl Attached {
         m.preempt.async_stub.store(means.stubs.async_preempt, Ordering::Relaxed);
         m.preempt.headroom_bytes.store(means.headroom_bytes, Ordering::Relaxed);
         tls::set_poll_stubs(means.stubs.poll, means.stubs.stack_check);
+        let modes = FloatModes::current();
+        tls::set_float_modes(modes);
         let previous_mask = by_signal.then(|| signal::unblock(libc::SIGURG));
         // SAFETY: no arguments.
         let tid = if by_signal { unsafe { libc::gettid() } } else { 0 };
         let thread = Thread { tid, guard: tls::guard_word() };
         *m.preempt.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
-        Self { m, previous_mask }
+        Self { m, previous_mask, modes }
     }
 }
 
@@ -226,6 +231,10 @@ impl Drop for Attached {
         *self.m.preempt.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
         set_g_and_guard(ptr::null_mut(), 0);
         tls::set_poll_stubs(0, 0);
+        // A goroutine may have left other ones behind, against its contract.
+        if FloatModes::current() != self.modes {
+            self.modes.load();
+        }
         if let Some(mask) = &self.previous_mask {
             signal::block_as_before(libc::SIGURG, mask);
         }
@@ -404,8 +413,16 @@ fn give_way(g: &G, m: &M, counter: &AtomicU64) {
         g.migratable.set(false);
     }
     count(counter);
-    // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
-    unsafe { mcall(&g.sched, m.system_sp.get(), sched::preempt0, ptr::from_ref(g)) };
+    let suspend = || {
+        // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
+        unsafe { mcall(&g.sched, m.system_sp.get(), sched::preempt0, ptr::from_ref(g)) };
+    };
+    // At a `checkpoint` the modes are the goroutine's; the stubs have loaded the thread's.
+    if g.keeps_float_modes.get() {
+        put_aside_during(g, suspend);
+    } else {
+        suspend();
+    }
     if stays {
         g.migratable.set(true);
     }

@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::float_modes::put_aside_during;
 use super::futex;
 use super::g::{self, G, GQueue, Status, WaitReason, join_state};
 use super::idle::{Idle, Parking};
@@ -318,6 +319,10 @@ fn prepare_gosched() -> (*const G, *const G) {
     // SAFETY: on a goroutine; immortal structures of this thread.
     let (gr, m) = unsafe { (&*g, this_m()) };
     assert_may_park(m);
+    if gr.keeps_float_modes.get() {
+        put_aside_during(gr, gosched);
+        return none;
+    }
     if gr.migratable.get() {
         if std::thread::panicking() {
             // The count of panics is the thread's: `gopark` keeps the goroutine here.
@@ -611,6 +616,10 @@ pub unsafe fn gopark(reason: WaitReason, unlock: impl FnOnce()) {
     // SAFETY: on a goroutine; immortal structures of this thread.
     let (gr, m) = unsafe { (&*g, this_m()) };
     assert_may_park(m);
+    if gr.keeps_float_modes.get() {
+        // SAFETY: by the contract of this function.
+        return put_aside_during(gr, || unsafe { gopark(reason, unlock) });
+    }
     gr.set_wait_reason(reason);
     if gr.migratable.get() {
         // A goroutine that unwinds stays: the count of panics is the thread's.

@@ -1,9 +1,10 @@
 #![allow(unsafe_code, reason = "switches stacks")]
-//! The Rust side of the switch stubs: asm call sites that leave for another stack.
+//! The switch from one goroutine to another, and the Rust side of the other switch stubs: asm sites
+//! that leave for another stack.
 //!
-//! A call site states that every register is lost except rsp, and rbp and rbx, which the stub
-//! keeps in the Gobuf because an asm block cannot name them. The compiler then saves what is live
-//! and nothing else. The site gives its resume address in rcx and *jumps* to the stub:
+//! A site states that every register is lost except rsp, and rbp and rbx, which are kept in the
+//! Gobuf because an asm block cannot name them. The compiler then saves what is live and nothing
+//! else. The site gives its resume address in rcx and *jumps*:
 //!
 //! ```text
 //!        lea rcx, [rip + 2f]          the goroutine's stack, addresses grow upwards
@@ -13,6 +14,11 @@
 //!
 //! Nothing is pushed, so that at label 2 the compiler's own call frame information is right and
 //! a parked goroutine can be unwound from (pc, sp, bp) of its Gobuf.
+//!
+//! `goswitch` is no stub but is written out at each site: the processor then predicts for each site
+//! where it leads, which is three times as fast as a jump that all sites share. In between, from
+//! the first instruction to the last, the call frame information says that nothing is above:
+//! whoever unwinds there from a signal ends, as in a stub.
 
 use std::arch::asm;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +29,6 @@ use super::m::M;
 use crate::jit::stubs::switch::{self, SwitchStubs};
 use crate::jit::{Jit, JitError};
 
-static GOSWITCH: AtomicUsize = AtomicUsize::new(0);
 static GOGO: AtomicUsize = AtomicUsize::new(0);
 static MCALL: AtomicUsize = AtomicUsize::new(0);
 static SYSTEMSTACK: AtomicUsize = AtomicUsize::new(0);
@@ -42,9 +47,8 @@ pub(crate) fn emit_stubs() -> Result<(), JitError> {
     }
     let jit = Jit::new()?;
     let main = super::life::goroutine_main as *const () as usize;
-    let SwitchStubs { goswitch, gogo, mcall, systemstack, goroutine_entry } =
+    let SwitchStubs { gogo, mcall, systemstack, goroutine_entry } =
         switch::emit(jit.arena(), Gobuf::LAYOUT, main)?;
-    GOSWITCH.store(goswitch, Ordering::Relaxed);
     GOGO.store(gogo, Ordering::Relaxed);
     MCALL.store(mcall, Ordering::Relaxed);
     SYSTEMSTACK.store(systemstack, Ordering::Relaxed);
@@ -65,14 +69,30 @@ pub(crate) fn goroutine_entry() -> usize {
 /// 2. `to` holds a saved context that nobody else continues.
 #[inline(always)]
 pub(crate) unsafe fn goswitch(from: *const Gobuf, to: *const Gobuf) {
-    // SAFETY: the stub saves rsp, rbp, rbx and rcx to `from` and loads those of `to`; everything
-    // else is declared lost.
+    // SAFETY: saves rsp, rbp, rbx and where to resume to `from` and loads those of `to`; everything
+    // else is declared lost. The saved pc is written last and cleared when it is used, and rsi is
+    // the Gobuf on arrival, as with the stubs (`jit/stubs/switch.rs`).
     unsafe {
         asm!(
+            ".cfi_remember_state",
+            ".cfi_undefined rip",
             "lea rcx, [rip + 2f]",
-            "jmp {stub}",
+            "mov [rdi + {sp}], rsp",
+            "mov [rdi + {bp}], rbp",
+            "mov [rdi + {bx}], rbx",
+            "mov [rdi + {pc}], rcx",
+            "mov rcx, [rsi + {pc}]",
+            "mov rsp, [rsi + {sp}]",
+            "mov rbp, [rsi + {bp}]",
+            "mov rbx, [rsi + {bx}]",
+            "mov qword ptr [rsi + {pc}], 0",
+            "jmp rcx",
+            ".cfi_restore_state",
             "2:",
-            stub = in(reg) GOSWITCH.load(Ordering::Relaxed),
+            sp = const Gobuf::LAYOUT.sp,
+            pc = const Gobuf::LAYOUT.pc,
+            bp = const Gobuf::LAYOUT.bp,
+            bx = const Gobuf::LAYOUT.bx,
             inout("rdi") from => _,
             inout("rsi") to => _,
             out("rcx") _,

@@ -9,6 +9,7 @@
 //! | 24 | the poll stub of the run |
 //! | 32 | a resume address, for three instructions (`jit/stubs/preempt.rs`) |
 //! | 40 | the stack check stub of the run |
+//! | 48 | the floating-point control modes of the thread: see `float_modes.rs` |
 //!
 //! They are defined and read in assembly for two reasons. Emitted code needs one offset from `fs`
 //! that holds on every thread, which the initial-exec model gives. And a migratable goroutine may
@@ -18,6 +19,7 @@
 use std::arch::{asm, global_asm};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::float_modes::FloatModes;
 use super::g::G;
 use super::m::M;
 
@@ -27,9 +29,9 @@ global_asm!(
     ".globl footbridge_0_1_tls",
     ".hidden footbridge_0_1_tls",
     ".type footbridge_0_1_tls, @object",
-    ".size footbridge_0_1_tls, 48",
+    ".size footbridge_0_1_tls, 56",
     "footbridge_0_1_tls:",
-    ".zero 48",
+    ".zero 56",
     ".popsection",
 );
 
@@ -52,6 +54,7 @@ pub(crate) const GUARD_OFF: i32 = 16;
 pub(crate) const POLL_OFF: i32 = 24;
 pub(crate) const RESUME_OFF: i32 = 32;
 pub(crate) const STACK_CHECK_OFF: i32 = 40;
+pub(crate) const FLOAT_MODES_OFF: i32 = 48;
 
 /// Address of this thread's word so many bytes behind that of the current goroutine.
 fn word(offset: i32) -> *const AtomicUsize {
@@ -81,6 +84,18 @@ pub(crate) fn set_poll_stubs(poll: usize, stack_check: usize) {
         (*word(POLL_OFF)).store(poll, Ordering::Relaxed);
         (*word(STACK_CHECK_OFF)).store(stack_check, Ordering::Relaxed);
     }
+}
+
+/// Makes these the modes of this thread, as [`FloatModes`] are laid out.
+pub(crate) fn set_float_modes(modes: FloatModes) {
+    // SAFETY: a word of this thread.
+    unsafe { (*word(FLOAT_MODES_OFF)).store(modes.to_word(), Ordering::Relaxed) };
+}
+
+/// The modes of this thread while it is an M.
+pub(crate) fn float_modes() -> FloatModes {
+    // SAFETY: a word of this thread.
+    FloatModes::from_word(unsafe { (*word(FLOAT_MODES_OFF)).load(Ordering::Relaxed) })
 }
 
 /// What the resume word of this thread holds.

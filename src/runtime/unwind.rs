@@ -99,10 +99,15 @@ impl Bounds {
         }
     }
 
+    /// Whether that is an aligned word of a stack.
+    pub(crate) fn holds(&self, at: usize) -> bool {
+        let inside = |&(lo, hi): &(usize, usize)| at >= lo && at < hi && hi - at >= 8;
+        at.is_multiple_of(8) && self.ranges.iter().any(inside)
+    }
+
     /// Reads a word of a stack.
     fn read(&self, at: usize) -> Option<usize> {
-        let inside = |&(lo, hi): &(usize, usize)| at >= lo && at < hi && hi - at >= 8;
-        if !at.is_multiple_of(8) || !self.ranges.iter().any(inside) {
+        if !self.holds(at) {
             return None;
         }
         // SAFETY: an aligned word of a stack, which is never unmapped while it may be walked.
@@ -120,17 +125,27 @@ enum Out {
         anchor: Option<(usize, usize)>,
         caller: Registers,
     },
-    /// Code that was interrupted here, at any instruction.
-    Interrupted(Registers),
+    /// Code that was interrupted here, at any instruction, and the anchor that the goroutine had
+    /// then (`None`: it still is the goroutine's).
+    Interrupted {
+        at: Registers,
+        anchor: Option<(usize, usize)>,
+    },
     Root,
     Switching,
     Broken,
 }
 
 /// The rules of frame classes. `exact_pc`: the code was interrupted at any instruction; otherwise
-/// the pc is a return address.
+/// the pc is a return address. `current`: the anchor as far as the walk has come.
 #[inline(never)]
-fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> Out {
+fn step_out(
+    r: Registers,
+    stub: &StubInfo,
+    exact_pc: bool,
+    current: (usize, usize),
+    bounds: &Bounds,
+) -> Out {
     let class = stub.frame_class();
     if matches!(stub.kind(), StubKind::Switch) && exact_pc {
         return Out::Switching;
@@ -151,7 +166,18 @@ fn step_out(r: Registers, stub: &StubInfo, exact_pc: bool, bounds: &Bounds) -> O
                 .zip(bounds.read(r.fp.wrapping_add(preempt::frame::PC)))
                 .map(|(fp, pc)| (pc, r.fp.wrapping_add(preempt::frame::SP), fp)),
         };
-        return at.map_or(Out::Broken, |(pc, sp, fp)| Out::Interrupted(Registers { pc, sp, fp }));
+        // Where rbp is the frame's, the anchor's fp says, at each instruction, whether the slots hold
+        // the previous one or it is that itself. Elsewhere it is that.
+        let is_own_fp = leaving == Leaving::No && (!exact_pc || stub.offset_bytes() > 1);
+        let slot = |offset: isize| bounds.read(r.fp.wrapping_add_signed(offset));
+        let anchor = match is_own_fp && current.0 == r.fp {
+            true => slot(preempt::frame::PREVIOUS_FP).zip(slot(preempt::frame::PREVIOUS_PC)),
+            false => None,
+        };
+        return at.map_or(Out::Broken, |(pc, sp, fp)| Out::Interrupted {
+            at: Registers { pc, sp, fp },
+            anchor,
+        });
     }
     let caller_at = |cfa: usize, fp: Option<usize>| {
         Some(Registers { pc: bounds.read(cfa.checked_sub(8)?)?, sp: cfa, fp: fp? })
@@ -236,7 +262,7 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
     bounds: &Bounds,
     visit: &mut V,
 ) -> WalkEnd {
-    let (mut at, mut exact_pc, current) = match start {
+    let (mut at, mut exact_pc, anchor) = match start {
         Start::Registers { at, anchor } if look_up(at.pc).is_some() => (at, true, anchor),
         // In native code: what is older begins at the anchor.
         Start::Anchor { fp, pc } | Start::Registers { anchor: (fp, pc), .. } => {
@@ -246,9 +272,14 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
             (Registers { pc, sp: 0, fp }, false, (fp, pc))
         }
     };
+    let mut past = Past { anchor, interrupted: false };
     for _ in 0..MAX_FRAMES {
         let Some(stub) = stub_at(at.pc, exact_pc) else {
-            return WalkEnd::Broken { at: at.fp };
+            match behind_native_caller(at, exact_pc, &mut past, bounds) {
+                Ok(older) => at = older,
+                Err(end) => return end,
+            }
+            continue;
         };
         // Most frames: a return address into code with a plain frame, below its caller's. Nothing
         // else is kept of the stub over the visit: copies of it cost more than the walk.
@@ -267,12 +298,39 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
             at = Registers { pc, sp, fp };
             continue;
         }
-        (at, exact_pc) = match older(at, exact_pc, current, bounds) {
+        (at, exact_pc) = match older(at, exact_pc, &mut past, bounds) {
             Ok(older) => older,
             Err(end) => return end,
         };
     }
     WalkEnd::Stopped
+}
+
+/// What is older than a caller that the registry does not know. If it has called, by its bare address,
+/// code that was interrupted, then that begins where the anchor was when that happened.
+#[cold]
+#[inline(never)]
+fn behind_native_caller(
+    at: Registers,
+    exact_pc: bool,
+    past: &mut Past,
+    bounds: &Bounds,
+) -> Result<Registers, WalkEnd> {
+    let (fp, pc) = past.anchor;
+    match std::mem::take(&mut past.interrupted) && !exact_pc {
+        true if fp == 0 => Err(WalkEnd::Complete),
+        true if fp >= at.sp && same_stack(fp, at.sp, bounds) => Ok(Registers { pc, sp: 0, fp }),
+        _ => Err(WalkEnd::Broken { at: at.fp }),
+    }
+}
+
+/// What a walk knows of where it has come through. Apart from what each step changes: most steps do
+/// not look at it.
+struct Past {
+    /// What the goroutine's anchor is, or was when code was interrupted.
+    anchor: (usize, usize),
+    /// Code that was interrupted is in the segment, and nothing that enters it so far.
+    interrupted: bool,
 }
 
 /// The code of a frame.
@@ -293,7 +351,7 @@ fn has_frame(pc: usize, stub: &StubInfo, exact_pc: bool) -> bool {
 fn older(
     at: Registers,
     exact_pc: bool,
-    current: (usize, usize),
+    past: &mut Past,
     bounds: &Bounds,
 ) -> Result<(Registers, bool), WalkEnd> {
     let Some(stub) = &stub_at(at.pc, exact_pc) else {
@@ -303,14 +361,26 @@ fn older(
     let has_frame = has_frame(at.pc, stub, exact_pc);
     // Where the frame is not complete rbp is the caller's, which may be the anchor's already.
     let lowest = if complete { at.fp } else { at.sp };
-    let (older, interrupted) = match step_out(at, stub, exact_pc, bounds) {
-        Out::Caller(caller) => (caller, false),
-        Out::Interrupted(at) => (at, true),
+    // Whether the frame pointer that was found is one of JIT code. In native code rbp may be anything,
+    // and so it may be in what that calls, until it has its own frame.
+    let is_own_fp: fn(Registers) -> bool;
+    let (older, interrupted) = match step_out(at, stub, exact_pc, past.anchor, bounds) {
+        Out::Caller(caller) => {
+            is_own_fp = |r| look_up_return(r.pc).is_some();
+            (caller, false)
+        }
+        Out::Interrupted { at, anchor } => {
+            is_own_fp = |r| look_up(r.pc).is_some_and(|stub| self::has_frame(r.pc, &stub, true));
+            *past = Past { anchor: anchor.unwrap_or(past.anchor), interrupted: true };
+            (at, true)
+        }
         Out::Native { anchor, .. } => {
-            let (fp, pc) = anchor.unwrap_or(current);
+            let (fp, pc) = anchor.unwrap_or(past.anchor);
             if fp == 0 {
                 return Err(WalkEnd::Complete);
             }
+            is_own_fp = |_| true;
+            past.interrupted = false;
             (Registers { pc, sp: 0, fp }, false)
         }
         Out::Root => return Err(WalkEnd::Complete),
@@ -318,7 +388,8 @@ fn older(
         Out::Broken => return Err(WalkEnd::Broken { at: at.fp }),
     };
     // Older frames of one stack lie higher.
-    if has_frame && older.fp <= lowest && same_stack(older.fp, lowest, bounds) {
+    let is_lower = has_frame && older.fp <= lowest && same_stack(older.fp, lowest, bounds);
+    if is_lower && is_own_fp(older) {
         return Err(WalkEnd::Broken { at: older.fp });
     }
     Ok((older, interrupted))
@@ -380,9 +451,10 @@ fn full_walk(
         let next = if let Some(stub) = stub {
             let exact_pc = !is_return_address;
             let at = Registers { pc, sp: regs.sp() as usize, fp: regs.bp() as usize };
-            let caller = match step_out(at, &stub, exact_pc, bounds) {
+            // Anchors are of no interest here.
+            let caller = match step_out(at, &stub, exact_pc, (0, 0), bounds) {
                 Out::Caller(caller) | Out::Native { caller, .. } => caller,
-                Out::Interrupted(at) => {
+                Out::Interrupted { at, .. } => {
                     interrupted = true;
                     at
                 }

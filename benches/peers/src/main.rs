@@ -1,20 +1,32 @@
 #![allow(dead_code, reason = "the subjects of the benches are shared, and used in part")]
-//! Peers that take long to compile, beside footbridge in one run: `cargo run --release
-//! --manifest-path benches/peers/Cargo.toml`, with `-- --test` just to see whether it runs.
+//! Peers beside footbridge in one run: Cranelift, which takes long to compile, Go, if there is a
+//! toolchain, and corosensei. `cargo run --release --manifest-path benches/peers/Cargo.toml`, with
+//! `-- --test` just to see whether it runs.
 //!
 //! A package of its own, so that the tests of footbridge do not wait for them.
 
 mod cranelift;
 #[path = "../../subjects/emit.rs"]
 mod emit;
+mod go;
+mod goroutines;
 #[path = "../../measure/meter.rs"]
 mod meter;
+#[path = "../../subjects/spawn.rs"]
+mod spawn;
+#[path = "../../subjects/switch.rs"]
+mod switch;
+mod table;
+mod workloads;
 
 use meter::{Meter, Subject};
 
 const CRANELIFT: &str = "cranelift-jit, adapter, 6 arguments";
 
 fn main() {
+    if let Some(count) = spawn::parked_requested() {
+        return spawn::hold_parked(count);
+    }
     let is_test = std::env::args().any(|argument| argument == "--test");
     let meter = if is_test { Meter::SMOKE } else { Meter::FULL };
     let mut adapters = [
@@ -23,4 +35,5 @@ fn main() {
         emit::new_adapters().faster_than(CRANELIFT, 25.0),
     ];
     meter.print("adapters", &mut adapters);
+    goroutines::compare(go::Go::find().as_ref(), is_test);
 }

@@ -19,10 +19,12 @@ use std::sync::{Mutex, PoisonError};
 
 use primitive::{AtomicU64, Slot};
 
+use super::annotations::{Annotations, Checked};
 use super::eh_frame;
 use super::error::JitError;
 use super::frame::FrameClass;
 use super::preemptible::{self, PreemptionPoint, UnsafeRange};
+use super::stack_map::StackMap;
 use crate::abi::Signature;
 
 /// Code is registered in units of this many bytes.
@@ -100,6 +102,8 @@ const CLASS_SHIFT: u32 = 4;
 const PREEMPTIBLE: u64 = 1 << 7;
 /// Not everywhere: the descriptor says where.
 const HAS_UNSAFE_RANGES: u64 = 1 << 8;
+/// The descriptor has a stack map.
+const HAS_STACK_MAP: u64 = 1 << 9;
 
 /// The flags of a piece of code.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -124,14 +128,21 @@ impl Flags {
 /// What the registry keeps of a piece of code besides its words. Immutable once published.
 #[derive(Clone, Copy)]
 struct Descriptor {
-    len: usize,
+    len: u32,
     prologue_bytes: u32,
     name: &'static str,
     signature: Option<&'static Signature>,
     user_data: u64,
     /// Sorted; where preemptible code is not.
     unsafe_ranges: &'static [UnsafeRange],
+    stack_map: Option<&'static StackMap>,
 }
+
+// The table is page-aligned: each descriptor is one cache line.
+const _: () = assert!(size_of::<Descriptor>() == 64);
+
+/// More than one piece of code can have.
+const CODE_LIMIT_BYTES: usize = 1 << 32;
 
 /// One range of code addresses and its tables.
 pub(crate) struct Region {
@@ -218,24 +229,9 @@ impl Region {
     }
 
     /// Publishes code whose bytes are in place. The range is this region's and unpublished.
-    pub(crate) fn publish(&'static self, new: &Publication) -> StubId {
-        self.publish_with(new, None)
-    }
-
-    /// As [`Self::publish`], for code that is preemptible but in these ranges, which were checked.
-    pub(crate) fn publish_preemptible(
-        &'static self,
-        new: &Publication,
-        unsafe_ranges: Vec<UnsafeRange>,
-    ) -> StubId {
-        self.publish_with(new, Some(unsafe_ranges.leak()))
-    }
-
-    fn publish_with(
-        &'static self,
-        new: &Publication,
-        preemptible: Option<&'static [UnsafeRange]>,
-    ) -> StubId {
+    pub(crate) fn publish(&'static self, new: &Publication, annotations: Checked) -> StubId {
+        let preemptible = annotations.preemptible.map(|ranges| &*ranges.leak());
+        let stack_map = annotations.stack_map.map(|map| &*Box::leak(Box::new(map)));
         debug_assert!(new.start.is_multiple_of(GRANULE_BYTES) && new.len > 0);
         debug_assert!(new.start >= self.base && new.start + new.len <= self.base + self.size);
         let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,8 +247,16 @@ impl Region {
             Some([]) => flags.0 | PREEMPTIBLE,
             Some(_) => flags.0 | PREEMPTIBLE | HAS_UNSAFE_RANGES,
         };
-        let descriptor =
-            Descriptor { len, prologue_bytes, name, signature, user_data, unsafe_ranges };
+        let flags = flags | if stack_map.is_some() { HAS_STACK_MAP } else { 0 };
+        let descriptor = Descriptor {
+            len: u32::try_from(len).expect("who publishes has refused longer code"),
+            prologue_bytes,
+            name,
+            signature,
+            user_data,
+            unsafe_ranges,
+            stack_map,
+        };
         let range = self.granules(start, len);
         // SAFETY: 1. the lock is held. 2. The caller owns the range, which is unpublished, and
         // the slot is new; there are as many slots as granules, and code takes at least one.
@@ -351,7 +355,7 @@ impl StubInfo {
 
     /// Bytes of code.
     pub fn len(&self) -> usize {
-        self.descriptor().len
+        self.descriptor().len as usize
     }
 
     /// Never: published code has at least one byte.
@@ -413,6 +417,12 @@ impl StubInfo {
         } else {
             preemptible::point(self.descriptor().unsafe_ranges, self.offset_bytes())
         }
+    }
+
+    /// Where it has live pointers, if its author has said that.
+    #[inline]
+    pub fn stack_map(&self) -> Option<&'static StackMap> {
+        if self.word & HAS_STACK_MAP == 0 { None } else { self.descriptor().stack_map }
     }
 
     /// Whether its handle was dropped. The code itself stays.
@@ -525,7 +535,8 @@ impl ForeignRegion {
     /// # Safety
     /// The bytes of the code are in place and do not change any more.
     pub unsafe fn publish(&self, name: &str, range: Range<usize>) -> Result<ForeignCode, JitError> {
-        self.publish_checked(name, range, None)
+        // SAFETY: the caller's promise; nothing more is said of the code.
+        unsafe { self.publish_with(name, range, Annotations::default()) }
     }
 
     /// As [`Self::publish`], for code in which goroutines may be interrupted, but for some ranges.
@@ -543,32 +554,46 @@ impl ForeignRegion {
         range: Range<usize>,
         unsafe_ranges: Vec<UnsafeRange>,
     ) -> Result<ForeignCode, JitError> {
-        self.publish_checked(name, range, Some(unsafe_ranges))
+        let annotations =
+            Annotations { preemptible: Some(unsafe_ranges), ..Annotations::default() };
+        // SAFETY: the caller's promises.
+        unsafe { self.publish_with(name, range, annotations) }
     }
 
-    fn publish_checked(
+    /// As [`Self::publish`], for code of which more is known: where goroutines may be interrupted
+    /// in it, and where it has pointers.
+    ///
+    /// # Errors
+    /// As [`Self::publish`]; what the annotations say is refused, or they say anything and the code
+    /// does not start with the prologue of its frame class.
+    ///
+    /// # Safety
+    /// 1. As for [`Self::publish`].
+    /// 2. The code keeps the promises of [`Jit::install_with`](super::Jit::install_with).
+    pub unsafe fn publish_with(
         &self,
         name: &str,
         range: Range<usize>,
-        preemptible: Option<Vec<UnsafeRange>>,
+        annotations: Annotations,
     ) -> Result<ForeignCode, JitError> {
         let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
         if range.is_empty() || !range.start.is_multiple_of(GRANULE_BYTES) {
             return Err(refuse("it must start at a multiple of 64 bytes and not be empty"));
+        }
+        if range.len() >= CODE_LIMIT_BYTES {
+            return Err(refuse("one piece of code is shorter than 4 GiB"));
         }
         let end = self.region.base + self.region.size;
         if range.start < self.region.base || range.end > end {
             return Err(refuse("it leaves the region it is published in"));
         }
         let taken = range.start..range.end.next_multiple_of(GRANULE_BYTES);
-        let preemptible = preemptible.map(|unsafe_ranges| {
-            // SAFETY: the bytes are in place, by the contract of those who call this with ranges.
+        if annotations != Annotations::default() {
+            // SAFETY: the bytes are in place, by the caller's promise.
             let code = unsafe { std::slice::from_raw_parts(range.start as *const u8, range.len()) };
             super::arena::check_frame_law(name, self.class, code)?;
-            let prologue_bytes = self.class.prologue_bytes();
-            preemptible::check(name, range.len(), prologue_bytes, unsafe_ranges)
-        });
-        let preemptible = preemptible.transpose()?;
+        }
+        let annotations = annotations.check(name, self.class, range.len())?;
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
         if published.iter().any(|p| p.start < taken.end && taken.start < p.end) {
             return Err(refuse("it shares a granule of 64 bytes with code published before"));
@@ -583,11 +608,7 @@ impl ForeignRegion {
             signature: None,
             user_data: 0,
         };
-        let id = match preemptible {
-            None => self.region.publish(&publication),
-            Some(ranges) => self.region.publish_preemptible(&publication, ranges),
-        };
-        Ok(ForeignCode { id })
+        Ok(ForeignCode { id: self.region.publish(&publication, annotations) })
     }
 }
 

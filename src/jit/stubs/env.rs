@@ -11,6 +11,8 @@ pub(crate) struct StubEnv {
     pub(crate) g_guard_off: i32,
     /// Where the lowest address of its stack is in a goroutine.
     pub(crate) g_stack_lo_off: i32,
+    /// Where the end of its stack is in a goroutine.
+    pub(crate) g_stack_hi_off: i32,
     /// Where the guard of the current goroutine is, from the base of `fs`.
     pub(crate) tls_guard_off: i32,
     /// Where the address of the poll stub is, from the base of `fs`.
@@ -19,6 +21,9 @@ pub(crate) struct StubEnv {
     pub(crate) tls_stack_check_off: i32,
     /// A word that is free for whoever resumes an interrupted goroutine, from the base of `fs`.
     pub(crate) tls_resume_off: i32,
+    /// Where the floating-point control modes of the thread are, from the base of `fs`: MXCSR, and
+    /// four bytes behind it the x87 control word.
+    pub(crate) tls_float_modes_off: i32,
     /// Called where code runs that needs a goroutine and there is none. Does not return.
     pub(crate) no_goroutine: usize,
 }

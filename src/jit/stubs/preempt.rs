@@ -18,7 +18,7 @@
 //!     |  rbx, r12 .. r15          |  rbp-16 .. rbp-48
 //!     |  rax, rcx, rdx, rsi, rdi  |  rbp-56 .. rbp-88
 //!     |  r8 .. r11                |  rbp-96 .. rbp-120
-//!     |  (MXCSR of native code)   |  rbp-128
+//!     |  previous anchor: pc, fp  |  rbp-128, rbp-136
 //!     |  (alignment)              |
 //!     |  XSAVE or FXSAVE area     |  <- rsp, 64-aligned
 //! ```
@@ -27,9 +27,15 @@
 //! target, the stub returns at once: the goroutine gives way at a later poll.
 //!
 //! Everything is saved before anything is changed, flags included. Native code is entered in the
-//! modes that it expects: DF and AC clear, the x87 stack empty, MXCSR and x87 control word as a
-//! process starts with them. When the target returns the thread may be another one: the stub reads
-//! thread-local words anew.
+//! modes that it expects: DF and AC clear, the x87 stack empty, MXCSR and x87 control word as the
+//! thread had them when it became an M, which a thread-local word says. When the target returns the
+//! thread may be another one: the stub reads thread-local words anew.
+//!
+//! The goroutine's anchor is this frame while the target runs. Before and afterwards it is the
+//! previous one, which native code further out may rely on if it has called the interrupted code by
+//! its bare address. The slots of the previous anchor are written before the anchor, whose fp is
+//! the first word to change and the last one to change back: while the anchor's fp is the frame's
+//! rbp, the slots hold the previous one, and otherwise the anchor itself is (`unwind.rs`).
 //!
 //! The way back needs a register that holds nothing, and there is none. *poll* has a return
 //! address, and leaves by `ret 128`. *async preempt* was never called, so that a `ret` would upset
@@ -43,6 +49,7 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
 use super::{ANCHOR_PC, StubEnv, stack_check};
+use crate::abi::Gpr;
 use crate::jit::emit::x86_64::Emitter;
 use crate::jit::{Arena, FrameClass, JitError, Ops, STUB_BYTES, StubKind, StubSpec};
 
@@ -51,10 +58,42 @@ pub(crate) const RED_ZONE_BYTES: usize = 128;
 
 /// Where a frame of these stubs keeps what a walk may want, as offsets from rbp.
 pub(crate) mod frame {
+    use crate::abi::Gpr;
+
+    /// The general registers of the interrupted code, in the order in which they are pushed. Its
+    /// rbp is at rbp, and its rsp follows from the frame.
+    pub(crate) const REGISTERS: [Gpr; 14] = [
+        Gpr::RBX,
+        Gpr::R12,
+        Gpr::R13,
+        Gpr::R14,
+        Gpr::R15,
+        Gpr::RAX,
+        Gpr::RCX,
+        Gpr::RDX,
+        Gpr::RSI,
+        Gpr::RDI,
+        Gpr::R8,
+        Gpr::R9,
+        Gpr::R10,
+        Gpr::R11,
+    ];
+
+    /// How far below rbp the one with this index is saved: rflags come first.
+    pub(crate) const fn below_rbp(index: usize) -> usize {
+        16 + 8 * index
+    }
+
+    /// Where the last one is, the lowest of them.
+    pub(crate) const LOWEST_REGISTER: usize = below_rbp(REGISTERS.len() - 1);
+
     /// The interrupted pc.
     pub(crate) const PC: usize = 8;
     /// The interrupted rsp itself.
     pub(crate) const SP: usize = 16 + super::RED_ZONE_BYTES;
+    /// The anchor that the goroutine had when it was interrupted.
+    pub(crate) const PREVIOUS_PC: isize = -128;
+    pub(crate) const PREVIOUS_FP: isize = -136;
 }
 
 /// How far the frame of a stub is at a pc in it, where that does not follow from the offset.
@@ -82,10 +121,7 @@ pub(crate) fn leaving(byte: impl Fn(usize) -> u8) -> Leaving {
 }
 
 /// Bytes of the frame below the return address word, without area and alignment.
-const FRAME_BYTES: usize = 8 + 128;
-
-/// MXCSR at the start of a process: System V psABI, section 3.2.3.
-const INITIAL_MXCSR: i32 = 0x1f80;
+const FRAME_BYTES: usize = 8 + 136;
 
 /// Flags that native code must not inherit: DF (bit 10, psABI section 3.2.1) and AC (bit 18).
 const FOREIGN_FLAGS: i32 = 1 << 10 | 1 << 18;
@@ -160,6 +196,7 @@ pub(crate) fn emit(
             let mut e = Emitter::new(ops, arena.range());
             let prologue_bytes = e.prologue();
             // No instruction so far changed a flag.
+            const { assert!(matches!(frame::REGISTERS[0], Gpr::RBX)) };
             dynasm!(e.ops; .arch x64; pushfq; push rbx);
             if checks_room {
                 let (g, lo, headroom) = (env.tls_g_off, env.g_stack_lo_off, headroom_bytes as i32);
@@ -177,7 +214,7 @@ pub(crate) fn emit(
             }
             save(&mut e, env, area);
             e.call(target);
-            restore(e.ops, area);
+            restore(e.ops, env, area);
             leave(e.ops);
             if checks_room {
                 dynasm!(e.ops; .arch x64; no_room: ; pop rbx; popfq; pop rbp);
@@ -211,26 +248,16 @@ pub(crate) fn emit(
 
 /// From rflags and rbx, which are pushed, to the call.
 fn save(e: &mut Emitter<'_>, env: &StubEnv, area: SaveArea) {
+    for &register in &frame::REGISTERS[1..] {
+        dynasm!(e.ops; .arch x64; push Rq(register));
+    }
     dynasm!(e.ops
         ; .arch x64
-        ; push r12
-        ; push r13
-        ; push r14
-        ; push r15
-        ; push rax
-        ; push rcx
-        ; push rdx
-        ; push rsi
-        ; push rdi
-        ; push r8
-        ; push r9
-        ; push r10
-        ; push r11
         // The other flags stay, TF among them: who steps goes on stepping.
         ; pushfq
         ; and DWORD [rsp], !FOREIGN_FLAGS
         ; popfq
-        ; sub rsp, 8 + area.bytes() as i32
+        ; sub rsp, 16 + area.bytes() as i32
         ; and rsp, -64
     );
     match area {
@@ -245,11 +272,13 @@ fn save(e: &mut Emitter<'_>, env: &StubEnv, area: SaveArea) {
             dynasm!(e.ops; .arch x64; mov eax, mask as i32; xsave64 [rsp]);
         }
     }
+    let modes = env.tls_float_modes_off;
     dynasm!(e.ops
         ; .arch x64
+        // No exception is pending after this, whatever the control word lets through.
         ; fninit
-        ; mov DWORD [rbp - 128], INITIAL_MXCSR
-        ; ldmxcsr [rbp - 128]
+        ; fs fldcw WORD [modes + 4]
+        ; fs ldmxcsr DWORD [modes]
     );
     if matches!(area, SaveArea::Xsave { mask, .. } if mask & AVX != 0) {
         // Upper halves in use would slow down every SSE instruction of native code.
@@ -258,9 +287,12 @@ fn save(e: &mut Emitter<'_>, env: &StubEnv, area: SaveArea) {
     let (anchor, g) = (env.g_anchor_off, env.tls_g_off);
     dynasm!(e.ops
         ; .arch x64
-        // JIT code is left for native code: walks from there begin here. JIT code ran, so the
-        // anchor was dead.
+        // JIT code is left for native code: walks from there begin here.
         ; fs mov rax, [g]
+        ; mov rcx, [rax + anchor]
+        ; mov [rbp + frame::PREVIOUS_FP as i32], rcx
+        ; mov rcx, [rax + anchor + ANCHOR_PC]
+        ; mov [rbp + frame::PREVIOUS_PC as i32], rcx
         ; lea rcx, [rip]
         ; mov [rax + anchor], rbp
         ; mov [rax + anchor + ANCHOR_PC], rcx
@@ -271,8 +303,17 @@ fn save(e: &mut Emitter<'_>, env: &StubEnv, area: SaveArea) {
 /// Bit of XCR0 for the upper halves of ymm registers.
 const AVX: u32 = 1 << 2;
 
-/// Vector and x87 registers, whatever thread this is.
-fn restore(ops: &mut Ops, area: SaveArea) {
+/// The anchor, and vector and x87 registers, whatever thread this is.
+fn restore(ops: &mut Ops, env: &StubEnv, area: SaveArea) {
+    let (anchor, g) = (env.g_anchor_off, env.tls_g_off);
+    dynasm!(ops
+        ; .arch x64
+        ; fs mov rax, [g]
+        ; mov rcx, [rbp + frame::PREVIOUS_PC as i32]
+        ; mov [rax + anchor + ANCHOR_PC], rcx
+        ; mov rcx, [rbp + frame::PREVIOUS_FP as i32]
+        ; mov [rax + anchor], rcx
+    );
     match area {
         SaveArea::Fxsave => dynasm!(ops; .arch x64; fxrstor64 [rsp]),
         SaveArea::Xsave { mask, .. } => {
@@ -283,24 +324,9 @@ fn restore(ops: &mut Ops, area: SaveArea) {
 
 /// Everything that was pushed, flags and rbp last.
 fn pop_all(ops: &mut Ops) {
-    dynasm!(ops
-        ; .arch x64
-        ; lea rsp, [rbp - 120]
-        ; pop r11
-        ; pop r10
-        ; pop r9
-        ; pop r8
-        ; pop rdi
-        ; pop rsi
-        ; pop rdx
-        ; pop rcx
-        ; pop rax
-        ; pop r15
-        ; pop r14
-        ; pop r13
-        ; pop r12
-        ; pop rbx
-        ; popfq
-        ; pop rbp
-    );
+    dynasm!(ops; .arch x64; lea rsp, [rbp - frame::LOWEST_REGISTER as i32]);
+    for &register in frame::REGISTERS.iter().rev() {
+        dynasm!(ops; .arch x64; pop Rq(register));
+    }
+    dynasm!(ops; .arch x64; popfq; pop rbp);
 }

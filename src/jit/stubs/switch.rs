@@ -1,19 +1,20 @@
-//! The stubs that switch stacks: goswitch, gogo, mcall, systemstack, goroutine entry.
+//! The stubs that switch stacks: gogo, mcall, systemstack, goroutine entry.
 //!
 //! All but systemstack are *jumped to*, never called: a `call` that no `ret` answers would set the
 //! return predictor off by one for the rest of the thread. Whoever jumps says in a register
 //! where it wants to be resumed, and declares every register clobbered but the four in the Gobuf.
-//! They leave by an indirect jump, for the same reason.
+//! They leave by an indirect jump, for the same reason. (The switch from one goroutine to the next
+//! does the same without a stub: `runtime/switch.rs`.)
 //!
 //! Registers between the Rust call sites (`runtime/switch.rs`) and these stubs:
 //!
-//! | | goswitch | gogo | mcall |
-//! | --- | --- | --- | --- |
-//! | rdi | Gobuf to save to | | Gobuf to save to |
-//! | rsi | Gobuf to go to | Gobuf to go to | rsp of the system stack |
-//! | rcx | where to resume | | where to resume |
-//! | rdx | | | function to call there |
-//! | r8 | | | its argument |
+//! | | gogo | mcall |
+//! | --- | --- | --- |
+//! | rdi | | Gobuf to save to |
+//! | rsi | Gobuf to go to | rsp of the system stack |
+//! | rcx | | where to resume |
+//! | rdx | | function to call there |
+//! | r8 | | its argument |
 //!
 //! A goroutine that starts is a Gobuf like any other, whose pc is the entry stub.
 
@@ -34,7 +35,6 @@ pub(crate) struct GobufLayout {
 /// Addresses of the stubs.
 #[derive(Clone, Copy)]
 pub(crate) struct SwitchStubs {
-    pub(crate) goswitch: usize,
     pub(crate) gogo: usize,
     pub(crate) mcall: usize,
     pub(crate) systemstack: usize,
@@ -60,10 +60,6 @@ pub(crate) fn emit(
     };
     let root = FrameClass::Root;
     Ok(SwitchStubs {
-        goswitch: stub("goswitch", StubKind::Switch, root, &|e| {
-            save(e.ops, gobuf);
-            load_and_jump(e.ops, gobuf);
-        })?,
         gogo: stub("gogo", StubKind::Switch, root, &|e| load_and_jump(e.ops, gobuf))?,
         mcall: stub("mcall", StubKind::Switch, root, &|e| {
             save(e.ops, gobuf);

@@ -1,0 +1,3 @@
+module footbridge/peer
+
+go 1.19

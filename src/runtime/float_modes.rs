@@ -1,0 +1,168 @@
+#![allow(unsafe_code, reason = "loads the control registers of floating-point units")]
+//! Floating-point control modes: what a thread has, and goroutines that keep modes of their own.
+//!
+//! The modes are the control bits of MXCSR (exception masks, rounding, flush-to-zero,
+//! denormals-are-zero) and the x87 control word (masks, precision, rounding). A function call keeps
+//! them (System V psABI, section 3.2.3), so that code which changes them puts them back before it
+//! returns. A switch between goroutines does not look at them: all goroutines of a thread run in
+//! the modes that the thread had when it became an M. Threads inherit those of their creator, so
+//! that this is one set of modes for a run.
+//!
+//! The story of a goroutine that keeps modes of its own, in time order:
+//!
+//! 1. [`keep_float_modes`] sets a flag in the goroutine, which lies in the line that a switch
+//!    touches anyway.
+//! 2. Where the goroutine suspends itself (`gosched`, `gopark`, `give_way`), the flag is tested. If
+//!    it is set, [`put_aside_during`] stores the modes in its frame, loads those of the thread, and
+//!    suspends as if the flag were not set. So the next goroutine, and the scheduler, run in the
+//!    modes of the thread, and a goroutine that does not ask pays a branch.
+//! 3. When it goes on, on whatever thread, it loads its own.
+//! 4. When it ends, it loads those of the thread, and the flag is cleared.
+//!
+//! The stubs that put a goroutine aside at any instruction save the modes with everything else and
+//! load those of the thread by themselves (`jit/stubs/preempt.rs`).
+//!
+//! Nothing here may compute with floating-point numbers.
+
+use std::arch::asm;
+
+use super::g::G;
+use super::tls::{self, getg};
+
+/// Flags of past exceptions in MXCSR: no control bits (Intel SDM volume 1, section 10.2.3).
+const MXCSR_STATUS: u32 = 0x3f;
+
+/// Exception masks of the x87 control word (Intel SDM volume 1, section 8.1.5).
+const X87_MASKS: u16 = 0x3f;
+
+/// Modes, as they are laid out in the thread-local word that stubs read: MXCSR, and behind it the
+/// x87 control word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FloatModes {
+    mxcsr: u32,
+    x87: u16,
+}
+
+impl FloatModes {
+    /// Those that the calling thread has now, without the flags of past exceptions.
+    pub(crate) fn current() -> Self {
+        let (mut mxcsr, mut x87) = (0u32, 0u16);
+        // SAFETY: stores two control registers to our own variables.
+        unsafe {
+            asm!(
+                "stmxcsr [{mxcsr}]",
+                "fnstcw [{x87}]",
+                mxcsr = in(reg) &raw mut mxcsr,
+                x87 = in(reg) &raw mut x87,
+                options(nostack, preserves_flags),
+            );
+        }
+        Self { mxcsr: mxcsr & !MXCSR_STATUS, x87 }
+    }
+
+    /// Loads them.
+    pub(crate) fn load(self) {
+        if self.x87 & X87_MASKS != X87_MASKS {
+            // Flags that somebody else's computations have left would trap at the next x87
+            // instruction where they are not masked (Intel SDM volume 2, FLDCW).
+            // SAFETY: the flags of past exceptions survive no call.
+            unsafe { asm!("fnclex", options(nomem, nostack, preserves_flags)) };
+        }
+        // SAFETY: the values were stored by the CPU, so that they have no reserved bits.
+        unsafe {
+            asm!(
+                "ldmxcsr [{mxcsr}]",
+                "fldcw [{x87}]",
+                mxcsr = in(reg) &raw const self.mxcsr,
+                x87 = in(reg) &raw const self.x87,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+    }
+
+    pub(crate) fn to_word(self) -> usize {
+        usize::from(self.x87) << 32 | self.mxcsr as usize
+    }
+
+    pub(crate) fn from_word(word: usize) -> Self {
+        Self { mxcsr: word as u32, x87: (word >> 32) as u16 }
+    }
+}
+
+/// Lets the running goroutine keep floating-point control modes of its own over everything that
+/// suspends it, or not. Returns what was so before. A goroutine starts without.
+///
+/// The modes are the control bits of MXCSR, which are exception masks, rounding, flush-to-zero and
+/// denormals-are-zero (Intel SDM volume 1, section 10.2.3), and the x87 control word, which is masks,
+/// precision and rounding (section 8.1.5). A function keeps them for its caller (System V psABI,
+/// section 3.2.3), and so does a suspension that happens in it, but only as the *thread's*: a
+/// goroutine that parks, yields or gives way in other modes hands them to the next goroutine and
+/// finds those of somebody else. One that has called this with `true` may be suspended in any
+/// modes: others run in those of the thread, and it goes on in its own, also on another thread. That
+/// costs about fifteen nanoseconds for each suspension; for goroutines that do not ask, a branch.
+///
+/// With `false`, and when the goroutine ends, also by a panic, the modes of the thread are loaded:
+/// those that it had when the run began. Flags of past exceptions belong to nobody, as the psABI has
+/// it: they may be gone after a suspension, or be somebody else's.
+///
+/// This is for JIT and C code that computes in other modes and calls functions that suspend. The
+/// Rust compiler relies on the default modes, so that Rust code in between should not compute
+/// with floating-point numbers. Goroutines that it starts begin in the modes of the thread.
+///
+/// On a thread that runs no goroutine it does nothing and returns `false`.
+///
+/// ```
+/// use footbridge::runtime;
+///
+/// runtime::run(|| {
+///     assert_eq!(runtime::keep_float_modes(true), false);
+///     // ... call JIT code that sets modes, calls goroutine functions and sets them back ...
+///     assert_eq!(runtime::keep_float_modes(false), true);
+/// });
+/// assert_eq!(runtime::keep_float_modes(true), false);
+/// ```
+pub fn keep_float_modes(keep: bool) -> bool {
+    // SAFETY: null, or immortal.
+    let Some(g) = (unsafe { getg().as_ref() }) else {
+        return false;
+    };
+    let kept = g.keeps_float_modes.replace(keep);
+    if kept && !keep {
+        tls::float_modes().load();
+    }
+    kept
+}
+
+/// Suspends the running goroutine `g`, which keeps its modes, by `suspend`. The thread may be another
+/// one afterwards, so that this is inlined nowhere.
+#[cold]
+#[inline(never)]
+pub(crate) fn put_aside_during(g: &G, suspend: impl FnOnce()) {
+    /// Puts the modes back, also if the goroutine may not be suspended here and panics.
+    struct Aside<'a>(&'a G, FloatModes);
+    impl Drop for Aside<'_> {
+        fn drop(&mut self) {
+            self.1.load();
+            self.0.keeps_float_modes.set(true);
+        }
+    }
+    let _aside = Aside(g, FloatModes::current());
+    g.keeps_float_modes.set(false);
+    tls::float_modes().load();
+    suspend();
+}
+
+/// Called by a goroutine that ends: the next one runs in the modes of the thread.
+#[inline(always)]
+pub(crate) fn end(g: &G) {
+    if g.keeps_float_modes.get() {
+        end_keeping(g);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn end_keeping(g: &G) {
+    g.keeps_float_modes.set(false);
+    tls::float_modes().load();
+}

@@ -1,0 +1,261 @@
+#![allow(unsafe_code, reason = "reads code")]
+//! Live pointers on a stack: the exact walk, with the stack map of each frame.
+//!
+//! A frame that was interrupted, or gave way at a poll, has its registers in the frame of the stub
+//! that put the goroutine aside (`jit/stubs/preempt.rs`), which the walk meets right before. A frame
+//! whose callee is a stub that polls when its work is done has them there, too: such a stub changes
+//! no register behind its poll.
+//!
+//! Like the walk this reads nothing but stack, registry and code: no lock, no allocation. A slot that
+//! is not in the stack ends the walk, so that nobody writes anywhere else.
+
+use super::bridge::stub_env;
+use super::stack::LARGEST_BYTES;
+use super::tls::getg;
+use super::unwind::{Bounds, JitFrame, Start, WalkEnd, exact_walk};
+use crate::abi::Gpr;
+use crate::jit::stubs::{poll, preempt, stack_check};
+use crate::jit::{FARTHEST_BYTES, FrameClass, LiveSlot, StubInfo, StubKind};
+
+const _: () = assert!(LARGEST_BYTES <= FARTHEST_BYTES as usize);
+
+/// A frame of JIT code, and what is alive in it.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct ScanFrame {
+    /// Where the code goes on: a return address, unless it was interrupted or gave way.
+    pub pc: usize,
+    /// What code that is.
+    pub stub: StubInfo,
+    /// Its frame pointer; 0 if it has no frame, or not yet, or not any more.
+    pub fp: usize,
+    /// Whether its registers were saved when the goroutine was put aside: the code was interrupted,
+    /// or gave way at a poll, or what it called did so when its own work was done.
+    pub interrupted: bool,
+    saved: Option<Saved>,
+    frame: FrameSlots,
+    /// `None`: nobody knows.
+    live: Option<&'static [LiveSlot]>,
+}
+
+/// Where the registers of an interrupted frame are.
+#[derive(Clone, Copy)]
+struct Saved {
+    /// rbp of the stub that put the goroutine aside.
+    fp: usize,
+    /// rax is where the interrupted rsp points to.
+    is_rax_pushed: bool,
+}
+
+impl Saved {
+    /// The rsp with which the code goes on.
+    fn sp(self) -> usize {
+        self.fp + preempt::frame::SP
+    }
+
+    fn place_of(self, register: Gpr) -> Option<usize> {
+        if register == Gpr::RAX && self.is_rax_pushed {
+            return Some(self.sp());
+        }
+        let index = preempt::frame::REGISTERS.iter().position(|&saved| saved == register)?;
+        Some(self.fp - preempt::frame::below_rbp(index))
+    }
+}
+
+/// Which slots of a frame there are, and what they count from.
+#[derive(Clone, Copy)]
+enum FrameSlots {
+    /// All.
+    From(usize),
+    /// Stack arguments only: rbp is not the frame's own yet, or not any more, but it would be this.
+    ArgumentsFrom(usize),
+    /// A leaf that was not interrupted: where its rsp is is not known, and a leaf calls nobody.
+    Unknown,
+}
+
+impl ScanFrame {
+    /// Addresses of the live pointers of the frame, as its stack map says ([`LiveAt`] has the rules).
+    ///
+    /// They are words of the goroutine's stack. The visitor may read and write them while the frame
+    /// is visited; the code goes on with what it finds there. A stack argument comes twice if both
+    /// the map of the caller and that of the callee list it.
+    ///
+    /// Stubs of this crate have none of their own, and an empty list. `None`: the code has no stack
+    /// map, or it is an adapter, which may have copies of arguments and results. Who must not miss a
+    /// pointer looks at all words of the frame then, and at its registers.
+    ///
+    /// [`LiveAt`]: crate::jit::LiveAt
+    pub fn live_slots(&self) -> Option<impl Iterator<Item = *mut usize> + use<'_>> {
+        let place = |slot: &LiveSlot| self.place_of(*slot).map(|at| at as *mut usize);
+        Some(self.live?.iter().filter_map(place))
+    }
+
+    /// Where a general register of an interrupted frame is saved: what is there is what the code
+    /// goes on with. `None` for rsp and rbp, and for a frame that calls.
+    pub fn saved_register(&self, register: Gpr) -> Option<*mut usize> {
+        Some(self.saved?.place_of(register)? as *mut usize)
+    }
+
+    fn place_of(&self, slot: LiveSlot) -> Option<usize> {
+        match slot {
+            LiveSlot::Register(register) => self.saved?.place_of(register),
+            LiveSlot::Frame(offset) => {
+                let base = match self.frame {
+                    FrameSlots::From(base) => base,
+                    FrameSlots::ArgumentsFrom(base) if offset > 0 => base,
+                    FrameSlots::ArgumentsFrom(_) | FrameSlots::Unknown => return None,
+                };
+                Some(base.wrapping_add_signed(offset as isize))
+            }
+        }
+    }
+
+    /// `saved_at`: rbp of the stub that saved the registers of the frame. `is_exact`: the pc is where
+    /// the code goes on, and not behind a call.
+    fn new(JitFrame { pc, stub, fp }: JitFrame, saved_at: Option<usize>, is_exact: bool) -> Self {
+        let mut frame = Self {
+            pc,
+            stub,
+            fp,
+            interrupted: saved_at.is_some(),
+            saved: saved_at.map(|fp| Saved { fp, is_rax_pushed: false }),
+            frame: if fp == 0 { FrameSlots::Unknown } else { FrameSlots::From(fp) },
+            live: match stub.kind() {
+                StubKind::User | StubKind::Foreign | StubKind::Adapter => None,
+                _ => Some(&[]),
+            },
+        };
+        let (map, at) = (stub.stack_map(), stub.offset_bytes());
+        let Some(saved) = &mut frame.saved else {
+            frame.live = map.map_or(frame.live, |map| Some(map.live_at(at.wrapping_sub(1))));
+            return frame;
+        };
+        // SAFETY: published code stays where it is and does not change.
+        let code = unsafe { std::slice::from_raw_parts(stub.start() as *const u8, stub.len()) };
+        if let Some(map) = map {
+            frame.live = Some(map.live_at(poll::goes_on_at(code, at, stub_env())));
+        }
+        if is_exact {
+            saved.is_rax_pushed = stack_check::is_rax_pushed(code, at);
+            let sp = saved.sp();
+            if stub.frame_class() == FrameClass::Leaf {
+                let lowered = poll::is_poll_call(|byte| code.get(at + byte).copied().unwrap_or(0));
+                let red_zone = if lowered { preempt::RED_ZONE_BYTES } else { 0 };
+                frame.frame = FrameSlots::From(sp + red_zone);
+            } else if fp == 0 {
+                // At `push rbp` and at `ret` rsp leads to the return address; at `mov rbp, rsp` it
+                // is what rbp will be.
+                let is_pushed = (1..stub.frame_class().prologue_bytes()).contains(&at);
+                frame.frame = FrameSlots::ArgumentsFrom(if is_pushed { sp } else { sp - 8 });
+            }
+        }
+        frame
+    }
+
+    /// The first slot that is not in a stack.
+    fn stray(&self, bounds: &Bounds) -> Option<usize> {
+        let mut places = self.live?.iter().filter_map(|&slot| self.place_of(slot));
+        places.find(|&at| !bounds.holds(at))
+    }
+}
+
+/// Visits the JIT frames of a stack, innermost first, until the visitor says `false`. A map that
+/// leads out of the bounds is [`WalkEnd::Broken`]. Registers to start from are those of a switch: what
+/// an interrupted frame had in its registers is found in the stack only.
+pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
+    start: Start,
+    bounds: &Bounds,
+    visit: &mut V,
+) -> WalkEnd {
+    // Where the registers of the next frame are, and whether it was interrupted itself.
+    let mut saved: Option<(usize, bool)> = None;
+    let mut broken = None;
+    let end = exact_walk(start, bounds, &mut |frame: JitFrame| {
+        let kind = frame.stub.kind();
+        let (saved_at, is_exact) = saved.take().unzip();
+        let is_exact = is_exact.unwrap_or(false);
+        if kind == StubKind::Preempt {
+            let lowest = frame.fp.wrapping_sub(preempt::frame::LOWEST_REGISTER);
+            let highest = frame.fp.wrapping_add(preempt::frame::PC);
+            if !bounds.holds(lowest) || !bounds.holds(highest) {
+                broken = Some(frame.fp);
+                return false;
+            }
+            saved = Some((frame.fp, true));
+        } else if matches!(kind, StubKind::GoroutineFn | StubKind::Spawn | StubKind::StackCheck) {
+            // If it gave way, its work is done: its caller's registers are there already. And it is
+            // its caller that is visited next. Native code that called a goroutine function by its
+            // bare address has lost its anchor to that, and no walk goes on behind it.
+            saved = saved_at.map(|at| (at, false));
+        }
+        let frame = ScanFrame::new(frame, saved_at, is_exact);
+        broken = frame.stray(bounds);
+        broken.is_none() && visit(&frame)
+    });
+    broken.map_or(end, |at| WalkEnd::Broken { at })
+}
+
+/// Visits the JIT frames of the calling goroutine, innermost first, with the live pointers that their
+/// stack maps list, until `visit` returns `false`. Native code is skipped, as in
+/// [`jit_frames`](super::jit_frames): what Rust and C hold is theirs to say. No lock is taken and
+/// nothing is allocated.
+///
+/// On a thread that runs no goroutine there is none.
+///
+/// A precise collector that moves objects begins with the roots that this finds. Here one moves every
+/// object that is alive whenever JIT code calls it:
+///
+/// ```
+/// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+/// use footbridge::abi::Convention;
+/// use footbridge::jit::{Annotations, FrameClass, Jit, LiveAt, LiveSlot};
+/// use footbridge::runtime::{self, WalkEnd};
+///
+/// struct Object {
+///     value: u64,
+/// }
+///
+/// let jit = Jit::new()?;
+/// let collect = jit.named_goroutine_fn("collect", Convention::SystemV, || {
+///     let end = runtime::scan_own_stack(|frame| {
+///         let slots = frame.live_slots().expect("all code of this program has a stack map");
+///         for slot in slots.map(|slot| slot.cast::<*mut Object>()) {
+///             // SAFETY: all slots of all maps hold objects that are alive, each of them one.
+///             unsafe {
+///                 let old = Box::from_raw(*slot);
+///                 *slot = Box::into_raw(Box::new(Object { value: old.value }));
+///             }
+///         }
+///         true
+///     });
+///     assert_eq!(end, WalkEnd::Complete);
+/// })?;
+/// let target = collect.address();
+/// // SAFETY: a standard frame around a call; the object is in the frame meanwhile, and nowhere else.
+/// let code = unsafe {
+///     jit.install_with("value after a collection", FrameClass::Standard, |ops| {
+///         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 16; mov [rbp - 8], rdi);
+///         let call = ops.offset().0;
+///         dynasm!(ops; .arch x64; call extern target);
+///         let behind = ops.offset().0;
+///         dynasm!(ops; .arch x64; mov rax, [rbp - 8]; leave; ret);
+///         let object = LiveAt { bytes: call..behind, slots: vec![LiveSlot::Frame(-8)] };
+///         Annotations { stack_map: Some(vec![object]), ..Annotations::default() }
+///     })?
+/// };
+/// // SAFETY: a System V function of that type.
+/// let code = unsafe { code.enter::<fn(*mut Object) -> *mut Object>(Convention::SystemV)? };
+/// let before = Box::into_raw(Box::new(Object { value: 7 }));
+/// // SAFETY: on a goroutine. The code owns the object, and gives it back.
+/// let after = runtime::run(|| unsafe { Box::from_raw(code.call(before)) });
+/// assert_eq!(after.value, 7);
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
+pub fn scan_own_stack(mut visit: impl FnMut(&ScanFrame) -> bool) -> WalkEnd {
+    // SAFETY: immortal.
+    let Some(g) = (unsafe { getg().as_ref() }) else {
+        return WalkEnd::Complete;
+    };
+    let (fp, pc) = g.anchor.get();
+    scan(Start::Anchor { fp, pc }, &Bounds::of(g), &mut visit)
+}
