@@ -484,6 +484,12 @@ fn small_program() {
                         let mut heap = Heap::new();
                         for round in 0..40 {
                             heap.churn(&mut random);
+                            // Valgrind may give sysmon no turn meanwhile.
+                            if round % 4 == 0 {
+                                for processor in 0..2 {
+                                    runtime::request_preemption(processor);
+                                }
+                            }
                             // SAFETY: on a goroutine.
                             let _ = unsafe { pipe.call(round) };
                             checkpoint();
@@ -515,7 +521,7 @@ fn small_program() {
     });
     let stats = run.expect("the run starts");
     println!("{stats:?}\n{}", footbridge::environment());
-    assert!(stats.cooperative > 0, "nobody gave way: {stats:?}");
+    assert!(stats.cooperative >= 80, "one in four calls asks to give way: {stats:?}");
 }
 
 /// How valgrind runs a test. `max-stackframe`: what moves rsp by more goes to another stack; those of
