@@ -38,26 +38,26 @@ pub(crate) enum Found {
 pub(crate) struct Freeze(AtomicU32);
 
 impl Freeze {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(AtomicU32::new(FREE))
     }
 
     /// Asks for it. [`found`] tells when it is so.
     pub(crate) fn ask(&self) {
-        self.0.store(WANTED, Ordering::SeqCst);
+        self.0.store(WANTED, Ordering::Relaxed);
         heavy_fence();
     }
 
     /// Lets the goroutine go. Returns whether a thread sleeps on the [`Self::word`].
     pub(crate) fn end(&self) -> bool {
-        self.0.swap(FREE, Ordering::SeqCst) == AWAITED
+        self.0.swap(FREE, Ordering::Release) == AWAITED
     }
 
     /// For whoever has just stored RUNNING: whether it must not go on.
     #[inline(always)]
     pub(crate) fn is_wanted(&self) -> bool {
         light_fence();
-        // Acquire: who looked may have changed what is on the stack.
+        // Acquire: who looked has read the stack before it let go, and may have changed what is on it.
         self.0.load(Ordering::Acquire) != FREE
     }
 
@@ -71,7 +71,7 @@ impl Freeze {
         }
         status.store(RUNNABLE, Ordering::Release);
         // Fails where it was let go meanwhile; then nobody sleeps on the word.
-        let _ = self.0.compare_exchange(WANTED, AWAITED, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self.0.compare_exchange(WANTED, AWAITED, Ordering::Relaxed, Ordering::Relaxed);
         true
     }
 

@@ -291,7 +291,7 @@ pub(crate) const G_STACK_HI_OFF: i32 = (offset_of!(G, stack) + offset_of!(Stack,
 pub(crate) const G_ANCHOR_OFF: i32 = offset_of!(G, anchor) as i32;
 
 impl G {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self {
             sched: Gobuf::new(),
             status: AtomicU32::new(Status::Idle as u32),

@@ -1,4 +1,8 @@
-//! Two handshakes of preemption, on words that somebody else owns.
+//! Handshakes of preemption, on words that somebody else owns.
+//!
+//! **A request and the turn of a goroutine.** Who requests looks whom a thread runs, and stores the
+//! request in the guards of both. Who begins a turn sets the guards anew before it says so. A request
+//! that comes too late is seen in the thread's next turn, or in the goroutine's, and is over then.
 //!
 //! **A request and its signal.** Who requests stores the request in the guard, and then sends a
 //! signal unless one is on its way. The handler acknowledges first and looks at the guard then. So
@@ -11,22 +15,34 @@
 //!
 //! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
 
-use super::primitive::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+use super::primitive::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};
 
 /// A guard that every rsp is below.
 pub(crate) const REQUESTED: usize = usize::MAX;
 
-/// The memory orders of the handshakes, in one place so that the model can weaken them.
-#[derive(Clone, Copy)]
-pub(crate) struct Orders {
-    /// Of the exchanges of the flag that says whether a signal is on its way.
-    pub(crate) pending: Ordering,
-    /// Whether there is a fence between announcement and look.
-    pub(crate) fenced: bool,
+/// What whoever makes a goroutine current does: a new turn begins, and what was asked of an earlier
+/// one is over. `set_thread` makes the goroutine the thread's, and sets the thread's guard to the
+/// limit.
+///
+/// That comes before others can see whom the thread runs. So a request that finds the goroutine
+/// current comes behind both, and stands.
+#[inline(always)]
+pub(crate) fn begin_turn<G>(
+    current: &AtomicPtr<G>,
+    g: *mut G,
+    guard: &AtomicUsize,
+    limit: usize,
+    set_thread: impl FnOnce(),
+) {
+    guard.store(limit, Ordering::Relaxed);
+    set_thread();
+    current.store(g, Ordering::Release);
 }
 
-/// The orders that are right.
-pub(crate) const ORDERS: Orders = Orders { pending: Ordering::AcqRel, fenced: true };
+/// Whom a thread runs, for whoever makes a request.
+pub(crate) fn current<G>(current: &AtomicPtr<G>) -> *mut G {
+    current.load(Ordering::Acquire)
+}
 
 /// Stores a request in the guards, where polls see it.
 pub(crate) fn ask(guards: [&AtomicUsize; 2]) {
@@ -36,14 +52,14 @@ pub(crate) fn ask(guards: [&AtomicUsize; 2]) {
 }
 
 /// As [`ask`]; returns whether a signal must be sent for the request.
-pub(crate) fn request(guards: [&AtomicUsize; 2], pending: &AtomicBool, orders: Orders) -> bool {
+pub(crate) fn request(guards: [&AtomicUsize; 2], pending: &AtomicBool) -> bool {
     ask(guards);
-    !pending.swap(true, orders.pending)
+    !pending.swap(true, Ordering::AcqRel)
 }
 
 /// What the handler does first. Returns whether a signal was expected.
-pub(crate) fn acknowledge(pending: &AtomicBool, orders: Orders) -> bool {
-    pending.swap(false, orders.pending)
+pub(crate) fn acknowledge(pending: &AtomicBool) -> bool {
+    pending.swap(false, Ordering::AcqRel)
 }
 
 /// Whether somebody has asked.
@@ -58,11 +74,9 @@ pub(crate) const ENDED: u32 = 2;
 
 /// Announces that sysmon will sleep. If this succeeds, it looks whether all Ms are idle, and sleeps
 /// only then, until the word changes.
-pub(crate) fn announce_sleep(word: &AtomicU32, orders: Orders) -> bool {
+pub(crate) fn announce_sleep(word: &AtomicU32) -> bool {
     let announced = exchange(word, AWAKE, ASLEEP);
-    if orders.fenced {
-        fence(Ordering::SeqCst);
-    }
+    fence(Ordering::SeqCst);
     announced
 }
 
@@ -73,10 +87,8 @@ pub(crate) fn end_sleep(word: &AtomicU32) -> bool {
 
 /// For an M that is counted as idle no more. Returns whether sysmon must be woken: only one M does
 /// that.
-pub(crate) fn must_wake(word: &AtomicU32, orders: Orders) -> bool {
-    if orders.fenced {
-        fence(Ordering::SeqCst);
-    }
+pub(crate) fn must_wake(word: &AtomicU32) -> bool {
+    fence(Ordering::SeqCst);
     word.load(Ordering::Relaxed) == ASLEEP && end_sleep(word)
 }
 

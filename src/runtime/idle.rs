@@ -8,7 +8,11 @@
 //! the next one when it has found something. So the waker counts the M that it wakes as
 //! *spinning* (looking) before it runs, and wakes nobody while one is counted. Who stops looking
 //! takes itself from the count, and, if it was the last one and found something, looks once more
-//! for work that others left to it: they saw it counted.
+//! for work that others left to it: they saw it counted. If it was the last one and found nothing,
+//! it does so when it has announced that it will sleep; if there is work then, it is counted again.
+//!
+//! Whatever one must see of the other is so by a fence on both sides. The counts and words are
+//! stronger than that needs: `check_deadlock` adds up looks at all of them to one state.
 //!
 //! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
 
@@ -116,7 +120,7 @@ impl Idle {
             if chosen.is_some() {
                 return chosen;
             }
-            self.spinning.fetch_sub(1, Ordering::SeqCst);
+            self.stop_spinning();
             // Others may have relied on our looking meanwhile.
             if !work_exists() || !all.clone().any(Parking::is_parked) {
                 return None;
@@ -137,7 +141,13 @@ impl Idle {
     /// Takes it from the count. Returns whether it was the last one: if it has found something, it
     /// must look whether there is more, and then wake another one.
     pub(crate) fn stop_spinning(&self) -> bool {
-        self.spinning.fetch_sub(1, Ordering::SeqCst) == 1
+        let was_last = self.spinning.fetch_sub(1, Ordering::SeqCst) == 1;
+        if was_last {
+            // Against those who publish work and see it counted. A read-modify-write does this on
+            // x86-64; the memory model wants a fence.
+            fence(Ordering::SeqCst);
+        }
+        was_last
     }
 
     /// Counts an M among the sleepers and announces it. Returns how many they are. Then it must look
@@ -146,6 +156,15 @@ impl Idle {
         let sleeping = self.sleeping.fetch_add(1, Ordering::SeqCst) + 1;
         parking.announce();
         sleeping
+    }
+
+    /// Takes the announcement back, for what the last look has found. The M is counted among those
+    /// that look for work from then on, whoever woke it: it has stopped looking just before, and
+    /// who published work until then has left more than it takes to it.
+    pub(crate) fn stay_awake(&self, parking: &Parking) {
+        if !parking.end() {
+            self.spinning.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// The M sleeps no more: its parking has ended.

@@ -303,3 +303,110 @@ impl M {
         self.inbox.parking.is_parked()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicBool;
+
+    use super::super::runq::Stolen;
+    use super::*;
+
+    const SLOTS: usize = RUNQ;
+    type Queue = RunQueue<u8, SLOTS>;
+
+    /// Numbers stand for items: queues never look into them.
+    fn fake(n: usize) -> *mut u8 {
+        n as *mut u8
+    }
+
+    #[test]
+    fn it_is_first_in_first_out_and_bounded() {
+        let queue = Queue::new();
+        for round in 0..3 {
+            for n in 1..=SLOTS {
+                assert_eq!(queue.push(fake(n)), Ok(()), "round {round}");
+            }
+            assert_eq!(queue.push(fake(999)), Err(fake(999)));
+            for n in 1..=SLOTS {
+                assert_eq!(queue.pop(), fake(n));
+            }
+            assert!(queue.pop().is_null() && queue.is_empty());
+        }
+    }
+
+    #[test]
+    fn of_a_full_one_the_older_half_is_taken() {
+        let queue = Queue::new();
+        assert!(!queue.take_half(|_| panic!("it is not full")));
+        (1..=SLOTS).for_each(|n| queue.push(fake(n)).expect("room"));
+        let mut taken = Vec::new();
+        assert!(queue.take_half(|item| taken.push(item as usize)));
+        assert_eq!(taken, (1..=SLOTS / 2).collect::<Vec<_>>());
+        assert_eq!((queue.pop(), queue.room()), (fake(SLOTS / 2 + 1), SLOTS / 2 + 1));
+    }
+
+    #[test]
+    fn thieves_and_owner_share_everything_exactly_once() {
+        const EACH: usize = 200_000;
+        let queue: &'static Queue = Box::leak(Box::new(Queue::new()));
+        let seen: &'static Mutex<Vec<usize>> = Box::leak(Box::default());
+        let done: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(false)));
+        let thieves: Vec<_> = (0..2)
+            .map(|_| {
+                std::thread::spawn(move || {
+                    let own = Queue::new();
+                    let mut mine = Vec::new();
+                    loop {
+                        let last_round = done.load(Ordering::Acquire);
+                        let stolen = queue.steal_into(&own);
+                        let (before, count) = match &stolen {
+                            Some(Stolen { first, count }) => {
+                                mine.push(*first as usize);
+                                (mine.len() - 1, *count as usize)
+                            }
+                            None => (mine.len(), 0),
+                        };
+                        loop {
+                            match own.pop() {
+                                item if item.is_null() => break,
+                                item => mine.push(item as usize),
+                            }
+                        }
+                        assert_eq!(mine.len() - before, count);
+                        if stolen.is_none() && last_round {
+                            break;
+                        }
+                    }
+                    seen.lock().expect("no thief panicked").extend(mine);
+                })
+            })
+            .collect();
+        let mut mine = Vec::new();
+        let mut pop = || {
+            let item = queue.pop();
+            if !item.is_null() {
+                mine.push(item as usize);
+            }
+            !item.is_null()
+        };
+        for n in 1..=EACH {
+            while queue.push(fake(n)).is_err() {
+                pop();
+            }
+            if n % 7 == 0 {
+                pop();
+            }
+        }
+        done.store(true, Ordering::Release);
+        for thief in thieves {
+            thief.join().expect("thief");
+        }
+        while pop() {}
+        let mut all = seen.lock().expect("no thief panicked").clone();
+        all.extend(mine);
+        assert_eq!(all.len(), EACH);
+        assert_eq!(all.into_iter().collect::<HashSet<_>>().len(), EACH);
+    }
+}

@@ -34,7 +34,7 @@ use std::sync::{Mutex, PoisonError};
 use super::config::{RunError, VectorState};
 use super::float_modes::{FloatModes, put_aside_during};
 use super::g::{G, Status};
-use super::handshake::{self, ORDERS, REQUESTED, is_requested};
+use super::handshake::{self, REQUESTED, is_requested};
 use super::m::M;
 use super::overflow::{PANIC_STACK_BYTES, overflowed};
 use super::save_area::save_area;
@@ -258,7 +258,7 @@ fn request_if(m: &M, is_meant: impl Fn(&G) -> bool) -> bool {
         return false;
     };
     // SAFETY: immortal.
-    let current = unsafe { m.curg.load(Ordering::Acquire).as_ref() };
+    let current = unsafe { handshake::current(&m.curg).as_ref() };
     let Some(g) = current.filter(|g| is_meant(g)) else {
         return false;
     };
@@ -269,12 +269,12 @@ fn request_if(m: &M, is_meant: impl Fn(&G) -> bool) -> bool {
     if tid == 0 || !has_preemptible_code() {
         // A signal could only disturb system calls of the program.
         handshake::ask(guards);
-    } else if handshake::request(guards, &target.pending, ORDERS) {
+    } else if handshake::request(guards, &target.pending) {
         count(&target.counters.signals);
         // SAFETY: plain numbers; the thread exists.
         let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGURG) };
         if sent != 0 {
-            handshake::acknowledge(&target.pending, ORDERS);
+            handshake::acknowledge(&target.pending);
         }
     }
     true
@@ -305,7 +305,7 @@ unsafe extern "C" fn on_signal(
         // Acknowledged in all cases, and before anything is looked at: a request from now on sends
         // a signal of its own.
         let m = getm().as_ref();
-        let expected = m.is_some_and(|m| handshake::acknowledge(&m.preempt.pending, ORDERS));
+        let expected = m.is_some_and(|m| handshake::acknowledge(&m.preempt.pending));
         if expected && let Some(m) = m {
             match interruption(m, &*context.cast()) {
                 Ok(resume_pc) => redirect(m, &mut *context.cast(), resume_pc),

@@ -34,6 +34,7 @@ use std::time::Duration;
 use super::float_modes::put_aside_during;
 use super::futex;
 use super::g::{self, G, GQueue, Status, WaitReason, join_state};
+use super::handshake;
 use super::idle::{Idle, Parking};
 use super::m::{M, RUNQ, bump};
 use super::pool;
@@ -57,8 +58,9 @@ const RUN_NEXT_STREAK: u64 = 128;
 const IDLE_AFTER: Duration = Duration::from_millis(10);
 /// How often a deadlock is looked for then.
 const DEADLOCK_EVERY: Duration = Duration::from_secs(1);
-/// How often an M without work tries to steal before it sleeps.
-const SPINS: u32 = 30;
+/// How long an M without work looks for some before it sleeps, in nanoseconds: less than what it costs
+/// to fall asleep and to be woken.
+const SPIN_NS: u64 = 10_000;
 
 /// One run of the runtime: its Ms and what they share.
 pub(crate) struct Sched {
@@ -183,9 +185,7 @@ pub(super) fn make_current(m: &M, g: *mut G) {
     }
     // A new turn: what was asked of an earlier one is over.
     let limit = m.preempt.limit_of(gr);
-    gr.guard.store(limit, Ordering::Relaxed);
-    m.curg.store(g, Ordering::Release);
-    set_g_and_guard(g, limit);
+    handshake::begin_turn(&m.curg, g, &gr.guard, limit, || set_g_and_guard(g, limit));
 }
 
 /// Somebody wants the goroutine still that is to run next.
@@ -453,12 +453,10 @@ fn find_runnable_slow(m: &'static M) -> Option<*mut G> {
         if found.is_none() && !sched.stopping.load(Ordering::Acquire) {
             // Look on for a while, but not with everybody.
             spinning = spinning || sched.idle.start_spinning(sched.ms.len());
-            for _ in 0..if spinning { SPINS } else { 0 } {
+            let until = if spinning { timers::now() + SPIN_NS } else { 0 };
+            while spinning && found.is_none() && timers::now() < until {
                 std::hint::spin_loop();
                 found = find_without_sleep(m, sched);
-                if found.is_some() {
-                    break;
-                }
             }
         }
         if std::mem::take(&mut spinning) {
@@ -540,12 +538,13 @@ fn work_exists(sched: &Sched) -> bool {
     sched.global_len.load(Ordering::Acquire) != 0 || sched.ms.iter().any(|m| !m.p.runq.is_empty())
 }
 
-/// Returns whether this M was woken as one that is counted as spinning.
+/// Returns whether this M is counted as spinning.
 fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
     let sleeping = sched.idle.prepare_sleep(&m.inbox.parking);
     let stay = m.has_mail() || work_exists(sched) || sched.stopping.load(Ordering::SeqCst);
-    let woken_spinning = if stay {
-        m.inbox.parking.end()
+    let spinning = if stay {
+        sched.idle.stay_awake(&m.inbox.parking);
+        true
     } else {
         bump(&m.p.counts.sleeps, 1);
         // The last one to sleep looks for a deadlock: soon, and then from time to time, since a
@@ -567,7 +566,7 @@ fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
     // Before the mail is taken: see `check_deadlock`.
     sched.idle.leave_sleep();
     sched.sysmon.wake();
-    woken_spinning
+    spinning
 }
 
 /// Called by the last M that went to sleep. With no timer set and no other thread in the process,

@@ -23,7 +23,6 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::throw::throw;
 
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: usize = 4096;
@@ -171,11 +170,10 @@ impl Stack {
     /// The class that it was carved for.
     #[inline]
     pub(crate) fn class(self) -> SizeClass {
-        let bytes = self.hi - self.lo;
-        match SizeClass::for_bytes(bytes) {
-            Some(class) => class,
-            None => throw(format_args!("a stack has {bytes} bytes, which is no size class")),
-        }
+        // 16 KiB is 2^14, and each class is at least four times the one before.
+        let class = SizeClass(((self.hi - self.lo).trailing_zeros() - 14) as u8 / 2);
+        debug_assert_eq!(class.bytes(), self.hi - self.lo);
+        class
     }
 
     /// Where the guard begins.
@@ -416,6 +414,8 @@ mod tests {
         for class in all {
             let stride = class.bytes() + class.guard_bytes();
             assert!(!stride.is_power_of_two() && stride.is_multiple_of(PAGE_BYTES));
+            let stack = Stack { lo: PAGE_BYTES, hi: PAGE_BYTES + class.bytes() };
+            assert_eq!(stack.class(), class);
         }
     }
 

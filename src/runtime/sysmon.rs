@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::futex;
-use super::handshake::{self, ASLEEP, AWAKE, ENDED, ORDERS};
+use super::handshake::{self, ASLEEP, AWAKE, ENDED};
 use super::pool::Scavenger;
 use super::preempt;
 use super::sched::Sched;
@@ -36,7 +36,7 @@ impl Sysmon {
     /// Called by an M that was idle, after it is counted as idle no more.
     #[inline]
     pub(crate) fn wake(&self) {
-        if handshake::must_wake(&self.0, ORDERS) {
+        if handshake::must_wake(&self.0) {
             futex::wake(&self.0);
         }
     }
@@ -49,7 +49,7 @@ impl Sysmon {
 
     /// Sleeps while all Ms are idle. Returns whether it did.
     fn sleep_while_idle(&self, sched: &Sched) -> bool {
-        if !sched.all_idle() || !handshake::announce_sleep(&self.0, ORDERS) {
+        if !sched.all_idle() || !handshake::announce_sleep(&self.0) {
             return false;
         }
         while sched.all_idle() && self.0.load(Ordering::SeqCst) == ASLEEP {
