@@ -37,7 +37,7 @@ use world::{Balance, CLASSES, Running, STEPS, World, check, lock};
 const SILENCE: Duration = Duration::from_secs(15);
 /// Mappings that stacks and the heap may have got in the second half: stacks come from ever larger
 /// ones, five classes of them.
-const SEGMENTS: usize = 10;
+const SEGMENTS: usize = 16;
 /// Goroutines of a run that tell where everybody is when the watchdog asks.
 const REPORTERS: usize = 2;
 

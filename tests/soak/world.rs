@@ -13,8 +13,9 @@ use super::steps::Kind;
 
 /// Usable bytes of the stacks, by class.
 pub const CLASSES: [usize; 5] = [16 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20];
-/// Values that a round can have.
-const TOKENS: usize = 1 << 17;
+/// Values that a round can have. What an abandoned round leaks comes from the heap and is no mapping of
+/// its own: it is too small for that.
+const TOKENS: usize = 1 << 15;
 /// Channels of a round.
 const MARKETS: usize = 6;
 /// Runs that go on at once, at most.
