@@ -493,48 +493,65 @@ fn without_preemption_nobody_else_runs_meanwhile() {
     });
 }
 
-/// A goroutine that unwinds is not put aside: the others of its thread would unwind, too.
-/// The count of panics is the thread's, and a migratable goroutine may go on on another one.
+/// The count of panics is the thread's: a migratable goroutine that unwinds is put aside like others,
+/// and goes on where it was.
 #[test]
-fn a_migratable_goroutine_that_unwinds_is_not_put_aside() {
-    struct Waits(&'static Waiter, &'static AtomicU32);
+fn a_migratable_goroutine_that_unwinds_stays_on_its_thread() {
+    struct Waits(&'static Waiter, &'static AtomicU32, &'static AtomicBool);
     impl Drop for Waits {
         fn drop(&mut self) {
             assert!(std::thread::panicking());
+            let thread = thread_number();
             self.0.wait(self.1);
+            self.2.store(thread_number() == thread, Ordering::Relaxed);
         }
     }
-    for kind in [Loop::Preemptible, Loop::Polls(SYSTEM_V)] {
-        let waiter: &Waiter = Box::leak(Box::new(Waiter::new(kind)));
-        run(2, || {
-            let flag: &AtomicU32 = Box::leak(Box::default());
-            let wrong: &AtomicU64 = Box::leak(Box::default());
-            let body = move || {
-                go(move || {
-                    while flag.load(Ordering::Relaxed) == 0 {
-                        wrong.fetch_add(u64::from(std::thread::panicking()), Ordering::Relaxed);
-                        gosched();
-                    }
-                });
-                gosched();
-                let unwound = catch_unwind(AssertUnwindSafe(|| {
-                    let _waits = Waits(waiter, flag);
-                    std::panic::resume_unwind(Box::new(5u8));
-                }));
-                unwound.expect_err("it panics").is::<u8>()
-            };
-            // SAFETY: everything on its stack is `Send`.
-            let unwinds = unsafe { go_migratable(body) };
-            let end = Instant::now() + Duration::from_millis(100);
-            while Instant::now() < end {
-                std::hint::spin_loop();
-            }
-            flag.store(1, Ordering::Relaxed);
-            assert!(unwinds.join().expect("caught"));
-            assert_eq!(wrong.load(Ordering::Relaxed), 0, "{kind:?}: {:?}", stats());
-            assert!(stats().refused.disabled > 0, "{kind:?}: {:?}", stats());
-        });
-    }
+    // In a process of its own, which is ended if it hangs.
+    let outcome = child::run("a_migratable_goroutine_that_unwinds_stays_on_its_thread", || {
+        for kind in [Loop::Preemptible, Loop::Polls(SYSTEM_V)] {
+            let waiter: &Waiter = Box::leak(Box::new(Waiter::new(kind)));
+            run(2, || {
+                let flag: &AtomicU32 = Box::leak(Box::default());
+                let stayed: &AtomicBool = Box::leak(Box::default());
+                let turns: &AtomicU64 = Box::leak(Box::default());
+                let body = move || {
+                    // On this thread, too.
+                    go(move || {
+                        while flag.load(Ordering::Relaxed) == 0 {
+                            turns.fetch_add(1, Ordering::Relaxed);
+                            gosched();
+                        }
+                    });
+                    gosched();
+                    let unwound = catch_unwind(AssertUnwindSafe(|| {
+                        let _waits = Waits(waiter, flag, stayed);
+                        std::panic::resume_unwind(Box::new(5u8));
+                    }));
+                    let is_own = unwound.expect_err("it panics").is::<u8>();
+                    is_own && !std::thread::panicking()
+                };
+                // SAFETY: everything on its stack is `Send`.
+                let unwinds = unsafe { go_migratable(body) };
+                let end = Instant::now() + Duration::from_millis(100);
+                let put_aside = || stats().asynchronous + stats().cooperative;
+                while Instant::now() < end || put_aside() < 3 {
+                    assert!(end.elapsed() < Duration::from_secs(20), "{kind:?}: {:?}", stats());
+                    std::hint::spin_loop();
+                }
+                flag.store(1, Ordering::Relaxed);
+                assert!(unwinds.join().expect("caught"));
+                assert!(stayed.load(Ordering::Relaxed), "{kind:?}: {:?}", stats());
+                assert!(turns.load(Ordering::Relaxed) > 2, "{kind:?}: {:?}", stats());
+            });
+        }
+    });
+    outcome.assert_success();
+}
+
+#[inline(never)]
+fn thread_number() -> i32 {
+    // SAFETY: no arguments.
+    unsafe { libc::gettid() }
 }
 
 /// The count of panics on its thread is not zero then, which is nothing to the others there.
@@ -548,10 +565,13 @@ fn who_parks_while_it_unwinds_keeps_nobody_from_giving_way() {
     }
     // In a process of its own, which is ended if it hangs.
     let outcome = child::run("who_parks_while_it_unwinds_keeps_nobody_from_giving_way", || {
-        for kind in [Loop::Preemptible, Loop::Polls(SYSTEM_V)] {
-            let waiter = Waiter::new(kind);
+        for (kind, migratable) in [Loop::Preemptible, Loop::Polls(SYSTEM_V)]
+            .into_iter()
+            .flat_map(|k| [(k, false), (k, true)])
+        {
+            let waiter: &Waiter = Box::leak(Box::new(Waiter::new(kind)));
             run(1, || {
-                let flag = AtomicU32::new(0);
+                let flag: &AtomicU32 = Box::leak(Box::default());
                 let channel = Chan::new(0);
                 scope(|s| {
                     let unwinds = s.go(|| {
@@ -561,7 +581,9 @@ fn who_parks_while_it_unwinds_keeps_nobody_from_giving_way() {
                         }));
                         unwound.expect_err("it panics").is::<u8>()
                     });
-                    let loops = s.go(|| waiter.wait(&flag));
+                    let body = move || waiter.wait(flag);
+                    // SAFETY: nothing of it belongs to a thread.
+                    let loops = if migratable { unsafe { go_migratable(body) } } else { go(body) };
                     // The first one parks, the second one loops until it is put aside.
                     gosched();
                     channel.send(7).expect("open");

@@ -1,5 +1,5 @@
 //! Storms of preemptions: everything that a goroutine has in the machine survives, for each set of
-//! registers that this CPU has; and Rust code beside it is left alone.
+//! registers that this CPU has. What Rust code does meanwhile is the business of `storm.rs`.
 //!
 //! FOOTBRIDGE_STRESS_SECONDS says how long each storm takes (default 2), FOOTBRIDGE_SEED where the
 //! random states begin.
@@ -268,94 +268,4 @@ fn keep_spinning(spinner: &Spinner, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         assert_eq!(spinner.spin(ROUNDS, random.next()), []);
     }
-}
-
-/// Who holds a lock in Rust code is not put aside for somebody who waits for it on the same thread.
-#[test]
-fn a_mutex_held_in_rust_code_is_given_back() {
-    let spinner = Spinner::new(Level::Sse, GivesWay::Anywhere);
-    let config = storm_config(VectorState::Auto);
-    let _alone = alone();
-    let (locks, stats) = config
-        .run(|| {
-            let (stop, shared) = (AtomicBool::new(false), Mutex::new((0u64, 0u64)));
-            let end = Instant::now() + stress();
-            scope(|s| {
-                for _ in 0..8 {
-                    s.go(|| keep_spinning(&spinner, &stop));
-                }
-                let lockers: Vec<_> = (0..8)
-                    .map(|_| {
-                        s.go(|| {
-                            let mut locks = 0;
-                            while Instant::now() < end {
-                                let mut both = shared.lock().expect("no panic");
-                                both.0 += 1;
-                                // Long enough that slices end in here.
-                                let until = Instant::now() + Duration::from_micros(150);
-                                while Instant::now() < until {
-                                    std::hint::spin_loop();
-                                }
-                                both.1 += 1;
-                                assert_eq!(both.0, both.1);
-                                drop(both);
-                                locks += 1;
-                                runtime::checkpoint();
-                            }
-                            locks
-                        })
-                    })
-                    .collect();
-                (sum_then_stop(lockers, &stop), runtime::stats())
-            })
-        })
-        .expect("the run starts");
-    println!("{locks} locks; {stats:?}");
-    assert!(locks > 50 && stats.asynchronous > 100, "{locks} locks; {stats:?}");
-    assert!(stats.refused.native_code > 20, "no signal came while a lock was held: {stats:?}");
-}
-
-/// The allocator is never entered twice on one thread.
-#[test]
-fn an_allocator_in_use_is_left_alone() {
-    let spinner = Spinner::new(Level::largest(), GivesWay::Anywhere);
-    let config = storm_config(VectorState::Auto);
-    let _alone = alone();
-    let (allocations, stats) = config
-        .run(|| {
-            let stop = AtomicBool::new(false);
-            let end = Instant::now() + stress();
-            scope(|s| {
-                for _ in 0..8 {
-                    s.go(|| keep_spinning(&spinner, &stop));
-                }
-                let workers: Vec<_> = (0..8)
-                    .map(|n| {
-                        s.go(move || {
-                            let mut random = Random(seed() ^ n);
-                            let mut kept: Vec<Vec<u8>> = vec![Vec::new(); 64];
-                            let mut allocations = 0u64;
-                            while Instant::now() < end {
-                                for _ in 0..200 {
-                                    let at = random.next() as usize % kept.len();
-                                    let old = &kept[at];
-                                    let fill = old.first().copied().unwrap_or(0);
-                                    assert!(old.iter().all(|&byte| byte == fill), "corrupted");
-                                    let len = random.next() as usize % 3000;
-                                    kept[at] = vec![random.next() as u8; len];
-                                    allocations += 1;
-                                }
-                                runtime::checkpoint();
-                            }
-                            allocations
-                        })
-                    })
-                    .collect();
-                (sum_then_stop(workers, &stop), runtime::stats())
-            })
-        })
-        .expect("the run starts");
-    println!("{allocations} allocations; {stats:?}");
-    assert!(allocations > 10_000 && stats.asynchronous > 100, "{allocations}; {stats:?}");
-    assert!(stats.refused.native_code > 20, "{stats:?}");
 }

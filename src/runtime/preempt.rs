@@ -406,11 +406,11 @@ fn poll_now() {
 /// another one afterwards.
 #[inline(never)]
 fn give_way(g: &G, m: &M, counter: &AtomicU64) {
-    if g.migratable.get() && std::thread::panicking() {
-        // The count of panics is the thread's, and this goroutine would leave it behind. One that
-        // stays on its thread may give way, as it may park: the count may also be that of another
-        // one, which parked while it unwinds and waits for this one to give way.
-        return m.preempt.refuse(Refusal::Disabled);
+    // The count of panics is the thread's. It may be this goroutine's, which then must come back
+    // here, or that of one that parked while it unwinds, and waits for this one to give way.
+    let stays = g.migratable.get() && std::thread::panicking();
+    if stays {
+        g.migratable.set(false);
     }
     count(counter);
     let suspend = || {
@@ -422,6 +422,9 @@ fn give_way(g: &G, m: &M, counter: &AtomicU64) {
         put_aside_during(g, suspend);
     } else {
         suspend();
+    }
+    if stays {
+        g.migratable.set(true);
     }
 }
 

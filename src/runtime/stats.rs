@@ -40,8 +40,7 @@ pub struct Stats {
 pub struct Refused {
     /// The goroutine had given way already.
     pub stale: u64,
-    /// In [`without_preemption`](super::without_preemption), on the system stack, while unwinding, or
-    /// about to park.
+    /// In [`without_preemption`](super::without_preemption), on the system stack, or about to park.
     pub disabled: u64,
     /// Too little stack was left, or rsp was not in the goroutine's.
     pub stack: u64,

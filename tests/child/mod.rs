@@ -48,19 +48,78 @@ pub fn run(test: &str, body: impl FnOnce()) -> Outcome {
 /// As [`run`], for one of several cases of a test, by number. In the child of another case this
 /// does nothing.
 pub fn run_case(test: &str, case: usize, body: impl FnOnce()) -> Option<Outcome> {
-    let this = format!("{test}/{case}");
-    match std::env::var(VARIABLE) {
-        Ok(child) if child == this => alone(body),
-        Ok(_) => return None,
-        Err(_) => {}
+    Child::of(test).case(case, body)
+}
+
+/// A child that is not like the others.
+pub struct Child<'a> {
+    test: &'a str,
+    limit_seconds: u32,
+    environment: Vec<(&'a str, &'a str)>,
+    /// A program and its first arguments, which runs the test binary.
+    under: &'a [&'a str],
+}
+
+impl<'a> Child<'a> {
+    /// A child of the test called `test`.
+    pub fn of(test: &'a str) -> Self {
+        Self { test, limit_seconds: LIMIT_SECONDS, environment: vec![], under: &[] }
     }
-    let program = std::env::current_exe().expect("the test binary has a path");
-    let output = Command::new(program)
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(VARIABLE, this)
-        .env("RUST_BACKTRACE", "0")
-        .output()
-        .expect("the test binary starts");
+
+    /// It is killed when it has taken so long.
+    pub fn limit_seconds(self, limit_seconds: u32) -> Self {
+        Self { limit_seconds, ..self }
+    }
+
+    /// It has this in its environment.
+    pub fn with(mut self, name: &'a str, value: &'a str) -> Self {
+        self.environment.push((name, value));
+        self
+    }
+
+    /// This program runs it, with these arguments in front of its own.
+    pub fn under(self, program: &'a [&'a str]) -> Self {
+        Self { under: program, ..self }
+    }
+
+    /// As the function [`run`].
+    pub fn run(self, body: impl FnOnce()) -> Outcome {
+        self.case(0, body).expect("a test without cases has case 0 only")
+    }
+
+    /// As [`run_case`].
+    pub fn case(self, case: usize, body: impl FnOnce()) -> Option<Outcome> {
+        let this = format!("{}/{case}", self.test);
+        match std::env::var(VARIABLE) {
+            Ok(child) if child == this => alone(self.limit_seconds, body),
+            Ok(_) => None,
+            Err(_) => Some(self.start(&this)),
+        }
+    }
+
+    fn start(self, this: &str) -> Outcome {
+        let Self { test, environment, under, .. } = self;
+        let program = std::env::current_exe().expect("the test binary has a path");
+        let mut command = match under {
+            [] => Command::new(program),
+            [first, arguments @ ..] => {
+                let mut command = Command::new(first);
+                command.args(arguments).arg(program);
+                command
+            }
+        };
+        let output = command
+            .args([test, "--exact", "--nocapture", "--test-threads=1"])
+            .env(VARIABLE, this)
+            .env("RUST_BACKTRACE", "0")
+            .envs(environment)
+            .output()
+            .expect("the test binary starts");
+        outcome(test, output)
+    }
+}
+
+fn outcome(test: &str, output: std::process::Output) -> Outcome {
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     let outcome = Outcome {
         code: output.status.code(),
@@ -69,13 +128,13 @@ pub fn run_case(test: &str, case: usize, body: impl FnOnce()) -> Option<Outcome>
         stderr: text(output.stderr),
     };
     assert!(outcome.stdout.contains(BEGIN), "{test} is not the name of the test: {outcome:#?}");
-    Some(outcome)
+    outcome
 }
 
 /// Written to standard output before the body runs.
 const BEGIN: &str = "[child]";
 
-fn alone(body: impl FnOnce()) -> ! {
+fn alone(limit_seconds: u32, body: impl FnOnce()) -> ! {
     println!("{BEGIN}");
     // SAFETY: the other thread of this process is libtest's, which waits for this one and holds
     // no lock; the forked process goes on with a copy of this thread only.
@@ -85,7 +144,7 @@ fn alone(body: impl FnOnce()) -> ! {
             unsafe {
                 let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
                 libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
-                libc::alarm(LIMIT_SECONDS);
+                libc::alarm(limit_seconds);
             }
             let returned = catch_unwind(AssertUnwindSafe(body)).is_ok();
             // A standard output that is closed is the parent's business.
