@@ -23,7 +23,6 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: usize = 4096;
 
