@@ -384,20 +384,60 @@ where
 }
 
 /// What the goroutines of a scope share with it.
+///
+/// Two counts, since threads that start goroutines and threads that end some would fight for one.
+/// While a goroutine has not left, it is counted as one that has started and not as one that has
+/// left; only such a one, or the scope itself, starts more. So when the counts are equal and the
+/// scope waits, all have left, and none will start.
 struct ScopeData {
-    /// Goroutines that have not ended, and one for the scope itself.
-    running: AtomicUsize,
+    started: Line<AtomicUsize>,
+    /// How many have left; [`WAITS`] is set when the scope waits for the rest.
+    left: Line<AtomicUsize>,
     panicked: AtomicBool,
     waiter: Mutex<Parker>,
 }
 
+/// On a cache line of its own.
+#[repr(align(64))]
+struct Line<T>(T);
+
+const WAITS: usize = 1 << (usize::BITS - 1);
+
 impl ScopeData {
-    /// Counts one down; the last one wakes the scope.
+    fn start(&self) {
+        self.started.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes [`Self::start`] back: nobody was started. The caller has not left itself.
+    fn cancel_start(&self) {
+        self.started.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether all have left. Acquire: what they did is seen.
+    fn is_done(&self) -> bool {
+        self.left.0.load(Ordering::Acquire) == self.started.0.load(Ordering::Relaxed)
+    }
+
+    /// One leaves; the last one wakes the scope.
     fn leave(&self) {
-        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // The scope has left too, so it has set the waiter, and parks until it is readied.
+        // Release: what this one started is counted, for whoever leaves later and looks.
+        let left = self.left.0.fetch_add(1, Ordering::AcqRel) + 1;
+        if left & WAITS != 0 {
+            self.wake_if_done(left & !WAITS);
+        }
+    }
+
+    /// The scope has set the waiter, and parks until it is readied.
+    fn wait(&self) {
+        let left = self.left.0.fetch_or(WAITS, Ordering::AcqRel);
+        self.wake_if_done(left);
+    }
+
+    fn wake_if_done(&self, left: usize) {
+        if left == self.started.0.load(Ordering::Relaxed) {
             let waiter = *self.waiter.lock().unwrap_or_else(PoisonError::into_inner);
-            // SAFETY: one call brings the count to zero.
+            // SAFETY: the waiter has parked. The counts become equal once while it waits: by the
+            // one that leaves last, or they are when it begins to.
             unsafe { goready(waiter) };
         }
     }
@@ -464,7 +504,7 @@ impl<'scope> Scope<'scope, '_> {
         F: FnOnce() -> T + Send + 'scope,
         T: Send + 'scope,
     {
-        self.data.running.fetch_add(1, Ordering::Relaxed);
+        self.data.start();
         let data = &self.data;
         let body = move || {
             let mut leave = Leave { data, returned: false };
@@ -479,7 +519,7 @@ impl<'scope> Scope<'scope, '_> {
         match unsafe { spawn(class, body, false) } {
             Ok(handle) => Ok(ScopedJoinHandle(JoinHandle(handle))),
             Err(SpawnError { error, .. }) => {
-                self.data.running.fetch_sub(1, Ordering::Relaxed);
+                self.data.cancel_start();
                 Err(error)
             }
         }
@@ -514,7 +554,8 @@ where
     }
     let scope = Scope {
         data: ScopeData {
-            running: AtomicUsize::new(1),
+            started: Line(AtomicUsize::new(0)),
+            left: Line(AtomicUsize::new(0)),
             panicked: AtomicBool::new(false),
             waiter: Mutex::new(Parker::NONE),
         },
@@ -523,12 +564,12 @@ where
     };
     let result = panic::catch_unwind(AssertUnwindSafe(|| f(&scope)));
     let data = &scope.data;
-    if data.running.load(Ordering::Acquire) != 1 {
+    if !data.is_done() {
         let me = current();
         *data.waiter.lock().unwrap_or_else(PoisonError::into_inner) = me;
-        // SAFETY: whoever brings the count to zero readies this goroutine; that is the last
+        // SAFETY: whoever makes the counts equal readies this goroutine; that is the last
         // goroutine, or this one if all have left.
-        unsafe { gopark(WaitReason::Scope, || data.leave()) };
+        unsafe { gopark(WaitReason::Scope, || data.wait()) };
     }
     match result {
         Err(payload) => panic::resume_unwind(payload),

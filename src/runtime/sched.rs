@@ -61,6 +61,10 @@ const DEADLOCK_EVERY: Duration = Duration::from_secs(1);
 /// How long an M without work looks for some before it sleeps, in nanoseconds: less than what it costs
 /// to fall asleep and to be woken.
 const SPIN_NS: u64 = 10_000;
+/// How long it leaves others theirs, in nanoseconds, when it has just run out of its own, and between two
+/// looks: a goroutine that its own thread gets to soon costs a tenth there of what it costs elsewhere,
+/// and who looks all the time takes the queue's lines from who fills it.
+const PATIENCE_NS: u64 = 2_000;
 
 /// One run of the runtime: its Ms and what they share.
 pub(crate) struct Sched {
@@ -448,15 +452,26 @@ fn find_runnable_slow(m: &'static M) -> Option<*mut G> {
     let sched = unsafe { sched_of(m) };
     // Whether this M is counted in `sched.spinning`.
     let mut spinning = false;
+    // Who was woken was woken for work that waits.
+    let mut may_steal = false;
     loop {
-        let mut found = find_without_sleep(m, sched);
+        let mut found = find_without_sleep(m, sched, may_steal);
         if found.is_none() && !sched.stopping.load(Ordering::Acquire) {
             // Look on for a while, but not with everybody.
             spinning = spinning || sched.idle.start_spinning(sched.ms.len());
-            let until = if spinning { timers::now() + SPIN_NS } else { 0 };
-            while spinning && found.is_none() && timers::now() < until {
+            let start = timers::now();
+            let (mut now, mut next_steal) = (start, start + PATIENCE_NS);
+            while found.is_none() && now < start + SPIN_NS {
+                may_steal = !spinning || now >= next_steal;
+                if may_steal {
+                    next_steal = now + PATIENCE_NS;
+                }
+                found = find_without_sleep(m, sched, may_steal);
+                if !spinning {
+                    break;
+                }
                 std::hint::spin_loop();
-                found = find_without_sleep(m, sched);
+                now = timers::now();
             }
         }
         if std::mem::take(&mut spinning) {
@@ -473,10 +488,11 @@ fn find_runnable_slow(m: &'static M) -> Option<*mut G> {
             return found;
         }
         spinning = sleep_until_work(m, sched);
+        may_steal = true;
     }
 }
 
-fn find_without_sleep(m: &M, sched: &Sched) -> Option<*mut G> {
+fn find_without_sleep(m: &M, sched: &Sched, may_steal: bool) -> Option<*mut G> {
     if m.p.timers.any() {
         run_timers(m, m);
     }
@@ -489,10 +505,10 @@ fn find_without_sleep(m: &M, sched: &Sched) -> Option<*mut G> {
         return None;
     }
     let mut g = sched.pop_global(m);
-    if g.is_null() {
+    if g.is_null() && may_steal {
         g = steal(m, sched);
     }
-    if g.is_null() && steal_timers(m, sched) {
+    if g.is_null() && may_steal && steal_timers(m, sched) {
         return Some(pick_next(m)).filter(|g| !g.is_null());
     }
     if g.is_null() {
