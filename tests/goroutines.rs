@@ -11,9 +11,9 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{Code, FrameClass, Jit, Ops};
 use footbridge::runtime::{
-    Chan, Config, Entry, Goroutine, ScanError, Status, Traceback, WaitReason, WalkEnd, checkpoint,
-    current, go, gopark, goready, goroutines, gosched, jit_frames, scope, sleep, systemstack,
-    this_goroutine, traceback_all, traceback_all_within,
+    Builder, Chan, Config, Entry, Goroutine, ScanError, Status, Traceback, WaitReason, WalkEnd,
+    checkpoint, current, go, gopark, goready, goroutines, gosched, jit_frames, scope, sleep,
+    systemstack, this_goroutine, traceback, traceback_all, traceback_all_within,
 };
 
 const SYSTEM_V: Convention = Convention::SystemV;
@@ -569,6 +569,24 @@ fn any_goroutine_can_be_named() {
         });
         assert!(!goroutines().contains(&left), "{left:?}");
         done.store(1, Ordering::Release);
+    });
+}
+
+/// Debug information is read on the stack of the thread: a goroutine need not have the room for it.
+#[test]
+fn a_goroutine_with_the_smallest_stack_can_print_tracebacks() {
+    run(1, || {
+        scope(|s| {
+            s.go(|| sleep(Duration::from_millis(1)));
+            gosched();
+            let small = Builder::new().stack_bytes(16 << 10);
+            let traced = small.go_scoped(s, || {
+                let own = traceback().to_string();
+                assert!(own.contains("a_goroutine_with_the_smallest_stack"), "{own}");
+                assert_eq!(traceback_all().len(), 3);
+            });
+            traced.expect("memory").join().expect("no panic");
+        });
     });
 }
 

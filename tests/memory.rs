@@ -16,7 +16,7 @@ use footbridge::environment;
 use footbridge::jit::{
     Code, FrameClass, GRANULE_BYTES, Jit, JitError, MemoryMode, Ops, Placement, look_up,
 };
-use footbridge::runtime::{self, Chan, Config, RunError, Shortage, StackError};
+use footbridge::runtime::{self, Builder, Chan, Config, RunError, Shortage, StackError, scope};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, IntelFormatter, Register};
 
 const MODES: [MemoryMode; 2] = [MemoryMode::DualMap, MemoryMode::MprotectBatch];
@@ -710,7 +710,10 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
                     Err(refused) => break refused,
                 }
             };
+            // A scope does not wait for one that was not started.
+            let in_scope = scope(|s| Builder::new().go_scoped(s, || ()).map(drop));
             unlimit_address_space();
+            assert_eq!(in_scope.expect_err("no memory").to_string(), refused.error.to_string());
             let StackError::Reserve { bytes, errno, shortage, .. } = refused.error else {
                 panic!("{refused}");
             };

@@ -231,6 +231,32 @@ fn what_happens_is_counted() {
     });
 }
 
+/// The end of a scope meets the end of its last goroutine, which another thread runs, at every moment.
+#[test]
+fn a_scope_ends_whoever_comes_last() {
+    run(2, || {
+        let end = Instant::now() + Duration::from_secs(1);
+        let (mut scopes, mut sum, done) = (0u64, 0, AtomicU64::new(0));
+        while Instant::now() < end {
+            scopes += 1;
+            scope(|s| {
+                let done = &done;
+                // One goroutine starts another one, and ends before it or after.
+                s.go(move || {
+                    s.go(|| done.fetch_add(1, Ordering::Relaxed));
+                    done.fetch_add(1, Ordering::Relaxed);
+                });
+                // Now and then so long that the other thread has run both.
+                (0..scopes % 256).for_each(|_| std::hint::spin_loop());
+            });
+            sum += 2;
+            assert_eq!(done.load(Ordering::Relaxed), sum);
+        }
+        println!("{scopes} scopes, {:?}", stats());
+        assert!(scopes > 100);
+    });
+}
+
 /// As many processors as there can be, far more than this machine has.
 #[test]
 fn as_many_processors_as_there_can_be_share_the_work() {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::g::{Status, WaitReason};
 use super::goroutines::{Goroutine, ScanError, goroutines, this_goroutine};
 use super::sched::this_sched;
+use super::switch::systemstack;
 use super::symbol::with_symbol;
 use super::tls::getg;
 use super::unwind::{Bounds, Frame, FullWalker, JitFrame, Registers, Start, WalkEnd, exact_walk};
@@ -216,6 +217,9 @@ fn of_other(goroutine: Goroutine, wait: Duration, names: &mut Names) -> Option<T
 
 /// Walks stacks and names frames. Debug information is slow to read, and goroutines tend to be
 /// parked in the same places, so what was looked up is kept for the next goroutine.
+///
+/// All of it is done on the system stack: who reads debug information may need more stack than a
+/// goroutine has.
 struct Names {
     walker: FullWalker,
     native: HashMap<usize, Vec<TraceFrame>>,
@@ -223,17 +227,23 @@ struct Names {
 
 impl Names {
     fn new() -> Self {
-        Self { walker: FullWalker::new(), native: HashMap::new() }
+        Self { walker: systemstack(FullWalker::new), native: HashMap::new() }
     }
 
     /// The frames from `at` on.
     fn walk(&mut self, at: Registers, bounds: &Bounds) -> Vec<Frame> {
-        let mut walked = Vec::new();
-        self.walker.walk(at, true, bounds, &mut |frame| walked.push(frame));
-        walked
+        systemstack(|| {
+            let mut walked = Vec::new();
+            self.walker.walk(at, true, bounds, &mut |frame| walked.push(frame));
+            walked
+        })
     }
 
     fn of(&mut self, walked: &[Frame]) -> Vec<TraceFrame> {
+        systemstack(|| self.of_here(walked))
+    }
+
+    fn of_here(&mut self, walked: &[Frame]) -> Vec<TraceFrame> {
         let mut frames = Vec::new();
         for frame in walked {
             if let Some(stub) = frame.stub {
