@@ -690,5 +690,6 @@ fn settings_out_of_range_are_refused() {
 fn goroutines_are_started_on_threads_of_a_run_only() {
     let text = "goroutines are started from goroutines: call footbridge::runtime::run first";
     assert_eq!(panic_of(|| go(|| ())), text);
-    assert_eq!(panic_of(runtime::traceback_all), "traceback_all is called on a thread of a run");
+    let of_no_run = "stats must be called on a thread of a run, and this is none";
+    assert_eq!(panic_of(runtime::stats), of_no_run);
 }

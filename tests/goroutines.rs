@@ -305,17 +305,21 @@ fn a_goroutine_that_is_looked_at_stays_where_it_is() {
     let entry = receiver(&["caller"], receive);
     run(2, || {
         let channel = Chan::new(0);
-        let received = AtomicBool::new(false);
+        let (started, received) = (AtomicBool::new(false), AtomicBool::new(false));
         scope(|s| {
             let receiver = s.go(|| {
+                started.store(true, Ordering::Relaxed);
                 // SAFETY: on a goroutine; the channel outlives the scope.
                 let value = unsafe { entry.call(&channel) };
                 received.store(true, Ordering::Relaxed);
                 value
             });
             let other = the_other();
-            // So that the other thread takes it.
-            std::thread::sleep(LOOK);
+            // The other thread takes it: this one does nothing for it.
+            let start = Instant::now();
+            while !started.load(Ordering::Relaxed) {
+                assert!(start.elapsed() < LONG);
+            }
             wait_for_receiver(other);
             let mut looked = 0;
             let visited = other.scan_stack(LONG, |_| {
@@ -518,6 +522,53 @@ fn a_visit_that_must_not_is_told_so_and_lets_go() {
     });
 }
 
+/// Others that look are waited for within the time, too.
+#[test]
+fn who_waits_for_others_that_look_gives_up_in_time() {
+    let entry = nested_loop(false);
+    run(2, || {
+        let words = Words::default();
+        let (looking, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        scope(|s| {
+            let _stop = AtEnd(|| words.stop());
+            s.go(|| enter(&entry, &words));
+            // On the other thread: what visits it waits for this one.
+            let start = Instant::now();
+            while words.count.load(Ordering::Relaxed) == 0 {
+                assert!(start.elapsed() < LONG);
+            }
+            let other = the_other();
+            std::thread::scope(|threads| {
+                let _done = AtEnd(|| done.store(true, Ordering::Relaxed));
+                threads.spawn(|| {
+                    let visited = other.scan_stack(LONG, |_| {
+                        looking.store(true, Ordering::Relaxed);
+                        while !done.load(Ordering::Relaxed) {
+                            std::thread::yield_now();
+                        }
+                        false
+                    });
+                    assert_eq!(visited, Ok(WalkEnd::Stopped));
+                });
+                wait_until("the thread looks", || looking.load(Ordering::Relaxed));
+                let wait = Duration::from_millis(10);
+                let looks: [&dyn Fn() -> Result<WalkEnd, ScanError>; 2] =
+                    [&|| other.scan_stack(wait, |_| true), &|| {
+                        systemstack(|| other.scan_stack(wait, |_| true))
+                    }];
+                for look in looks {
+                    match look() {
+                        Err(ScanError::Running { waited }) => assert!(waited >= wait),
+                        other => panic!("{other:?}"),
+                    }
+                }
+                let all = traceback_all_within(wait);
+                assert!(all.iter().any(|t| t.goid == other.id() && t.frames.is_empty()), "{all:?}");
+            });
+        });
+    });
+}
+
 /// One that has not begun, the calling one, one in the system stack.
 #[test]
 fn any_goroutine_can_be_named() {
@@ -539,7 +590,10 @@ fn any_goroutine_can_be_named() {
         let handle = go(|| sleep(Duration::from_millis(1)));
         gosched();
         assert_eq!(scan(other), Err(ScanError::Ended));
-        assert_ne!(goroutines().into_iter().find(|g| *g != own), Some(other));
+        assert_eq!(other.status(), None);
+        let newer = the_other();
+        assert_eq!(newer.status(), Some((Status::Waiting, WaitReason::Sleep)));
+        assert!(newer.id() > other.id(), "{newer:?} {other:?}");
         handle.join().expect("no panic");
     });
     named.expect("the run starts");
@@ -558,6 +612,7 @@ fn any_goroutine_can_be_named() {
             std::thread::yield_now();
         }
         let wait = Duration::from_secs(1);
+        assert!(traceback_all().iter().any(|trace| !trace.frames.is_empty()));
         assert!(goroutines().iter().any(|goroutine| goroutine.scan_stack(wait, |_| true).is_ok()));
         // What an earlier run left behind does not belong to any.
         let left = run(1, || {
@@ -568,6 +623,7 @@ fn any_goroutine_can_be_named() {
             other
         });
         assert!(!goroutines().contains(&left), "{left:?}");
+        assert_eq!((scan(left), left.status()), (Err(ScanError::Ended), None));
         done.store(1, Ordering::Release);
     });
 }
@@ -576,16 +632,19 @@ fn any_goroutine_can_be_named() {
 #[test]
 fn a_goroutine_with_the_smallest_stack_can_print_tracebacks() {
     run(1, || {
+        let never = Chan::<()>::new(0);
         scope(|s| {
-            s.go(|| sleep(Duration::from_millis(1)));
+            let _close = AtEnd(|| assert!(never.close()));
+            s.go(|| never.recv());
             gosched();
             let small = Builder::new().stack_bytes(16 << 10);
             let traced = small.go_scoped(s, || {
                 let own = traceback().to_string();
-                assert!(own.contains("a_goroutine_with_the_smallest_stack"), "{own}");
-                assert_eq!(traceback_all().len(), 3);
+                (own, traceback_all().len())
             });
-            traced.expect("memory").join().expect("no panic");
+            let (own, all) = traced.expect("memory").join().expect("no panic");
+            assert!(own.contains("a_goroutine_with_the_smallest_stack"), "{own}");
+            assert_eq!(all, 3);
         });
     });
 }

@@ -1273,3 +1273,58 @@ fn foreign_code_of_four_gigabytes_is_refused() {
     let Some(JitError::ForeignRange { rule, .. }) = refused else { panic!("{refused:?}") };
     assert!(rule.contains("4 GiB"), "{rule}");
 }
+
+/// As many frames as a stack holds: a walk that ends before the last one loses pointers.
+#[test]
+fn no_frame_of_a_deep_stack_is_left_out() {
+    const DEPTH: u64 = 50_000;
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
+    let jit = Jit::new().expect("code memory");
+    let look = jit.goroutine_fn(Convention::SystemV, || {
+        let mut seen = 0;
+        let end = scan_own_stack(|frame| {
+            seen += frame.live_slots().expect("a map").count();
+            true
+        });
+        assert_eq!(end, WalkEnd::Complete);
+        SEEN.store(seen, Ordering::Relaxed);
+    });
+    let look = look.expect("a stub");
+    let target = look.address();
+    // SAFETY: System V code with a standard frame, fn(pointer, depth).
+    let code = unsafe {
+        jit.install_with("deep", FrameClass::Standard, |ops| {
+            dynasm!(ops
+                ; .arch x64
+                ; entry:
+                ; push rbp
+                ; mov rbp, rsp
+                ; sub rsp, 16
+                ; mov [rbp - 8], rdi
+                ; test rsi, rsi
+                ; jz >bottom
+                ; dec rsi
+            );
+            let from = ops.offset().0;
+            dynasm!(ops
+                ; .arch x64
+                ; call <entry
+                ; jmp >out
+                ; bottom:
+                ; call extern target
+                ; out:
+            );
+            let bytes = from..ops.offset().0;
+            dynasm!(ops; .arch x64; leave; ret);
+            let stack_map = Some(vec![LiveAt { bytes, slots: vec![LiveSlot::Frame(-8)] }]);
+            Annotations { stack_map, ..Annotations::default() }
+        })
+    };
+    // SAFETY: of that convention and type.
+    let entry: Entry<fn(u64, u64)> =
+        unsafe { code.expect("it installs").enter(Convention::SystemV) }.expect("an entry");
+    let config = Config { stack_size: 8 << 20, processors: 1, ..Config::default() };
+    // SAFETY: on a goroutine.
+    config.run(|| unsafe { entry.call(1, DEPTH) }).expect("the run starts");
+    assert_eq!(SEEN.load(Ordering::Relaxed) as u64, DEPTH + 1);
+}

@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -47,6 +48,10 @@ impl PartialEq for Goroutine {
 
 impl Eq for Goroutine {}
 
+// A panic in the midst of a look leaves nothing half-done: the goroutine is let go.
+impl UnwindSafe for Goroutine {}
+impl RefUnwindSafe for Goroutine {}
+
 impl Hash for Goroutine {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.id.hash(state);
@@ -63,9 +68,10 @@ impl fmt::Debug for Goroutine {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ScanError {
-    /// It has ended.
+    /// It has ended, or its run has.
     Ended,
-    /// It did not come to a place where it gives way within the time.
+    /// It did not come to a place where it gives way within the time; or others looked at theirs all
+    /// the time, which one at a time can do.
     Running {
         /// How long was waited for it.
         waited: Duration,
@@ -75,11 +81,12 @@ pub enum ScanError {
 impl fmt::Display for ScanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ended => f.write_str("the goroutine has ended"),
+            Self::Ended => f.write_str("the goroutine has ended, or its run has"),
             Self::Running { waited } => write!(
                 f,
-                "the goroutine ran on for {waited:?}: it did not park, and came to no poll; Rust code \
-                 gives way in runtime::checkpoint(), JIT code where it polls or is preemptible"
+                "the goroutine ran on for {waited:?}: it did not park, and came to no poll, or others \
+                 looked at theirs; Rust code gives way in runtime::checkpoint(), JIT code where it \
+                 polls or is preemptible"
             ),
         }
     }
@@ -94,15 +101,20 @@ pub fn goroutines() -> Vec<Goroutine> {
     let mut all: Vec<Goroutine> = g::all()
         .into_iter()
         .filter(|g| {
-            let of_run = run_id.is_none_or(|id| g.run_id.load(Ordering::Relaxed) == id);
-            let ends = matches!(g.status(), Status::Idle | Status::Dead)
-                || g.join.load(Ordering::Relaxed) == join_state::ABANDONED;
-            of_run && !g.is_thread.get() && !ends
+            // The status first: it is stored last when a structure is used again. (Stand-ins of
+            // threads are idle.)
+            let lives = !matches!(g.status(), Status::Idle | Status::Dead) && !is_abandoned(g);
+            lives && run_id.is_none_or(|id| g.run_id.load(Ordering::Relaxed) == id)
         })
         .map(|g| Goroutine { g, id: g.goid.load(Ordering::Relaxed) })
         .collect();
     all.sort_by_key(|goroutine| goroutine.id);
     all
+}
+
+/// Whether its run has ended before it did.
+fn is_abandoned(g: &G) -> bool {
+    g.join.load(Ordering::Relaxed) == join_state::ABANDONED
 }
 
 /// The calling goroutine; `None` on a thread that runs none.
@@ -123,15 +135,20 @@ impl Goroutine {
     /// [`scan_own_stack`].
     ///
     /// A goroutine that runs is asked to give way; after `wait` it is given up. It goes on when the
-    /// visit is over: its thread waits meanwhile if it comes to it. The visit runs on the system stack
-    /// of this thread, and can neither park nor be preempted there; a lock that it takes must not be
-    /// one that a goroutine may hold over a park.
+    /// visit is over: its thread waits meanwhile if it comes to it. One goroutine at a time is held
+    /// still in the process; others who look wait, within their `wait`, and give way themselves as in
+    /// [`checkpoint`](super::checkpoint) if they are not migratable.
+    ///
+    /// On a thread of a run the visit has the system stack, and can neither park nor be preempted.
+    /// Whatever thread it is on, it must not wait for another goroutine: neither for a lock that one
+    /// may hold over a park, nor for somebody who looks at goroutines.
     ///
     /// # Errors
     /// The goroutine has ended, or did not give way in time. Nothing was visited.
     ///
     /// # Panics
-    /// With the panic of `visit`; and if `visit` parks or looks at a goroutine itself.
+    /// With the panic of `visit`; if `visit` looks at another goroutine itself, or parks on a thread of a
+    /// run.
     pub fn scan_stack(
         self,
         wait: Duration,
@@ -147,34 +164,37 @@ impl Goroutine {
                 return Ok(WalkEnd::Complete);
             };
             let start = Start::Registers { at, anchor: g.anchor.get() };
-            Ok(scan(start, &Bounds::of(g), &mut visit))
+            Ok(scan(start, &still.bounds(), &mut visit))
         })
     }
 
-    /// What it does, as far as that can be told of a goroutine that is not held still.
-    pub(crate) fn status(self) -> (Status, WaitReason) {
-        (self.g.status(), self.g.wait_reason())
-    }
-
-    /// Stacks that it can be on.
-    pub(crate) fn bounds(self) -> Bounds {
-        Bounds::of(self.g)
+    /// What it does, and why it waits if it does; at the time of the call, and perhaps not any more.
+    /// `None` if it has ended, or its run has.
+    pub fn status(self) -> Option<(Status, WaitReason)> {
+        let Self { g, id } = self;
+        let (status, reason) = (g.status(), g.wait_reason());
+        let lives = !matches!(status, Status::Idle | Status::Dead) && !is_abandoned(g);
+        (lives && g.goid.load(Ordering::Relaxed) == id).then_some((status, reason))
     }
 
     /// Holds the goroutine, which is not the calling one, still as long as the value lives. Until then
     /// the caller does not give way.
+    #[inline(never)]
     pub(crate) fn hold(self, wait: Duration) -> Result<Still, ScanError> {
         let Self { g, id } = self;
         debug_assert!(!ptr::eq(getg(), g));
-        let looking = Looking::begin();
+        let start = Instant::now();
+        let Some(looking) = Looking::begin(start, wait) else {
+            return Err(ScanError::Running { waited: start.elapsed() });
+        };
         g.freeze.ask();
         let still = Still { g, _looking: looking };
-        let start = Instant::now();
         let (mut asked, mut looks) = (None, 0);
         loop {
             let found = g.found();
             // Another goroutine may have the structure by now.
-            if found == Found::Gone || g.goid.load(Ordering::Relaxed) != id {
+            let is_other = g.goid.load(Ordering::Relaxed) != id;
+            if found == Found::Gone || is_other || is_abandoned(g) {
                 return Err(ScanError::Ended);
             }
             if found == Found::Still {
@@ -208,21 +228,29 @@ struct Looking;
 static LOOKING: AtomicUsize = AtomicUsize::new(0);
 
 impl Looking {
-    /// Waits for it. Whoever has it may want the caller still, and gets it so: the caller gives way
-    /// meanwhile.
-    fn begin() -> Self {
+    /// Waits for it, until so long after `start`. Whoever has it may want the caller still, and gets it
+    /// so: the caller gives way meanwhile. (One that is migratable does not: who calls this does not
+    /// expect to go on on another thread.)
+    fn begin(start: Instant, wait: Duration) -> Option<Self> {
+        // SAFETY: immortal.
+        let stays = unsafe { getg().as_ref() }.is_none_or(|g| !g.migratable.get());
+        let this_thread = guard_word() as usize;
         loop {
-            let this_thread = guard_word() as usize;
             let taken =
                 LOOKING.compare_exchange(0, this_thread, Ordering::Acquire, Ordering::Relaxed);
             if taken.is_ok() {
-                return Self;
+                return Some(Self);
             }
             assert!(
                 taken != Err(this_thread),
                 "a goroutine is held still by this thread: a visit of its stack cannot look at others"
             );
-            checkpoint();
+            if start.elapsed() >= wait {
+                return None;
+            }
+            if stays {
+                checkpoint();
+            }
             // Another thread has it, and may want this processor.
             std::thread::sleep(NAP);
         }
@@ -246,6 +274,12 @@ impl Still {
     pub(crate) fn registers(&self) -> Option<Registers> {
         let has_begun = !self.g.m.load(Ordering::Relaxed).is_null();
         has_begun.then(|| self.g.sched.registers())
+    }
+
+    /// Where its frames are: nobody parks, or is put aside, on a system stack.
+    pub(crate) fn bounds(&self) -> Bounds {
+        let stack = self.g.stack.get();
+        Bounds::new((stack.lo, stack.hi), (0, 0))
     }
 }
 

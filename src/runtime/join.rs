@@ -10,6 +10,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::panic::{self, AssertUnwindSafe};
+use std::ptr;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +19,7 @@ use super::g::{G, TaskType, WaitReason, join_state};
 use super::life::{NewError, NewG, current_class, free_g, new_g, task_room};
 use super::sched::{Parker, current, gopark, goready, may_park, refuse_park};
 use super::stack::{SizeClass, StackError};
+use super::tls::getg;
 
 /// What a goroutine leaves: its value, or what it panicked with.
 pub type JoinResult<T> = Result<T, Box<dyn Any + Send + 'static>>;
@@ -385,59 +387,81 @@ where
 
 /// What the goroutines of a scope share with it.
 ///
-/// Two counts, since threads that start goroutines and threads that end some would fight for one.
-/// While a goroutine has not left, it is counted as one that has started and not as one that has
-/// left; only such a one, or the scope itself, starts more. So when the counts are equal and the
-/// scope waits, all have left, and none will start.
+/// Who runs the scope counts its starts for itself: a count that it shared with those that end would
+/// go back and forth between two processors. All others use one word: how many have left, less those
+/// that others than the scope have started. When the scope waits it settles the two, by one addition:
+/// from then on the word is [`ALL_LEFT`] less those that still run. So whoever leaves knows by its own
+/// addition whether it is the last one, and looks at nothing afterwards: the scope may be gone.
 struct ScopeData {
+    /// Whose scope it is.
+    owner: *const G,
+    /// How many the owner has started.
     started: Line<AtomicUsize>,
-    /// How many have left; [`WAITS`] is set when the scope waits for the rest.
     left: Line<AtomicUsize>,
     panicked: AtomicBool,
     waiter: Mutex<Parker>,
 }
 
+// SAFETY: the owner is an address that is compared.
+unsafe impl Sync for ScopeData {}
+
 /// On a cache line of its own.
 #[repr(align(64))]
 struct Line<T>(T);
 
-const WAITS: usize = 1 << (usize::BITS - 1);
+/// No count of goroutines comes near it, from zero up or down.
+const ALL_LEFT: usize = 1 << (usize::BITS - 1);
 
 impl ScopeData {
+    fn new() -> Self {
+        Self {
+            owner: getg(),
+            started: Line(AtomicUsize::new(0)),
+            left: Line(AtomicUsize::new(0)),
+            panicked: AtomicBool::new(false),
+            waiter: Mutex::new(Parker::NONE),
+        }
+    }
+
     fn start(&self) {
-        self.started.0.fetch_add(1, Ordering::Relaxed);
+        if ptr::eq(getg(), self.owner) {
+            let started = self.started.0.load(Ordering::Relaxed);
+            self.started.0.store(started + 1, Ordering::Relaxed);
+        } else {
+            self.left.0.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
-    /// Takes [`Self::start`] back: nobody was started. The caller has not left itself.
+    /// Takes [`Self::start`] back: nobody was started. Who calls runs, and is not the last one.
     fn cancel_start(&self) {
-        self.started.0.fetch_sub(1, Ordering::Relaxed);
+        if ptr::eq(getg(), self.owner) {
+            let started = self.started.0.load(Ordering::Relaxed);
+            self.started.0.store(started - 1, Ordering::Relaxed);
+        } else {
+            self.left.0.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
-    /// Whether all have left. Acquire: what they did is seen.
+    /// Owner only. Whether all have left. Acquire: what they did is seen.
     fn is_done(&self) -> bool {
         self.left.0.load(Ordering::Acquire) == self.started.0.load(Ordering::Relaxed)
     }
 
-    /// One leaves; the last one wakes the scope.
+    /// One leaves; the last one wakes the scope if that waits.
     fn leave(&self) {
-        // Release: what this one started is counted, for whoever leaves later and looks.
-        let left = self.left.0.fetch_add(1, Ordering::AcqRel) + 1;
-        if left & WAITS != 0 {
-            self.wake_if_done(left & !WAITS);
-        }
+        self.add_left(1);
     }
 
-    /// The scope has set the waiter, and parks until it is readied.
+    /// Owner only, once: the scope has set the waiter, and parks until it is readied.
     fn wait(&self) {
-        let left = self.left.0.fetch_or(WAITS, Ordering::AcqRel);
-        self.wake_if_done(left);
+        self.add_left(ALL_LEFT - self.started.0.load(Ordering::Relaxed));
     }
 
-    fn wake_if_done(&self, left: usize) {
-        if left == self.started.0.load(Ordering::Relaxed) {
+    fn add_left(&self, count: usize) {
+        if self.left.0.fetch_add(count, Ordering::AcqRel).wrapping_add(count) == ALL_LEFT {
             let waiter = *self.waiter.lock().unwrap_or_else(PoisonError::into_inner);
-            // SAFETY: the waiter has parked. The counts become equal once while it waits: by the
-            // one that leaves last, or they are when it begins to.
+            // SAFETY: the scope waits, and the word becomes this once: all have left, so that nobody
+            // starts or leaves any more.
             unsafe { goready(waiter) };
         }
     }
@@ -552,23 +576,13 @@ where
     if !may_park() {
         refuse_park();
     }
-    let scope = Scope {
-        data: ScopeData {
-            started: Line(AtomicUsize::new(0)),
-            left: Line(AtomicUsize::new(0)),
-            panicked: AtomicBool::new(false),
-            waiter: Mutex::new(Parker::NONE),
-        },
-        scope: PhantomData,
-        env: PhantomData,
-    };
+    let scope = Scope { data: ScopeData::new(), scope: PhantomData, env: PhantomData };
     let result = panic::catch_unwind(AssertUnwindSafe(|| f(&scope)));
     let data = &scope.data;
     if !data.is_done() {
         let me = current();
         *data.waiter.lock().unwrap_or_else(PoisonError::into_inner) = me;
-        // SAFETY: whoever makes the counts equal readies this goroutine; that is the last
-        // goroutine, or this one if all have left.
+        // SAFETY: one readies this goroutine: the last one that leaves, or this one if all have left.
         unsafe { gopark(WaitReason::Scope, || data.wait()) };
     }
     match result {

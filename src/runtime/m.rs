@@ -24,7 +24,7 @@ use super::mailbox::Mailbox;
 use super::pool::Pools;
 use super::preempt::Target;
 use super::runq::RunQueue;
-use super::sched::Sched;
+use super::sched::{Sched, enqueue};
 use super::timers::{self, Timers};
 
 /// Slots of a run queue.
@@ -257,17 +257,20 @@ impl M {
         !self.inbox.mail.is_empty()
     }
 
-    /// Moves what was delivered to the local queue, oldest first.
+    /// Queues what was delivered, oldest first. Returns whether there is some for others.
     #[cold]
-    pub(crate) fn take_mail(&self) {
+    pub(crate) fn take_mail(&self) -> bool {
+        let mut taken = 0;
         self.inbox.mail.take(|g| {
             // SAFETY: immortal.
             let run_id = unsafe { (*g).run_id.load(Ordering::Relaxed) };
             // A goroutine that an earlier run left behind belongs to a thread that is gone.
             if run_id == self.run_id.load(Ordering::Relaxed) {
-                self.local.push(g);
+                enqueue(self, g);
+                taken += 1;
             }
         });
+        taken > 1 && !self.p.runq.is_empty()
     }
 
     /// Sleeps until somebody unparks this M or its next timer is due; returns whether the waker

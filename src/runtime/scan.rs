@@ -9,6 +9,8 @@
 //! Like the walk this reads nothing but stack, registry and code: no lock, no allocation. A slot that
 //! is not in the stack ends the walk, so that nobody writes anywhere else.
 
+use std::fmt;
+
 use super::bridge::stub_env;
 use super::stack::LARGEST_BYTES;
 use super::tls::getg;
@@ -71,6 +73,18 @@ enum FrameSlots {
     ArgumentsFrom(usize),
     /// A leaf that was not interrupted: where its rsp is is not known, and a leaf calls nobody.
     Unknown,
+}
+
+impl fmt::Debug for ScanFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pc, stub, fp, interrupted, .. } = self;
+        f.debug_struct("ScanFrame")
+            .field("pc", pc)
+            .field("stub", stub)
+            .field("fp", fp)
+            .field("interrupted", interrupted)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ScanFrame {

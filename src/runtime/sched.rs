@@ -244,8 +244,8 @@ fn pick_next(m: &M) -> *mut G {
     if sched.stopping.load(Ordering::Relaxed) {
         return ptr::null_mut();
     }
-    if m.has_mail() {
-        m.take_mail();
+    if m.has_mail() && m.take_mail() {
+        sched.wake_one();
     }
     if p.timers.any() && (p.rounds.all().is_multiple_of(TIMERS_EVERY) || p.timers.is_overdue()) {
         run_timers(m, m);
@@ -758,14 +758,18 @@ pub(super) unsafe fn ready(parker: Parker, next: bool) {
     let home = g.m.load(Ordering::Relaxed);
     if ptr::eq(m, home) {
         // SAFETY: this thread's M.
-        let (p, run_id) = unsafe { (&(*m).p, (*m).run_id.load(Ordering::Relaxed)) };
-        if run_id != g.run_id.load(Ordering::Relaxed) {
+        let m = unsafe { &*m };
+        if m.run_id.load(Ordering::Relaxed) != g.run_id.load(Ordering::Relaxed) {
             return; // left behind by an earlier run that used this M
         }
-        let queued = if next { p.run_next.replace(parker.0) } else { parker.0 };
-        if !queued.is_null() {
-            // SAFETY: this thread's M.
-            enqueue(unsafe { &*m }, queued);
+        let queued = if next { m.p.run_next.replace(parker.0) } else { parker.0 };
+        // SAFETY: null, or immortal.
+        if let Some(g) = unsafe { queued.as_ref() } {
+            enqueue(m, queued);
+            if !belongs_to_thread(g) {
+                // SAFETY: this thread's M.
+                unsafe { sched_of(m) }.wake_one();
+            }
         }
         return;
     }

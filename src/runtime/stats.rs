@@ -57,7 +57,7 @@ pub struct Refused {
 /// # Panics
 /// On a thread that no run owns.
 pub fn stats() -> Stats {
-    let sched = this_sched().expect("stats is called on a thread of a run");
+    let sched = this_sched().expect("stats must be called on a thread of a run, and this is none");
     let mut stats = Stats::default();
     for m in sched.ms() {
         let (rounds, counts) = (&m.p.rounds, &m.p.counts);

@@ -57,6 +57,22 @@ pub(crate) fn emit_stubs() -> Result<(), JitError> {
     Ok(())
 }
 
+/// Directives for the description of a frame.
+#[cfg(not(footbridge_no_unwind_tables))]
+macro_rules! describe_frame {
+    ($directives:literal) => {
+        $directives
+    };
+}
+
+/// Where functions have no unwind tables there must be none: `build.rs`.
+#[cfg(footbridge_no_unwind_tables)]
+macro_rules! describe_frame {
+    ($directives:literal) => {
+        ""
+    };
+}
+
 /// Where a goroutine starts.
 pub(crate) fn goroutine_entry() -> usize {
     GOROUTINE_ENTRY.load(Ordering::Relaxed)
@@ -74,8 +90,7 @@ pub(crate) unsafe fn goswitch(from: *const Gobuf, to: *const Gobuf) {
     // the Gobuf on arrival, as with the stubs (`jit/stubs/switch.rs`).
     unsafe {
         asm!(
-            ".cfi_remember_state",
-            ".cfi_undefined rip",
+            describe_frame!(".cfi_remember_state\n.cfi_undefined rip"),
             "lea rcx, [rip + 2f]",
             "mov [rdi + {sp}], rsp",
             "mov [rdi + {bp}], rbp",
@@ -87,7 +102,7 @@ pub(crate) unsafe fn goswitch(from: *const Gobuf, to: *const Gobuf) {
             "mov rbx, [rsi + {bx}]",
             "mov qword ptr [rsi + {pc}], 0",
             "jmp rcx",
-            ".cfi_restore_state",
+            describe_frame!(".cfi_restore_state"),
             "2:",
             sp = const Gobuf::LAYOUT.sp,
             pc = const Gobuf::LAYOUT.pc,

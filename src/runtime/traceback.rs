@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::g::{Status, WaitReason};
 use super::goroutines::{Goroutine, ScanError, goroutines, this_goroutine};
-use super::sched::this_sched;
 use super::switch::systemstack;
 use super::symbol::with_symbol;
 use super::tls::getg;
 use super::unwind::{Bounds, Frame, FullWalker, JitFrame, Registers, Start, WalkEnd, exact_walk};
+use crate::jit::StubKind;
 use crate::jit::stubs::preempt::POLL;
 
 /// One line of a traceback.
@@ -146,31 +146,21 @@ fn of_caller(here: Registers, names: &mut Names) -> Traceback {
     }
 }
 
-/// Where every goroutine of this run is, by number: [`traceback_all_within`] 200 ms.
-///
-/// # Panics
-/// On a thread that no run owns.
+/// Where every goroutine is, by number: [`traceback_all_within`] 200 ms.
 #[inline(never)]
 pub fn traceback_all() -> Vec<Traceback> {
-    let here = registers_here();
-    assert!(this_sched().is_some(), "traceback_all is called on a thread of a run");
-    all_from(Some(here), Duration::from_millis(200))
+    all_from(Some(registers_here()), Duration::from_millis(200))
 }
 
-/// Where every goroutine of this run is, by number.
+/// Where every goroutine is, by number: of this run on a thread of a run, and else of all runs.
 ///
 /// Each one is held still while its stack is read, one after the other. One that runs on another
 /// thread is asked to give way: in JIT code that polls or is preemptible, or in
 /// [`checkpoint`](super::checkpoint). Those that do not within `wait` (in sum, for all of them)
 /// come without frames.
-///
-/// # Panics
-/// On a thread that no run owns.
 #[inline(never)]
 pub fn traceback_all_within(wait: Duration) -> Vec<Traceback> {
-    let here = registers_here();
-    assert!(this_sched().is_some(), "traceback_all is called on a thread of a run");
-    all_from(Some(here), wait)
+    all_from(Some(registers_here()), wait)
 }
 
 /// `here`: registers in the function that the caller asks from.
@@ -185,20 +175,19 @@ fn all_from(here: Option<Registers>, mut wait: Duration) -> Vec<Traceback> {
             all.push(of_caller(here, &mut names));
             continue;
         }
-        let start = Instant::now();
-        all.extend(of_other(goroutine, wait, &mut names));
-        let (status, _) = goroutine.status();
-        if status == Status::Running {
-            wait = wait.saturating_sub(start.elapsed());
-        }
+        all.extend(of_other(goroutine, &mut wait, &mut names));
     }
     all
 }
 
-/// A goroutine that somebody else runs or parked. `None` if it ends meanwhile.
-fn of_other(goroutine: Goroutine, wait: Duration, names: &mut Names) -> Option<Traceback> {
+/// A goroutine that somebody else runs or parked. `None` if it ends meanwhile. What was waited for it is
+/// taken from `wait`.
+fn of_other(goroutine: Goroutine, wait: &mut Duration, names: &mut Names) -> Option<Traceback> {
     let goid = goroutine.id();
-    let still = match goroutine.hold(wait) {
+    let start = Instant::now();
+    let held = goroutine.hold(*wait);
+    *wait = wait.saturating_sub(start.elapsed());
+    let still = match held {
         Ok(still) => still,
         Err(ScanError::Ended) => return None,
         Err(ScanError::Running { .. }) => {
@@ -206,8 +195,8 @@ fn of_other(goroutine: Goroutine, wait: Duration, names: &mut Names) -> Option<T
             return Some(Traceback { goid, status, wait_reason, frames: Vec::new() });
         }
     };
-    let (status, wait_reason) = goroutine.status();
-    let bounds = goroutine.bounds();
+    let (status, wait_reason) = goroutine.status()?;
+    let bounds = still.bounds();
     // It goes on before its frames get names, which takes long.
     let walked = still.registers().map(|at| names.walk(at, &bounds));
     drop(still);
@@ -247,6 +236,10 @@ impl Names {
         let mut frames = Vec::new();
         for frame in walked {
             if let Some(stub) = frame.stub {
+                if stub.kind() == StubKind::Preempt {
+                    // What is further in is how this crate puts a goroutine aside.
+                    frames.clear();
+                }
                 frames.push(TraceFrame::Jit {
                     name: stub.name().into(),
                     offset_bytes: stub.offset_bytes(),

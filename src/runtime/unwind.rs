@@ -18,13 +18,16 @@ use framehop::x86_64::{CacheX86_64, Reg, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{ExplicitModuleSectionInfo, FrameAddress, Module, Unwinder};
 
 use super::g::G;
+use super::stack::LARGEST_BYTES;
 use super::tls;
 use crate::jit::stubs::poll;
 use crate::jit::stubs::preempt::{self, Leaving};
 use crate::jit::{FrameClass, StubInfo, StubKind, entry_frame, look_up, look_up_return};
 
-/// No walk goes on for longer.
-const MAX_FRAMES: usize = 10_000;
+/// More frames than any stack has: only a stack that is broken has so many.
+const MAX_FRAMES: usize = LARGEST_BYTES / size_of::<usize>();
+/// Nobody reads more of a traceback.
+const MAX_TRACED_FRAMES: usize = 10_000;
 
 /// Registers that a walk starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +41,7 @@ pub struct Registers {
 }
 
 /// A frame of JIT code.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct JitFrame {
     /// Where the code is: a return address, except perhaps in the first frame of a walk.
     pub pc: usize,
@@ -61,7 +64,7 @@ pub enum WalkEnd {
         /// Address of the frame that is wrong.
         at: usize,
     },
-    /// The walk was stopped by its visitor or by the limit of frames.
+    /// The walk was stopped by its visitor.
     Stopped,
 }
 
@@ -303,7 +306,7 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
             Err(end) => return end,
         };
     }
-    WalkEnd::Stopped
+    WalkEnd::Broken { at: at.fp }
 }
 
 /// What is older than a caller that the registry does not know. If it has called, by its bare address,
@@ -444,7 +447,7 @@ fn full_walk(
     let mut regs = UnwindRegsX86_64::new(start.pc as u64, start.sp as u64, start.fp as u64);
     let mut pc = start.pc;
     let mut is_return_address = !exact_pc;
-    for _ in 0..MAX_FRAMES {
+    for _ in 0..MAX_TRACED_FRAMES {
         let stub = if is_return_address { look_up_return(pc) } else { look_up(pc) };
         visit(Frame { pc, is_return_address, stub });
         let mut interrupted = false;

@@ -1,0 +1,17 @@
+//! Finds out whether functions come with call frame information. An inline assembly block may
+//! describe a frame only then (`src/runtime/switch.rs`).
+
+use std::env;
+
+fn main() {
+    println!("cargo::rustc-check-cfg=cfg(footbridge_no_unwind_tables)");
+    println!("cargo::rerun-if-env-changed=CARGO_ENCODED_RUSTFLAGS");
+    let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let value = flags.rsplit('\x1f').find_map(|flag| {
+        let flag = flag.strip_prefix("-C").unwrap_or(flag);
+        flag.strip_prefix("force-unwind-tables=")
+    });
+    if value.is_some_and(|value| ["n", "no", "off", "false"].contains(&value)) {
+        println!("cargo::rustc-cfg=footbridge_no_unwind_tables");
+    }
+}
