@@ -13,6 +13,7 @@ mod child;
 mod spinner;
 
 use std::arch::asm;
+use std::hint;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -433,7 +434,7 @@ fn a_goroutine_that_ends_leaves_no_modes_behind() {
                     gosched();
                     Counted
                 }));
-                // ... or, if the handle goes later, when it is continued for that.
+                // ... or, if the handle goes later, by who has the handle.
                 let finished = go(move || {
                     ask(n);
                     Counted
@@ -447,7 +448,81 @@ fn a_goroutine_that_ends_leaves_no_modes_behind() {
     });
 }
 
-/// Unwinding, with suspensions in destructors, and refusals to be suspended lose nothing.
+/// The handle may go away while its goroutine ends: between its last look at the handle, and the
+/// scheduler's. Then it is continued for the destructor of its result, which may be a user's, and
+/// leaves no modes behind either.
+#[test]
+fn a_destructor_that_a_goroutine_is_continued_for_leaves_no_modes_behind() {
+    static CONTINUED: AtomicU64 = AtomicU64::new(0);
+    static STARTED_IN_OTHER_MODES: AtomicU64 = AtomicU64::new(0);
+    static STARTED_KEEPING: AtomicU64 = AtomicU64::new(0);
+    struct Asks;
+    impl Drop for Asks {
+        fn drop(&mut self) {
+            // Goroutines keep modes until their last look, and who drops the handles does: whoever
+            // keeps none was continued.
+            if !keep_float_modes(true) {
+                CONTINUED.fetch_add(1, Ordering::Relaxed);
+                set_modes(rounding(3));
+            }
+        }
+    }
+    /// So much stack is given back to the kernel in between that it takes its time.
+    #[inline(never)]
+    fn use_stack() {
+        hint::black_box(&mut [0u8; 12 << 10]);
+        gosched();
+    }
+    /// Counts what a goroutine starts with that it should not.
+    fn look() {
+        STARTED_IN_OTHER_MODES.fetch_add(u64::from(modes() != UNUSUAL), Ordering::Relaxed);
+        STARTED_KEEPING.fetch_add(u64::from(keep_float_modes(false)), Ordering::Relaxed);
+        set_modes(UNUSUAL);
+    }
+    on_thread_with(UNUSUAL, || {
+        run(2, || {
+            assert!(!keep_float_modes(true));
+            let start = Instant::now();
+            let mut round = 0;
+            while goes_on(start, CONTINUED.load(Ordering::Relaxed) > 20) {
+                round += 1;
+                let ends = AtomicBool::new(false);
+                let ends = &ends;
+                scope(|s| {
+                    let ending = s.go(move || {
+                        look();
+                        // On this thread the structure of the last one that ended comes first.
+                        go(look).join().expect("no panic");
+                        use_stack();
+                        assert!(!keep_float_modes(true));
+                        set_modes(rounding(1));
+                        ends.store(true, Ordering::Release);
+                        Asks
+                    });
+                    // The other thread takes it, unless it is busy.
+                    let waiting = Instant::now();
+                    while !ends.load(Ordering::Acquire) {
+                        if waiting.elapsed() > SHORT {
+                            gosched();
+                        }
+                    }
+                    for _ in 0..round % 4_000 {
+                        hint::spin_loop();
+                    }
+                    drop(ending);
+                });
+            }
+            let continued = CONTINUED.load(Ordering::Relaxed);
+            println!("{continued} of {round} were continued");
+            assert!(continued > 0, "of {round}");
+            let started = [&STARTED_IN_OTHER_MODES, &STARTED_KEEPING];
+            let started = started.map(|count| count.load(Ordering::Relaxed));
+            assert_eq!(started, [0, 0], "in other modes, and keeping: {continued} of {round}");
+        });
+    });
+}
+
+/// Unwinding, with suspensions in destructors, loses nothing.
 #[test]
 fn a_panic_loses_no_modes() {
     struct Suspends(usize);
@@ -501,6 +576,7 @@ fn a_panic_loses_no_modes() {
     });
 }
 
+/// Whether a goroutine may be suspended is asked before its modes are put aside.
 #[test]
 fn a_suspension_that_is_refused_loses_no_modes() {
     let outcome = child::run("a_suspension_that_is_refused_loses_no_modes", || {

@@ -120,10 +120,14 @@ impl Jit {
     /// 4. It returns directly after it dropped its frame (`pop rbp; ret` or `leave; ret`), and calls
     ///    native code that may park, panic or walk stacks through goroutine functions only: other
     ///    calls leave no anchor, so that walks from there miss this code.
-    /// 5. It calls, and returns, with the floating-point control modes (MXCSR, x87 control word)
-    ///    that it was entered with: they are the thread's, and a switch does not save them. On a
-    ///    goroutine that keeps its own ([`keep_float_modes`](crate::runtime::keep_float_modes)) it
-    ///    may call in others what stands them.
+    /// 5. It returns with the floating-point control modes (MXCSR, x87 control word) that it was
+    ///    entered with, and has them whenever it calls: a goroutine that is suspended in what it
+    ///    calls hands its modes to the next one. On a goroutine that keeps modes of its own
+    ///    ([`keep_float_modes`](crate::runtime::keep_float_modes)) that does not happen, and it may
+    ///    call in other modes, if the called function works in them and keeps them; native code
+    ///    that computes with floating-point numbers mostly relies on the default. A poll may be
+    ///    reached in any modes on any goroutine, since its stub saves them; a check of the stack,
+    ///    which may panic, counts as a call.
     pub unsafe fn install(
         &self,
         name: &str,

@@ -17,7 +17,8 @@
 //!    suspends as if the flag were not set. So the next goroutine, and the scheduler, run in the
 //!    modes of the thread, and a goroutine that does not ask pays a branch.
 //! 3. When it goes on, on whatever thread, it loads its own.
-//! 4. When it ends, it loads those of the thread, and the flag is cleared.
+//! 4. When it ends, it loads those of the thread, and the flag is cleared: each time that it leaves
+//!    for the scheduler, since it may be continued for the destructor of its result.
 //!
 //! The stubs that put a goroutine aside at any instruction save the modes with everything else and
 //! load those of the thread by themselves (`jit/stubs/preempt.rs`).
@@ -96,14 +97,20 @@ impl FloatModes {
 /// denormals-are-zero (Intel SDM volume 1, section 10.2.3), and the x87 control word, which is masks,
 /// precision and rounding (section 8.1.5). A function keeps them for its caller (System V psABI,
 /// section 3.2.3), and so does a suspension that happens in it, but only as the *thread's*: a
-/// goroutine that parks, yields or gives way in other modes hands them to the next goroutine and
-/// finds those of somebody else. One that has called this with `true` may be suspended in any
-/// modes: others run in those of the thread, and it goes on in its own, also on another thread. That
-/// costs about fifteen nanoseconds for each suspension; for goroutines that do not ask, a branch.
+/// goroutine that parks, or gives way in [`gosched`](super::gosched) or
+/// [`checkpoint`](super::checkpoint), in other modes hands them to the next goroutine and finds those
+/// of somebody else. One that has called this with `true` may do so in any modes: others run in
+/// those of the thread, and it goes on in its own, also on another thread. That costs about fifteen
+/// nanoseconds for each suspension; for goroutines that do not ask, a branch.
 ///
-/// With `false`, and when the goroutine ends, also by a panic, the modes of the thread are loaded:
-/// those that it had when the run began. Flags of past exceptions belong to nobody, as the psABI has
-/// it: they may be gone after a suspension, or be somebody else's.
+/// Where JIT code itself gives way, which is at a poll, at the return of a goroutine function and
+/// where a signal interrupts it, stubs save the modes with the other registers and load those of the
+/// thread, for each goroutine, whether it has asked or not.
+///
+/// When a goroutine that keeps its own calls this with `false`, or ends, also by a panic, the modes of
+/// the thread are loaded: those that it had when the run began. On one that keeps none, `false`
+/// loads nothing. Flags of past exceptions belong to nobody, as the psABI has it: they may be gone
+/// after a suspension, or be somebody else's.
 ///
 /// This is for JIT and C code that computes in other modes and calls functions that suspend. The
 /// Rust compiler relies on the default modes, so that Rust code in between should not compute
@@ -135,24 +142,22 @@ pub fn keep_float_modes(keep: bool) -> bool {
 
 /// Suspends the running goroutine `g`, which keeps its modes, by `suspend`. The thread may be another
 /// one afterwards, so that this is inlined nowhere.
+///
+/// `suspend` does not unwind: that the goroutine may be suspended here was found out before, and the
+/// `unlock` of `gopark` has promised it.
 #[cold]
 #[inline(never)]
 pub(crate) fn put_aside_during(g: &G, suspend: impl FnOnce()) {
-    /// Puts the modes back, also if the goroutine may not be suspended here and panics.
-    struct Aside<'a>(&'a G, FloatModes);
-    impl Drop for Aside<'_> {
-        fn drop(&mut self) {
-            self.1.load();
-            self.0.keeps_float_modes.set(true);
-        }
-    }
-    let _aside = Aside(g, FloatModes::current());
+    let own = FloatModes::current();
     g.keeps_float_modes.set(false);
     tls::float_modes().load();
     suspend();
+    own.load();
+    g.keeps_float_modes.set(true);
 }
 
-/// Called by a goroutine that ends: the next one runs in the modes of the thread.
+/// Called by a goroutine that ends, behind the last user's code that it runs: the next one runs in
+/// the modes of the thread.
 #[inline(always)]
 pub(crate) fn end(g: &G) {
     if g.keeps_float_modes.get() {

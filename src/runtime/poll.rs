@@ -126,20 +126,46 @@ impl Polls {
 ///         jmp back
 /// ```
 ///
-/// A check of the stack ([`Polls::check_stack`]) has the same compare, of what rsp will be in the
-/// frame to come, and another slow path:
+/// A check of the stack ([`Polls::check_stack`]) has another slow path:
 ///
 /// ```text
 ///     slow:
 ///         lea rsp, [rsp - 128]
-///         push frame_bytes
+///         push frame_bytes                    what the compare has counted
 ///         call QWORD PTR fs:[stack_check_from_fs]
 ///         lea rsp, [rsp + 136]
 ///         jmp back
 /// ```
 ///
-/// Where code has a [stack map](crate::jit::LiveAt), these instructions are how a slow path is known
-/// as one, whose pointers are those at `back`.
+/// For a frame of up to 256 bytes its compare is that of a poll, and `frame_bytes` is 0: such a frame
+/// has room below the guard. For a larger one it compares what rsp will be in the frame to come, in
+/// a register that is free,
+///
+/// ```text
+///         lea reg, [rsp - frame_bytes]
+///         cmp reg, fs:[guard_from_fs]         or cmp reg, [g + guard_in_goroutine]
+///         jbe slow
+/// ```
+///
+/// or, as [`Polls::check_stack`] does, without one. rsp itself must not be lowered by the frame for
+/// that: it would leave the stack, and signals use what is below it.
+///
+/// ```text
+///         lea rsp, [rsp - 128]                48 8d a4 24 80 ff ff ff
+///         push rax                            50
+///         lea rax, [rsp + 136 - frame_bytes]  48 8d 84 24 disp32
+///         cmp rax, fs:[guard_from_fs]         64 48 3b 04 25 disp32, or, with r14,
+///                                             49 3b 84 26 disp32
+///         pop rax                             58
+///         lea rsp, [rsp + 128]
+///         jbe slow
+/// ```
+///
+/// Where code has a [stack map](crate::jit::LiveAt), the instructions of a slow path are how it is
+/// known as one, whose pointers are those at `back`. That a pointer in rax is on the stack between
+/// `push rax` and `pop rax` is known in exactly these bytes only: with others in between, or with
+/// shorter displacements, a scan takes the address in rax for it if the code is interrupted there.
+/// Preemptible code that does it otherwise declares that range unsafe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PollLayout {
