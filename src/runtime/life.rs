@@ -186,8 +186,9 @@ pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
         if (*g).join.load(Ordering::Acquire) == join_state::DETACHED {
             drop_result(&*g, task);
         }
-        float_modes::end(&*g);
         loop {
+            // Destructors may ask for modes of their own, too, so this stands behind each of them.
+            float_modes::end(&*g);
             let m = this_m();
             mcall(&(*g).sched, m.system_sp.get(), goexit0, g);
             // Continued: the handle went away in between.
