@@ -15,6 +15,7 @@ mod spinner;
 use std::arch::asm;
 use std::hint;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -470,8 +471,20 @@ fn a_destructor_that_a_goroutine_is_continued_for_leaves_no_modes_behind() {
     /// So much stack is given back to the kernel in between that it takes its time.
     #[inline(never)]
     fn use_stack() {
-        hint::black_box(&mut [0u8; 12 << 10]);
+        hint::black_box(&mut [0u8; 16 << 10]);
         gosched();
+    }
+    /// Gives way after a while only: the other one may be of this thread.
+    fn wait_for_state(state: &AtomicU32, expected: u32) {
+        let start = Instant::now();
+        while state.load(Ordering::Acquire) != expected {
+            if start.elapsed() > 10 * SHORT {
+                gosched();
+            }
+        }
+    }
+    fn spin(turns: i32) {
+        (0..turns).for_each(|_| hint::spin_loop());
     }
     /// Counts what a goroutine starts with that it should not.
     fn look() {
@@ -483,34 +496,31 @@ fn a_destructor_that_a_goroutine_is_continued_for_leaves_no_modes_behind() {
         run(2, || {
             assert!(!keep_float_modes(true));
             let start = Instant::now();
-            let mut round = 0;
+            let (mut round, mut lead) = (0, 0);
             while goes_on(start, CONTINUED.load(Ordering::Relaxed) > 20) {
                 round += 1;
-                let ends = AtomicBool::new(false);
-                let ends = &ends;
-                scope(|s| {
-                    let ending = s.go(move || {
-                        look();
-                        // On this thread the structure of the last one that ended comes first.
-                        go(look).join().expect("no panic");
-                        use_stack();
-                        assert!(!keep_float_modes(true));
-                        set_modes(rounding(1));
-                        ends.store(true, Ordering::Release);
-                        Asks
-                    });
-                    // The other thread takes it, unless it is busy.
-                    let waiting = Instant::now();
-                    while !ends.load(Ordering::Acquire) {
-                        if waiting.elapsed() > SHORT {
-                            gosched();
-                        }
-                    }
-                    for _ in 0..round % 4_000 {
-                        hint::spin_loop();
-                    }
-                    drop(ending);
+                // 0: it has not begun; 1: it runs; 2: it ends.
+                let state = Arc::new(AtomicU32::new(0));
+                let there = Arc::clone(&state);
+                let ending = go(move || {
+                    look();
+                    // On this thread the structure of the last one that ended comes first.
+                    go(look).join().expect("no panic");
+                    use_stack();
+                    assert!(!keep_float_modes(true));
+                    set_modes(rounding(1));
+                    there.store(1, Ordering::Release);
+                    wait_for_state(&there, 2);
+                    spin(-lead);
+                    Asks
                 });
+                // The other thread takes it, unless it is busy.
+                wait_for_state(&state, 1);
+                state.store(2, Ordering::Release);
+                spin(lead);
+                // So that the next one ends about when its handle goes away.
+                lead += if ending.is_finished() { -1 } else { 1 };
+                drop(ending);
             }
             let continued = CONTINUED.load(Ordering::Relaxed);
             println!("{continued} of {round} were continued");
