@@ -16,7 +16,7 @@ use std::arch::asm;
 use std::hint;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -474,11 +474,11 @@ fn a_destructor_that_a_goroutine_is_continued_for_leaves_no_modes_behind() {
         hint::black_box(&mut [0u8; 16 << 10]);
         gosched();
     }
-    /// Gives way after a while only: the other one may be of this thread.
-    fn wait_for_state(state: &AtomicU32, expected: u32) {
+    /// Gives way only after a time in which another thread comes for work, if one has a processor.
+    fn wait_while(condition: impl Fn() -> bool) {
         let start = Instant::now();
-        while state.load(Ordering::Acquire) != expected {
-            if start.elapsed() > 10 * SHORT {
+        while condition() {
+            if start.elapsed() > Duration::from_millis(10) {
                 gosched();
             }
         }
@@ -499,8 +499,8 @@ fn a_destructor_that_a_goroutine_is_continued_for_leaves_no_modes_behind() {
             let (mut round, mut lead) = (0, 0);
             while goes_on(start, CONTINUED.load(Ordering::Relaxed) > 20) {
                 round += 1;
-                // 0: it has not begun; 1: it runs; 2: it ends.
-                let state = Arc::new(AtomicU32::new(0));
+                // 0: it has not begun; -1: it may end; else the thread that it waits on.
+                let state = Arc::new(AtomicI32::new(0));
                 let there = Arc::clone(&state);
                 let ending = go(move || {
                     look();
@@ -509,17 +509,19 @@ fn a_destructor_that_a_goroutine_is_continued_for_leaves_no_modes_behind() {
                     use_stack();
                     assert!(!keep_float_modes(true));
                     set_modes(rounding(1));
-                    there.store(1, Ordering::Release);
-                    wait_for_state(&there, 2);
+                    there.store(thread_number(), Ordering::Release);
+                    wait_while(|| there.load(Ordering::Acquire) != -1);
                     spin(-lead);
                     Asks
                 });
                 // The other thread takes it, unless it is busy.
-                wait_for_state(&state, 1);
-                state.store(2, Ordering::Release);
-                spin(lead);
-                // So that the next one ends about when its handle goes away.
-                lead += if ending.is_finished() { -1 } else { 1 };
+                wait_while(|| state.load(Ordering::Acquire) == 0);
+                let is_elsewhere = state.swap(-1, Ordering::AcqRel) != thread_number();
+                if is_elsewhere {
+                    spin(lead);
+                    // So that the next one ends about when its handle goes away.
+                    lead += if ending.is_finished() { -1 } else { 1 };
+                }
                 drop(ending);
             }
             let continued = CONTINUED.load(Ordering::Relaxed);

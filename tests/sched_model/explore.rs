@@ -78,12 +78,24 @@ pub(crate) const SLEEPS: &str = "deadlock";
 /// A loop sees the same old values again and again. On a machine they become new some time.
 pub(crate) const ENDLESS: &str = "Model exceeded maximum number of branches";
 
-/// A twin that has not failed by then does not fail.
-const TWIN_LIMIT: Duration = Duration::from_secs(10);
-/// What must not matter is explored so long.
-const SAME_LIMIT: Duration = Duration::from_millis(500);
+/// How much of a model is explored, for each thread that comes first.
+#[derive(Clone, Copy)]
+enum Limit {
+    /// All of it.
+    None,
+    Executions(usize),
+    Time(Duration),
+}
 
-fn check(model: Model, limit: Option<Duration>) -> usize {
+/// A twin that has not failed by then does not fail. No time, which a busy machine may not have.
+const TWIN_LIMIT: Limit = Limit::Executions(100_000);
+/// What must not matter is explored so long.
+const SAME_LIMIT: Limit = Limit::Time(Duration::from_millis(500));
+
+/// loom looks at its limits each time that it has made so many executions.
+const CHECKPOINT_EXECUTIONS: usize = 500;
+
+fn check(model: Model, limit: Limit) -> usize {
     model.without.iter().copied().for_each(primitive::weaken);
     FIRST.set(0);
     let mut executions = 0;
@@ -96,13 +108,18 @@ fn check(model: Model, limit: Option<Duration>) -> usize {
     }
 }
 
-fn check_order(model: Model, limit: Option<Duration>) -> usize {
+fn check_order(model: Model, limit: Limit) -> usize {
     let executions = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&executions);
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = model.preemptions;
-    builder.checkpoint_interval = 500;
-    builder.max_duration = limit;
+    builder.checkpoint_interval = CHECKPOINT_EXECUTIONS;
+    // Not what the environment says of them.
+    (builder.max_permutations, builder.max_duration) = match limit {
+        Limit::None => (None, None),
+        Limit::Executions(most) => (Some(most), None),
+        Limit::Time(longest) => (None, Some(longest)),
+    };
     builder.check(move || {
         count.fetch_add(1, Ordering::Relaxed);
         (model.body)();
@@ -113,20 +130,20 @@ fn check_order(model: Model, limit: Option<Duration>) -> usize {
 /// Explores all executions of a model that is right.
 pub(crate) fn explore(model: Model) {
     keep_twins_quiet();
-    let executions = check(model, None);
+    let executions = check(model, Limit::None);
     println!("{}: {executions} executions", model.name);
     assert!(executions >= model.least, "{executions} are too few to mean anything: {}", model.name);
 }
 
 /// Explores a model that is wrong, and returns what loom or an assertion said about it, or how many
 /// executions nothing was said about.
-fn failure_of(model: Model, weak: Option<Weak>, limit: Duration) -> Result<String, usize> {
+fn failure_of(model: Model, weak: Option<Weak>, limit: Limit) -> Result<String, usize> {
     keep_twins_quiet();
     // loom is left in the middle of an execution: the thread is not used again.
     let thread = std::thread::spawn(move || {
         IS_TWIN.set(true);
         weak.into_iter().for_each(primitive::weaken);
-        let executions = check(model, Some(limit));
+        let executions = check(model, limit);
         assert!(weak.is_none() || primitive::hits() > 0, "the operation is not part of the model");
         executions
     });
