@@ -765,8 +765,9 @@ pub(super) unsafe fn ready(parker: Parker, next: bool) {
         let queued = if next { m.p.run_next.replace(parker.0) } else { parker.0 };
         // SAFETY: null, or immortal.
         if let Some(g) = unsafe { queued.as_ref() } {
+            let is_for_all = !belongs_to_thread(g);
             enqueue(m, queued);
-            if !belongs_to_thread(g) {
+            if is_for_all {
                 // SAFETY: this thread's M.
                 unsafe { sched_of(m) }.wake_one();
             }
