@@ -52,7 +52,8 @@ const GLOBAL_EVERY: u64 = 61;
 const TIMERS_EVERY: u64 = 16;
 /// The local queue goes before the run queue once in so many slices.
 const LOCAL_EVERY: u64 = 8;
-/// How often in a row the run-next slot goes before the queues at most, where no sysmon ends slices.
+/// How often in a row the run-next slot goes before the queues at most: with short turns, and where no
+/// sysmon ends slices.
 const RUN_NEXT_STREAK: u64 = 128;
 /// How long an M has slept when it gives memory back and, as the last one, looks for a deadlock.
 const IDLE_AFTER: Duration = Duration::from_millis(10);
