@@ -806,7 +806,7 @@ __attribute__((noinline)) int c_sink(int n) {
 
 /* A frame that is larger than a page, without stack probes. */
 __attribute__((noinline)) int c_large_frames(int n) {
-    volatile unsigned char frame[40000];
+    volatile unsigned char frame[60000];
     frame[0] = (unsigned char)n;
     int below = c_large_frames(n + 1);
     last = frame[0];
@@ -868,8 +868,14 @@ fn a_large_frame_of_c_code_does_not_step_over_the_guard() {
         return;
     }
     let test = "a_large_frame_of_c_code_does_not_step_over_the_guard";
-    for (case, (class, size, next)) in
-        [(256 * KIB, "256 KiB", "1 MiB"), (MIB, "1 MiB", "8 MiB")].into_iter().enumerate()
+    for (case, (class, size, next)) in [
+        (16 * KIB, "16 KiB", "64 KiB"),
+        (64 * KIB, "64 KiB", "256 KiB"),
+        (256 * KIB, "256 KiB", "1 MiB"),
+        (MIB, "1 MiB", "8 MiB"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let outcome = child::run_case(test, case, || {
             run_alone(|| {

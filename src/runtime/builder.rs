@@ -41,8 +41,8 @@ impl Builder {
     ///
     /// Stacks never grow; only pages that are touched cost memory. 16 KiB are for goroutines that
     /// run JIT code and little else: the panic handler of the standard library needs more to print
-    /// a backtrace. From 256 KiB on a stack has a guard of 64 KiB, for C code that was compiled
-    /// without stack probes.
+    /// a backtrace. Each stack has a guard of at least 64 KiB, which a C function with a smaller
+    /// frame cannot step over.
     pub fn stack_bytes(mut self, bytes: usize) -> Self {
         self.stack_bytes = Some(bytes);
         self

@@ -22,13 +22,22 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
 
 /// Wakes one sleeper on `word`.
 pub(crate) fn wake(word: &AtomicU32) {
+    wake_up_to(word, 1);
+}
+
+/// Wakes every sleeper on `word`.
+pub(crate) fn wake_all(word: &AtomicU32) {
+    wake_up_to(word, libc::c_int::MAX);
+}
+
+fn wake_up_to(word: &AtomicU32, n: libc::c_int) {
     // SAFETY: only the address of the word is used.
     unsafe {
         libc::syscall(
             libc::SYS_futex,
             word.as_ptr(),
             libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-            1,
+            n,
         );
     }
 }

@@ -273,6 +273,28 @@ pub(crate) struct G {
     pub(crate) chain_len: Cell<u32>,
     /// While it is not zero the goroutine is not preempted.
     pub(crate) no_preempt: AtomicU32,
+    /// In `M::yielded`: what has its turn first.
+    pub(crate) backlog: Cell<Backlog>,
+}
+
+/// What was runnable for any thread when a goroutine yielded, and has its turn before it does.
+#[derive(Clone, Copy)]
+pub(crate) struct Backlog {
+    pub(crate) at: BacklogAt,
+    /// `M::spills` when that was so.
+    pub(crate) spills: u32,
+    /// How often part of it may have moved from the run queue back to the global queue.
+    pub(crate) moved: u8,
+}
+
+/// Where the backlog is, as far as it has not had its turn.
+#[derive(Clone, Copy)]
+pub(crate) enum BacklogAt {
+    /// In the global queue, until that many goroutines have left it in all, and then in the run
+    /// queue: goroutines move from there to here.
+    Global(u64),
+    /// In the run queue of the P, before this position.
+    RunQueue(u32),
 }
 
 // SAFETY: see the head of the file for who may touch what.
@@ -316,6 +338,7 @@ impl G {
             next_chain: Cell::new(ptr::null_mut()),
             chain_len: Cell::new(0),
             no_preempt: AtomicU32::new(0),
+            backlog: Cell::new(Backlog { at: BacklogAt::Global(0), spills: 0, moved: 0 }),
         }
     }
 
@@ -423,6 +446,17 @@ impl GQueue {
             // SAFETY: as in `push`.
             tail => unsafe { (*tail).link.set(first) },
         }
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.get().is_null()
+    }
+
+    /// The one that is popped next, if any.
+    pub(crate) fn first(&self) -> Option<&'static G> {
+        // SAFETY: null, or immortal.
+        unsafe { self.head.get().as_ref() }
     }
 
     #[inline(always)]

@@ -7,6 +7,8 @@
 //! Where a runnable goroutine waits:
 //!
 //! * `local`: goroutines that belong to this thread. Only this thread touches it.
+//! * `yielded`: goroutines of this thread that called `gosched` while there was a backlog in the last
+//!   two. Each joins `local` when that has had its turn.
 //! * `inbox`: the same, readied by other threads. Many push, this thread takes all.
 //! * `P::runq`: goroutines that any thread may run: not started yet, or migratable. Others steal.
 //! * `Sched::global`: the overflow of those, and what foreign threads make.
@@ -99,15 +101,20 @@ impl Rounds {
         self.inherited_before.set(self.inherited());
     }
 
-    /// The next goroutine goes on in the current slice, unless it is over, or that was done `limit`
-    /// times already.
+    /// Whether the next goroutine may run in the current slice: it is not over, and that was done
+    /// less than `limit` times.
+    #[inline(always)]
+    pub(crate) fn may_inherit(&self, limit: u64) -> bool {
+        self.inherited() - self.inherited_before.get() < limit
+            && self.over.load(Ordering::Relaxed) != self.slice()
+    }
+
+    /// The next goroutine runs in the current slice, if it may.
     #[inline(always)]
     pub(crate) fn inherit_slice(&self, limit: u64) -> bool {
-        let inherited = self.inherited();
-        let may = inherited - self.inherited_before.get() < limit
-            && self.over.load(Ordering::Relaxed) != self.slice();
+        let may = self.may_inherit(limit);
         if may {
-            self.inherited.store(inherited + 1, Ordering::Relaxed);
+            bump(&self.inherited, 1);
         }
         may
     }
@@ -160,6 +167,10 @@ pub(crate) struct M {
     pub(crate) on_system_stack: Cell<bool>,
     pub(crate) p: P,
     pub(crate) local: GQueue,
+    pub(crate) yielded: GQueue,
+    /// How often half of the run queue went to the global queue, and what had gone through that one
+    /// the last time.
+    pub(crate) spills: Cell<(u32, u64)>,
 
     pub(crate) preempt: Target,
 
@@ -208,6 +219,8 @@ impl M {
                     counts: Counts::default(),
                 },
                 local: GQueue::new(),
+                yielded: GQueue::new(),
+                spills: Cell::new((0, 0)),
                 preempt: Target::new(),
                 inbox: Inbox { mail: Mailbox::new(), parking: Parking::new() },
             }));
@@ -224,6 +237,7 @@ impl M {
     /// Gives the structure back. Its thread has ended and its queues are forgotten.
     pub(crate) fn release(&'static self) {
         while !self.local.pop().is_null() {}
+        while !self.yielded.pop().is_null() {}
         while !self.p.runq.pop().is_null() {}
         self.p.run_next.set(ptr::null_mut());
         // What is looked at once in so many rounds is so in the next run as in a first one.

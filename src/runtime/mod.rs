@@ -35,6 +35,7 @@ mod goroutines;
 mod handshake;
 mod idle;
 mod join;
+mod latch;
 mod life;
 mod m;
 mod mailbox;

@@ -14,6 +14,7 @@ use super::config::{Config, RunError};
 use super::futex;
 use super::g::{self, GQueue, Status, TaskType, join_state};
 use super::idle::Idle;
+use super::latch::CountLatch;
 use super::life::{NewError, new_g};
 use super::m::M;
 use super::pool;
@@ -47,8 +48,11 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         class,
         global: Mutex::new(GlobalQueue(GQueue::new())),
         global_len: AtomicUsize::new(0),
+        global_pushed: AtomicU64::new(0),
+        global_popped: AtomicU64::new(0),
         idle: Idle::new(),
         stopping: AtomicBool::new(false),
+        ms_running: CountLatch::new(processors as u32),
         has_sysmon: AtomicBool::new(false),
         sysmon: Sysmon::new(),
     });
@@ -62,7 +66,13 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
     let mut failed = None;
     for &m in &sched.ms[1..] {
         let thread = std::thread::Builder::new().name(format!("footbridge-m{}", m.id.get()));
-        match thread.spawn(move || mstart(m, &means)) {
+        let body = move || {
+            mstart(m, &means);
+            // Thread-locals of this thread may be borrowed by goroutines of others: `latch.rs`.
+            sched.ms_running.count_down(1, futex::wake_all);
+            sched.ms_running.wait(|word, value| futex::wait(word, value, None));
+        };
+        match thread.spawn(body) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
                 failed = Some(RunError::Thread { errno: error.raw_os_error().unwrap_or(0) });
@@ -88,6 +98,8 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         None => run_main(sched, &means, f),
     };
     stop(sched);
+    // This M runs no goroutine any more, and those whose threads were not made never did.
+    sched.ms_running.count_down((processors - threads.len()) as u32, futex::wake_all);
     for thread in threads {
         // An M's thread returns from mstart or aborts the process.
         let _ = thread.join();

@@ -98,6 +98,18 @@ impl<T, const SLOTS: usize> RunQueue<T, SLOTS> {
         SLOTS - self.tail.load(Ordering::Relaxed).wrapping_sub(head) as usize
     }
 
+    /// The position of the next item that will be pushed. Owner only.
+    pub(crate) fn tail_position(&self) -> u32 {
+        self.tail.load(Ordering::Relaxed)
+    }
+
+    /// Whether all items that were pushed before [`Self::tail_position`] returned `tail` have left
+    /// the queue. Positions wrap around: the answer is right while less than 2^31 items were pushed
+    /// since. A stale head only makes it `false` for longer.
+    pub(crate) fn has_passed(&self, tail: u32) -> bool {
+        self.head.load(Ordering::Relaxed).wrapping_sub(tail).cast_signed() >= 0
+    }
+
     /// Moves half of this queue, rounded up, to `to`, which is the thief's own and empty.
     pub(crate) fn steal_into(&self, to: &Self) -> Option<Stolen<T>> {
         loop {

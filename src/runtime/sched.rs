@@ -27,15 +27,16 @@
 
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::float_modes::put_aside_during;
 use super::futex;
-use super::g::{self, G, GQueue, Status, WaitReason, join_state};
+use super::g::{self, Backlog, BacklogAt, G, GQueue, Status, WaitReason, join_state};
 use super::handshake;
 use super::idle::{Idle, Parking};
+use super::latch::CountLatch;
 use super::m::{M, RUNQ, bump};
 use super::pool;
 use super::runq::Stolen;
@@ -74,8 +75,13 @@ pub(crate) struct Sched {
     pub(super) class: SizeClass,
     pub(super) global: Mutex<GlobalQueue>,
     pub(super) global_len: AtomicUsize,
+    /// How many goroutines ever went through the global queue, in and out.
+    pub(super) global_pushed: AtomicU64,
+    pub(super) global_popped: AtomicU64,
     pub(super) idle: Idle,
     pub(super) stopping: AtomicBool,
+    /// Ms that may still run goroutines: no thread of the run ends before all have left.
+    pub(super) ms_running: CountLatch,
     /// Whether a sysmon watches, and how it is woken.
     pub(super) has_sysmon: AtomicBool,
     pub(super) sysmon: Sysmon,
@@ -103,11 +109,13 @@ impl Sched {
         self.idle.sleeping() == self.ms.len()
     }
 
-    /// Puts `count` goroutines at the end of the global queue.
-    fn push_global(&self, gs: &GQueue, count: usize) {
+    /// Puts `count` goroutines at the end of the global queue. Returns how many went in so far.
+    fn push_global(&self, gs: &GQueue, count: usize) -> u64 {
         let global = self.global.lock().unwrap_or_else(PoisonError::into_inner);
         global.0.append(gs);
+        let before = self.global_pushed.fetch_add(count as u64, Ordering::Relaxed);
         self.global_len.fetch_add(count, Ordering::Release);
+        before + count as u64
     }
 
     /// Takes one goroutine from the global queue, and with it, for the M's own queue, a fair share
@@ -132,6 +140,7 @@ impl Sched {
             m.p.runq.push(more).expect("there was room, and thieves only make more");
             taken += 1;
         }
+        self.global_popped.fetch_add(taken as u64, Ordering::Relaxed);
         self.global_len.fetch_sub(taken, Ordering::Release);
         g
     }
@@ -226,7 +235,8 @@ fn spill(m: &M, g: *mut G) {
     }
     half.push(g);
     // SAFETY: `m` is this thread's M.
-    unsafe { sched_of(m) }.push_global(&half, RUNQ / 2 + 1);
+    let pushed = unsafe { sched_of(m) }.push_global(&half, RUNQ / 2 + 1);
+    m.spills.set((m.spills.get().0.wrapping_add(1), pushed));
 }
 
 /// Whether the goroutine may run on its M only.
@@ -252,9 +262,15 @@ fn pick_next(m: &M) -> *mut G {
         run_timers(m, m);
     }
     let next = p.run_next.get();
-    if !next.is_null() && p.rounds.inherit_slice(RUN_NEXT_STREAK) {
-        p.run_next.set(ptr::null_mut());
-        return next;
+    if !next.is_null() {
+        if p.rounds.inherit_slice(RUN_NEXT_STREAK) {
+            p.run_next.set(ptr::null_mut());
+            return next;
+        }
+        displace_run_next(m);
+    }
+    if !m.yielded.is_empty() {
+        readmit_yielded(m, sched);
     }
     let slice = p.rounds.slice();
     let mut g = ptr::null_mut();
@@ -272,14 +288,86 @@ fn pick_next(m: &M) -> *mut G {
             if g.is_null() { m.local.pop() } else { g }
         };
     }
-    if g.is_null() {
-        // Nobody else wants to run: the slice that was over goes on.
-        g = p.run_next.replace(ptr::null_mut());
-    }
     if !g.is_null() {
         p.rounds.begin_slice();
     }
     g
+}
+
+/// The goroutine in the run-next slot may not run in the current time slice any more: it goes to the
+/// end of a queue. Left in the slot it would starve as long as the queues have something, and the
+/// goroutine that readied it is in one of them when it polls in a loop.
+#[cold]
+fn displace_run_next(m: &M) {
+    let next = m.p.run_next.replace(ptr::null_mut());
+    // SAFETY: immortal.
+    let is_for_all = !belongs_to_thread(unsafe { &*next });
+    enqueue(m, next);
+    if is_for_all {
+        // SAFETY: this thread's M.
+        unsafe { sched_of(m) }.wake_one();
+    }
+}
+
+/// Puts the running goroutine, which yields and stays on its thread, after everything that is
+/// runnable here.
+#[inline(always)]
+fn enqueue_yielded(m: &M, g: &G) {
+    // SAFETY: this thread's M.
+    let sched = unsafe { sched_of(m) };
+    let p = &m.p;
+    if !p.run_next.get().is_null() && !p.rounds.may_inherit(RUN_NEXT_STREAK) {
+        displace_run_next(m);
+    }
+    let has_backlog = !p.runq.is_empty() || sched.global_len.load(Ordering::Relaxed) != 0;
+    if has_backlog || !m.yielded.is_empty() {
+        return yield_after_backlog(m, sched, g);
+    }
+    m.local.push(ptr::from_ref(g).cast_mut());
+}
+
+/// In `local` the goroutine would run before most of what waits in the run queue and the global
+/// queue: a producer that starts many goroutines and yields after each batch would run ahead of all
+/// of them.
+#[inline(never)]
+fn yield_after_backlog(m: &M, sched: &Sched, g: &G) {
+    let at = match sched.global_len.load(Ordering::Relaxed) {
+        0 => BacklogAt::RunQueue(m.p.runq.tail_position()),
+        _ => BacklogAt::Global(sched.global_pushed.load(Ordering::Relaxed)),
+    };
+    g.backlog.set(Backlog { at, spills: m.spills.get().0, moved: 0 });
+    m.yielded.push(ptr::from_ref(g).cast_mut());
+}
+
+/// Moves goroutines that yielded to the local queue, oldest first, up to the first one whose backlog
+/// has not had its turn.
+///
+/// A spill moves the older half of the run queue to the global queue, the backlog with it. It is
+/// followed there, but not for ever: a goroutine that yields must not starve where others start more
+/// than this M can run.
+#[cold]
+fn readmit_yielded(m: &M, sched: &Sched) {
+    const MAX_MOVES: u8 = 16;
+    let (spills, spilled_up_to) = m.spills.get();
+    while let Some(g) = m.yielded.first() {
+        let mut backlog = g.backlog.get();
+        if backlog.spills != spills && backlog.moved < MAX_MOVES {
+            let at = BacklogAt::Global(spilled_up_to);
+            backlog = Backlog { at, spills, moved: backlog.moved + 1 };
+        }
+        if let BacklogAt::Global(pushed) = backlog.at
+            && sched.global_popped.load(Ordering::Relaxed) >= pushed
+        {
+            backlog.at = BacklogAt::RunQueue(m.p.runq.tail_position());
+        }
+        g.backlog.set(backlog);
+        match backlog.at {
+            BacklogAt::RunQueue(tail) if m.p.runq.has_passed(tail) => {
+                m.local.push(m.yielded.pop());
+            }
+            _ => return,
+        }
+    }
 }
 
 /// Readies the sleepers of `owner` whose time has come, `m` being the M of this thread. A goroutine
@@ -340,7 +428,7 @@ fn prepare_gosched() -> (*const G, *const G) {
         return none;
     }
     gr.transition(Status::Running, Status::Runnable);
-    m.local.push(g);
+    enqueue_yielded(m, gr);
     let next = pick_next(m);
     if next.is_null() {
         // SAFETY: the system stack is free below its saved rsp.
@@ -358,8 +446,16 @@ unsafe extern "C" fn gosched0(g: *const G) -> ! {
         let m = this_m();
         set_g_and_guard(ptr::null_mut(), 0);
         (*g).transition(Status::Running, Status::Runnable);
-        enqueue(m, g.cast_mut());
-        sched_of(m).wake_one();
+        let sched = sched_of(m);
+        if sched.global_len.load(Ordering::Relaxed) == 0 {
+            enqueue(m, g.cast_mut());
+        } else {
+            // What waits in the global queue has its turn first.
+            let only = GQueue::new();
+            only.push(g.cast_mut());
+            sched.push_global(&only, 1);
+        }
+        sched.wake_one();
         schedule(m)
     }
 }
@@ -384,6 +480,11 @@ pub(super) unsafe extern "C" fn preempt0(g: *const G) -> ! {
             if !waiting_for_other.is_null() {
                 enqueue(m, waiting_for_other);
             }
+        }
+        if !m.p.run_next.get().is_null() {
+            // Its slice, which that one would have shared, is over: it is not to wait for another
+            // one of the same goroutine.
+            displace_run_next(m);
         }
         (*g).transition(Status::Running, Status::Runnable);
         enqueue(m, g.cast_mut());
@@ -558,7 +659,10 @@ fn work_exists(sched: &Sched) -> bool {
 /// Returns whether this M is counted as spinning.
 fn sleep_until_work(m: &'static M, sched: &'static Sched) -> bool {
     let sleeping = sched.idle.prepare_sleep(&m.inbox.parking);
-    let stay = m.has_mail() || work_exists(sched) || sched.stopping.load(Ordering::SeqCst);
+    let stay = m.has_mail()
+        || !m.yielded.is_empty()
+        || work_exists(sched)
+        || sched.stopping.load(Ordering::SeqCst);
     let spinning = if stay {
         sched.idle.stay_awake(&m.inbox.parking);
         true

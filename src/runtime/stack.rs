@@ -34,6 +34,9 @@ const FIRST_SEGMENT_BYTES: usize = 16 << 20;
 const MAX_SEGMENT_BYTES: usize = 1 << 34;
 const MADV_GUARD_INSTALL: libc::c_int = 102;
 
+/// Bytes of a guard, at least. A C function whose frame is smaller cannot step over one.
+pub(crate) const GUARD_BYTES: usize = 64 << 10;
+
 /// Of a stack that was used deeply, so much stays for the next goroutine.
 const KEPT_BYTES: usize = 4 * PAGE_BYTES;
 
@@ -241,12 +244,16 @@ impl SizeClass {
         CLASS_BYTES[self.index()]
     }
 
-    /// Bytes of the guard below a stack. rustc and JIT code touch every page that they grow into,
-    /// so that one page is enough. C compilers do so on request only: the classes that C code is
-    /// likely to run on have guards that a large frame does not step over.
+    /// Bytes of the guard below a stack: the same for every class, since std itself calls C
+    /// functions with large frames (8 to 33 KiB in resolver, glob and printf), which C compilers do
+    /// not probe page by page. A frame of up to [`GUARD_BYTES`] cannot step over the guard.
+    ///
+    /// Where stack and guard together would be a power of two, the guard has one page more (see the
+    /// head of the file).
     #[inline]
     pub(crate) fn guard_bytes(self) -> usize {
-        if self.bytes() <= 64 << 10 { PAGE_BYTES } else { 16 * PAGE_BYTES }
+        let stride = self.bytes() + GUARD_BYTES;
+        GUARD_BYTES + if stride.is_power_of_two() { PAGE_BYTES } else { 0 }
     }
 
     #[inline]
@@ -413,6 +420,7 @@ mod tests {
         for class in all {
             let stride = class.bytes() + class.guard_bytes();
             assert!(!stride.is_power_of_two() && stride.is_multiple_of(PAGE_BYTES));
+            assert!(class.guard_bytes() >= GUARD_BYTES);
             let stack = Stack { lo: PAGE_BYTES, hi: PAGE_BYTES + class.bytes() };
             assert_eq!(stack.class(), class);
         }
