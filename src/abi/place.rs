@@ -101,6 +101,16 @@ impl fmt::Display for Part {
 /// The parts of a value in the order of their offsets, read as a slice.
 ///
 /// Nearly every value has one or two parts, which need no allocation.
+///
+/// ```
+/// use footbridge::abi::{Convention, Passing};
+///
+/// let assignment = Convention::GoAbiInternal.assign(&"fn(slice)".parse()?)?;
+/// let Passing::Parts(parts) = assignment.params()[0].passing() else { unreachable!() };
+/// let registers: Vec<String> = parts.iter().map(|part| part.to_string()).collect();
+/// assert_eq!(registers, ["rax", "rbx", "rcx"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Parts(List);
 

@@ -169,3 +169,16 @@ impl fmt::Display for Convention {
         f.pad(self.spec().name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_specification_belongs_to_one_convention() {
+        for convention in Convention::ALL {
+            assert_eq!(Convention::from(convention.spec()), convention);
+            assert_eq!(convention.to_string(), format!("{convention:?}"));
+        }
+    }
+}

@@ -66,11 +66,11 @@ fn moves_write_what_a_processor_writes() {
         assert_eq!(machine.run(&[step]), Ok(()));
         assert_eq!(machine.vector(Xmm::XMM0)[..bytes], machine.vector(Xmm::XMM1)[..bytes]);
     }
-    let stage = [
+    let steps = [
         Step::Address { of: Operand::Target(0), to: Gpr::RAX.into() },
         Step::Constant { to: Gpr::RBX.into(), value: 7 },
     ];
-    assert_eq!(machine.run(&stage), Ok(()));
+    assert_eq!(machine.run(&steps), Ok(()));
     assert_eq!(machine.register(Gpr::RAX), machine.target_area.base);
     assert_eq!(machine.register(Gpr::RBX), 7);
 }

@@ -1,7 +1,6 @@
-//! Carries: one half of a plan, which brings values from the giving side to the receiving side.
+//! One half of a plan: the steps that carry values from the giving side to the receiving side.
 //!
-//! A carry gathers steps by phase while it inspects one value after the other, and puts the phases
-//! in order at the end:
+//! A [`Carry`] collects steps by phase, value by value, and puts the phases in order at the end:
 //!
 //! ```text
 //! stores     registers to memory
@@ -40,7 +39,8 @@ pub(super) enum Location<'a> {
     Parts(&'a [Part]),
     /// In memory, from this operand on.
     Memory(Operand),
-    /// In memory whose address is in this operand. A receiver gets new memory, and its address here.
+    /// In memory whose address is in this operand. On the receiving side the memory is new, and the
+    /// half stores its address here.
     Indirect(Operand),
     /// The bound constant. Never on the receiving side.
     Context,
@@ -73,7 +73,7 @@ struct MemoryCopy {
     from: CopyFrom,
     to: Operand,
     size: u32,
-    /// The value is one integer: how it is extended, and the width that is stored.
+    /// Of a value that is one integer: how it is extended, and the width that is stored.
     word: Option<(Extend, Width)>,
 }
 
@@ -91,13 +91,13 @@ enum CopyFrom {
 /// The values of one half of a call: arguments on their way to the target, or results on their way
 /// to the entry's caller.
 pub(super) struct Carry<'a> {
-    /// Narrow values in registers come with garbage above them, and must be extended on arrival.
+    /// Whether narrow values come with garbage above them in registers, and must arrive extended.
     extends: bool,
     /// What the receiver loads beside an integer in memory.
     slots: Slots,
     /// What the giver stores beside an integer in memory.
     given_slots: Slots,
-    /// Both sides have one area.
+    /// Whether both sides have one area.
     in_place: bool,
     receiver: &'a Assignment,
     /// The alignment of the giver's copies, in bytes.
@@ -121,7 +121,7 @@ pub(super) struct Carry<'a> {
 }
 
 impl<'a> Carry<'a> {
-    /// A carry without values. `given` says what is above the narrow values of the giver.
+    /// No steps yet. `given` says what is above the narrow values of the giver.
     pub(super) fn new(
         giver: &Assignment,
         given: Narrow,
@@ -192,13 +192,14 @@ impl<'a> Carry<'a> {
         }
     }
 
-    /// Sets a register to a number that no value has: the last step of all.
+    /// Sets a register to a number, as one of the last steps.
     pub(super) fn constant(&mut self, register: Reg, number: u32) {
         self.constants.push((register, number));
     }
 
     /// Chooses a register for the address of the result, loads it before anything moves, and returns
-    /// it. `kept` is where the address is, and `returned` the register that it ends in, if any.
+    /// it. `kept` holds the address, `returned` is the register that must hold it in the end, and
+    /// `given` are the results, whose registers are busy.
     pub(super) fn point(
         &mut self,
         index: ValueIndex,

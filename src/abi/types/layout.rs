@@ -25,6 +25,14 @@ pub enum Language {
 }
 
 /// The size and alignment of a type.
+///
+/// ```
+/// use footbridge::abi::{Language, Type};
+///
+/// let layout = "struct { i8, i32 }".parse::<Type>()?.layout(Language::C);
+/// assert_eq!((layout.size_bytes, layout.align_bytes), (8, 4));
+/// # Ok::<(), footbridge::abi::ParseError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub struct Layout {

@@ -15,7 +15,7 @@ pub const MAX_TYPE_ALIGN_BYTES: u32 = 4096;
 /// No type is larger than this, in bytes.
 pub const MAX_TYPE_BYTES: u32 = 1 << 30;
 
-/// The depth of a type around one of this depth.
+/// The depth of a composite type whose deepest part has this depth.
 pub(super) fn deeper(depth: u32) -> Result<u32, TypeError> {
     if depth >= MAX_TYPE_DEPTH {
         return Err(TypeError::TooDeep { limit: MAX_TYPE_DEPTH });
@@ -40,6 +40,14 @@ pub(super) fn size(bytes: u64) -> Result<u32, TypeError> {
 }
 
 /// Why a type cannot be made.
+///
+/// ```
+/// use footbridge::abi::{Type, TypeError};
+///
+/// let error = Type::array(1 << 31, Type::I64).expect_err("16 GiB");
+/// assert!(matches!(error, TypeError::TooLarge { .. }));
+/// assert!(error.to_string().ends_with("pass a pointer instead"));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum TypeError {

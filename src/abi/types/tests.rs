@@ -1,7 +1,10 @@
 //! Layouts of whole types. They are here and not in `layout.rs` because they need the parser.
 
+use std::error::Error;
+
 use super::layout::{Language, Layout};
-use super::limits::{MAX_TYPE_MENTIONS, TypeError};
+use super::limits::{MAX_TYPE_BYTES, MAX_TYPE_MENTIONS, TypeError};
+use super::sig::Signature;
 use super::ty::Type;
 
 fn ty(text: &str) -> Type {
@@ -117,4 +120,12 @@ fn limits() {
         }
     };
     assert_eq!(error, TypeError::TooManyMentions { limit: MAX_TYPE_MENTIONS });
+}
+
+#[test]
+fn the_error_of_a_text_has_the_error_of_its_type_as_source() {
+    let error = "fn([[i64; 4294967295]; 4294967295])".parse::<Signature>().expect_err("too large");
+    let source = error.source().and_then(|source| source.downcast_ref());
+    assert_eq!(source, Some(&TypeError::TooLarge { limit_bytes: MAX_TYPE_BYTES }));
+    assert!("fn(int)".parse::<Signature>().expect_err("no type").source().is_none());
 }
