@@ -23,8 +23,8 @@ pub const MAX_AREA_BYTES: u32 = 4096;
 pub enum Passing {
     /// Not at all: the value has no bytes.
     Nothing,
-    /// In pieces, in the order of their offsets. A byte in no part is padding. A byte in two parts is
-    /// in both places: the sender writes both, and the receiver may read either.
+    /// In pieces, in the order of their offsets. A byte in no part is padding. A byte in two parts
+    /// is in both places: the sender writes both, and the receiver may read either.
     Parts(Parts),
     /// In one piece in memory, at this offset from the argument base.
     Area(u32),

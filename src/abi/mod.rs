@@ -9,8 +9,8 @@
 //! 1. A [`Signature`] lists the types of the parameters and results, and has a text form. A
 //!    [`Type`] is anything that C or Go pass by value, and knows its [`Layout`] in both.
 //! 2. [`Convention::assign`] turns it into an [`Assignment`]: registers for the parts of each
-//!    value, or a stack offset, or the place of its address. [`Assignment::packed`] has the values in
-//!    packed buffers in memory instead.
+//!    value, or a stack offset, or the place of its address. [`Assignment::packed`] has the values
+//!    in packed buffers in memory instead.
 //! 3. A [`Plan`] is the ordered list of moves from the entry's assignment to the target's, and
 //!    of the results the other way. It names every register that it writes.
 //!

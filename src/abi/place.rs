@@ -1,7 +1,7 @@
 //! Places: where the parts of a value are.
 //!
-//! A [`Place`] is a register, an offset in the argument area, or a slot of the x87 stack. A [`Part`]
-//! is a piece of a value in a place, and [`Parts`] is the list of a value's pieces.
+//! A [`Place`] is a register, an offset in the argument area, or a slot of the x87 stack. A
+//! [`Part`] is a piece of a value in a place, and [`Parts`] is the list of a value's pieces.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -79,8 +79,8 @@ impl Part {
         Part { place: Place::Reg(register), off, size }
     }
 
-    /// The class of the register; `None` on the x87 stack. The class of a value can be another one: a
-    /// convention may pass a float in a general-purpose register.
+    /// The class of the register; `None` on the x87 stack. The class of a value can be another one:
+    /// a convention may pass a float in a general-purpose register.
     pub const fn class(&self) -> Option<RegClass> {
         match self.place {
             Place::Reg(register) => Some(register.class()),

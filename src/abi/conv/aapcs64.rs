@@ -223,7 +223,7 @@ fn homogeneous(ty: &Type) -> Option<(u32, Type)> {
     })
 }
 
-/// AAPCS64 6.8.2, "natural alignment": the alignment without [`align`](crate::abi::RecordSpec::align).
+/// AAPCS64 6.8.2, "natural alignment": the alignment without `RecordSpec::align`.
 fn natural_align(ty: &Type) -> u32 {
     match ty {
         Type::Struct(record) | Type::Union(record) => record.natural_align_bytes(),

@@ -1,9 +1,9 @@
 //! Calling conventions: data, and one classifier for each.
 //!
-//! A convention is a [`ConvSpec`], which says registers, alignments and what both sides may rely on,
-//! and a classifier, which assigns places. Each has its own file, headed by worked examples. To add
-//! one: write the file, add the variant to [`Convention`], and give the row in `Convention::row`
-//! that the compiler then requires.
+//! A convention is a [`ConvSpec`], which says registers, alignments and what both sides may rely
+//! on, and a classifier, which assigns places. Each has its own file, headed by worked examples. To
+//! add one: write the file, add the variant to [`Convention`], and give the row in
+//! `Convention::row` that the compiler then requires.
 //!
 //! A convention is never a flag in the classifier of another one.
 

@@ -74,8 +74,8 @@ pub struct ConvSpec {
 
 impl ConvSpec {
     /// The registers that hold anything after a call: all that are not preserved, pinned, reserved
-    /// or the stack pointer. Registers of results are among them, and so are those of which only the
-    /// low half is preserved.
+    /// or the stack pointer. Registers of results are among them, and so are those of which only
+    /// the low half is preserved.
     pub fn volatile(&self) -> RegSet {
         let pinned = self.pinned.iter().map(|(register, _)| *register).collect();
         self.arch

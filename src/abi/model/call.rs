@@ -47,8 +47,8 @@ impl Machine<'_> {
     }
 
     /// The arguments that the target finds: the bytes of a value for each of its parameters, with
-    /// zeros in padding. The target loads everything that its convention lets it load, and relies on
-    /// everything that it may rely on.
+    /// zeros in padding. The target loads everything that its convention lets it load, and relies
+    /// on everything that it may rely on.
     ///
     /// # Errors
     ///
@@ -88,8 +88,8 @@ impl Machine<'_> {
     ///
     /// # Panics
     ///
-    /// If `results` does not match the results in number and sizes, or if [`Machine::arrived`] did not
-    /// succeed before.
+    /// If `results` does not match the results in number and sizes, or if [`Machine::arrived`] did
+    /// not succeed before.
     pub fn leave(&mut self, results: &[Vec<u8>]) {
         let target = self.target;
         assert_eq!(target.results().len(), results.len(), "one for each value");
@@ -274,8 +274,8 @@ impl Machine<'_> {
         }
     }
 
-    /// A piece of a value in the low bytes of a word. Above it is the giver's extension, and garbage
-    /// from where that ends.
+    /// A piece of a value in the low bytes of a word. Above it is the giver's extension, and
+    /// garbage from where that ends.
     fn whole_word(&mut self, value: &Value, piece: &[u8], narrow: Narrow) -> [u8; 8] {
         let mut whole = self.garbage.bits().to_le_bytes();
         whole[..piece.len()].copy_from_slice(piece);

@@ -12,8 +12,8 @@ use crate::abi::reg::{Arch, Reg, RegClass, RegSet};
 /// The size of a vector register, in bytes.
 pub(super) const VECTOR_BYTES: usize = 64;
 
-// The addresses of the pieces of memory. They are far apart, and `Machine::new` adds to each one just
-// its alignment, so that no piece is aligned better by chance.
+// The addresses of the pieces of memory. They are far apart, and `Machine::new` adds to each one
+// just its alignment, so that no piece is aligned better by chance.
 const ENTRY_BASE: u64 = 0x1_0000_0000;
 const TARGET_BASE: u64 = 0x2_0000_0000;
 const STAGING_BASE: u64 = 0x3_0000_0000;
@@ -41,8 +41,8 @@ pub struct Machine<'a> {
     /// The separate buffers of results, where a side has them.
     pub(super) entry_buffer: Memory,
     pub(super) target_buffer: Memory,
-    /// The copies that the entry's caller made, and the memory for its result. Only the latter may be
-    /// written: `result_memory` is its index.
+    /// The copies that the entry's caller made, and the memory for its result. Only the latter may
+    /// be written: `result_memory` is its index.
     pub(super) caller: Vec<Memory>,
     pub(super) result_memory: Option<usize>,
     /// The address for its result that the target found.
@@ -51,8 +51,8 @@ pub struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// A machine at the entry of a stub that executes `plan`. All registers and the staging area hold
-    /// garbage from `seed`. No other memory is defined.
+    /// A machine at the entry of a stub that executes `plan`. All registers and the staging area
+    /// hold garbage from `seed`. No other memory is defined.
     pub fn new(
         entry: &'a Assignment,
         target: &'a Assignment,
@@ -146,8 +146,8 @@ impl<'a> Machine<'a> {
     ///
     /// # Errors
     ///
-    /// The fault of the first step that no plan may contain, or that reads or writes memory which it
-    /// must not.
+    /// The fault of the first step that no plan may contain, or that reads or writes memory which
+    /// it must not.
     pub fn run(&mut self, steps: &[Step]) -> Result<(), Fault> {
         steps.iter().try_for_each(|step| self.step(*step))
     }

@@ -2,8 +2,8 @@
 //!
 //! The emitted code must do what a plan does here, and a plan must do here what the two assignments
 //! promise. The model is stricter than a processor. Every bit that a convention leaves unspecified
-//! is garbage. A plan cannot access memory outside of the areas of its call, and it cannot write the
-//! areas that it may only read.
+//! is garbage. A plan cannot access memory outside of the areas of its call, and it cannot write
+//! the areas that it may only read.
 //!
 //! A call, in time order:
 //!

@@ -26,8 +26,8 @@ use crate::abi::place::{Part, Place};
 use crate::abi::reg::{Reg, RegClass, RegSet};
 use crate::abi::types::{Type, ValueIndex};
 
-/// The most bytes that the copies of one half of a plan may carry: the areas of both sides, and twice
-/// the staging area.
+/// The most bytes that the copies of one half of a plan may carry: the areas of both sides, and
+/// twice the staging area.
 const MAX_COPIED_BYTES: u32 = 4 * MAX_FRAME_BYTES;
 
 /// Where a value is on one side.
@@ -197,9 +197,9 @@ impl<'a> Carry<'a> {
         self.constants.push((register, number));
     }
 
-    /// Chooses a register for the address of the result, loads it before anything moves, and returns
-    /// it. `kept` holds the address, `returned` is the register that must hold it in the end, and
-    /// `given` are the results, whose registers are busy.
+    /// Chooses a register for the address of the result, loads it before anything moves, and
+    /// returns it. `kept` holds the address, and `returned` is the register that must hold it in
+    /// the end. The registers of the `given` results are busy.
     pub(super) fn point(
         &mut self,
         index: ValueIndex,

@@ -17,8 +17,8 @@
 //!
 //! 1. Registers are stored to memory. The memory written and the memory read never overlap, apart
 //!    from the staging area.
-//! 2. Memory is copied to memory through a scratch register that holds no value: an offered one, one
-//!    that only receives its value later, or one that was just stored.
+//! 2. Memory is copied to memory through a scratch register that holds no value: an offered one,
+//!    one that only receives its value later, or one that was just stored.
 //! 3. Registers move to registers, all at once.
 //! 4. Registers that hold no value still to be moved are loaded from memory or get an address.
 //! 5. Bound constants are loaded last.
@@ -36,14 +36,14 @@
 //!
 //! # Widths
 //!
-//! * A load reads the bytes of the value and no more, because an argument may end where a page ends.
-//!   A part of 3, 5, 6 or 7 bytes passes through the staging area, in pieces.
+//! * A load reads the bytes of the value and no more, because an argument may end where a page
+//!   ends. A part of 3, 5, 6 or 7 bytes passes through the staging area, in pieces.
 //! * A store writes the bytes of the value and no more, unless the receiving side may load the
 //!   whole word ([`Slots::Whole`](super::Slots::Whole)). Then the value is extended in its register
 //!   and the word is stored.
 //! * A narrow integer is extended where the receiving side relies on it and the giving side
-//!   does not do it ([`Narrow`]). A load always extends, since that costs nothing. Fields of structs
-//!   are never extended.
+//!   does not do it ([`Narrow`]). A load always extends, since that costs nothing. Fields of
+//!   structs are never extended.
 
 mod carry;
 mod error;
@@ -172,10 +172,12 @@ impl Plan {
     /// The stub itself sets registers that the *target's* convention pins, before the jump.
     ///
     /// ```
+    /// use std::error::Error;
+    ///
     /// use footbridge::abi::{Convention, Plan, PlanRequest, RegSet};
     ///
     /// let signature = "fn(i64, f64)".parse()?;
-    /// let tail = |entry: Convention, target: Convention| -> Result<_, Box<dyn std::error::Error>> {
+    /// let tail = |entry: Convention, target: Convention| -> Result<_, Box<dyn Error>> {
     ///     Ok(Plan::tail(&PlanRequest {
     ///         entry: &entry.assign(&signature)?,
     ///         target: &target.assign(&signature)?,
@@ -188,7 +190,7 @@ impl Plan {
     /// assert!(tail(Convention::SystemV, Convention::Win64)?.is_none());
     /// let plan = tail(Convention::Aapcs64, Convention::AppleAarch64)?.expect("no frame");
     /// assert!(plan.in_place && plan.args.is_empty());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # Ok::<(), Box<dyn Error>>(())
     /// ```
     pub fn tail(request: &PlanRequest<'_>) -> Option<Plan> {
         let PlanRequest { entry, target, .. } = *request;
@@ -259,8 +261,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The distance from the base of the target's area up to that of the staging area, in a stub that
-    /// has the staging area above.
+    /// The distance from the base of the target's area up to that of the staging area, in a stub
+    /// that has the staging area above.
     pub fn staging_off(&self) -> u32 {
         self.target_area_bytes.next_multiple_of(self.staging_align_bytes)
     }
@@ -283,9 +285,9 @@ impl Plan {
         }
     }
 
-    /// The registers that the stub must save for the entry's caller: those that the entry's convention
-    /// preserves, and that the plan or the target changes. Where a convention preserves the low half
-    /// of a vector register, the stub must save that half.
+    /// The registers that the stub must save for the entry's caller: those that the entry's
+    /// convention preserves, and that the plan or the target changes. Where a convention preserves
+    /// the low half of a vector register, the stub must save that half.
     ///
     /// Pinned registers are not among them, because the stub sets them to their value again.
     pub fn must_save(&self, entry: &Assignment, target: &Assignment) -> RegSet {

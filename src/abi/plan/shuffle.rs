@@ -15,8 +15,8 @@
 //! A plain move extends its value on the way. Values that arrive by exchange, or that are in their
 //! register already, are extended in place at the very end, when no move needs the old content.
 //!
-//! This file never reads or writes memory, and never writes a register that is neither a destination
-//! nor an offered scratch register.
+//! This file never reads or writes memory, and never writes a register that is neither a
+//! destination nor an offered scratch register.
 
 use super::step::{Extend, Step, Width};
 use crate::abi::reg::{Reg, RegClass, RegSet};
@@ -46,9 +46,9 @@ impl RegMove {
 
 /// Appends the steps that do all moves at once.
 ///
-/// `scratch` are registers that hold nothing of value. A scratch register that is an end of a move is
-/// not used. If a cycle needs one and none is left, the error is a value of the cycle, and the class
-/// of the missing register.
+/// `scratch` are registers that hold nothing of value. A scratch register that is an end of a move
+/// is not used. If a cycle needs one and none is left, the error is a value of the cycle, and the
+/// class of the missing register.
 pub(super) fn shuffle(
     mut pending: Vec<RegMove>,
     scratch: RegSet,

@@ -20,8 +20,8 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Reserves `size` bytes and the rest of their last word. A value without bytes gets a word too,
-    /// because it has an address of the given alignment.
+    /// Reserves `size` bytes and the rest of their last word. A value without bytes gets a word
+    /// too, because it has an address of the given alignment.
     pub(super) fn reserve(&mut self, size: u32, align: u32) -> Operand {
         let align = align.max(8);
         let offset = self.bytes.saturating_add(align - 1) & !(align - 1);

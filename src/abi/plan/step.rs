@@ -1,7 +1,7 @@
 //! The steps of a plan: moves between operands.
 //!
-//! A step names no instruction. The emitter turns each one into an instruction or two, and the model
-//! machine executes it.
+//! A step names no instruction. The emitter turns each one into an instruction or two, and the
+//! model machine executes it.
 
 use std::fmt;
 
@@ -54,8 +54,8 @@ pub enum Operand {
     At(Reg, u32),
     /// The 64-bit constant that the stub binds to a parameter. Only read.
     ///
-    /// The emitter can read it at any step: in the instruction, in a cell of memory, or in a register
-    /// that the plan does not write.
+    /// The emitter can read it at any step: in the instruction, in a cell of memory, or in a
+    /// register that the plan does not write.
     Context,
 }
 
@@ -257,8 +257,8 @@ pub enum Step {
     ///   above.
     /// * To memory: exactly `width` low bytes of the register; at least four of a vector register.
     ///
-    /// In all cases but the first, `extend` is [`Extend::None`]. A move from or to a general-purpose
-    /// register carries at most eight bytes.
+    /// In all cases but the first, `extend` is [`Extend::None`]. A move from or to a
+    /// general-purpose register carries at most eight bytes.
     Move {
         /// The source.
         from: Operand,

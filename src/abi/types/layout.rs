@@ -11,7 +11,8 @@
 //!
 //! An empty struct or union has size 0, as in GNU C and Go; C++ and MSVC say otherwise.
 //!
-//! This file computes with sizes and alignments. It does not know types, so that `ty.rs` can use it.
+//! This file computes with sizes and alignments. It does not know types, so that `ty.rs` can use
+//! it.
 
 use super::limits::{self, TypeError};
 

@@ -7,8 +7,8 @@ use super::layout::Language;
 use super::ty::Type;
 
 impl Type {
-    /// Visits every part that has no parts itself, with its byte offset plus `base`, in the order of
-    /// memory. All fields of a union are visited.
+    /// Visits every part that has no parts itself, with its byte offset plus `base`, in the order
+    /// of memory. All fields of a union are visited.
     ///
     /// The parts of complex numbers, strings, slices and interfaces are visited. Elements of size 0
     /// are not, so that the size of the type limits the number of calls.

@@ -16,8 +16,8 @@
 //!
 //! The parameters after `...` are the arguments of one call of a variadic function.
 //!
-//! The parser panics on no text and recurses no deeper than types may be nested. Every error says at
-//! which byte.
+//! The parser panics on no text and recurses no deeper than types may be nested. Every error says
+//! at which byte.
 
 use std::error::Error;
 use std::fmt;

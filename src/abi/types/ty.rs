@@ -74,8 +74,8 @@ pub enum Type {
     Vector(VectorWidth),
     /// A pointer to anything, or the address of code.
     Ptr,
-    /// A pointer into a managed heap. Conventions pass it like [`Type::Ptr`]; stack maps and pointer
-    /// checks tell it apart.
+    /// A pointer into a managed heap. Conventions pass it like [`Type::Ptr`]; stack maps and
+    /// pointer checks tell it apart.
     Managed,
     /// Go's `string`: data, length.
     GoString,
@@ -455,8 +455,9 @@ impl Type {
         }
     }
 
-    /// Whether the language has this type. Go has no 128-bit integers, vectors, long doubles, unions,
-    /// and no `packed` or `align`. C has every type: Go's are structs, numbers and pointers there.
+    /// Whether the language has this type. Go has no 128-bit integers, vectors, long doubles,
+    /// unions, and no `packed` or `align`. C has every type: Go's are structs, numbers and pointers
+    /// there.
     ///
     /// ```
     /// use footbridge::abi::{Language, Type};
@@ -500,7 +501,8 @@ impl Type {
         }
     }
 
-    /// Whether this is a signed integer, which copies of its sign bit widen. Floats are no integers.
+    /// Whether this is a signed integer, which copies of its sign bit widen. Floats are no
+    /// integers.
     ///
     /// ```
     /// use footbridge::abi::Type;
