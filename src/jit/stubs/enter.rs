@@ -61,7 +61,7 @@ pub(crate) fn emit(
     };
     let plan = shapes.get_or_plan(convention, signature, || plan(side, convention, signature))?;
     let own = Base(Gpr::RSP, 0);
-    let stage = Base(Gpr::RSP, plan.stage_off() as i32);
+    let stage = Base(Gpr::RSP, plan.staging_off() as i32);
     let areas = match side {
         EntrySide::Typed => {
             let caller = Base(Gpr::RBP, 16);
@@ -148,7 +148,7 @@ fn plan(side: EntrySide, convention: Convention, signature: &Signature) -> Resul
     let callee = convention.assign(signature)?;
     let entry = match side {
         EntrySide::Typed => Convention::SystemV.assign(signature)?,
-        EntrySide::Words => Assignment::words(signature),
+        EntrySide::Words => Assignment::packed(signature),
     };
     // rbx and r13 (and r12, where it holds no record) are saved by the frame and hold nothing;
     // r14 is the goroutine. r12 and r13 are where the records are.

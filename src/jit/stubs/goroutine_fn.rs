@@ -107,7 +107,7 @@ impl NativeCall {
             target: own,
             entry_result: caller,
             target_result: own,
-            stage: Base(Gpr::RSP, plan.stage_off() as i32),
+            stage: Base(Gpr::RSP, plan.staging_off() as i32),
         };
         Ok(Self { convention, plan, areas, free })
     }

@@ -32,7 +32,7 @@ pub(crate) fn emit(
     static SHAPES: Shapes<Convention, NativeCall> = Shapes::new();
     let bridge = SHAPES.get_or_plan(convention, signature, || {
         let entry = convention.assign(signature)?;
-        NativeCall::plan(convention, &entry, &Assignment::words(signature), None)
+        NativeCall::plan(convention, &entry, &Assignment::packed(signature), None)
     })?;
     let spec = StubSpec {
         name,

@@ -1,6 +1,6 @@
 //! Signatures: the types of a call's parameters and results, and how they are printed.
 //!
-//! This file never says where a value lives: that is the business of a convention.
+//! This file never says where a value lives; conventions do.
 
 use std::fmt;
 
@@ -9,11 +9,30 @@ use super::ty::Type;
 /// The types of the parameters and of the results of a function.
 ///
 /// The text form is that of a Rust function pointer, with any number of results: `fn()`,
-/// `fn(i64, f64) -> u8`, `fn(ptr) -> (i64, bool)`. Printing and parsing round-trip; the parser
-/// also takes other spacing, `-> ()`, parentheses around a single result and a trailing comma.
+/// `fn(i64, f64) -> u8`, `fn(ptr) -> (i64, bool)`. Printing and parsing round-trip. The parser
+/// also accepts other spacing, `-> ()`, parentheses around a single result and a trailing comma.
 ///
-/// `fn(ptr, ..., i32, f64) -> i32` is one call of a variadic C function: the parameters behind
+/// `fn(ptr, ..., i32, f64) -> i32` is one call of a variadic C function: the parameters after
 /// `...` are the arguments that this call passes beyond the named ones.
+///
+/// ```
+/// use footbridge::abi::{Signature, Type};
+///
+/// let signature = Signature::new([Type::Ptr, Type::F64], [Type::I32]);
+/// assert_eq!(signature.to_string(), "fn(ptr, f64) -> i32");
+/// assert_eq!((signature.params().len(), signature.results()), (2, &[Type::I32][..]));
+///
+/// // printf("%f", x)
+/// let printf = signature.variadic_after(1);
+/// assert_eq!(printf.to_string(), "fn(ptr, ..., f64) -> i32");
+/// assert_eq!(printf.named_params(), Some(1));
+/// assert!(!printf.is_unnamed(0) && printf.is_unnamed(1));
+/// assert_eq!("fn(ptr, ..., f64) -> (i32)".parse::<Signature>()?, printf);
+///
+/// assert_eq!(printf.with_param(Type::I8).to_string(), "fn(ptr, ..., f64, i8) -> i32");
+/// assert_eq!(printf.with_first_param(Type::I8).to_string(), "fn(i8, ptr, ..., f64) -> i32");
+/// # Ok::<(), footbridge::abi::ParseError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Signature {
     params: Vec<Type>,
@@ -28,8 +47,8 @@ impl Signature {
         Self { params: params.into(), results: results.into(), named: None }
     }
 
-    /// The same signature as a call of a variadic function: the first `named` parameters are
-    /// named, the others are in the place of its `...`.
+    /// The same signature as a call of a variadic function. The first `named` parameters are named;
+    /// the others stand in the place of its `...`.
     ///
     /// # Panics
     ///
@@ -46,7 +65,7 @@ impl Signature {
         self.named
     }
 
-    /// Whether the parameter with this index is in the place of `...`.
+    /// Whether the parameter with this index stands in the place of `...`.
     pub fn is_unnamed(&self, index: usize) -> bool {
         self.named.is_some_and(|named| index >= named)
     }
@@ -61,7 +80,7 @@ impl Signature {
         &self.results
     }
 
-    /// The same signature with one more parameter at the end.
+    /// The signature with one more parameter at the end.
     #[must_use]
     pub fn with_param(&self, ty: Type) -> Signature {
         let mut longer = self.clone();
@@ -69,7 +88,7 @@ impl Signature {
         longer
     }
 
-    /// The same signature with one more parameter at the front, a named one.
+    /// The signature with one more parameter at the front, a named one.
     #[must_use]
     pub fn with_first_param(&self, ty: Type) -> Signature {
         let mut longer = self.clone();
@@ -113,6 +132,30 @@ fn write_list(
         }
     }
     f.write_str(")")
+}
+
+/// A parameter or result of a signature, by its index from 0.
+///
+/// ```
+/// use footbridge::abi::ValueIndex;
+///
+/// assert_eq!(ValueIndex::Param(1).to_string(), "parameter 1");
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ValueIndex {
+    /// The parameter with this index.
+    Param(usize),
+    /// The result with this index.
+    Result(usize),
+}
+
+impl fmt::Display for ValueIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ValueIndex::Param(index) => write!(f, "parameter {index}"),
+            ValueIndex::Result(index) => write!(f, "result {index}"),
+        }
+    }
 }
 
 #[cfg(test)]

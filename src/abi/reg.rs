@@ -1,11 +1,19 @@
 //! Registers and sets of registers.
 //!
-//! This file names the registers of the machine. It never says what a register is for: the
-//! conventions do that.
+//! This file names the registers of each machine. It never says what a register is for; the
+//! conventions do.
 
 use std::fmt;
 
-/// A machine, as far as registers and instructions go.
+/// A machine architecture.
+///
+/// ```
+/// use footbridge::abi::{Arch, Gpr, Vreg};
+///
+/// assert!(Arch::Amd64.registers().contains(Gpr::RSP));
+/// assert!(!Arch::Amd64.registers().contains(Vreg::V0));
+/// assert_eq!(Arch::Aarch64.to_string(), "aarch64");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Arch {
@@ -16,8 +24,8 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// Every register that a convention or plan can name. The stack pointer of amd64 is among
-    /// them, that of AArch64 is not.
+    /// Every register that a convention or a plan can name. The set contains the stack pointer of
+    /// amd64, but not that of AArch64.
     pub const fn registers(self) -> RegSet {
         match self {
             Arch::Amd64 => RegSet::ALL_AMD64,
@@ -54,19 +62,47 @@ impl fmt::Display for RegClass {
 }
 
 /// A 64-bit general-purpose register of amd64.
+///
+/// ```
+/// use footbridge::abi::Gpr;
+///
+/// assert_eq!(Gpr::new(7), Gpr::RDI);
+/// assert_eq!(u8::from(Gpr::R8), 8);
+/// assert_eq!(Gpr::R13.to_string(), "r13");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Gpr(u8);
 
-/// A vector register of amd64: 128 bits as xmm, the low part of the ymm (AVX) and zmm (AVX-512)
-/// register of the same number.
+/// A vector register of amd64: the 128 bits of an xmm register, which are the low part of the ymm
+/// (AVX) and zmm (AVX-512) register of the same number.
+///
+/// ```
+/// use footbridge::abi::Xmm;
+///
+/// assert_eq!(Xmm::new(15), Xmm::XMM15);
+/// assert_eq!(Xmm::XMM15.index(), 15);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Xmm(u8);
 
 /// A 64-bit general-purpose register of AArch64, without sp and xzr.
+///
+/// ```
+/// use footbridge::abi::Xreg;
+///
+/// assert_eq!(Xreg::new(8), Xreg::X8);
+/// assert_eq!(Xreg::ALL.len(), 31);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Xreg(u8);
 
 /// A 128-bit vector register of AArch64.
+///
+/// ```
+/// use footbridge::abi::Vreg;
+///
+/// assert_eq!(Vreg::new(31).to_string(), "v31");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Vreg(u8);
 
@@ -76,8 +112,8 @@ const GPR_NAMES: [&str; 16] = [
     "r14", "r15",
 ];
 
-/// Declares one constant for each register, with the hardware number that the instruction
-/// encodings use (Intel SDM volume 2, section 3.1.1.1, and REX extension; Arm ARM, C1.2.5).
+/// Declares a constant for each register, with the hardware number of the instruction encodings
+/// (Intel SDM volume 2, section 3.1.1.1, and REX extension; Arm ARM, C1.2.5).
 macro_rules! registers {
     ($type:ident[$count:literal]: $($name:ident = $number:literal),* $(,)?) => {
         #[expect(missing_docs, reason = "the names are those of the manual")]
@@ -135,9 +171,19 @@ registers!(Xmm[16]:
     XMM9 = 9, XMM10 = 10, XMM11 = 11, XMM12 = 12, XMM13 = 13, XMM14 = 14, XMM15 = 15,
 );
 
-registers!(Xreg[31]: X0 = 0, X1 = 1, X2 = 2, X3 = 3, X4 = 4, X5 = 5, X6 = 6, X7 = 7, X8 = 8, X9 = 9, X10 = 10, X11 = 11, X12 = 12, X13 = 13, X14 = 14, X15 = 15, X16 = 16, X17 = 17, X18 = 18, X19 = 19, X20 = 20, X21 = 21, X22 = 22, X23 = 23, X24 = 24, X25 = 25, X26 = 26, X27 = 27, X28 = 28, X29 = 29, X30 = 30,);
+registers!(Xreg[31]:
+    X0 = 0, X1 = 1, X2 = 2, X3 = 3, X4 = 4, X5 = 5, X6 = 6, X7 = 7, X8 = 8, X9 = 9, X10 = 10,
+    X11 = 11, X12 = 12, X13 = 13, X14 = 14, X15 = 15, X16 = 16, X17 = 17, X18 = 18, X19 = 19,
+    X20 = 20, X21 = 21, X22 = 22, X23 = 23, X24 = 24, X25 = 25, X26 = 26, X27 = 27, X28 = 28,
+    X29 = 29, X30 = 30,
+);
 
-registers!(Vreg[32]: V0 = 0, V1 = 1, V2 = 2, V3 = 3, V4 = 4, V5 = 5, V6 = 6, V7 = 7, V8 = 8, V9 = 9, V10 = 10, V11 = 11, V12 = 12, V13 = 13, V14 = 14, V15 = 15, V16 = 16, V17 = 17, V18 = 18, V19 = 19, V20 = 20, V21 = 21, V22 = 22, V23 = 23, V24 = 24, V25 = 25, V26 = 26, V27 = 27, V28 = 28, V29 = 29, V30 = 30, V31 = 31,);
+registers!(Vreg[32]:
+    V0 = 0, V1 = 1, V2 = 2, V3 = 3, V4 = 4, V5 = 5, V6 = 6, V7 = 7, V8 = 8, V9 = 9, V10 = 10,
+    V11 = 11, V12 = 12, V13 = 13, V14 = 14, V15 = 15, V16 = 16, V17 = 17, V18 = 18, V19 = 19,
+    V20 = 20, V21 = 21, V22 = 22, V23 = 23, V24 = 24, V25 = 25, V26 = 26, V27 = 27, V28 = 28,
+    V29 = 29, V30 = 30, V31 = 31,
+);
 
 impl fmt::Display for Gpr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -164,6 +210,14 @@ impl fmt::Display for Vreg {
 }
 
 /// A register of any class and machine.
+///
+/// ```
+/// use footbridge::abi::{Arch, Gpr, Reg, RegClass, Vreg};
+///
+/// assert_eq!(Reg::from(Gpr::RAX).class(), RegClass::General);
+/// assert_eq!(Reg::from(Vreg::V3).class(), RegClass::Vector);
+/// assert_eq!(Reg::from(Vreg::V3).arch(), Arch::Aarch64);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Reg {
@@ -194,13 +248,12 @@ impl Reg {
         }
     }
 
-    /// The name of the low `bytes` bytes, as far as that of the register depends on it: `ymm0` for
-    /// 32 bytes of xmm0.
+    /// Prints the register under the name that it has at this size: `ymm0` for 32 bytes of xmm0.
     pub(super) const fn named(self, bytes: u32) -> SizedReg {
         SizedReg(self, bytes)
     }
 
-    /// The number of the register among those of all machines.
+    /// The bit of the register in a [`RegSet`].
     const fn bit(self) -> u32 {
         match self {
             Reg::Gpr(Gpr(index)) => index as u32,
@@ -228,7 +281,7 @@ impl fmt::Debug for Reg {
     }
 }
 
-/// A register and how many bytes of it are meant.
+/// The low bytes of a register, for printing.
 #[derive(Clone, Copy)]
 pub(super) struct SizedReg(Reg, u32);
 
@@ -242,7 +295,21 @@ impl fmt::Display for SizedReg {
     }
 }
 
-/// A set of registers.
+/// A set of registers, of any machine.
+///
+/// ```
+/// use footbridge::abi::{Gpr, Reg, RegClass, RegSet, Xmm};
+///
+/// const SAVED: RegSet = RegSet::of_gprs(&[Gpr::RBX, Gpr::R12]);
+/// let set = SAVED.union(RegSet::of_xmms(&[Xmm::XMM6])).with(Gpr::RBP);
+/// assert_eq!(set.to_string(), "{rbx, rbp, r12, xmm6}");
+/// assert_eq!(set.minus(SAVED), RegSet::of(&[Reg::Gpr(Gpr::RBP), Reg::Xmm(Xmm::XMM6)]));
+/// assert_eq!(set.intersection(SAVED), SAVED);
+/// assert!(set.contains(Gpr::RBP) && !set.is_empty());
+/// assert_eq!((set.len(), set.gprs().count(), set.xmms().count()), (4, 3, 1));
+/// assert_eq!(set.of_class(RegClass::Vector).next(), Some(Reg::Xmm(Xmm::XMM6)));
+/// assert_eq!(set.iter().collect::<RegSet>(), set);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct RegSet(u128);
 
@@ -313,7 +380,7 @@ impl RegSet {
         RegSet(self.0 & !other.0)
     }
 
-    /// This set with one more register.
+    /// This set and one more register.
     #[must_use]
     pub fn with(self, register: impl Into<Reg>) -> RegSet {
         self.union(RegSet::of(&[register.into()]))
@@ -324,7 +391,7 @@ impl RegSet {
         self.0 >> register.into().bit() & 1 == 1
     }
 
-    /// Whether there is no register in the set.
+    /// Whether the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -344,13 +411,13 @@ impl RegSet {
         Xmm::ALL.into_iter().filter(move |xmm| self.contains(*xmm))
     }
 
-    /// The registers of a class in the set, by machine and hardware number.
+    /// The registers of a class in the set, in the order of [`RegSet::iter`].
     pub fn of_class(self, class: RegClass) -> impl Iterator<Item = Reg> {
         self.iter().filter(move |register| register.class() == class)
     }
 
-    /// The registers of the set: by machine, the general-purpose ones, then the vector ones, each
-    /// by hardware number.
+    /// The registers of the set, amd64 before AArch64, general-purpose before vector, and then by
+    /// hardware number.
     pub fn iter(self) -> impl Iterator<Item = Reg> {
         let mut left = self.0;
         std::iter::from_fn(move || {

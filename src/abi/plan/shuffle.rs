@@ -1,32 +1,31 @@
-//! The order of register-to-register moves that happen "at the same time".
+//! Shuffles: register-to-register moves that happen at the same time.
 //!
 //! Every destination must end with the value that its source had at the start. This is the
 //! parallel move problem; see Rideau, Serpette, Leroy, "Tilting at windmills with Coq", 2008.
 //!
 //! The moves form a graph with an edge from source to destination. A destination has one
 //! incoming edge, so each connected part is a tree, or a cycle with trees hanging from it.
-//! A move whose destination nobody still has to read can be done at once. Doing these until none
-//! is left takes the trees away, leaves first: what remains has as many sources as
-//! destinations, all different, and is nothing but disjoint cycles.
+//! A move whose destination no other move still has to read can be done at once. Doing these until
+//! none is left removes the trees, leaves first. The remaining moves have as many sources as
+//! destinations, all different: they are disjoint cycles.
 //!
-//! A cycle of general-purpose registers of amd64 shrinks by an exchange; it needs no other
+//! A cycle of general-purpose registers of amd64 shrinks by an exchange, which needs no other
 //! register. Any other cycle is opened by saving one destination in a scratch register.
 //!
-//! Extension happens on the way where there is a plain move. Values that arrive by exchange, or
-//! are in their register already, are extended in place at the very end, when no one needs
-//! the old content.
+//! A plain move extends its value on the way. Values that arrive by exchange, or that are in their
+//! register already, are extended in place at the very end, when no move needs the old content.
 //!
-//! This file never reads or writes memory, and never writes a register that is not a destination or
-//! the scratch register it was offered.
+//! This file never reads or writes memory, and never writes a register that is neither a
+//! destination nor an offered scratch register.
 
-use super::error::ValueIndex;
-use super::loc::{Reg, RegClass, RegSet};
-use super::plan::{Extend, Step, Width};
+use super::step::{Extend, Step, Width};
+use crate::abi::reg::{Reg, RegClass, RegSet};
+use crate::abi::types::ValueIndex;
 
-/// One of the moves. No two moves have the same `to`.
+/// One of the moves. No two moves of a shuffle have the same `to`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Transfer {
-    /// What is moved, for errors.
+pub(super) struct RegMove {
+    /// The value, for errors.
     pub(super) value: ValueIndex,
     pub(super) from: Reg,
     pub(super) to: Reg,
@@ -34,7 +33,7 @@ pub(super) struct Transfer {
     pub(super) extend: Extend,
 }
 
-impl Transfer {
+impl RegMove {
     fn step(self) -> Step {
         Step::Move {
             from: self.from.into(),
@@ -45,12 +44,13 @@ impl Transfer {
     }
 }
 
-/// Appends the steps that do all transfers at once.
+/// Appends the steps that do all moves at once.
 ///
-/// `scratch` are registers that hold nothing of value. If a cycle needs one and none is left that
-/// is not itself part of a transfer, the error is a value that is in the way, and the class.
-pub(super) fn schedule(
-    mut pending: Vec<Transfer>,
+/// `scratch` are registers that hold nothing of value. A scratch register that is an end of a move
+/// is not used. If a cycle needs one and none is left, the error is a value of the cycle, and the
+/// class of the missing register.
+pub(super) fn shuffle(
+    mut pending: Vec<RegMove>,
     scratch: RegSet,
     steps: &mut Vec<Step>,
 ) -> Result<(), (ValueIndex, RegClass)> {
@@ -60,8 +60,8 @@ pub(super) fn schedule(
     loop {
         in_place.extend(pending.extract_if(.., |t| t.from == t.to));
 
-        let nobody_reads = |to: Reg| pending.iter().all(|t| t.from != to);
-        if let Some(ready) = pending.iter().position(|t| nobody_reads(t.to)) {
+        let is_unread = |to: Reg| pending.iter().all(|t| t.from != to);
+        if let Some(ready) = pending.iter().position(|t| is_unread(t.to)) {
             steps.push(pending.remove(ready).step());
             continue;
         }
@@ -79,7 +79,7 @@ pub(super) fn schedule(
                 let mut free = scratch.iter().filter(|r| r.class() == to.class());
                 let saved = free.next().ok_or((blocked.value, to.class()))?;
                 let reader = others.iter().find(|t| t.from == to);
-                let save = Transfer {
+                let save = RegMove {
                     value: blocked.value,
                     from: to,
                     to: saved,
@@ -103,14 +103,14 @@ pub(super) fn schedule(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::loc::{Gpr, Vreg, Xmm, Xreg};
-    use crate::abi::plan::Spot;
+    use crate::abi::plan::step::Operand;
+    use crate::abi::reg::{Gpr, Vreg, Xmm, Xreg};
 
     const VALUE: ValueIndex = ValueIndex::Param(3);
 
     /// Runs register steps on one number a register; in-place extension adds 1000.
     fn run(steps: &[Step], registers: &mut [u32; 32]) {
-        let index = |spot: Spot| match spot.reg().expect("a register") {
+        let index = |operand: Operand| match operand.reg().expect("a register") {
             Reg::Gpr(gpr) => usize::from(gpr.index()),
             Reg::Xmm(xmm) => 16 + usize::from(xmm.index()),
             _ => unreachable!("amd64"),
@@ -122,7 +122,7 @@ mod tests {
                     registers[index(to)] = registers[index(from)] + extension;
                 }
                 Step::SwapGpr(a, b) => registers.swap(index(a.into()), index(b.into())),
-                _ => unreachable!("the scheduler moves registers"),
+                _ => unreachable!("a shuffle moves registers"),
             }
         }
     }
@@ -133,11 +133,11 @@ mod tests {
         let maps = u32::from(n).pow(u32::from(n));
         for map in 0..maps {
             let mut digits = map;
-            let transfers: Vec<Transfer> = (0..n)
+            let moves: Vec<RegMove> = (0..n)
                 .map(|to| {
                     let from = (digits % u32::from(n)) as u8;
                     digits /= u32::from(n);
-                    Transfer {
+                    RegMove {
                         value: VALUE,
                         from: register(from),
                         to: register(to),
@@ -150,7 +150,7 @@ mod tests {
                 })
                 .collect();
             let mut steps = Vec::new();
-            schedule(transfers.clone(), scratch, &mut steps).expect("scratch is offered");
+            shuffle(moves.clone(), scratch, &mut steps).expect("scratch is offered");
 
             let number = |r: Reg| match r {
                 Reg::Gpr(gpr) => usize::from(gpr.index()),
@@ -159,12 +159,12 @@ mod tests {
             };
             let mut registers: [u32; 32] = std::array::from_fn(|i| i as u32);
             run(&steps, &mut registers);
-            for t in &transfers {
+            for t in &moves {
                 let extension = if t.extend == Extend::None { 0 } else { 1000 };
                 let expected = number(t.from) as u32 + extension;
-                assert_eq!(registers[number(t.to)], expected, "{transfers:?}\n{steps:?}");
+                assert_eq!(registers[number(t.to)], expected, "{moves:?}\n{steps:?}");
             }
-            for other in (0..32).filter(|i| transfers.iter().all(|t| number(t.to) != *i)) {
+            for other in (0..32).filter(|i| moves.iter().all(|t| number(t.to) != *i)) {
                 let writable = scratch.iter().any(|r| number(r) == other);
                 assert!(writable || registers[other] == other as u32, "{steps:?}");
             }
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn two_vector_cycles_share_one_scratch() {
         let cycle = [(0, 1), (1, 0), (2, 3), (3, 4), (4, 2)];
-        let transfers = cycle.map(|(from, to)| Transfer {
+        let moves = cycle.map(|(from, to)| RegMove {
             value: VALUE,
             from: xmm(from),
             to: xmm(to),
@@ -211,19 +211,19 @@ mod tests {
         // Registers that take part are not used as scratch, even if they are offered.
         let scratch = RegSet::of_xmms(&[Xmm::XMM0, Xmm::XMM4, Xmm::XMM9]);
         let mut steps = Vec::new();
-        schedule(transfers.to_vec(), scratch, &mut steps).expect("xmm9 is free");
+        shuffle(moves.to_vec(), scratch, &mut steps).expect("xmm9 is free");
         let mut registers: [u32; 32] = std::array::from_fn(|i| i as u32);
         run(&steps, &mut registers);
         assert_eq!(registers[16..21], [17, 16, 20, 18, 19]);
         assert_eq!(steps.len(), 7);
 
-        let blocked = schedule(transfers.to_vec(), RegSet::EMPTY, &mut Vec::new());
+        let blocked = shuffle(moves.to_vec(), RegSet::EMPTY, &mut Vec::new());
         assert_eq!(blocked, Err((VALUE, RegClass::Vector)));
     }
 
     #[test]
     fn a_saved_vector_register_keeps_its_width() {
-        let cycle = [(0, 1), (1, 0)].map(|(from, to)| Transfer {
+        let cycle = [(0, 1), (1, 0)].map(|(from, to)| RegMove {
             value: VALUE,
             from: xmm(from),
             to: xmm(to),
@@ -231,7 +231,7 @@ mod tests {
             extend: Extend::None,
         });
         let mut steps = Vec::new();
-        schedule(cycle.to_vec(), RegSet::ALL_XMMS, &mut steps).expect("xmm2 is free");
+        shuffle(cycle.to_vec(), RegSet::ALL_XMMS, &mut steps).expect("xmm2 is free");
         let widths = steps.iter().map(|step| match step {
             Step::Move { width, .. } => *width,
             other => panic!("{other}"),
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn registers_of_aarch64_have_no_exchange() {
-        let cycle = [(0, 1), (1, 0)].map(|(from, to)| Transfer {
+        let cycle = [(0, 1), (1, 0)].map(|(from, to)| RegMove {
             value: VALUE,
             from: Xreg::new(from).into(),
             to: Xreg::new(to).into(),
@@ -250,19 +250,19 @@ mod tests {
         });
         let scratch = RegSet::EMPTY.with(Xreg::X16).with(Vreg::V31);
         let mut steps = Vec::new();
-        schedule(cycle.to_vec(), scratch, &mut steps).expect("x16 is free");
+        shuffle(cycle.to_vec(), scratch, &mut steps).expect("x16 is free");
         let lines: Vec<String> = steps.iter().map(Step::to_string).collect();
         assert_eq!(lines, ["x16 <- x1", "x1 <- x0", "x0 <- x16"]);
-        let blocked = schedule(cycle.to_vec(), RegSet::EMPTY, &mut Vec::new());
+        let blocked = shuffle(cycle.to_vec(), RegSet::EMPTY, &mut Vec::new());
         assert_eq!(blocked, Err((VALUE, RegClass::General)));
     }
 
     #[test]
     fn nothing_is_done_for_values_in_place() {
         let (from, to) = (gpr(0), gpr(0));
-        let stay = Transfer { value: VALUE, from, to, width: Width::B8, extend: Extend::None };
+        let stay = RegMove { value: VALUE, from, to, width: Width::B8, extend: Extend::None };
         let mut steps = Vec::new();
-        schedule(vec![stay], RegSet::EMPTY, &mut steps).expect("no cycle");
+        shuffle(vec![stay], RegSet::EMPTY, &mut steps).expect("no cycle");
         assert_eq!(steps, []);
     }
 }

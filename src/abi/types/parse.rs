@@ -14,16 +14,18 @@
 //! number    = decimal digits, at most 4294967295
 //! ```
 //!
-//! The parameters behind `...` are the arguments of one call of a variadic function.
+//! The parameters after `...` are the arguments of one call of a variadic function.
 //!
-//! This file never panics on any text, recurses no deeper than types may be nested, and every
-//! error says at which byte.
+//! The parser panics on no text and recurses no deeper than types may be nested. Every error says
+//! at which byte.
 
+use std::error::Error;
+use std::fmt;
 use std::str::FromStr;
 
-use super::error::{ParseError, TypeError};
+use super::limits::{MAX_TYPE_DEPTH, TypeError};
 use super::sig::Signature;
-use super::ty::{Float, MAX_TYPE_DEPTH, RecordSpec, Type};
+use super::ty::{Float, RecordSpec, Type};
 
 impl FromStr for Signature {
     type Err = ParseError;
@@ -63,7 +65,7 @@ impl FromStr for Type {
     }
 }
 
-/// What a list says when something else stands there: in place of an item, and behind one.
+/// What the error of a list names where something else stands in place of an item, and after one.
 struct Expected {
     item: &'static str,
     next: &'static str,
@@ -74,12 +76,12 @@ const MORE_PARAMS: Expected = Expected { item: "a type or `)`", next: "`,` or `)
 const RESULTS: Expected = MORE_PARAMS;
 const FIELDS: Expected = Expected { item: "a type or `}`", next: "`,` or `}`" };
 
-/// The text that is still to be read.
+/// The unread text.
 struct Tokens<'a> {
     text: &'a str,
-    /// Byte offset of the next unread character. After `peek`, that of the next token.
+    /// The byte offset of the next unread character. After `peek`, that of the next token.
     position: usize,
-    /// Composite types that are open.
+    /// The number of open composite types.
     depth: u32,
 }
 
@@ -112,7 +114,7 @@ impl<'a> Tokens<'a> {
         found == token
     }
 
-    /// Steps over `token`, which errors describe as `expected`.
+    /// Steps over `token`. The error describes it as `expected`.
     fn expect(&mut self, token: &str, expected: &'static str) -> Result<(), ParseError> {
         if self.take(token) { Ok(()) } else { Err(self.unexpected(expected)) }
     }
@@ -122,8 +124,8 @@ impl<'a> Tokens<'a> {
         ParseError::Unexpected { position: self.position, expected, found }
     }
 
-    /// The types up to `close`. While `variadic_at` is `None`, `...` may stand among them; then it
-    /// becomes the number of types before it.
+    /// The types up to `close`. While `variadic_at` is `None`, `...` may stand among them, and sets
+    /// it to the number of types before.
     fn list(
         &mut self,
         close: &str,
@@ -145,7 +147,7 @@ impl<'a> Tokens<'a> {
         Ok(types)
     }
 
-    /// A number, up to 32 bits.
+    /// A number of at most 32 bits.
     fn number(&mut self) -> Result<u32, ParseError> {
         let digits = self.peek();
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -227,5 +229,96 @@ impl<'a> Tokens<'a> {
         };
         self.depth -= 1;
         Ok(ty)
+    }
+}
+
+/// Why a text is no signature or type.
+///
+/// ```
+/// use footbridge::abi::Signature;
+///
+/// let error = "fn(i64, int)".parse::<Signature>().expect_err("`int` is no type");
+/// assert_eq!(error.position(), 8);
+/// assert!(error.to_string().starts_with("signature, byte 8: there is no type `int`"));
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ParseError {
+    /// The text has a token that cannot stand here.
+    Unexpected {
+        /// Byte offset in the text.
+        position: usize,
+        /// What can stand here.
+        expected: &'static str,
+        /// The token; empty at the end of the text.
+        found: String,
+    },
+    /// A word stands where a type belongs, and names none.
+    UnknownType {
+        /// Byte offset in the text.
+        position: usize,
+        /// The word.
+        name: String,
+    },
+    /// A number does not fit in 32 bits.
+    NumberTooLarge {
+        /// Byte offset in the text.
+        position: usize,
+        /// The number.
+        digits: String,
+    },
+    /// The text describes a type that cannot be made.
+    Type {
+        /// Byte offset of the type in the text.
+        position: usize,
+        /// Why it cannot be made.
+        error: TypeError,
+    },
+}
+
+impl ParseError {
+    /// The byte offset in the text at which the error was found.
+    pub const fn position(&self) -> usize {
+        match self {
+            ParseError::Unexpected { position, .. }
+            | ParseError::UnknownType { position, .. }
+            | ParseError::NumberTooLarge { position, .. }
+            | ParseError::Type { position, .. } => *position,
+        }
+    }
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "signature, byte {}: ", self.position())?;
+        match self {
+            ParseError::Unexpected { expected, found, .. } if found.is_empty() => {
+                write!(f, "expected {expected}, found the end of the text")
+            }
+            ParseError::Unexpected { expected, found, .. } => {
+                write!(f, "expected {expected}, found `{found}`")
+            }
+            ParseError::UnknownType { name, .. } => {
+                let known = Type::NAMED.map(|(name, _)| name).join(", ");
+                write!(
+                    f,
+                    "there is no type `{name}`; use one of {known}, complex<..>, [..; n], \
+                     struct {{ .. }}, union {{ .. }}"
+                )
+            }
+            ParseError::NumberTooLarge { digits, .. } => {
+                write!(f, "{digits} is too large, at most {} is accepted", u32::MAX)
+            }
+            ParseError::Type { error, .. } => error.fmt(f),
+        }
+    }
+}
+
+impl Error for ParseError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            ParseError::Type { error, .. } => Some(error),
+            _ => None,
+        }
     }
 }

@@ -1,31 +1,36 @@
 //! Types: everything that a calling convention can tell apart, and nothing else.
 //!
-//! A type is a small value: composite types are shared. Their layouts are computed once, when
-//! they are made, which is also when limits are checked; so nothing that walks a type later can
-//! overflow, recurse without bound or take forever. This file never says where a value lives.
+//! A type is a small value, because composite types are shared. A composite type computes its
+//! layout once, when it is made, and checks the limits then. Code that walks a type later therefore
+//! cannot overflow, recurse without bound or run without end.
+//!
+//! This file never says where a value lives.
 
 use std::fmt;
 use std::sync::Arc;
 
-use super::error::TypeError;
 use super::layout::{self, Language, Layout};
-
-/// Composite types are nested at most so deep.
-pub const MAX_TYPE_DEPTH: u32 = 64;
-
-/// A type mentions at most so many types, counting each as often as it is mentioned.
-pub const MAX_TYPE_MENTIONS: u32 = 1 << 16;
-
-/// No type is larger than this, in bytes.
-pub const MAX_TYPE_BYTES: u32 = 1 << 30;
-
-/// `packed` and `align` take powers of two up to this, in bytes.
-pub const MAX_TYPE_ALIGN_BYTES: u32 = 4096;
+use super::limits::{self, MAX_TYPE_ALIGN_BYTES, TypeError};
 
 /// The type of one value, as far as a calling convention can tell types apart.
 ///
-/// Sizes and alignments are those of the 64-bit machines that this crate knows, see
-/// [`Type::layout`].
+/// Sizes and alignments are those of the 64-bit machines that this crate knows; see
+/// [`Type::layout`]. A type has a text form, which parses and prints:
+///
+/// ```
+/// use footbridge::abi::{Float, RecordSpec, Type};
+///
+/// let point = Type::structure([Type::F32, Type::F32])?;
+/// assert_eq!(point.to_string(), "struct { f32, f32 }");
+/// assert_eq!("struct{f32,f32}".parse::<Type>()?, point);
+///
+/// let packed = RecordSpec { fields: vec![Type::I8, Type::I64], packed: Some(1), align: None };
+/// assert_eq!(packed.into_struct()?.to_string(), "struct packed(1) { i8, i64 }");
+///
+/// let number = Type::union([Type::array(3, Type::I16)?, Type::Complex(Float::F64)])?;
+/// assert_eq!(number.to_string(), "union { [i16; 3], complex<f64> }");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Type {
@@ -59,18 +64,18 @@ pub enum Type {
     F32,
     /// An IEEE 754 binary64 number.
     F64,
-    /// C's `long double` where it is wider than `double`: 16 bytes, of which x87 uses the low 10
-    /// on amd64, and an IEEE 754 binary128 number on AArch64. Where `long double` is `double`
-    /// (MSVC, Apple), the type of such a value is [`Type::F64`].
+    /// C's `long double` where it is wider than `double`. On amd64 it has 16 bytes, of which x87
+    /// uses the low 10; on AArch64 it is an IEEE 754 binary128 number. Where `long double` is
+    /// `double` (MSVC, Apple), the type of such a value is [`Type::F64`].
     LongDouble,
-    /// C's complex number of two of these, or Go's.
+    /// A complex number of C or Go, of two such floats.
     Complex(Float),
     /// A short vector in the sense of C compilers.
     Vector(VectorWidth),
     /// A pointer to anything, or the address of code.
     Ptr,
-    /// A pointer into a managed heap. It travels as [`Type::Ptr`]; stack maps and pointer checks
-    /// tell it apart.
+    /// A pointer into a managed heap. Conventions pass it like [`Type::Ptr`]; stack maps and
+    /// pointer checks tell it apart.
     Managed,
     /// Go's `string`: data, length.
     GoString,
@@ -86,16 +91,22 @@ pub enum Type {
     GoChan,
     /// A Go map: a pointer.
     GoMap,
-    /// So many elements of one type. As a parameter it is the value, as in Go or inside of a
-    /// struct; C itself passes the address, [`Type::Ptr`].
+    /// `n` elements of one type. A parameter of this type is the array's value, as in Go or inside
+    /// of a struct; C itself passes the address, [`Type::Ptr`].
     Array(Array),
-    /// Fields, one behind the other.
+    /// Fields, one after the other.
     Struct(Record),
-    /// Fields in one place.
+    /// Fields that share one place.
     Union(Record),
 }
 
-/// The parts of a complex number.
+/// The type of both parts of a complex number.
+///
+/// ```
+/// use footbridge::abi::{Float, Type};
+///
+/// assert_eq!(Float::F32.ty(), Type::F32);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Float {
     /// [`Type::F32`].
@@ -118,6 +129,12 @@ impl Float {
 }
 
 /// The size of a vector.
+///
+/// ```
+/// use footbridge::abi::VectorWidth;
+///
+/// assert_eq!(VectorWidth::V256.bytes(), 32);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum VectorWidth {
     /// 64 bits: `__m64`, or half a register of AArch64.
@@ -142,7 +159,7 @@ impl VectorWidth {
     }
 }
 
-/// What all composite types keep.
+/// What every composite type computes once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Extent {
     c: Layout,
@@ -151,7 +168,15 @@ struct Extent {
     mentions: u32,
 }
 
-/// An array type. [`Type::array`] makes it.
+/// An array type, made by [`Type::array`].
+///
+/// ```
+/// use footbridge::abi::Type;
+///
+/// let Type::Array(array) = Type::array(3, Type::I16)? else { unreachable!() };
+/// assert_eq!((array.length(), array.element()), (3, &Type::I16));
+/// # Ok::<(), footbridge::abi::TypeError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Array(Arc<ArrayData>);
 
@@ -174,7 +199,19 @@ impl Array {
     }
 }
 
-/// A struct or union type. [`Type::structure`], [`Type::union`] and [`RecordSpec`] make it.
+/// A struct or union type, made by [`Type::structure`], [`Type::union`] or [`RecordSpec`].
+///
+/// ```
+/// use footbridge::abi::{Language, RecordSpec, Type};
+///
+/// let spec = RecordSpec { fields: vec![Type::I8, Type::I32], packed: None, align: Some(8) };
+/// let Type::Struct(record) = spec.clone().into_struct()? else { unreachable!() };
+/// assert_eq!(record.spec(), &spec);
+/// let fields: Vec<_> = record.fields(Language::C).collect();
+/// assert_eq!(fields, [(0, &Type::I8), (4, &Type::I32)]);
+/// assert_eq!(record.natural_align_bytes(), 4);
+/// # Ok::<(), footbridge::abi::TypeError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Record(Arc<RecordData>);
 
@@ -183,20 +220,30 @@ struct RecordData {
     spec: RecordSpec,
     c_offsets: Vec<u32>,
     go_offsets: Vec<u32>,
-    /// The largest alignment of a field, as packing leaves it.
+    /// The largest alignment of a field, limited by `packed`.
     natural_align: u32,
     extent: Extent,
 }
 
 /// The description of a struct or union.
+///
+/// ```
+/// use footbridge::abi::{RecordSpec, Type};
+///
+/// let fields = vec![Type::I8, Type::I64];
+/// let spec = RecordSpec { fields, packed: Some(2), ..RecordSpec::default() };
+/// assert_eq!(spec.clone().into_struct()?.to_string(), "struct packed(2) { i8, i64 }");
+/// assert_eq!(spec.into_union()?.to_string(), "union packed(2) { i8, i64 }");
+/// # Ok::<(), footbridge::abi::TypeError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct RecordSpec {
     /// The types of the fields, in order.
     pub fields: Vec<Type>,
-    /// No field is aligned to more bytes than this: `#pragma pack`, or with 1
+    /// The largest alignment of a field, in bytes: `#pragma pack`, or with 1
     /// `__attribute__((packed))`.
     pub packed: Option<u32>,
-    /// The whole is aligned to this many bytes at least: `alignas`.
+    /// The least alignment of the whole, in bytes: `alignas`.
     pub align: Option<u32>,
 }
 
@@ -205,7 +252,7 @@ impl RecordSpec {
     ///
     /// # Errors
     ///
-    /// A limit of this layer is exceeded, or an alignment is not a power of two.
+    /// The type exceeds a limit, or an alignment is not a power of two.
     pub fn into_struct(self) -> Result<Type, TypeError> {
         Ok(Type::Struct(Record::new(self, false)?))
     }
@@ -214,7 +261,7 @@ impl RecordSpec {
     ///
     /// # Errors
     ///
-    /// As for a struct.
+    /// The type exceeds a limit, or an alignment is not a power of two.
     pub fn into_union(self) -> Result<Type, TypeError> {
         Ok(Type::Union(Record::new(self, true)?))
     }
@@ -227,18 +274,29 @@ impl Record {
                 return Err(TypeError::BadAlign { align_bytes });
             }
         }
-        let lay_out = if is_union { layout::union } else { layout::structure };
-        let (c_offsets, c) = lay_out(&spec, Language::C)?;
-        let (go_offsets, go) = lay_out(&spec, Language::Go)?;
+        let packed = spec.packed.unwrap_or(u32::MAX);
+        let lay_out = |language| {
+            let fields = spec.fields.iter().map(|field| {
+                let Layout { size_bytes, align_bytes } = field.layout(language);
+                Layout::new(size_bytes, align_bytes.min(packed))
+            });
+            let fields: Vec<Layout> = fields.collect();
+            let align = spec.align.unwrap_or(1);
+            match is_union {
+                true => layout::union(&fields, align),
+                false => layout::structure(&fields, align, language),
+            }
+        };
+        let (c_offsets, c) = lay_out(Language::C)?;
+        let (go_offsets, go) = lay_out(Language::Go)?;
         let depth = spec.fields.iter().map(Type::depth).max().unwrap_or(0);
         let mentions = spec.fields.iter().map(Type::mentions);
         let extent = Extent {
             c,
             go,
-            depth: deeper(depth)?,
-            mentions: limited_mentions(mentions.fold(1, u32::saturating_add))?,
+            depth: limits::deeper(depth)?,
+            mentions: limits::mentions(mentions.fold(1, u32::saturating_add))?,
         };
-        let packed = spec.packed.unwrap_or(u32::MAX);
         let aligns = spec.fields.iter().map(|field| {
             let Layout { align_bytes, .. } = field.layout(Language::C);
             align_bytes.min(packed)
@@ -252,12 +310,12 @@ impl Record {
         })))
     }
 
-    /// What the type was made from.
+    /// The description that the type was made from.
     pub fn spec(&self) -> &RecordSpec {
         &self.0.spec
     }
 
-    /// Each field with its byte offset.
+    /// Each field with its byte offset, in order.
     pub fn fields(&self, language: Language) -> impl Iterator<Item = (u32, &Type)> {
         let offsets = match language {
             Language::C => &self.0.c_offsets,
@@ -266,29 +324,15 @@ impl Record {
         offsets.iter().copied().zip(&self.0.spec.fields)
     }
 
-    /// The alignment without what the type as a whole asks for: that of its most aligned field.
+    /// The alignment of the most aligned field, in bytes. It leaves out [`RecordSpec::align`].
     pub fn natural_align_bytes(&self) -> u32 {
         self.0.natural_align
     }
 }
 
-fn deeper(depth: u32) -> Result<u32, TypeError> {
-    if depth >= MAX_TYPE_DEPTH {
-        return Err(TypeError::TooDeep { limit: MAX_TYPE_DEPTH });
-    }
-    Ok(depth + 1)
-}
-
-fn limited_mentions(mentions: u32) -> Result<u32, TypeError> {
-    if mentions > MAX_TYPE_MENTIONS {
-        return Err(TypeError::TooManyMentions { limit: MAX_TYPE_MENTIONS });
-    }
-    Ok(mentions)
-}
-
 impl Type {
-    /// The numbers and pointers of at most eight bytes, in the order of the declaration. Each
-    /// travels in one register, in every convention.
+    /// The numbers and pointers of at most eight bytes, in the order of the declaration. Every
+    /// convention passes each of them in one register or on the stack.
     pub const SCALARS: [Type; 15] = [
         Type::Bool,
         Type::I8,
@@ -307,7 +351,7 @@ impl Type {
         Type::Managed,
     ];
 
-    /// Every type that a single word of the text form names, and the word.
+    /// Every type whose text form is a single word, and that word.
     pub const NAMED: [(&'static str, Type); 29] = [
         ("bool", Type::Bool),
         ("i8", Type::I8),
@@ -344,13 +388,14 @@ impl Type {
     ///
     /// # Errors
     ///
-    /// A limit of this layer is exceeded.
+    /// The type exceeds [`MAX_TYPE_BYTES`](super::MAX_TYPE_BYTES) or
+    /// another limit.
     pub fn array(length: u32, element: Type) -> Result<Type, TypeError> {
         let extent = Extent {
             c: layout::array(length, element.layout(Language::C))?,
             go: layout::array(length, element.layout(Language::Go))?,
-            depth: deeper(element.depth())?,
-            mentions: limited_mentions(element.mentions().saturating_add(1))?,
+            depth: limits::deeper(element.depth())?,
+            mentions: limits::mentions(element.mentions().saturating_add(1))?,
         };
         Ok(Type::Array(Array(Arc::new(ArrayData { length, element, extent }))))
     }
@@ -359,7 +404,8 @@ impl Type {
     ///
     /// # Errors
     ///
-    /// A limit of this layer is exceeded.
+    /// The type exceeds [`MAX_TYPE_BYTES`](super::MAX_TYPE_BYTES) or
+    /// another limit.
     pub fn structure(fields: impl Into<Vec<Type>>) -> Result<Type, TypeError> {
         RecordSpec { fields: fields.into(), ..RecordSpec::default() }.into_struct()
     }
@@ -368,7 +414,8 @@ impl Type {
     ///
     /// # Errors
     ///
-    /// A limit of this layer is exceeded.
+    /// The type exceeds [`MAX_TYPE_BYTES`](super::MAX_TYPE_BYTES) or
+    /// another limit.
     pub fn union(fields: impl Into<Vec<Type>>) -> Result<Type, TypeError> {
         RecordSpec { fields: fields.into(), ..RecordSpec::default() }.into_union()
     }
@@ -390,16 +437,34 @@ impl Type {
     }
 
     /// The size and alignment of a value in memory, as this language lays it out.
+    ///
+    /// ```
+    /// use footbridge::abi::{Language, Type};
+    ///
+    /// let ty: Type = "struct { i64, struct {} }".parse()?;
+    /// assert_eq!(ty.layout(Language::C).size_bytes, 8);
+    /// assert_eq!(ty.layout(Language::Go).size_bytes, 16);
+    /// assert!(!ty.is_laid_out_alike());
+    /// # Ok::<(), footbridge::abi::ParseError>(())
+    /// ```
     pub fn layout(&self, language: Language) -> Layout {
         match (self.extent(), language) {
             (Some(extent), Language::C) => extent.c,
             (Some(extent), Language::Go) => extent.go,
-            (None, _) => layout::simple(self),
+            (None, _) => simple_layout(self),
         }
     }
 
-    /// Whether the language can say this type. Go has no 128-bit integers, vectors, long
-    /// doubles, unions, and no `packed` or `align`; every Go type is a struct or number of C.
+    /// Whether the language has this type. Go has no 128-bit integers, vectors, long doubles,
+    /// unions, and no `packed` or `align`. C has every type: Go's are structs, numbers and pointers
+    /// there.
+    ///
+    /// ```
+    /// use footbridge::abi::{Language, Type};
+    ///
+    /// assert!(Type::GoSlice.exists_in(Language::C));
+    /// assert!(!Type::I128.exists_in(Language::Go));
+    /// ```
     pub fn exists_in(&self, language: Language) -> bool {
         language == Language::C
             || match self {
@@ -420,7 +485,8 @@ impl Type {
             }
     }
 
-    /// Whether C and Go put every part of the type at the same offset, and agree on its size.
+    /// Whether C and Go place every part of the type at the same offset, and agree on its size. See
+    /// [`Type::layout`] for a type of which they do not.
     pub fn is_laid_out_alike(&self) -> bool {
         let same = self.layout(Language::C) == self.layout(Language::Go);
         same && match self {
@@ -435,14 +501,27 @@ impl Type {
         }
     }
 
-    /// Whether this is a signed integer, one that is widened by copies of its sign bit.
+    /// Whether this is a signed integer, which copies of its sign bit widen. Floats are no
+    /// integers.
     ///
-    /// Floats are not integers and answer `false`.
+    /// ```
+    /// use footbridge::abi::Type;
+    ///
+    /// assert!(Type::I16.is_signed());
+    /// assert!(!Type::F64.is_signed());
+    /// ```
     pub const fn is_signed(&self) -> bool {
         matches!(self, Type::I8 | Type::I16 | Type::I32 | Type::I64 | Type::Isize | Type::I128)
     }
 
     /// Whether this is a truth value, an integer of at most 64 bits, or one pointer.
+    ///
+    /// ```
+    /// use footbridge::abi::Type;
+    ///
+    /// assert!(Type::Bool.is_word() && Type::GoMap.is_word());
+    /// assert!(!Type::F32.is_word() && !Type::I128.is_word() && !Type::GoString.is_word());
+    /// ```
     pub const fn is_word(&self) -> bool {
         matches!(
             self,
@@ -466,6 +545,13 @@ impl Type {
     }
 
     /// Whether this is a struct, union, array, or one of the Go types that are structs of words.
+    ///
+    /// ```
+    /// use footbridge::abi::{Float, Type};
+    ///
+    /// assert!(Type::GoString.is_aggregate());
+    /// assert!(!Type::Complex(Float::F64).is_aggregate());
+    /// ```
     pub const fn is_aggregate(&self) -> bool {
         matches!(
             self,
@@ -477,53 +563,6 @@ impl Type {
                 | Type::GoAny
                 | Type::GoIface
         )
-    }
-
-    /// Calls `each` with every part that has no parts itself, and its byte offset from `base`,
-    /// in the order of memory; with all fields of a union.
-    ///
-    /// Parts of complex numbers, strings, slices and interfaces are parts. Elements of size 0
-    /// are none, so the number of calls is limited by the size of the type.
-    pub fn each_leaf(&self, language: Language, base: u32, each: &mut dyn FnMut(u32, &Type)) {
-        let mut words = |types: &[Type]| {
-            for (ty, offset) in types.iter().zip((base..).step_by(8)) {
-                each(offset, ty);
-            }
-        };
-        match self {
-            Type::GoString => words(&[Type::Ptr, Type::Isize]),
-            Type::GoSlice => words(&[Type::Ptr, Type::Isize, Type::Isize]),
-            Type::GoAny | Type::GoIface => words(&[Type::Ptr, Type::Ptr]),
-            Type::Complex(float) => {
-                let part = float.ty();
-                each(base, &part);
-                each(base + part.layout(language).size_bytes, &part);
-            }
-            Type::Array(array) => {
-                let size = array.element().layout(language).size_bytes;
-                let elements = if size == 0 { 0 } else { array.length() };
-                for i in 0..elements {
-                    array.element().each_leaf(language, base + i * size, each);
-                }
-            }
-            Type::Struct(record) | Type::Union(record) => {
-                for (offset, field) in record.fields(language) {
-                    field.each_leaf(language, base + offset, each);
-                }
-            }
-            leaf => each(base, leaf),
-        }
-    }
-
-    /// Which bytes of a value mean something: the others are padding, unspecified in every
-    /// convention. Those of a union are all that any field uses.
-    pub fn data_bytes(&self, language: Language) -> Vec<bool> {
-        let mut bytes = vec![false; self.layout(language).size_bytes as usize];
-        self.each_leaf(language, 0, &mut |offset, leaf| {
-            let size = layout::simple(leaf).size_bytes;
-            bytes[offset as usize..][..size as usize].fill(true);
-        });
-        bytes
     }
 }
 
@@ -579,5 +618,28 @@ impl Record {
             write!(f, "{separator}{field}")?;
         }
         f.write_str(" }")
+    }
+}
+
+/// The layout of a type that is not composite. The alignment is the size, except that complex
+/// numbers are aligned like their parts and Go's structs of words like words.
+fn simple_layout(ty: &Type) -> Layout {
+    let aligned = |size| Layout::new(size, size);
+    match ty {
+        Type::Bool | Type::I8 | Type::U8 => aligned(1),
+        Type::I16 | Type::U16 => aligned(2),
+        Type::I32 | Type::U32 | Type::F32 => aligned(4),
+        Type::I64 | Type::U64 | Type::Isize | Type::Usize | Type::F64 => aligned(8),
+        Type::Ptr | Type::Managed | Type::GoFunc | Type::GoChan | Type::GoMap => aligned(8),
+        Type::I128 | Type::U128 | Type::LongDouble => aligned(16),
+        Type::Complex(Float::F32) => Layout::new(8, 4),
+        Type::Complex(Float::F64) => Layout::new(16, 8),
+        Type::Complex(Float::LongDouble) => Layout::new(32, 16),
+        Type::Vector(width) => aligned(width.bytes()),
+        Type::GoString | Type::GoAny | Type::GoIface => Layout::new(16, 8),
+        Type::GoSlice => Layout::new(24, 8),
+        Type::Array(_) | Type::Struct(_) | Type::Union(_) => {
+            unreachable!("composite types keep their layout")
+        }
     }
 }
