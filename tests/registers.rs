@@ -24,9 +24,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use footbridge::abi::{AssignError, Assignment, Convention, Gpr, RegSet, Signature, Xmm};
-use footbridge::jit::{
-    Code, FrameClass, GRANULE_BYTES, Jit, JitError, StubInfo, StubKind, look_up,
-};
+use footbridge::jit::{Code, FrameClass, GRANULE_BYTES, Jit, JitError, StubInfo, StubKind, lookup};
 use footbridge::runtime::{
     self, Config, GoroutineFn, WaitReason, current, go, go_migratable, gopark, goready, gosched,
     systemstack,
@@ -418,7 +416,7 @@ fn what_is_wrong_at_a_target_is_reported() {
 /// The stub of a kind that is on the stack here.
 fn stub_on_stack(kind: StubKind) -> StubInfo {
     let pcs = native_unwind::return_addresses();
-    let mut stubs = pcs.into_iter().filter_map(look_up);
+    let mut stubs = pcs.into_iter().filter_map(lookup);
     stubs.find(|stub| stub.kind() == kind).expect("the unwinder sees it")
 }
 
@@ -595,7 +593,7 @@ fn gogo_changes_the_four_registers_of_a_gobuf_and_rcx() {
                 let away = n * GRANULE_BYTES;
                 [entry.start() - away, entry.start() + away]
             });
-            let mut stubs = around.filter_map(look_up);
+            let mut stubs = around.filter_map(lookup);
             let found = stubs.find(|s| s.kind() == StubKind::Switch && s.name() == name);
             found.expect("a switch stub of that name").start()
         };

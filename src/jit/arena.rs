@@ -168,7 +168,7 @@ impl Arena {
         })?;
         if code.is_empty() {
             let rule = "it has no instruction";
-            return Err(JitError::FrameLaw { name: spec.name.into(), rule });
+            return Err(JitError::FrameContract { name: spec.name.into(), rule });
         }
         if code.len() > bound_bytes {
             return Err(JitError::CodeTooLarge { bytes: code.len(), limit_bytes: bound_bytes });
@@ -176,7 +176,7 @@ impl Arena {
         if code.len() > lease.window().room() {
             return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
         }
-        check_frame_law(spec.name, spec.class, &code)?;
+        check_frame_contract(spec.name, spec.class, &code)?;
         let annotations = annotations.check(spec.name, spec.class, code.len())?;
         let name = intern(spec.name);
         self.publish(lease.window(), spec, &code, prologue_bytes, name, annotations)
@@ -192,7 +192,7 @@ impl Arena {
         if mem::is_forked_child() {
             return Err(JitError::ForkedChild);
         }
-        check_frame_law(spec.name, spec.class, code)?;
+        check_frame_contract(spec.name, spec.class, code)?;
         let mut lease = self.lease(spec.class, code.len())?;
         if code.len() > lease.window().room() {
             return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
@@ -303,11 +303,15 @@ impl Drop for Lease {
 }
 
 /// A framed class starts with `push rbp; mov rbp, rsp`: walks and unwinds rely on it.
-pub(super) fn check_frame_law(name: &str, class: FrameClass, code: &[u8]) -> Result<(), JitError> {
+pub(super) fn check_frame_contract(
+    name: &str,
+    class: FrameClass,
+    code: &[u8],
+) -> Result<(), JitError> {
     const PROLOGUES: [[u8; 4]; 2] = [[0x55, 0x48, 0x89, 0xe5], [0x55, 0x48, 0x8b, 0xec]];
     let framed = !matches!(class, FrameClass::Leaf | FrameClass::Root);
     if framed && !PROLOGUES.iter().any(|p| code.starts_with(p)) {
-        return Err(JitError::FrameLaw {
+        return Err(JitError::FrameContract {
             name: name.into(),
             rule: "its frame class starts with `push rbp; mov rbp, rsp` before anything else; \
                    code that makes no call may be FrameClass::Leaf",

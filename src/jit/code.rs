@@ -9,8 +9,8 @@ use super::emit::x86_64::Ops;
 use super::error::JitError;
 use super::frame::FrameClass;
 use super::mem::{MemoryMode, Placement};
-use super::preemptible::UnsafeRange;
-use super::registry::{StubId, StubKind, look_up};
+use super::registry::{StubId, StubKind, lookup};
+use super::safe_point::UnsafePointRange;
 
 /// Default size of the reservation.
 const DEFAULT_RESERVE_BYTES: usize = 1 << 30;
@@ -105,7 +105,7 @@ impl Jit {
     /// let answer = unsafe {
     ///     jit.install("answer", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; mov eax, 42; ret))?
     /// };
-    /// assert_eq!(footbridge::jit::look_up(answer.address()).map(|stub| stub.name()), Some("answer"));
+    /// assert_eq!(footbridge::jit::lookup(answer.address()).map(|stub| stub.name()), Some("answer"));
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
     ///
@@ -160,7 +160,7 @@ impl Jit {
     ///         vec![]
     ///     })?
     /// };
-    /// let found = footbridge::jit::look_up(count.address()).expect("installed");
+    /// let found = footbridge::jit::lookup(count.address()).expect("installed");
     /// assert!(found.is_preemptible());
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
@@ -192,7 +192,7 @@ impl Jit {
         &self,
         name: &str,
         class: FrameClass,
-        body: impl FnOnce(&mut Ops) -> Vec<UnsafeRange>,
+        body: impl FnOnce(&mut Ops) -> Vec<UnsafePointRange>,
     ) -> Result<Code, JitError> {
         let body =
             |ops: &mut Ops| Annotations { preemptible: Some(body(ops)), ..Annotations::default() };
@@ -225,7 +225,7 @@ impl Jit {
     ///         }
     ///     })?
     /// };
-    /// let found = footbridge::jit::look_up(second.address()).expect("installed");
+    /// let found = footbridge::jit::lookup(second.address()).expect("installed");
     /// let map = found.stack_map().expect("it has one");
     /// assert_eq!(map.live_at(0), [LiveSlot::Register(Gpr::RDI)]);
     /// # Ok::<(), footbridge::jit::JitError>(())
@@ -275,7 +275,7 @@ impl Jit {
 fn user_code(name: &str, class: FrameClass) -> Result<StubSpec<'_>, JitError> {
     if matches!(class, FrameClass::Entry | FrameClass::Root) {
         let rule = "entry and root frames are made by the crate's own stubs only";
-        return Err(JitError::FrameLaw { name: name.into(), rule });
+        return Err(JitError::FrameContract { name: name.into(), rule });
     }
     Ok(StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 })
 }
@@ -331,7 +331,7 @@ impl Code {
 
 impl std::fmt::Debug for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = look_up(self.address()).map_or("?", |stub| stub.name());
+        let name = lookup(self.address()).map_or("?", |stub| stub.name());
         write!(f, "Code({name:?} at {:#x}, {} bytes)", self.address(), self.len())
     }
 }

@@ -42,7 +42,7 @@ pub enum JitError {
         limit: usize,
     },
     /// The code that was emitted does not follow the law of the frame class it was declared with.
-    FrameLaw {
+    FrameContract {
         /// Name of the code.
         name: String,
         /// The class and the rule.
@@ -66,7 +66,7 @@ pub enum JitError {
         rule: &'static str,
     },
     /// A range of preemptible code that its author declared unsafe makes no sense.
-    UnsafeRange {
+    UnsafePointRange {
         /// Name of the code.
         name: String,
         /// The range that was given, in bytes from the start of the code.
@@ -128,7 +128,7 @@ impl fmt::Display for JitError {
                 f,
                 "the registry holds {limit} arenas and foreign regions at most; share one Jit"
             ),
-            Self::FrameLaw { name, rule } => {
+            Self::FrameContract { name, rule } => {
                 write!(f, "code {name:?} breaks the frame law: {rule}")
             }
             Self::Assemble { name, reason } => {
@@ -145,7 +145,7 @@ impl fmt::Display for JitError {
                     range.start, range.end
                 )
             }
-            Self::UnsafeRange { name, range, rule } => write!(
+            Self::UnsafePointRange { name, range, rule } => write!(
                 f,
                 "bytes {}..{} of preemptible code {name:?} cannot be an unsafe range: {rule}",
                 range.start, range.end

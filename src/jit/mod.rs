@@ -21,7 +21,7 @@ crate::on_executing_host! {
     mod code;
     mod eh_frame;
     mod mem;
-    mod preemptible;
+    mod safe_point;
     mod registry;
     pub mod scalar;
     mod stack_map;
@@ -30,15 +30,15 @@ crate::on_executing_host! {
     pub use code::{Code, Jit, JitBuilder};
     pub use emit::x86_64::Ops;
     pub use mem::{MemoryMode, Placement};
-    pub use preemptible::{UnsafeRange, WhenUnsafe};
-    pub use registry::{ForeignCode, ForeignRegion, GRANULE_BYTES, StubInfo, StubKind, look_up};
+    pub use safe_point::{UnsafePointRange, WhenUnsafe};
+    pub use registry::{ForeignCode, ForeignRegion, GRANULE_BYTES, StubInfo, StubKind, lookup};
     pub use stack_map::{LiveAt, LiveSlot, StackMap};
 
     pub(crate) use arena::{Arena, STUB_BYTES, StubSpec};
     pub(crate) use code::{Installed, as_fn};
     pub(crate) use eh_frame::Unwinder;
     pub(crate) use eh_frame::entry_frame;
-    pub(crate) use preemptible::PreemptionPoint;
-    pub(crate) use registry::{StubId, has_preemptible_code, look_up_return};
+    pub(crate) use safe_point::SafePoint;
+    pub(crate) use registry::{StubId, has_preemptible_code, lookup_return};
     pub(crate) use stack_map::FARTHEST_BYTES;
 }

@@ -287,7 +287,7 @@ pub(super) unsafe fn spawn_fn(
     class: Option<SizeClass>,
 ) -> Result<SpawnFn, JitError> {
     let signature = leak(signature.clone());
-    let name = crate::jit::look_up(code.address()).map_or("?", |stub| stub.name());
+    let name = crate::jit::lookup(code.address()).map_or("?", |stub| stub.name());
     let env = stub_env();
     let arena = jit.arena();
     let enter =
@@ -310,7 +310,7 @@ impl Code {
     /// class that it was installed with.
     pub unsafe fn enter<F: EntryType>(&self, convention: Convention) -> Result<Entry<F>, JitError> {
         let signature = leak(F::signature());
-        let name = crate::jit::look_up(self.address()).map_or("?", |stub| stub.name());
+        let name = crate::jit::lookup(self.address()).map_or("?", |stub| stub.name());
         let id = enter::emit(
             self.jit().arena(),
             stub_env(),

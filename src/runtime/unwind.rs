@@ -22,7 +22,7 @@ use super::stack::LARGEST_BYTES;
 use super::tls;
 use crate::jit::stubs::poll;
 use crate::jit::stubs::preempt::{self, Leaving};
-use crate::jit::{FrameClass, StubInfo, StubKind, entry_frame, look_up, look_up_return};
+use crate::jit::{FrameClass, StubInfo, StubKind, entry_frame, lookup, lookup_return};
 
 /// More frames than any stack has: only a stack that is broken has so many.
 const MAX_FRAMES: usize = LARGEST_BYTES / size_of::<usize>();
@@ -266,7 +266,7 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
     visit: &mut V,
 ) -> WalkEnd {
     let (mut at, mut exact_pc, anchor) = match start {
-        Start::Registers { at, anchor } if look_up(at.pc).is_some() => (at, true, anchor),
+        Start::Registers { at, anchor } if lookup(at.pc).is_some() => (at, true, anchor),
         // In native code: what is older begins at the anchor.
         Start::Anchor { fp, pc } | Start::Registers { anchor: (fp, pc), .. } => {
             if fp == 0 {
@@ -339,7 +339,7 @@ struct Past {
 /// The code of a frame.
 #[inline(always)]
 fn stub_at(pc: usize, exact_pc: bool) -> Option<StubInfo> {
-    if exact_pc { look_up(pc) } else { look_up_return(pc) }
+    if exact_pc { lookup(pc) } else { lookup_return(pc) }
 }
 
 /// Whether a frame is there, and rbp is its own.
@@ -369,11 +369,11 @@ fn older(
     let is_own_fp: fn(Registers) -> bool;
     let (older, interrupted) = match step_out(at, stub, exact_pc, past.anchor, bounds) {
         Out::Caller(caller) => {
-            is_own_fp = |r| look_up_return(r.pc).is_some();
+            is_own_fp = |r| lookup_return(r.pc).is_some();
             (caller, false)
         }
         Out::Interrupted { at, anchor } => {
-            is_own_fp = |r| look_up(r.pc).is_some_and(|stub| self::has_frame(r.pc, &stub, true));
+            is_own_fp = |r| lookup(r.pc).is_some_and(|stub| self::has_frame(r.pc, &stub, true));
             *past = Past { anchor: anchor.unwrap_or(past.anchor), interrupted: true };
             (at, true)
         }
@@ -448,7 +448,7 @@ fn full_walk(
     let mut pc = start.pc;
     let mut is_return_address = !exact_pc;
     for _ in 0..MAX_TRACED_FRAMES {
-        let stub = if is_return_address { look_up_return(pc) } else { look_up(pc) };
+        let stub = if is_return_address { lookup_return(pc) } else { lookup(pc) };
         visit(Frame { pc, is_return_address, stub });
         let mut interrupted = false;
         let next = if let Some(stub) = stub {

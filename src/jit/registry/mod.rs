@@ -23,7 +23,7 @@ use super::annotations::{Annotations, Checked};
 use super::eh_frame;
 use super::error::JitError;
 use super::frame::FrameClass;
-use super::preemptible::{self, PreemptionPoint, UnsafeRange};
+use super::safe_point::{self, SafePoint, UnsafePointRange};
 use super::stack_map::StackMap;
 use crate::abi::Signature;
 
@@ -134,7 +134,7 @@ struct Descriptor {
     signature: Option<&'static Signature>,
     user_data: u64,
     /// Sorted; where preemptible code is not.
-    unsafe_ranges: &'static [UnsafeRange],
+    unsafe_ranges: &'static [UnsafePointRange],
     stack_map: Option<&'static StackMap>,
 }
 
@@ -268,9 +268,9 @@ impl Region {
     }
 
     #[inline]
-    fn look_up(&'static self, at: usize, pc: usize) -> Option<StubInfo> {
+    fn lookup(&'static self, at: usize, pc: usize) -> Option<StubInfo> {
         let granule = (at - self.base) / GRANULE_BYTES;
-        let (word, head) = protocol::look_up(self.words, granule, protocol::ORDERS)?;
+        let (word, head) = protocol::lookup(self.words, granule, protocol::ORDERS)?;
         Some(StubInfo { region: self, word, start: self.base + head * GRANULE_BYTES, pc })
     }
 }
@@ -409,13 +409,13 @@ impl StubInfo {
 
     /// Whether a goroutine may be interrupted at the pc that was looked up.
     #[inline]
-    pub(crate) fn preemption_point(&self) -> PreemptionPoint {
+    pub(crate) fn safe_point(&self) -> SafePoint {
         if !self.is_preemptible() {
-            PreemptionPoint::NotPreemptible
+            SafePoint::NotPreemptible
         } else if self.word & HAS_UNSAFE_RANGES == 0 {
-            PreemptionPoint::ResumeAt(self.offset_bytes())
+            SafePoint::ResumeAt(self.offset_bytes())
         } else {
-            preemptible::point(self.descriptor().unsafe_ranges, self.offset_bytes())
+            safe_point::point(self.descriptor().unsafe_ranges, self.offset_bytes())
         }
     }
 
@@ -446,8 +446,8 @@ impl fmt::Display for StubInfo {
 /// What code a return address returns to: that of the call in front of it. A call may be the last
 /// instruction of its code.
 #[inline]
-pub(crate) fn look_up_return(pc: usize) -> Option<StubInfo> {
-    look_up_as(pc.wrapping_sub(1), pc)
+pub(crate) fn lookup_return(pc: usize) -> Option<StubInfo> {
+    lookup_as(pc.wrapping_sub(1), pc)
 }
 
 /// What code is at `pc`, if it was registered.
@@ -458,26 +458,26 @@ pub(crate) fn look_up_return(pc: usize) -> Option<StubInfo> {
 /// Callable in a signal handler, from any thread, while others publish and retire. The cost does
 /// not depend on the number of stubs.
 #[inline]
-pub fn look_up(pc: usize) -> Option<StubInfo> {
-    look_up_as(pc, pc)
+pub fn lookup(pc: usize) -> Option<StubInfo> {
+    lookup_as(pc, pc)
 }
 
 /// What code is at `at`, as the answer to a question about `pc`.
 #[inline]
-fn look_up_as(at: usize, pc: usize) -> Option<StubInfo> {
+fn lookup_as(at: usize, pc: usize) -> Option<StubInfo> {
     // The first region is the process's shared arena: nearly every question is about it.
     let entry = &REGIONS[0];
     // The size is published last.
     let size = entry.size.load(Ordering::Acquire);
     if at.wrapping_sub(entry.base.load(Ordering::Relaxed)) < size {
         // SAFETY: the entry was filled before its size was published, and regions are leaked.
-        return unsafe { &*entry.region.load(Ordering::Relaxed) }.look_up(at, pc);
+        return unsafe { &*entry.region.load(Ordering::Relaxed) }.lookup(at, pc);
     }
-    look_up_further(at, pc)
+    lookup_further(at, pc)
 }
 
 #[inline(never)]
-fn look_up_further(at: usize, pc: usize) -> Option<StubInfo> {
+fn lookup_further(at: usize, pc: usize) -> Option<StubInfo> {
     for entry in &REGIONS[1..] {
         let size = entry.size.load(Ordering::Acquire);
         if size == 0 {
@@ -485,7 +485,7 @@ fn look_up_further(at: usize, pc: usize) -> Option<StubInfo> {
         }
         if at.wrapping_sub(entry.base.load(Ordering::Relaxed)) < size {
             // SAFETY: as above.
-            return unsafe { &*entry.region.load(Ordering::Relaxed) }.look_up(at, pc);
+            return unsafe { &*entry.region.load(Ordering::Relaxed) }.lookup(at, pc);
         }
     }
     None
@@ -552,7 +552,7 @@ impl ForeignRegion {
         &self,
         name: &str,
         range: Range<usize>,
-        unsafe_ranges: Vec<UnsafeRange>,
+        unsafe_ranges: Vec<UnsafePointRange>,
     ) -> Result<ForeignCode, JitError> {
         let annotations =
             Annotations { preemptible: Some(unsafe_ranges), ..Annotations::default() };
@@ -591,7 +591,7 @@ impl ForeignRegion {
         if annotations != Annotations::default() {
             // SAFETY: the bytes are in place, by the caller's promise.
             let code = unsafe { std::slice::from_raw_parts(range.start as *const u8, range.len()) };
-            super::arena::check_frame_law(name, self.class, code)?;
+            super::arena::check_frame_contract(name, self.class, code)?;
         }
         let annotations = annotations.check(name, self.class, range.len())?;
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
