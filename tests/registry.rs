@@ -25,12 +25,15 @@ fn filler(jit: &Jit, name: &str, class: FrameClass, len: usize) -> Code {
             if framed {
                 dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
             }
+            if class == FrameClass::Saved {
+                dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
+            }
             let end = len - if framed { 2 } else { 1 };
             while ops.offset().0 < end {
                 dynasm!(ops; .arch x64; nop);
             }
             if framed {
-                dynasm!(ops; .arch x64; pop rbp);
+                dynasm!(ops; .arch x64; leave);
             }
             dynasm!(ops; .arch x64; ret);
         })
@@ -153,9 +156,9 @@ fn installs_and_drops_agree_with_a_map() {
         if random.below(3) < 2 || handles.is_empty() {
             let class = classes[random.below(3)];
             let len = match random.below(10) {
-                0 => 8 + random.below(40_000),
+                0 => 16 + random.below(40_000),
                 1 => GRANULE_BYTES * (1 + random.below(4)),
-                _ => 8 + random.below(400),
+                _ => 16 + random.below(400),
             };
             let name = format!("model {step}");
             let code = filler(&jit, &name, class, len);

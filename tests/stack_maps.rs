@@ -1117,7 +1117,12 @@ fn maps_that_make_no_sense_are_refused_when_code_is_installed() {
         // SAFETY: never called.
         let code = unsafe {
             jit.install_with("wrong map", class, |ops| {
-                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; nop; pop rbp; ret);
+                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+                match class {
+                    FrameClass::Saved => dynasm!(ops
+                        ; .arch x64; push rbx; push r12; push r13; push r14; push r15; leave; ret),
+                    _ => dynasm!(ops; .arch x64; nop; pop rbp; ret),
+                }
                 Annotations { stack_map: Some(entries), ..Annotations::default() }
             })
         };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::annotations::Annotations;
 use super::arena::{Arena, StubSpec};
-use super::emit::x86_64::Ops;
+use super::emit::Ops;
 use super::error::JitError;
 use super::frame::FrameClass;
 use super::mem::{MemoryMode, Placement};

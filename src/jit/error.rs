@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use dynasmrt::DynasmError;
+
 use crate::abi::{AssignError, PlanError};
 
 /// Why code memory could not be made or a stub could not be emitted.
@@ -89,6 +91,13 @@ pub enum JitError {
     Assign(AssignError),
     /// No sequence of moves leads from the one side of the stub to the other.
     Plan(PlanError),
+    /// The architecture of this host does not have that yet.
+    Unsupported {
+        /// What was wanted, in the plural.
+        what: &'static str,
+        /// The architecture.
+        target: &'static str,
+    },
     /// A stub kind has a rule of its own about signatures.
     Signature {
         /// The stub's kind.
@@ -99,10 +108,9 @@ pub enum JitError {
 }
 
 impl JitError {
-    /// The error of the system call that failed last on this thread.
-    pub(crate) fn last_os(call: &'static str, purpose: &'static str) -> Self {
-        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
-        Self::System { call, errno, purpose }
+    /// What dynasm says of code that it could not resolve.
+    pub(crate) fn assemble(name: &str, error: DynasmError) -> Self {
+        Self::Assemble { name: name.into(), reason: error.to_string() }
     }
 }
 
@@ -162,6 +170,11 @@ impl fmt::Display for JitError {
             ),
             Self::Assign(e) => e.fmt(f),
             Self::Plan(e) => e.fmt(f),
+            Self::Unsupported { what, target } => write!(
+                f,
+                "this crate has no {what} on {target} yet; what it has there is listed in the \
+                 documentation of footbridge::jit, and x86-64 has them"
+            ),
             Self::Signature { stub, rule } => write!(f, "{stub} stub: {rule}"),
         }
     }

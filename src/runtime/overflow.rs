@@ -19,7 +19,7 @@ use super::switch::systemstack;
 use super::symbol::with_symbol;
 use super::throw::RawStderr;
 use super::tls::getg;
-use super::unwind::{Bounds, Registers, Start, WalkEnd, exact_walk};
+use super::walk::{Bounds, Registers, Start, WalkEnd, exact_walk};
 use crate::jit::{lookup, lookup_return};
 
 /// What is left of a stack, at least, where a check of JIT code finds that it is used up. The panic

@@ -43,8 +43,8 @@ use super::signal;
 use super::stats::Stats;
 use super::switch::{mcall, stack_pointer};
 use super::tls::{self, getg, getm, set_g_and_guard};
-use crate::jit::stubs::preempt::{self as stub, PreemptStubs, RED_ZONE_BYTES, SaveArea, Targets};
-use crate::jit::{Jit, SafePoint, has_preemptible_code, lookup};
+use crate::jit::stubs::preempt::{self as stub, PreemptStubs, SaveArea, Targets};
+use crate::jit::{Jit, RED_ZONE_BYTES, SafePoint, has_preemptible_code, lookup};
 
 /// Stack for the functions that the stubs call, until they are on the system stack.
 const TARGET_STACK_BYTES: usize = 2048;

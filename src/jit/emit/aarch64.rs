@@ -8,7 +8,7 @@ use dynasmrt::aarch64::Aarch64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
 use crate::abi::{Extend, Reg, RegSet, Spot, Step, Vreg, Width, Xreg};
-use crate::jit::JitError;
+use crate::jit::error::JitError;
 
 /// An assembler for AArch64, on any host.
 pub(crate) type Ops = VecAssembler<Aarch64Relocation>;

@@ -30,3 +30,12 @@ pub(crate) struct StubEnv {
 
 /// Bytes from an anchor's fp to its pc.
 pub(crate) const ANCHOR_PC: i32 = 8;
+
+/// Offsets in the structure that a context is saved to.
+#[derive(Clone, Copy)]
+pub(crate) struct GobufLayout {
+    pub(crate) sp: i32,
+    pub(crate) pc: i32,
+    pub(crate) bp: i32,
+    pub(crate) bx: i32,
+}
