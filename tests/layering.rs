@@ -19,6 +19,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/bridge.rs",
     "src/runtime/builder.rs",
     "src/runtime/chan.rs",
+    "src/runtime/checked.rs",
     "src/runtime/float_modes.rs",
     "src/runtime/futex.rs",
     "src/runtime/g.rs",

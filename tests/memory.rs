@@ -274,7 +274,7 @@ fn code_that_is_refused_leaves_nothing_behind() {
         assert_eq!(too_large.expect_err("too large").to_string(), text);
 
         let empty = install(&jit, "empty", |_| {});
-        let text = "code \"empty\" breaks the frame law: it has no instruction";
+        let text = "code \"empty\" breaks the frame contract: it has no instruction";
         assert_eq!(empty.expect_err("empty").to_string(), text);
 
         let undefined = install(&jit, "undefined", |ops| {
@@ -294,7 +294,7 @@ fn code_that_is_refused_leaves_nothing_behind() {
                     |ops| dynasm!(ops; .arch x64; mov rbp, rsp; push rbp; ret),
                 )
             };
-            let text = "code \"wrong\" breaks the frame law: its frame class starts with `push \
+            let text = "code \"wrong\" breaks the frame contract: its frame class starts with `push \
                         rbp; mov rbp, rsp` before anything else; code that makes no call may be \
                         FrameClass::Leaf";
             assert_eq!(wrong.expect_err("wrong prologue").to_string(), text);
@@ -302,7 +302,7 @@ fn code_that_is_refused_leaves_nothing_behind() {
         for class in [FrameClass::Entry, FrameClass::Root] {
             // SAFETY: never called.
             let own = unsafe { jit.install("own", class, |ops| dynasm!(ops; .arch x64; ret)) };
-            let text = "code \"own\" breaks the frame law: entry and root frames are made by the \
+            let text = "code \"own\" breaks the frame contract: entry and root frames are made by the \
                         crate's own stubs only";
             assert_eq!(own.expect_err("not for users").to_string(), text);
         }

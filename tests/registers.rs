@@ -127,7 +127,7 @@ fn check_goroutine_fn(
     assert_eq!(target.arrival(&arrival), [], "at the target of {convention} {text}");
     // SAFETY: the stub was bound to a leaked `Raw`.
     assert_eq!(unsafe { *(target.last_param() as *const u64) }, MAGIC);
-    assert_eq!(target.at_entry().gpr(Gpr::RBP), probe.call_rsp() - 16, "the frame law");
+    assert_eq!(target.at_entry().gpr(Gpr::RBP), probe.call_rsp() - 16, "the frame contract");
 
     let mut changes = probe.changes(may_change(convention), owned_bytes(&entry));
     changes.extend(probe.wrong_results(&entry, &results));
@@ -236,7 +236,7 @@ fn check_enter(
     let caller = *probe.before();
     let arrival = Arrival { caller: &caller, g: current_g(jit), values: &arguments };
     assert_eq!(target.arrival(&arrival), [], "at the target of {convention} {text}");
-    assert_eq!(target.at_entry().gpr(Gpr::RBP), probe.call_rsp() - 16, "the frame law");
+    assert_eq!(target.at_entry().gpr(Gpr::RBP), probe.call_rsp() - 16, "the frame contract");
 
     let mut changes = probe.changes(may_change(Convention::SystemV), owned_bytes(&entry));
     changes.extend(probe.wrong_results(&entry, &results));

@@ -14,7 +14,8 @@ use dynasmrt::relocations::Relocation;
 
 use super::annotations::{Annotations, Checked};
 use super::error::JitError;
-use super::frame::{FrameClass, FrameReport, GRANULE_BYTES};
+use super::frame::{FrameClass, FrameReport, GRANULE_BYTES, HOST};
+use super::leaf;
 use super::mem::{self, CHUNK_BYTES, CodeMemory, MemoryMode, Placement};
 use super::registry::{Flags, Publication, Region, StubId, StubKind};
 use super::unwind;
@@ -33,6 +34,7 @@ pub(crate) struct Arena {
     region: &'static Region,
     classes: [SubArena; FrameClass::ALL.len()],
     max_code_bytes: usize,
+    checked: bool,
 }
 
 /// The part of the arena that one unwind rule covers. Offsets are from the arena's base.
@@ -73,6 +75,7 @@ impl Arena {
         bytes: usize,
         mode: MemoryMode,
         placement: Placement,
+        checked: bool,
     ) -> Result<&'static Self, JitError> {
         mem::watch_forks();
         // Root 1/64, leaf 2/16, entry and barrier 1/16 each, saved 4/16, standard the rest.
@@ -104,7 +107,7 @@ impl Arena {
             .collect();
         unwind::register(&ranges);
         let max_code_bytes = MAX_CODE_BYTES.min(size / 16);
-        Ok(Box::leak(Box::new(Self { memory, region, classes, max_code_bytes })))
+        Ok(Box::leak(Box::new(Self { memory, region, classes, max_code_bytes, checked })))
     }
 
     pub(crate) fn memory(&self) -> &CodeMemory {
@@ -114,6 +117,11 @@ impl Arena {
     /// All of the memory.
     pub(crate) fn range(&self) -> Range<usize> {
         self.memory.base()..self.memory.base() + self.memory.size()
+    }
+
+    /// Whether contracts are checked that cost time to check.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.checked
     }
 
     /// The longest piece of code that `emit` takes.
@@ -169,6 +177,13 @@ impl Arena {
             return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
         }
         spec.class.check(spec.name, &code)?;
+        if spec.kind == StubKind::User
+            && spec.class == FrameClass::Leaf
+            && (self.checked || cfg!(debug_assertions))
+            && let Some(offset_bytes) = leaf::call_in(HOST, &code)
+        {
+            return Err(JitError::LeafCalls { name: spec.name.into(), offset_bytes });
+        }
         let annotations = annotations.check(spec.name, spec.class, code.len())?;
         let name = intern(spec.name);
         self.publish(lease.window(), spec, &code, report, name, annotations)

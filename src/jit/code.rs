@@ -21,6 +21,7 @@ pub struct JitBuilder {
     reserve_bytes: usize,
     memory: MemoryMode,
     placement: Placement,
+    checked: bool,
 }
 
 impl JitBuilder {
@@ -48,12 +49,40 @@ impl JitBuilder {
         self
     }
 
+    /// Whether contracts are checked that code and its callers must keep, at the price of some time
+    /// for each installation and each call. The default is no.
+    ///
+    /// * At installation (in debug builds always): code of [`FrameClass::Leaf`] that calls is refused
+    ///   ([`JitError::LeafCalls`]).
+    /// * In each goroutine function and spawn stub: the caller has rsp at a multiple of 16 where its
+    ///   convention demands that, and in `GoAbiInternal` r14 is the goroutine that runs. Otherwise the
+    ///   process ends with a message that names the stub.
+    ///
+    /// ```
+    /// use dynasmrt::{DynasmApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit, JitError};
+    ///
+    /// let jit = Jit::builder().reserve_bytes(4 << 20).checked(true).build()?;
+    /// // SAFETY: it is refused.
+    /// let leaf = unsafe {
+    ///     jit.install("no leaf", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; nop; call rax; ret))
+    /// };
+    /// assert!(matches!(leaf, Err(JitError::LeafCalls { offset_bytes: 1, .. })));
+    /// # Ok::<(), JitError>(())
+    /// ```
+    #[must_use]
+    pub fn checked(mut self, checked: bool) -> Self {
+        self.checked = checked;
+        self
+    }
+
     /// Makes an arena of its own. Arenas are never freed, and a process can have about 60.
     ///
     /// # Errors
     /// A mapping was refused ([`JitError::System`]), or there are too many arenas.
     pub fn build(self) -> Result<Jit, JitError> {
-        Ok(Jit { arena: Arena::new(self.reserve_bytes, self.memory, self.placement)? })
+        let Self { reserve_bytes, memory, placement, checked } = self;
+        Ok(Jit { arena: Arena::new(reserve_bytes, memory, placement, checked)? })
     }
 }
 
@@ -88,6 +117,7 @@ impl Jit {
             reserve_bytes: DEFAULT_RESERVE_BYTES,
             memory: MemoryMode::Auto,
             placement: Placement::Near,
+            checked: false,
         }
     }
 

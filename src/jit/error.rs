@@ -50,6 +50,21 @@ pub enum JitError {
         /// The class and the rule.
         rule: &'static str,
     },
+    /// Code of frame class `Leaf` makes a call. Found in debug builds, and where the
+    /// [`Jit`](super::Jit) is a checked one.
+    LeafCalls {
+        /// Name of the code.
+        name: String,
+        /// Where the call is, in bytes from the start of the code.
+        offset_bytes: usize,
+    },
+    /// What a stub is to call is not an address of code: it is in the first page of memory.
+    NullTarget {
+        /// The stub's kind.
+        stub: &'static str,
+        /// The address that was given.
+        address: usize,
+    },
     /// dynasm could not resolve the code: an unknown label, or a target out of reach.
     Assemble {
         /// Name of the code.
@@ -137,8 +152,19 @@ impl fmt::Display for JitError {
                 "the registry holds {limit} arenas and foreign regions at most; share one Jit"
             ),
             Self::FrameContract { name, rule } => {
-                write!(f, "code {name:?} breaks the frame law: {rule}")
+                write!(f, "code {name:?} breaks the frame contract: {rule}")
             }
+            Self::LeafCalls { name, offset_bytes } => write!(
+                f,
+                "code {name:?} of frame class leaf makes a call, {offset_bytes:#x} bytes from its \
+                 start: a leaf has no frame for it; start with `push rbp; mov rbp, rsp` and \
+                 declare FrameClass::Standard"
+            ),
+            Self::NullTarget { stub, address } => write!(
+                f,
+                "{stub} stub: its target is the address {address:#x}, which is null or an offset \
+                 from null; pass the address of a function"
+            ),
             Self::Assemble { name, reason } => {
                 write!(f, "code {name:?} does not assemble: {reason}")
             }

@@ -19,6 +19,7 @@ crate::on_executing_host! {
     mod annotations;
     mod arena;
     mod code;
+    mod leaf;
     mod mem;
     mod registry;
     mod safe_point;

@@ -5,6 +5,7 @@ use std::any::type_name;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
+use super::checked;
 use super::g::{G_ANCHOR_OFF, G_GUARD_OFF, G_STACK_HI_OFF, G_STACK_LO_OFF};
 use super::join::go_in;
 use super::life::current_class;
@@ -32,6 +33,7 @@ pub(super) fn stub_env() -> &'static StubEnv {
         tls_resume_off: tls::g_offset() + tls::RESUME_OFF,
         tls_float_modes_off: tls::g_offset() + tls::FLOAT_MODES_OFF,
         no_goroutine: no_goroutine as *const () as usize,
+        broken_call: checked::broken_call as *const () as usize,
     })
 }
 

@@ -26,6 +26,7 @@ mod adapter;
 mod bridge;
 mod builder;
 mod chan;
+mod checked;
 mod config;
 mod float_modes;
 mod freeze;

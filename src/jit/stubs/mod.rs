@@ -20,5 +20,6 @@ crate::on_executing_host! {
     pub(crate) mod stack_check;
     pub(crate) mod switch;
 
-    pub(crate) use env::{GobufLayout, StubEnv};
+    pub(crate) use env::{BrokenCall, GobufLayout, MISALIGNED_STACK, StubEnv};
+    pub(crate) use host::require_target;
 }

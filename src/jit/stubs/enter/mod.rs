@@ -22,7 +22,7 @@ mod x86_64;
 pub(crate) use plan::EntrySide;
 
 use super::env::StubEnv;
-use super::host::require_amd64;
+use super::host::{require_amd64, require_target};
 use super::shapes::Shapes;
 use crate::abi::{Convention, Signature};
 use crate::jit::arena::{Arena, STUB_BYTES, StubSpec};
@@ -43,6 +43,7 @@ pub(crate) fn emit(
     target: usize,
 ) -> Result<StubId, JitError> {
     require_amd64("entries to JIT code")?;
+    require_target("enter", target)?;
     if !matches!(convention, Convention::SystemV | Convention::GoAbiInternal) {
         let rule = "JIT code is entered in SystemV or in GoAbiInternal";
         return Err(JitError::Signature { stub: "enter", rule });

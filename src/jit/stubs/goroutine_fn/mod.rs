@@ -41,7 +41,8 @@ pub(crate) fn emit(
         signature: Some(signature),
         user_data: context,
     };
+    let checks = call.checks(arena, name);
     arena.emit(&spec, STUB_BYTES + plan_bytes(&call.plan), |ops| {
-        x86_64::emit(ops, arena.range(), env, &call, target, context)
+        x86_64::emit(ops, arena.range(), env, &call, checks, target, context)
     })
 }

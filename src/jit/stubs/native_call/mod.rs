@@ -20,7 +20,9 @@
 pub(crate) mod x86_64;
 
 use crate::abi::{Assignment, Convention, Gpr, Plan, PlanRequest, RegSet, Xmm};
+use crate::jit::arena::{Arena, intern};
 use crate::jit::error::JitError;
+use crate::jit::stubs::pinned::goroutine_of;
 
 /// Registers that a stub entered in System V may lose and that carry no argument of it.
 const SYSTEM_V_SCRATCH: RegSet =
@@ -38,7 +40,27 @@ pub(crate) struct NativeCall {
     pub(crate) free: [Gpr; 2],
 }
 
+/// Checks at the entry of a stub of a checked `Jit`.
+#[derive(Clone, Copy)]
+pub(crate) struct EntryChecks {
+    /// Of the stub, for the message.
+    pub(crate) name: &'static str,
+    /// rsp is 16-aligned where the stub is called.
+    pub(crate) stack: bool,
+    /// This register holds the goroutine that runs.
+    pub(crate) goroutine: Option<Gpr>,
+}
+
 impl NativeCall {
+    /// What is checked when the stub is entered; `None`: nothing.
+    pub(crate) fn checks(&self, arena: &Arena, name: &str) -> Option<EntryChecks> {
+        arena.is_checked().then(|| EntryChecks {
+            name: intern(name),
+            stack: self.convention.spec().stack_align_bytes >= 16,
+            goroutine: goroutine_of(self.convention),
+        })
+    }
+
     pub(crate) fn plan(
         convention: Convention,
         entry: &Assignment,

@@ -136,6 +136,7 @@ mod tests {
         tls_resume_off: -40,
         tls_float_modes_off: -56,
         no_goroutine: 0,
+        broken_call: 0,
     };
 
     /// What walks know of the code that polls and checks emit, at each instruction of it.
