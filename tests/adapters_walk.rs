@@ -29,7 +29,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Signature};
-use footbridge::jit::{Bind, Code, FrameClass, Jit, StubKind, look_up};
+use footbridge::jit::{Bind, Code, FrameClass, Jit, StubKind, lookup};
 use footbridge::runtime::{self, Config, Entry, WalkEnd, jit_frames};
 use step::stepped;
 
@@ -141,7 +141,7 @@ impl Chain {
             frames.push(name.into());
             let bind = (class == FrameClass::Leaf).then_some(Bind::Closure(5));
             next = adapt(entry, convention, code.address(), bind);
-            let stub = look_up(next).expect("published");
+            let stub = lookup(next).expect("published");
             assert_eq!((stub.kind(), stub.frame_class()), (StubKind::Adapter, class), "{name}");
             if class != FrameClass::Leaf {
                 frames.push(stub.name().into());
@@ -193,13 +193,13 @@ fn walks_and_tracebacks_see_every_adapter_with_a_frame() {
             let chain = Chain::new(through_g);
             BOTTOM.set(|| {
                 let names = native_unwind::return_addresses();
-                let names = names.into_iter().filter_map(look_up);
+                let names = names.into_iter().filter_map(lookup);
                 SEEN.set(Some(Seen {
                     walked: walked(),
                     traceback: runtime::traceback().to_string(),
                     unwound: names.map(|stub| stub.name().to_owned()).collect(),
                     rbx_of_b: native_unwind::general_register_of(3, |pc| {
-                        look_up(pc).is_some_and(|stub| stub.name() == "b")
+                        lookup(pc).is_some_and(|stub| stub.name() == "b")
                     }),
                 }));
             });
@@ -238,7 +238,7 @@ fn short_chain() -> Chain {
         // SAFETY: the address is of that convention and signature.
         let adapter = unsafe { jit.adapter(&signature, entry, convention, code.address()) };
         next = Box::leak(Box::new(adapter.expect("an adapter"))).address();
-        frames.extend([name.into(), look_up(next).expect("published").name().to_owned()]);
+        frames.extend([name.into(), lookup(next).expect("published").name().to_owned()]);
     }
     let a = pass_on(jit, "a", GoAbiInternal, next);
     frames.extend(["a", "a"].map(String::from));
@@ -253,7 +253,7 @@ fn a_panic_passes_adapters_and_finds_what_they_saved() {
         let chain = short_chain();
         BOTTOM.set(|| {
             let rbx = native_unwind::general_register_of(3, |pc| {
-                look_up(pc).is_some_and(|stub| stub.name() == "b")
+                lookup(pc).is_some_and(|stub| stub.name() == "b")
             });
             // The adapter below `b` is of class Saved, and `d` behind it destroys rbx.
             assert_eq!(rbx, Some(KEPT));
@@ -314,12 +314,12 @@ fn the_exact_walk_is_right_at_every_instruction_of_adapters() {
         });
         let mut steps = BTreeSet::new();
         for trap in traps.iter().filter(|trap| trap.in_stub) {
-            let stub = look_up(trap.pc).expect("the trap found it");
+            let stub = lookup(trap.pc).expect("the trap found it");
             if stub.kind() != StubKind::Adapter {
                 continue;
             }
             steps.insert(trap.pc);
-            let names: Vec<_> = trap.frames().iter().filter_map(|&pc| look_up(pc)).collect();
+            let names: Vec<_> = trap.frames().iter().filter_map(|&pc| lookup(pc)).collect();
             let names: Vec<String> = names.iter().map(|stub| stub.name().to_owned()).collect();
             let from = match stub.frame_class() {
                 // Between `b`, which calls it, and `c`.
@@ -335,7 +335,7 @@ fn the_exact_walk_is_right_at_every_instruction_of_adapters() {
             assert_eq!((names, trap.end), (from, WalkEnd::Complete), "{stub:?}");
         }
         let classes: BTreeSet<&str> =
-            steps.iter().map(|&pc| look_up(pc).expect("an adapter").frame_class().name()).collect();
+            steps.iter().map(|&pc| lookup(pc).expect("an adapter").frame_class().name()).collect();
         assert_eq!(classes, BTreeSet::from(["barrier", "leaf", "saved", "standard"]));
         assert!(steps.len() > 70, "{} instructions", steps.len());
     });

@@ -6,16 +6,20 @@ use std::path::{Path, PathBuf};
 /// Files that opt in to `unsafe` as a whole.
 const UNSAFE_FILES: &[&str] = &[
     "src/jit/code.rs",
-    "src/jit/eh_frame.rs",
-    "src/jit/mem.rs",
-    "src/jit/registry/mod.rs",
+    "src/jit/mem/linux.rs",
+    "src/jit/mem/mod.rs",
+    "src/jit/registry/foreign.rs",
+    "src/jit/registry/info.rs",
     "src/jit/registry/primitive.rs",
     "src/jit/registry/protocol.rs",
+    "src/jit/registry/region.rs",
     "src/jit/scalar.rs",
+    "src/jit/unwind/dwarf.rs",
     "src/runtime/adapter.rs",
     "src/runtime/bridge.rs",
     "src/runtime/builder.rs",
     "src/runtime/chan.rs",
+    "src/runtime/checked.rs",
     "src/runtime/float_modes.rs",
     "src/runtime/futex.rs",
     "src/runtime/g.rs",
@@ -29,7 +33,6 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/preempt.rs",
     "src/runtime/run.rs",
     "src/runtime/save_area.rs",
-    "src/runtime/scan.rs",
     "src/runtime/sched.rs",
     "src/runtime/signal.rs",
     "src/runtime/stack.rs",
@@ -39,7 +42,9 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/time.rs",
     "src/runtime/tls.rs",
     "src/runtime/traceback.rs",
-    "src/runtime/unwind.rs",
+    "src/runtime/walk/exact.rs",
+    "src/runtime/walk/modules.rs",
+    "src/runtime/walk/scan.rs",
 ];
 
 struct Source {

@@ -14,7 +14,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::environment;
 use footbridge::jit::{
-    Code, FrameClass, GRANULE_BYTES, Jit, JitError, MemoryMode, Ops, Placement, look_up,
+    Code, FrameClass, GRANULE_BYTES, Jit, JitError, MemoryMode, Ops, Placement, lookup,
 };
 use footbridge::runtime::{self, Builder, Chan, Config, RunError, Shortage, StackError, scope};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, IntelFormatter, Register};
@@ -60,7 +60,7 @@ fn range(jit: &Jit) -> std::ops::Range<usize> {
 
 /// Every piece of code that the registry finds in the arena.
 fn published(jit: &Jit) -> BTreeSet<usize> {
-    range(jit).step_by(GRANULE_BYTES).filter_map(look_up).map(|found| found.start()).collect()
+    range(jit).step_by(GRANULE_BYTES).filter_map(lookup).map(|found| found.start()).collect()
 }
 
 /// Mappings of this process that are writable and executable, by procfs and by the region crate.
@@ -126,14 +126,14 @@ fn batches_of_protected_pages_run() {
         for (i, code) in codes.iter().enumerate() {
             assert_eq!(code.address() % 4096, 0, "published code has its pages for itself");
             assert_eq!(call(code), i as i32);
-            assert_eq!(look_up(code.address() + 3).map(|f| f.name()), Some(&*format!("batch {i}")));
+            assert_eq!(lookup(code.address() + 3).map(|f| f.name()), Some(&*format!("batch {i}")));
         }
     }
 }
 
 /// Decodes a stub as a disassembler sees it: text of each instruction until bytes that are none.
 fn disassemble(at: usize) -> Vec<(iced_x86::Instruction, String)> {
-    let stub = look_up(at).expect("published");
+    let stub = lookup(at).expect("published");
     // SAFETY: published code is readable and does not change.
     let bytes = unsafe { std::slice::from_raw_parts(at as *const u8, stub.len()) };
     let mut formatter = IntelFormatter::new();
@@ -179,7 +179,7 @@ fn helpers_out_of_reach_are_called_through_cells() {
             let cell = helper.ip_rel_memory_address() as usize;
             assert!(shown.starts_with("call"), "{shown}");
             assert_eq!(cell % 8, 0, "{shown}");
-            assert_eq!(look_up(cell).map(|f| f.start()), Some(target), "the cell is the stub's");
+            assert_eq!(lookup(cell).map(|f| f.start()), Some(target), "the cell is the stub's");
             // SAFETY: inside of the stub, which is readable.
             let address = unsafe { *(cell as *const usize) };
             assert!(address.abs_diff(text) < 1 << 30, "{address:#x} is not the shim");
@@ -254,7 +254,7 @@ fn a_full_sub_arena_says_so_and_the_others_go_on() {
         let unit = if mode == MemoryMode::DualMap { 64 } else { 4096 };
         let used: usize = codes.iter().map(|c| c.len().next_multiple_of(unit)).sum();
         assert_eq!(used, 524_288);
-        assert_eq!(look_up(codes[0].address()).map(|f| f.name()), Some("fills"));
+        assert_eq!(lookup(codes[0].address()).map(|f| f.name()), Some("fills"));
     }
 }
 
@@ -274,7 +274,7 @@ fn code_that_is_refused_leaves_nothing_behind() {
         assert_eq!(too_large.expect_err("too large").to_string(), text);
 
         let empty = install(&jit, "empty", |_| {});
-        let text = "code \"empty\" breaks the frame law: it has no instruction";
+        let text = "code \"empty\" breaks the frame contract: it has no instruction";
         assert_eq!(empty.expect_err("empty").to_string(), text);
 
         let undefined = install(&jit, "undefined", |ops| {
@@ -294,7 +294,7 @@ fn code_that_is_refused_leaves_nothing_behind() {
                     |ops| dynasm!(ops; .arch x64; mov rbp, rsp; push rbp; ret),
                 )
             };
-            let text = "code \"wrong\" breaks the frame law: its frame class starts with `push \
+            let text = "code \"wrong\" breaks the frame contract: its frame class starts with `push \
                         rbp; mov rbp, rsp` before anything else; code that makes no call may be \
                         FrameClass::Leaf";
             assert_eq!(wrong.expect_err("wrong prologue").to_string(), text);
@@ -302,7 +302,7 @@ fn code_that_is_refused_leaves_nothing_behind() {
         for class in [FrameClass::Entry, FrameClass::Root] {
             // SAFETY: never called.
             let own = unsafe { jit.install("own", class, |ops| dynasm!(ops; .arch x64; ret)) };
-            let text = "code \"own\" breaks the frame law: entry and root frames are made by the \
+            let text = "code \"own\" breaks the frame contract: entry and root frames are made by the \
                         crate's own stubs only";
             assert_eq!(own.expect_err("not for users").to_string(), text);
         }
@@ -385,7 +385,7 @@ fn a_forked_child_runs_what_is_there_and_installs_nothing() {
                     && stub == Err(JitError::ForkedChild)
                     && JitError::ForkedChild.to_string() == text
                     && !maps.lines().any(|l| l.contains("footbridge-code") && l.contains(" rw"))
-                    && look_up(code.address()).is_some_and(|f| f.name() == "shared");
+                    && lookup(code.address()).is_some_and(|f| f.name() == "shared");
                 // SAFETY: ends the process.
                 unsafe { libc::_exit(if fine { 7 } else { 8 }) }
             }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit, JitError, Ops, UnsafeRange, WhenUnsafe, look_up};
+use footbridge::jit::{Code, FrameClass, Jit, JitError, Ops, UnsafePointRange, WhenUnsafe, lookup};
 use footbridge::runtime::{
     self, Chan, Config, Entry, RunError, Stats, VectorState, checkpoint, go, go_migratable,
     gosched, scope, stats, systemstack, without_preemption,
@@ -196,9 +196,9 @@ fn polls_do_without_signals() {
 fn code_that_is_not_registered_as_preemptible_is_not_interrupted() {
     // Somebody is: else no signal is sent.
     let other = Waiter::new(Loop::Preemptible);
-    assert!(look_up(other.code.address()).expect("installed").is_preemptible());
+    assert!(lookup(other.code.address()).expect("installed").is_preemptible());
     let waiter = Waiter::new(Loop::Plain);
-    assert!(!look_up(waiter.code.address()).expect("installed").is_preemptible());
+    assert!(!lookup(waiter.code.address()).expect("installed").is_preemptible());
     run(2, || {
         let flag = AtomicU32::new(0);
         scope(|s| {
@@ -299,7 +299,7 @@ fn goroutine_functions_poll_when_they_return() {
 
 /// Adds one to a number so many times, by a load and a store: `fn(&mut u64, rounds)`. Goroutines of
 /// one thread that do it together lose none if the pair is not torn apart.
-fn increments(ranges: impl Fn(std::ops::Range<usize>) -> Vec<UnsafeRange>) -> (u64, Stats) {
+fn increments(ranges: impl Fn(std::ops::Range<usize>) -> Vec<UnsafePointRange>) -> (u64, Stats) {
     const ROUNDS: u64 = 2_000_000;
     const ADDERS: u64 = 4;
     let jit = Jit::new().expect("code memory");
@@ -350,7 +350,7 @@ fn unsafe_ranges_keep_pairs_of_instructions_together() {
     let (lost, stats) = increments(|_| vec![]);
     assert!(lost > 0, "nothing is lost without ranges: the test is blind. {stats:?}");
     for when in [WhenUnsafe::Skip, WhenUnsafe::Restart] {
-        let (lost, stats) = increments(|bytes| vec![UnsafeRange { bytes, when }]);
+        let (lost, stats) = increments(|bytes| vec![UnsafePointRange { bytes, when }]);
         assert_eq!(lost, 0, "{when:?}: {stats:?}");
         assert!(stats.asynchronous > 0, "{when:?}: {stats:?}");
         let skipped = stats.refused.unsafe_range;
@@ -848,7 +848,7 @@ fn ranges_that_make_no_sense_are_refused_when_code_is_installed() {
                     dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; pop rbp);
                 }
                 dynasm!(ops; .arch x64; ret);
-                vec![UnsafeRange { bytes, when }]
+                vec![UnsafePointRange { bytes, when }]
             })
         };
         code.err().map(|error| error.to_string())
@@ -881,7 +881,7 @@ fn ranges_that_make_no_sense_are_refused_when_code_is_installed() {
         })
     };
     for error in refused {
-        assert!(matches!(error, Some(JitError::FrameLaw { .. })), "{error:?}");
+        assert!(matches!(error, Some(JitError::FrameContract { .. })), "{error:?}");
     }
     // Polls whose slow paths are missing.
     let mut polls = jit.polls(SYSTEM_V).expect("of this machine");
@@ -951,14 +951,14 @@ fn foreign_code_can_be_preemptible() {
     // SAFETY: the mapping stays, and holds leaves.
     let region = unsafe { footbridge::jit::ForeignRegion::new(at..at + 4096, FrameClass::Leaf) };
     let region = region.expect("it is registered");
-    let too_long = UnsafeRange { bytes: 0..7, when: WhenUnsafe::Skip };
+    let too_long = UnsafePointRange { bytes: 0..7, when: WhenUnsafe::Skip };
     // SAFETY: the bytes are in place, and can be interrupted anywhere.
     let _code = unsafe {
         let refused = region.publish_preemptible("foreign", at..at + 6, vec![too_long]).err();
-        assert!(matches!(refused, Some(JitError::UnsafeRange { .. })), "{refused:?}");
+        assert!(matches!(refused, Some(JitError::UnsafePointRange { .. })), "{refused:?}");
         region.publish_preemptible("foreign", at..at + 6, vec![]).expect("it is published")
     };
-    assert!(look_up(at).expect("published").is_preemptible());
+    assert!(lookup(at).expect("published").is_preemptible());
     run(1, || {
         let flag = AtomicU32::new(0);
         scope(|s| {

@@ -24,9 +24,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use footbridge::abi::{AssignError, Assignment, Convention, Gpr, RegSet, Signature, Xmm};
-use footbridge::jit::{
-    Code, FrameClass, GRANULE_BYTES, Jit, JitError, StubInfo, StubKind, look_up,
-};
+use footbridge::jit::{Code, FrameClass, GRANULE_BYTES, Jit, JitError, StubInfo, StubKind, lookup};
 use footbridge::runtime::{
     self, Config, GoroutineFn, WaitReason, current, go, go_migratable, gopark, goready, gosched,
     systemstack,
@@ -129,7 +127,7 @@ fn check_goroutine_fn(
     assert_eq!(target.arrival(&arrival), [], "at the target of {convention} {text}");
     // SAFETY: the stub was bound to a leaked `Raw`.
     assert_eq!(unsafe { *(target.last_param() as *const u64) }, MAGIC);
-    assert_eq!(target.at_entry().gpr(Gpr::RBP), probe.call_rsp() - 16, "the frame law");
+    assert_eq!(target.at_entry().gpr(Gpr::RBP), probe.call_rsp() - 16, "the frame contract");
 
     let mut changes = probe.changes(may_change(convention), owned_bytes(&entry));
     changes.extend(probe.wrong_results(&entry, &results));
@@ -238,7 +236,7 @@ fn check_enter(
     let caller = *probe.before();
     let arrival = Arrival { caller: &caller, g: current_g(jit), values: &arguments };
     assert_eq!(target.arrival(&arrival), [], "at the target of {convention} {text}");
-    assert_eq!(target.at_entry().gpr(Gpr::RBP), probe.call_rsp() - 16, "the frame law");
+    assert_eq!(target.at_entry().gpr(Gpr::RBP), probe.call_rsp() - 16, "the frame contract");
 
     let mut changes = probe.changes(may_change(Convention::SystemV), owned_bytes(&entry));
     changes.extend(probe.wrong_results(&entry, &results));
@@ -418,7 +416,7 @@ fn what_is_wrong_at_a_target_is_reported() {
 /// The stub of a kind that is on the stack here.
 fn stub_on_stack(kind: StubKind) -> StubInfo {
     let pcs = native_unwind::return_addresses();
-    let mut stubs = pcs.into_iter().filter_map(look_up);
+    let mut stubs = pcs.into_iter().filter_map(lookup);
     stubs.find(|stub| stub.kind() == kind).expect("the unwinder sees it")
 }
 
@@ -595,7 +593,7 @@ fn gogo_changes_the_four_registers_of_a_gobuf_and_rcx() {
                 let away = n * GRANULE_BYTES;
                 [entry.start() - away, entry.start() + away]
             });
-            let mut stubs = around.filter_map(look_up);
+            let mut stubs = around.filter_map(lookup);
             let found = stubs.find(|s| s.kind() == StubKind::Switch && s.name() == name);
             found.expect("a switch stub of that name").start()
         };

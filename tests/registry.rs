@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{
-    Code, ForeignRegion, FrameClass, GRANULE_BYTES, Jit, JitError, StubKind, look_up,
+    Code, ForeignRegion, FrameClass, GRANULE_BYTES, Jit, JitError, StubKind, lookup,
 };
 use footbridge::runtime::{self, Chan, Config, TraceFrame, WaitReason, gosched};
 
@@ -25,12 +25,15 @@ fn filler(jit: &Jit, name: &str, class: FrameClass, len: usize) -> Code {
             if framed {
                 dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
             }
+            if class == FrameClass::Saved {
+                dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
+            }
             let end = len - if framed { 2 } else { 1 };
             while ops.offset().0 < end {
                 dynasm!(ops; .arch x64; nop);
             }
             if framed {
-                dynasm!(ops; .arch x64; pop rbp);
+                dynasm!(ops; .arch x64; leave);
             }
             dynasm!(ops; .arch x64; ret);
         })
@@ -74,7 +77,7 @@ fn a_look_up_tells_all_that_was_said_at_the_install() {
         let code = filler(&jit, &name, class, 200);
         assert_eq!(code.len(), 200);
         assert_eq!(code.address() % GRANULE_BYTES, 0);
-        let found = look_up(code.address() + 0x4a).expect("installed");
+        let found = lookup(code.address() + 0x4a).expect("installed");
         assert_eq!(found.name(), name);
         assert_eq!((found.kind(), found.frame_class()), (StubKind::User, class));
         assert_eq!((found.start(), found.len()), (code.address(), 200));
@@ -89,15 +92,15 @@ fn a_look_up_tells_all_that_was_said_at_the_install() {
         // The handle goes, the code stays known.
         let at = code.address();
         drop(code);
-        let found = look_up(at + 199).expect("retired code is recognisable");
+        let found = lookup(at + 199).expect("retired code is recognisable");
         assert!(found.is_retired());
         assert_eq!(found.name(), name);
         assert_eq!((found.kind(), found.frame_class()), (StubKind::User, class));
         assert_eq!((found.start(), found.len(), found.offset_bytes()), (at, 200, 199));
     }
-    assert!(look_up(0).is_none() && look_up(usize::MAX).is_none());
+    assert!(lookup(0).is_none() && lookup(usize::MAX).is_none());
     assert!(
-        look_up(filler as *const () as usize).is_none(),
+        lookup(filler as *const () as usize).is_none(),
         "the program's text is not code of ours"
     );
 }
@@ -117,7 +120,7 @@ fn stubs_of_every_kind_are_known_by_kind_name_and_signature() {
         )
     };
     let about = |address: usize| {
-        let found = look_up(address).expect("made above");
+        let found = lookup(address).expect("made above");
         let signature = found.signature().map(ToString::to_string);
         (found.kind(), found.frame_class(), found.name(), signature.unwrap_or_default())
     };
@@ -131,7 +134,7 @@ fn stubs_of_every_kind_are_known_by_kind_name_and_signature() {
     let addresses = [function.address(), entry.address(), spawn.address()];
     drop((function, entry, spawn));
     for address in addresses {
-        assert!(look_up(address).expect("recognisable").is_retired());
+        assert!(lookup(address).expect("recognisable").is_retired());
     }
 }
 
@@ -153,9 +156,9 @@ fn installs_and_drops_agree_with_a_map() {
         if random.below(3) < 2 || handles.is_empty() {
             let class = classes[random.below(3)];
             let len = match random.below(10) {
-                0 => 8 + random.below(40_000),
+                0 => 16 + random.below(40_000),
                 1 => GRANULE_BYTES * (1 + random.below(4)),
-                _ => 8 + random.below(400),
+                _ => 16 + random.below(400),
             };
             let name = format!("model {step}");
             let code = filler(&jit, &name, class, len);
@@ -184,7 +187,7 @@ fn installs_and_drops_agree_with_a_map() {
                 _ => lowest + random.below(highest - lowest),
             };
             let expected = model.range(..=pc).next_back().filter(|(_, k)| pc < k.granules_end);
-            match (expected, look_up(pc)) {
+            match (expected, lookup(pc)) {
                 (None, None) => misses += 1,
                 (Some((&start, known)), Some(found)) => {
                     hits += 1;
@@ -210,18 +213,18 @@ fn foreign_code_is_found_and_retired_like_our_own() {
     let range = base..base + (1 << 20);
     // SAFETY: the range is reserved for ever; nothing runs there.
     let region = unsafe { ForeignRegion::new(range, FrameClass::Saved) }.expect("registers");
-    assert!(look_up(base).is_none(), "a region without code");
+    assert!(lookup(base).is_none(), "a region without code");
     // SAFETY: there are no bytes that could change.
     let code = unsafe { region.publish("theirs", base + 128..base + 328) }.expect("publishes");
-    let found = look_up(base + 128 + 0x77).expect("published");
+    let found = lookup(base + 128 + 0x77).expect("published");
     assert_eq!((found.kind(), found.frame_class()), (StubKind::Foreign, FrameClass::Saved));
     assert_eq!((found.name(), found.start(), found.len()), ("theirs", base + 128, 200));
     assert_eq!(format!("{found:?}"), "jit theirs+0x77 (foreign code, saved frame)");
-    assert!(look_up(base + 127).is_none());
-    assert!(look_up(base + 128 + 256).is_none());
+    assert!(lookup(base + 127).is_none());
+    assert!(lookup(base + 128 + 256).is_none());
     drop(code);
-    assert!(look_up(base + 128).expect("recognisable").is_retired());
-    assert!(look_up(base + 128 + 199).expect("recognisable").is_retired());
+    assert!(lookup(base + 128).expect("recognisable").is_retired());
+    assert!(lookup(base + 128 + 199).expect("recognisable").is_retired());
 }
 
 /// What a refusal says, without the addresses.
@@ -290,7 +293,7 @@ fn foreign_ranges_that_break_a_rule_are_refused_with_the_rule() {
     let _front = publish(start..start + 64).expect("granule 0");
     let _behind = publish(start + 192..middle.end).expect("granule 3 to the end");
     // What was refused left nothing behind.
-    assert_eq!(look_up(start + 150).expect("granule 2").start(), start + 64);
+    assert_eq!(lookup(start + 150).expect("granule 2").start(), start + 64);
 }
 
 #[test]
@@ -315,7 +318,7 @@ fn a_process_has_64_regions() {
             let at = base + i * 64;
             // SAFETY: there are no bytes that could change.
             let _code = unsafe { region.publish("one", at..at + 1) }.expect("publishes");
-            assert_eq!(look_up(at + 5).expect("published").start(), at);
+            assert_eq!(lookup(at + 5).expect("published").start(), at);
         }
     })
     .assert_success();
@@ -358,7 +361,7 @@ fn code_too_long_for_the_way_back_of_a_word_is_found_from_its_middle() {
     // SAFETY: there are no bytes that could change.
     let code = unsafe { region.publish("long", start..start + LEN) }.expect("publishes");
     let check = |offset: usize, retired: bool| {
-        let found = look_up(start + offset).expect("inside");
+        let found = lookup(start + offset).expect("inside");
         assert_eq!((found.start(), found.offset_bytes(), found.len()), (start, offset, LEN));
         assert_eq!((found.name(), found.is_retired()), ("long", retired));
     };
@@ -373,7 +376,7 @@ fn code_too_long_for_the_way_back_of_a_word_is_found_from_its_middle() {
     for &offset in &offsets {
         check(offset, false);
     }
-    assert!(look_up(start - 1).is_none() && look_up(start + LEN).is_none());
+    assert!(lookup(start - 1).is_none() && lookup(start + LEN).is_none());
     drop(code);
     for &offset in &offsets {
         check(offset, true);
@@ -425,7 +428,7 @@ fn stubs_whose_handles_are_dropped_go_on_for_those_inside() {
         }
         drop((function, code, entry));
         for address in addresses {
-            assert!(look_up(address).expect("recognisable").is_retired());
+            assert!(lookup(address).expect("recognisable").is_retired());
         }
         for traceback in waiting() {
             let names: Vec<_> = traceback
@@ -514,7 +517,7 @@ mod in_a_handler {
             let (len, retired) =
                 (piece.len.load(Ordering::Relaxed), piece.retired.load(Ordering::Acquire));
             let pc = start + random() as usize % len;
-            let Some(found) = look_up(pc) else {
+            let Some(found) = lookup(pc) else {
                 expect(false);
                 continue;
             };
@@ -529,7 +532,7 @@ mod in_a_handler {
         // SAFETY: the kernel passes a valid context.
         let interrupted = unsafe { &*context.cast::<libc::ucontext_t>() };
         let pc = interrupted.uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
-        if let Some(found) = look_up(pc) {
+        if let Some(found) = lookup(pc) {
             OWN_PC_IN_CODE.fetch_add(1, Ordering::Relaxed);
             expect(found.start() <= pc && pc < found.start() + found.len());
             expect(found.offset_bytes() == pc - found.start());

@@ -129,7 +129,7 @@ impl Table {
         // What was true before the look-up must show in it.
         let must_be_retired = expected == 0 && self.retired.load(Ordering::Acquire);
         let must_be_found = self.escaped[expected].load(Ordering::Acquire);
-        let Some((word, head)) = protocol::look_up(&self.words, granule, orders) else {
+        let Some((word, head)) = protocol::lookup(&self.words, granule, orders) else {
             assert!(!must_be_found, "an address that was handed out is not found");
             return;
         };
@@ -165,7 +165,7 @@ fn explore(model: Model, first: &'static [usize], second: &'static [usize]) -> u
         // After all of it: both are found, one is retired.
         for granule in 0..GRANULES {
             let (word, _) =
-                protocol::look_up(&table.words, granule, model.protocol).expect("published");
+                protocol::lookup(&table.words, granule, model.protocol).expect("published");
             assert_eq!(word & RETIRED != 0, granule < PIECES[1].first);
         }
     });

@@ -37,7 +37,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit, StubKind, look_up};
+use footbridge::jit::{Code, FrameClass, Jit, StubKind, lookup};
 use footbridge::runtime::{
     self, Config, Entry, TraceFrame, Traceback, WaitReason, WalkEnd, current, gopark, goready,
     gosched, jit_frames, systemstack,
@@ -85,7 +85,7 @@ fn frames_from(piece: Piece) -> Vec<Piece> {
 }
 
 fn piece_at(pc: usize) -> Option<Piece> {
-    look_up(pc).map(|stub| (stub.kind(), stub.name()))
+    lookup(pc).map(|stub| (stub.kind(), stub.name()))
 }
 
 /// The pieces among these program counters.
@@ -311,7 +311,7 @@ fn step_through_the_scene() -> Vec<Trap> {
 
 /// Every instruction of a stub.
 fn decode(start: usize) -> BTreeMap<usize, Mnemonic> {
-    let len = look_up(start).expect("the start of a stub").len();
+    let len = lookup(start).expect("the start of a stub").len();
     // SAFETY: published code stays readable.
     let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
     let decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
@@ -351,7 +351,7 @@ fn the_exact_walk_is_right_at_every_instruction_of_every_stub() {
     let traps = step_through_the_scene();
     let mut wrong = Vec::new();
     for trap in traps.iter().filter(|trap| trap.in_stub) {
-        let stub = look_up(trap.pc).expect("the trap found it");
+        let stub = lookup(trap.pc).expect("the trap found it");
         let piece = (stub.kind(), stub.name());
         // Between two stacks a walk cannot tell what is older, and says so.
         let (frames, end) = match piece {
@@ -372,7 +372,7 @@ fn every_instruction_of_every_stub_is_stepped_over() {
     let traps = step_through_the_scene();
     let mut seen: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
     for trap in traps.iter().filter(|trap| trap.in_stub) {
-        let stub = look_up(trap.pc).expect("the trap found it");
+        let stub = lookup(trap.pc).expect("the trap found it");
         seen.entry(stub.start()).or_default().insert(trap.pc);
     }
     let mut found = BTreeSet::new();

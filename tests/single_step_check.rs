@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{FrameClass, Jit, StubKind, look_up};
+use footbridge::jit::{FrameClass, Jit, StubKind, lookup};
 use footbridge::runtime::{self, Config, WalkEnd, stats};
 use iced_x86::{Decoder, DecoderOptions};
 use step::stepped;
@@ -28,7 +28,7 @@ const POLL: Piece = (StubKind::Preempt, "poll");
 
 /// Where the instructions of a stub start, as bytes from its start.
 fn instructions(start: usize) -> BTreeSet<usize> {
-    let len = look_up(start).expect("the start of a stub").len();
+    let len = lookup(start).expect("the start of a stub").len();
     // SAFETY: published code stays readable.
     let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
     let decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
@@ -92,7 +92,7 @@ fn the_walk_is_right_at_every_instruction_of_a_check() {
             let found: Vec<Piece> = trap
                 .frames()
                 .iter()
-                .map(|&pc| look_up(pc).expect("the walk found it"))
+                .map(|&pc| lookup(pc).expect("the walk found it"))
                 .map(|stub| (stub.kind(), stub.name()))
                 .collect();
             if !trap.in_stub {
@@ -100,7 +100,7 @@ fn the_walk_is_right_at_every_instruction_of_a_check() {
                 assert!(found.is_empty() || found == aside, "at {:#x}: {found:?}", trap.pc);
                 continue;
             }
-            let stub = look_up(trap.pc).expect("the trap found it");
+            let stub = lookup(trap.pc).expect("the trap found it");
             seen.entry(stub.start()).or_default().insert(stub.offset_bytes());
             let piece = (stub.kind(), stub.name());
             let (expected, end) = match piece {
@@ -118,8 +118,7 @@ fn the_walk_is_right_at_every_instruction_of_a_check() {
         assert_eq!(seen[&code.address()], instructions(code.address()), "{name}");
     }
     // Of the stub all but what leads to the panic.
-    let stub =
-        seen.keys().copied().find(|&start| look_up(start).map(|s| s.kind()) == Some(CHECK.0));
+    let stub = seen.keys().copied().find(|&start| lookup(start).map(|s| s.kind()) == Some(CHECK.0));
     let stub = stub.expect("it was stepped through");
     let (all, stepped) = (instructions(stub), &seen[&stub]);
     let skipped: Vec<_> = all.difference(stepped).collect();

@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{FrameClass, Jit, Ops, StubInfo, StubKind, UnsafeRange, WhenUnsafe, look_up};
+use footbridge::jit::{
+    FrameClass, Jit, Ops, StubInfo, StubKind, UnsafePointRange, WhenUnsafe, lookup,
+};
 use footbridge::runtime::{
     self, Config, Entry, Stats, TraceFrame, WalkEnd, gosched, request_preemption, stats,
 };
@@ -50,7 +52,7 @@ fn piece_of(stub: &StubInfo) -> Piece {
 }
 
 fn pieces(pcs: &[usize]) -> Vec<Piece> {
-    pcs.iter().map(|&pc| piece_of(&look_up(pc).expect("the walk found it"))).collect()
+    pcs.iter().map(|&pc| piece_of(&lookup(pc).expect("the walk found it"))).collect()
 }
 
 /// Sysmon is there, so that there are means to preempt, and asks nobody.
@@ -89,7 +91,7 @@ impl Scene {
 
 /// Where the instructions of a stub start, as bytes from its start.
 fn decode(start: usize) -> BTreeSet<usize> {
-    let len = look_up(start).expect("the start of a stub").len();
+    let len = lookup(start).expect("the start of a stub").len();
     // SAFETY: published code stays readable.
     let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
     let decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
@@ -320,7 +322,7 @@ impl Seen {
                 self.native.insert(format!("{found:?}"));
                 continue;
             }
-            let stub = look_up(trap.pc).expect("the trap found it");
+            let stub = lookup(trap.pc).expect("the trap found it");
             self.stepped.entry(stub.start()).or_default().insert(stub.offset_bytes());
             let piece = piece_of(&stub);
             let (expected, end) = match piece {
@@ -342,7 +344,7 @@ impl Seen {
     /// All of the instructions of a stub were stepped over, but for these.
     fn assert_complete(&self, name: &str, but: &[usize]) {
         let starts = self.stepped.keys().filter(|&&start| {
-            look_up(start).is_some_and(|stub| stub.kind() == Preempt && stub.name() == name)
+            lookup(start).is_some_and(|stub| stub.kind() == Preempt && stub.name() == name)
         });
         let starts: Vec<_> = starts.collect();
         assert_eq!(starts.len(), 1, "{name}");
@@ -485,7 +487,7 @@ fn code_that_is_called_by_its_bare_address_leaves_the_anchor_as_it_was() {
                 let mut was_aside = false;
                 for trap in &traps {
                     let found = pieces(trap.frames());
-                    let Some(stub) = look_up(trap.pc) else {
+                    let Some(stub) = lookup(trap.pc) else {
                         // Before, in, and after the call; in what was put aside; in the scheduler.
                         let inner = found.strip_suffix(&outer[..]).unwrap_or(&found);
                         let known = inner.is_empty()
@@ -564,7 +566,7 @@ fn unsafe_ranges_are_skipped_or_begun_anew() {
                 dynasm!(ops; .arch x64; lea rax, [rcx + rcx]; lea rax, [rax + rax + 5]);
                 range.end = ops.offset().0;
                 dynasm!(ops; .arch x64; lea rax, [rax + 2 * rcx]; ret);
-                vec![UnsafeRange { bytes: range.clone(), when }]
+                vec![UnsafePointRange { bytes: range.clone(), when }]
             })
         };
         let scene = Scene::enter(code.expect("it installs"), "ranged", SYSTEM_V);

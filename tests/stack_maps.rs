@@ -22,7 +22,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Gpr};
 use footbridge::jit::{
     Annotations, Code, ForeignRegion, FrameClass, Jit, JitError, LiveAt, LiveSlot, Ops, StubKind,
-    UnsafeRange, WhenUnsafe, look_up,
+    UnsafePointRange, WhenUnsafe, lookup,
 };
 use footbridge::runtime::{
     self, Chan, Config, Entry, ScanFrame, WalkEnd, gosched, request_preemption, scan_own_stack,
@@ -225,7 +225,7 @@ impl Scene {
 }
 
 fn instructions(start: usize) -> Vec<usize> {
-    let len = look_up(start).expect("published code").len();
+    let len = lookup(start).expect("published code").len();
     // SAFETY: published code stays readable.
     let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
     let decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
@@ -247,7 +247,7 @@ fn ask_and_move(pc: usize) {
         ASK_AT.store(0, Ordering::Relaxed);
         request_preemption(0);
     }
-    if look_up(pc).is_some() {
+    if lookup(pc).is_some() {
         return;
     }
     // SAFETY: null, or a heap, which is leaked.
@@ -652,7 +652,7 @@ fn ask_and_read(pc: usize) {
         ASK_AT.store(0, Ordering::Relaxed);
         request_preemption(0);
     }
-    if look_up(pc).is_some() || READ.load(Ordering::Relaxed) {
+    if lookup(pc).is_some() || READ.load(Ordering::Relaxed) {
         return;
     }
     scan_own_stack(|frame| {
@@ -1117,11 +1117,16 @@ fn maps_that_make_no_sense_are_refused_when_code_is_installed() {
         // SAFETY: never called.
         let code = unsafe {
             jit.install_with("wrong map", class, |ops| {
-                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; nop; pop rbp; ret);
+                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+                match class {
+                    FrameClass::Saved => dynasm!(ops
+                        ; .arch x64; push rbx; push r12; push r13; push r14; push r15; leave; ret),
+                    _ => dynasm!(ops; .arch x64; nop; pop rbp; ret),
+                }
                 Annotations { stack_map: Some(entries), ..Annotations::default() }
             })
         };
-        code.map(|code| look_up(code.address()).and_then(|stub| stub.stack_map()))
+        code.map(|code| lookup(code.address()).and_then(|stub| stub.stack_map()))
     };
     let entry = |bytes, slots: &[LiveSlot]| LiveAt { bytes, slots: slots.to_vec() };
     let map = install(FrameClass::Standard, vec![entry(4..7, &[Frame(-8), RAX]), entry(0..4, &[])]);
@@ -1152,7 +1157,7 @@ fn maps_that_make_no_sense_are_refused_when_code_is_installed() {
         assert_eq!(error.to_string(), text);
     }
     // Both kinds of annotations are looked at.
-    let range = UnsafeRange { bytes: 0..1, when: WhenUnsafe::Restart };
+    let range = UnsafePointRange { bytes: 0..1, when: WhenUnsafe::Restart };
     // SAFETY: never called.
     let refused = unsafe {
         jit.install_with("wrong", FrameClass::Standard, |ops| {
@@ -1160,7 +1165,7 @@ fn maps_that_make_no_sense_are_refused_when_code_is_installed() {
             Annotations { preemptible: Some(vec![range]), stack_map: Some(vec![]) }
         })
     };
-    assert!(matches!(refused, Err(JitError::UnsafeRange { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(JitError::UnsafePointRange { .. })), "{refused:?}");
 }
 
 #[test]
@@ -1184,7 +1189,7 @@ fn code_without_a_map_has_none_and_an_empty_map_is_one() {
         ]
     };
     let said = codes.map(|code| {
-        let stub = look_up(code.expect("it installs").address()).expect("published");
+        let stub = lookup(code.expect("it installs").address()).expect("published");
         (stub.is_preemptible(), stub.stack_map().map(|map| map.entries().len()))
     });
     assert_eq!(said, [(false, None), (true, None), (false, Some(0))]);
@@ -1217,7 +1222,7 @@ fn foreign_code_can_have_a_map() {
     let Some(JitError::StackMap { rule, .. }) = refused else { panic!("{refused:?}") };
     assert_eq!(rule, "a leaf has the 128 bytes below rsp only");
     let _code = publish("foreign", 0..9, RDI).expect("it is published");
-    let map = look_up(at).and_then(|stub| stub.stack_map()).expect("it has one");
+    let map = lookup(at).and_then(|stub| stub.stack_map()).expect("it has one");
     assert_eq!((map.live_at(8), map.live_at(9)), (&[RDI][..], &[][..]));
     let config = Config { processors: 2, ..Config::default() };
     let run = config.run(|| {

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, VecAssembler, dynasm};
 use footbridge::abi::{Convention, Plan, PlanRequest, RegSet, Signature, Type};
-use footbridge::jit::{
-    AdapterCode, AdapterSpec, Binding, Code, FrameClass, Jit, JitError, look_up,
-};
+use footbridge::jit::{AdapterCode, AdapterSpec, Binding, Code, FrameClass, Jit, JitError, lookup};
 use footbridge::runtime::{Adapter, Entry, GoroutineFn};
 
 use crate::meter::Subject;
@@ -178,7 +176,7 @@ fn time<T>(
     }
     let time = start.elapsed();
     for stub in &made {
-        let found = look_up(address(stub)).expect("it was published");
+        let found = lookup(address(stub)).expect("it was published");
         assert_eq!(found.start(), address(stub));
     }
     time

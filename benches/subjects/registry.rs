@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit, look_up};
+use footbridge::jit::{Code, FrameClass, Jit, lookup};
 use footbridge::runtime::{Config, Entry, GoroutineFn, WalkEnd, jit_frames};
 
 use crate::meter::Subject;
@@ -31,17 +31,17 @@ const CHAIN: &str = "bare chain of frame pointers, per frame";
 pub fn subjects() -> Vec<Subject> {
     let of = |count: usize, kind: Kind| move |n: u64| ask(Population::of(count), kind, n);
     vec![
-        Subject::new("look_up, 1 stub", of(1, Kind::LookUp)).against("sorted Vec, 1 stub"),
+        Subject::new("lookup, 1 stub", of(1, Kind::LookUp)).against("sorted Vec, 1 stub"),
         Subject::new("sorted Vec, 1 stub", of(1, Kind::SortedVec)),
-        Subject::new("look_up, 1k stubs", of(1000, Kind::LookUp)).against("sorted Vec, 1k stubs"),
+        Subject::new("lookup, 1k stubs", of(1000, Kind::LookUp)).against("sorted Vec, 1k stubs"),
         Subject::new("sorted Vec, 1k stubs", of(1000, Kind::SortedVec)),
-        Subject::new("look_up, 1M stubs", of(MILLION, Kind::LookUp))
+        Subject::new("lookup, 1M stubs", of(MILLION, Kind::LookUp))
             .at_most(5.0)
             .faster_than(VEC_1M, 50.0)
             .against(BTREE_1M),
-        Subject::new("look_up, 1M stubs, each waits for the last", of(MILLION, Kind::Chained)),
-        Subject::new("look_up and length, 1M stubs", of(MILLION, Kind::Length)),
-        Subject::new("look_up of no stub, 1M stubs", of(MILLION, Kind::Miss)),
+        Subject::new("lookup, 1M stubs, each waits for the last", of(MILLION, Kind::Chained)),
+        Subject::new("lookup and length, 1M stubs", of(MILLION, Kind::Length)),
+        Subject::new("lookup of no stub, 1M stubs", of(MILLION, Kind::Miss)),
         Subject::new(VEC_1M, of(MILLION, Kind::SortedVec)),
         Subject::new(BTREE_1M, of(MILLION, Kind::BTree)),
         Subject::new(CHAIN, |n| walk(n, true)),
@@ -147,7 +147,7 @@ impl Population {
 fn ask(population: &Population, kind: Kind, iterations: u64) -> Duration {
     match kind {
         Kind::LookUp => {
-            answers(population, iterations, |pc| look_up(pc).map_or(0, |stub| stub.start()))
+            answers(population, iterations, |pc| lookup(pc).map_or(0, |stub| stub.start()))
         }
         Kind::SortedVec => {
             answers(population, iterations, |pc| population.in_sorted(pc).unwrap_or(0))
@@ -157,7 +157,7 @@ fn ask(population: &Population, kind: Kind, iterations: u64) -> Duration {
             let (none, mut last) = (black_box(0), 0);
             answers(population, iterations, |pc| {
                 // The same pc, but not before the last answer is known.
-                let stub = look_up(pc + (last & none));
+                let stub = lookup(pc + (last & none));
                 let start = stub.map_or(0, |stub| stub.start());
                 last = start;
                 start
@@ -166,7 +166,7 @@ fn ask(population: &Population, kind: Kind, iterations: u64) -> Duration {
         Kind::Length => {
             let mut longest = 0;
             let time = answers(population, iterations, |pc| {
-                look_up(pc).map_or(0, |stub| {
+                lookup(pc).map_or(0, |stub| {
                     longest = longest.max(stub.len());
                     stub.start()
                 })
@@ -179,7 +179,7 @@ fn ask(population: &Population, kind: Kind, iterations: u64) -> Duration {
             let mut missed = 0;
             let start = Instant::now();
             for n in 0..iterations {
-                missed += u64::from(look_up(black_box(far + n as usize % 64)).is_none());
+                missed += u64::from(lookup(black_box(far + n as usize % 64)).is_none());
             }
             let time = start.elapsed();
             assert_eq!(missed, iterations);

@@ -2,7 +2,7 @@
 
 use super::error::JitError;
 use super::frame::FrameClass;
-use super::preemptible::{self, UnsafeRange};
+use super::safe_point::{self, UnsafePointRange};
 use super::stack_map::{LiveAt, StackMap};
 
 /// What is known of a piece of code besides its name and frame class. The default is nothing: it is
@@ -11,7 +11,7 @@ use super::stack_map::{LiveAt, StackMap};
 pub struct Annotations {
     /// The code may be interrupted for another goroutine, outside of these ranges: the promises of
     /// [`Jit::install_preemptible`](super::Jit::install_preemptible).
-    pub preemptible: Option<Vec<UnsafeRange>>,
+    pub preemptible: Option<Vec<UnsafePointRange>>,
     /// Where the code has live pointers. An empty map says that it never has one.
     pub stack_map: Option<Vec<LiveAt>>,
 }
@@ -20,7 +20,7 @@ pub struct Annotations {
 #[derive(Default)]
 pub(crate) struct Checked {
     /// Sorted.
-    pub(crate) preemptible: Option<Vec<UnsafeRange>>,
+    pub(crate) preemptible: Option<Vec<UnsafePointRange>>,
     pub(crate) stack_map: Option<StackMap>,
 }
 
@@ -34,7 +34,7 @@ impl Annotations {
     ) -> Result<Checked, JitError> {
         let preemptible = self
             .preemptible
-            .map(|ranges| preemptible::check(name, code_bytes, class.prologue_bytes(), ranges));
+            .map(|ranges| safe_point::check(name, code_bytes, class.prologue_bytes(), ranges));
         let stack_map =
             self.stack_map.map(|entries| StackMap::check(name, class, code_bytes, entries));
         Ok(Checked { preemptible: preemptible.transpose()?, stack_map: stack_map.transpose()? })

@@ -9,13 +9,16 @@
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use dynasmrt::VecAssembler;
+use dynasmrt::relocations::Relocation;
+
 use super::annotations::{Annotations, Checked};
-use super::eh_frame;
-use super::emit::x86_64::Ops;
 use super::error::JitError;
-use super::frame::FrameClass;
+use super::frame::{FrameClass, FrameReport, GRANULE_BYTES, HOST};
+use super::leaf;
 use super::mem::{self, CHUNK_BYTES, CodeMemory, MemoryMode, Placement};
-use super::registry::{Flags, GRANULE_BYTES, Publication, Region, StubId, StubKind};
+use super::registry::{Flags, Publication, Region, StubId, StubKind};
+use super::unwind;
 use crate::abi::Signature;
 
 /// Room that every stub of the crate itself fits in, apart from its moves.
@@ -31,6 +34,7 @@ pub(crate) struct Arena {
     region: &'static Region,
     classes: [SubArena; FrameClass::ALL.len()],
     max_code_bytes: usize,
+    checked: bool,
 }
 
 /// The part of the arena that one unwind rule covers. Offsets are from the arena's base.
@@ -71,15 +75,12 @@ impl Arena {
         bytes: usize,
         mode: MemoryMode,
         placement: Placement,
+        checked: bool,
     ) -> Result<&'static Self, JitError> {
         mem::watch_forks();
         // Root 1/64, leaf 2/16, entry and barrier 1/16 each, saved 4/16, standard the rest.
         let size = bytes.max(MIN_ARENA_BYTES).checked_next_multiple_of(64 * CHUNK_BYTES);
-        let size = size.ok_or(JitError::System {
-            call: "mmap(2)",
-            errno: libc::ENOMEM,
-            purpose: "no address space is as large as what was asked for; reserve less",
-        })?;
+        let size = size.ok_or_else(mem::too_large)?;
         let memory = CodeMemory::reserve(size, mode, placement)?;
         let region = Region::add(memory.base(), size)?;
         let mut at = 0;
@@ -104,9 +105,9 @@ impl Arena {
                 (memory.base() + sub.range.start..memory.base() + sub.range.end, class)
             })
             .collect();
-        eh_frame::register(&ranges);
+        unwind::register(&ranges);
         let max_code_bytes = MAX_CODE_BYTES.min(size / 16);
-        Ok(Box::leak(Box::new(Self { memory, region, classes, max_code_bytes })))
+        Ok(Box::leak(Box::new(Self { memory, region, classes, max_code_bytes, checked })))
     }
 
     pub(crate) fn memory(&self) -> &CodeMemory {
@@ -118,57 +119,56 @@ impl Arena {
         self.memory.base()..self.memory.base() + self.memory.size()
     }
 
+    /// Whether contracts are checked that cost time to check.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.checked
+    }
+
     /// The longest piece of code that `emit` takes.
     pub(crate) fn max_code_bytes(&self) -> usize {
         self.max_code_bytes
     }
 
-    /// Emits at most `bound_bytes` of code and publishes them.
+    /// Emits at most `bound_bytes` of code of a stub of the crate, and publishes them.
     ///
-    /// `body` emits, and says after how many bytes the frame is complete; it runs without any lock
-    /// held, so it may emit other stubs.
-    pub(crate) fn emit(
+    /// `body` emits, and reports its frame; it runs without any lock held, so it may emit other
+    /// stubs.
+    pub(crate) fn emit<R: Relocation>(
         &'static self,
         spec: &StubSpec<'_>,
         bound_bytes: usize,
-        body: impl FnOnce(&mut Ops) -> usize,
+        body: impl FnOnce(&mut VecAssembler<R>) -> FrameReport,
     ) -> Result<StubId, JitError> {
         self.emit_code(spec, bound_bytes, |ops| (body(ops), Annotations::default()))
     }
 
-    /// As [`Self::emit`], for code of which `body` says more.
-    pub(crate) fn emit_annotated(
+    /// As [`Self::emit`], for code of a user, of which `body` says more.
+    pub(crate) fn emit_annotated<R: Relocation>(
         &'static self,
         spec: &StubSpec<'_>,
         bound_bytes: usize,
-        body: impl FnOnce(&mut Ops) -> Annotations,
+        body: impl FnOnce(&mut VecAssembler<R>) -> Annotations,
     ) -> Result<StubId, JitError> {
-        self.emit_code(spec, bound_bytes, |ops| {
-            let annotations = body(ops);
-            (spec.class.prologue_bytes(), annotations)
-        })
+        self.emit_code(spec, bound_bytes, |ops| (FrameReport::NONE, body(ops)))
     }
 
-    fn emit_code(
+    fn emit_code<R: Relocation>(
         &'static self,
         spec: &StubSpec<'_>,
         bound_bytes: usize,
-        body: impl FnOnce(&mut Ops) -> (usize, Annotations),
+        body: impl FnOnce(&mut VecAssembler<R>) -> (FrameReport, Annotations),
     ) -> Result<StubId, JitError> {
         if mem::is_forked_child() {
             return Err(JitError::ForkedChild);
         }
         let mut lease = self.lease(spec.class, bound_bytes)?;
         let start = self.memory.base() + lease.window().at;
-        let mut ops = Ops::new_with_capacity(start, 256, 0, 0, 8, 0, 8);
-        let (prologue_bytes, annotations) = body(&mut ops);
-        let code = ops.finalize().map_err(|error| JitError::Assemble {
-            name: spec.name.into(),
-            reason: error.to_string(),
-        })?;
+        let mut ops = VecAssembler::new_with_capacity(start, 256, 0, 0, 8, 0, 8);
+        let (report, annotations) = body(&mut ops);
+        let code = ops.finalize().map_err(|error| JitError::assemble(spec.name, error))?;
         if code.is_empty() {
             let rule = "it has no instruction";
-            return Err(JitError::FrameLaw { name: spec.name.into(), rule });
+            return Err(JitError::FrameContract { name: spec.name.into(), rule });
         }
         if code.len() > bound_bytes {
             return Err(JitError::CodeTooLarge { bytes: code.len(), limit_bytes: bound_bytes });
@@ -176,10 +176,17 @@ impl Arena {
         if code.len() > lease.window().room() {
             return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
         }
-        check_frame_law(spec.name, spec.class, &code)?;
+        spec.class.check(spec.name, &code)?;
+        if spec.kind == StubKind::User
+            && spec.class == FrameClass::Leaf
+            && (self.checked || cfg!(debug_assertions))
+            && let Some(offset_bytes) = leaf::call_in(HOST, &code)
+        {
+            return Err(JitError::LeafCalls { name: spec.name.into(), offset_bytes });
+        }
         let annotations = annotations.check(spec.name, spec.class, code.len())?;
         let name = intern(spec.name);
-        self.publish(lease.window(), spec, &code, prologue_bytes, name, annotations)
+        self.publish(lease.window(), spec, &code, report, name, annotations)
     }
 
     /// Publishes code that runs at any address, under a name that lives as long.
@@ -187,18 +194,18 @@ impl Arena {
         &'static self,
         spec: &StubSpec<'static>,
         code: &[u8],
-        prologue_bytes: usize,
+        report: FrameReport,
     ) -> Result<StubId, JitError> {
         if mem::is_forked_child() {
             return Err(JitError::ForkedChild);
         }
-        check_frame_law(spec.name, spec.class, code)?;
+        spec.class.check(spec.name, code)?;
         let mut lease = self.lease(spec.class, code.len())?;
         if code.len() > lease.window().room() {
             return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
         }
         let nothing = Checked::default();
-        self.publish(lease.window(), spec, code, prologue_bytes, spec.name, nothing)
+        self.publish(lease.window(), spec, code, report, spec.name, nothing)
     }
 
     /// Copies code to the front of a window and makes it known.
@@ -207,7 +214,7 @@ impl Arena {
         window: &mut Window,
         spec: &StubSpec<'_>,
         code: &[u8],
-        prologue_bytes: usize,
+        report: FrameReport,
         name: &'static str,
         annotations: Checked,
     ) -> Result<StubId, JitError> {
@@ -216,7 +223,7 @@ impl Arena {
         let publication = Publication {
             start,
             len: code.len(),
-            prologue_bytes: prologue_bytes as u32,
+            report,
             flags: Flags::new(spec.kind, spec.class),
             name,
             signature: spec.signature,
@@ -300,20 +307,6 @@ impl Drop for Lease {
         let mut space = self.sub.space.lock().unwrap_or_else(PoisonError::into_inner);
         space.open.extend(self.window.take());
     }
-}
-
-/// A framed class starts with `push rbp; mov rbp, rsp`: walks and unwinds rely on it.
-pub(super) fn check_frame_law(name: &str, class: FrameClass, code: &[u8]) -> Result<(), JitError> {
-    const PROLOGUES: [[u8; 4]; 2] = [[0x55, 0x48, 0x89, 0xe5], [0x55, 0x48, 0x8b, 0xec]];
-    let framed = !matches!(class, FrameClass::Leaf | FrameClass::Root);
-    if framed && !PROLOGUES.iter().any(|p| code.starts_with(p)) {
-        return Err(JitError::FrameLaw {
-            name: name.into(),
-            rule: "its frame class starts with `push rbp; mov rbp, rsp` before anything else; \
-                   code that makes no call may be FrameClass::Leaf",
-        });
-    }
-    Ok(())
 }
 
 /// One copy of each name, for ever: descriptors outlive every handle.

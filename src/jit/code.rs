@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::annotations::Annotations;
 use super::arena::{Arena, StubSpec};
-use super::emit::x86_64::Ops;
+use super::emit::Ops;
 use super::error::JitError;
 use super::frame::FrameClass;
 use super::mem::{MemoryMode, Placement};
-use super::preemptible::UnsafeRange;
-use super::registry::{StubId, StubKind, look_up};
+use super::registry::{StubId, StubKind, lookup};
+use super::safe_point::UnsafePointRange;
 
 /// Default size of the reservation.
 const DEFAULT_RESERVE_BYTES: usize = 1 << 30;
@@ -21,6 +21,7 @@ pub struct JitBuilder {
     reserve_bytes: usize,
     memory: MemoryMode,
     placement: Placement,
+    checked: bool,
 }
 
 impl JitBuilder {
@@ -48,12 +49,40 @@ impl JitBuilder {
         self
     }
 
+    /// Whether contracts are checked that code and its callers must keep, at the price of some time
+    /// for each installation and each call. The default is no.
+    ///
+    /// * At installation (in debug builds always): code of [`FrameClass::Leaf`] that calls is refused
+    ///   ([`JitError::LeafCalls`]).
+    /// * In each goroutine function and spawn stub: the caller has rsp at a multiple of 16 where its
+    ///   convention demands that, and in `GoAbiInternal` r14 is the goroutine that runs. Otherwise the
+    ///   process ends with a message that names the stub.
+    ///
+    /// ```
+    /// use dynasmrt::{DynasmApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit, JitError};
+    ///
+    /// let jit = Jit::builder().reserve_bytes(4 << 20).checked(true).build()?;
+    /// // SAFETY: it is refused.
+    /// let leaf = unsafe {
+    ///     jit.install("no leaf", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; nop; call rax; ret))
+    /// };
+    /// assert!(matches!(leaf, Err(JitError::LeafCalls { offset_bytes: 1, .. })));
+    /// # Ok::<(), JitError>(())
+    /// ```
+    #[must_use]
+    pub fn checked(mut self, checked: bool) -> Self {
+        self.checked = checked;
+        self
+    }
+
     /// Makes an arena of its own. Arenas are never freed, and a process can have about 60.
     ///
     /// # Errors
     /// A mapping was refused ([`JitError::System`]), or there are too many arenas.
     pub fn build(self) -> Result<Jit, JitError> {
-        Ok(Jit { arena: Arena::new(self.reserve_bytes, self.memory, self.placement)? })
+        let Self { reserve_bytes, memory, placement, checked } = self;
+        Ok(Jit { arena: Arena::new(reserve_bytes, memory, placement, checked)? })
     }
 }
 
@@ -88,6 +117,7 @@ impl Jit {
             reserve_bytes: DEFAULT_RESERVE_BYTES,
             memory: MemoryMode::Auto,
             placement: Placement::Near,
+            checked: false,
         }
     }
 
@@ -105,7 +135,7 @@ impl Jit {
     /// let answer = unsafe {
     ///     jit.install("answer", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; mov eax, 42; ret))?
     /// };
-    /// assert_eq!(footbridge::jit::look_up(answer.address()).map(|stub| stub.name()), Some("answer"));
+    /// assert_eq!(footbridge::jit::lookup(answer.address()).map(|stub| stub.name()), Some("answer"));
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
     ///
@@ -160,7 +190,7 @@ impl Jit {
     ///         vec![]
     ///     })?
     /// };
-    /// let found = footbridge::jit::look_up(count.address()).expect("installed");
+    /// let found = footbridge::jit::lookup(count.address()).expect("installed");
     /// assert!(found.is_preemptible());
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
@@ -192,7 +222,7 @@ impl Jit {
         &self,
         name: &str,
         class: FrameClass,
-        body: impl FnOnce(&mut Ops) -> Vec<UnsafeRange>,
+        body: impl FnOnce(&mut Ops) -> Vec<UnsafePointRange>,
     ) -> Result<Code, JitError> {
         let body =
             |ops: &mut Ops| Annotations { preemptible: Some(body(ops)), ..Annotations::default() };
@@ -225,7 +255,7 @@ impl Jit {
     ///         }
     ///     })?
     /// };
-    /// let found = footbridge::jit::look_up(second.address()).expect("installed");
+    /// let found = footbridge::jit::lookup(second.address()).expect("installed");
     /// let map = found.stack_map().expect("it has one");
     /// assert_eq!(map.live_at(0), [LiveSlot::Register(Gpr::RDI)]);
     /// # Ok::<(), footbridge::jit::JitError>(())
@@ -275,7 +305,7 @@ impl Jit {
 fn user_code(name: &str, class: FrameClass) -> Result<StubSpec<'_>, JitError> {
     if matches!(class, FrameClass::Entry | FrameClass::Root) {
         let rule = "entry and root frames are made by the crate's own stubs only";
-        return Err(JitError::FrameLaw { name: name.into(), rule });
+        return Err(JitError::FrameContract { name: name.into(), rule });
     }
     Ok(StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 })
 }
@@ -331,7 +361,7 @@ impl Code {
 
 impl std::fmt::Debug for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = look_up(self.address()).map_or("?", |stub| stub.name());
+        let name = lookup(self.address()).map_or("?", |stub| stub.name());
         write!(f, "Code({name:?} at {:#x}, {} bytes)", self.address(), self.len())
     }
 }

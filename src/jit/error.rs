@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use dynasmrt::DynasmError;
+
 use crate::abi::{AssignError, PlanError};
 
 /// Why code memory could not be made or a stub could not be emitted.
@@ -42,11 +44,26 @@ pub enum JitError {
         limit: usize,
     },
     /// The code that was emitted does not follow the law of the frame class it was declared with.
-    FrameLaw {
+    FrameContract {
         /// Name of the code.
         name: String,
         /// The class and the rule.
         rule: &'static str,
+    },
+    /// Code of frame class `Leaf` makes a call. Found in debug builds, and where the
+    /// [`Jit`](super::Jit) is a checked one.
+    LeafCalls {
+        /// Name of the code.
+        name: String,
+        /// Where the call is, in bytes from the start of the code.
+        offset_bytes: usize,
+    },
+    /// What a stub is to call is not an address of code: it is in the first page of memory.
+    NullTarget {
+        /// The stub's kind.
+        stub: &'static str,
+        /// The address that was given.
+        address: usize,
     },
     /// dynasm could not resolve the code: an unknown label, or a target out of reach.
     Assemble {
@@ -66,7 +83,7 @@ pub enum JitError {
         rule: &'static str,
     },
     /// A range of preemptible code that its author declared unsafe makes no sense.
-    UnsafeRange {
+    UnsafePointRange {
         /// Name of the code.
         name: String,
         /// The range that was given, in bytes from the start of the code.
@@ -89,6 +106,13 @@ pub enum JitError {
     Assign(AssignError),
     /// No sequence of moves leads from the one side of the stub to the other.
     Plan(PlanError),
+    /// The architecture of this host does not have that yet.
+    Unsupported {
+        /// What was wanted, in the plural.
+        what: &'static str,
+        /// The architecture.
+        target: &'static str,
+    },
     /// A stub kind has a rule of its own about signatures.
     Signature {
         /// The stub's kind.
@@ -99,10 +123,9 @@ pub enum JitError {
 }
 
 impl JitError {
-    /// The error of the system call that failed last on this thread.
-    pub(crate) fn last_os(call: &'static str, purpose: &'static str) -> Self {
-        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
-        Self::System { call, errno, purpose }
+    /// What dynasm says of code that it could not resolve.
+    pub(crate) fn assemble(name: &str, error: DynasmError) -> Self {
+        Self::Assemble { name: name.into(), reason: error.to_string() }
     }
 }
 
@@ -128,9 +151,20 @@ impl fmt::Display for JitError {
                 f,
                 "the registry holds {limit} arenas and foreign regions at most; share one Jit"
             ),
-            Self::FrameLaw { name, rule } => {
-                write!(f, "code {name:?} breaks the frame law: {rule}")
+            Self::FrameContract { name, rule } => {
+                write!(f, "code {name:?} breaks the frame contract: {rule}")
             }
+            Self::LeafCalls { name, offset_bytes } => write!(
+                f,
+                "code {name:?} of frame class leaf makes a call, {offset_bytes:#x} bytes from its \
+                 start: a leaf has no frame for it; start with `push rbp; mov rbp, rsp` and \
+                 declare FrameClass::Standard"
+            ),
+            Self::NullTarget { stub, address } => write!(
+                f,
+                "{stub} stub: its target is the address {address:#x}, which is null or an offset \
+                 from null; pass the address of a function"
+            ),
             Self::Assemble { name, reason } => {
                 write!(f, "code {name:?} does not assemble: {reason}")
             }
@@ -145,7 +179,7 @@ impl fmt::Display for JitError {
                     range.start, range.end
                 )
             }
-            Self::UnsafeRange { name, range, rule } => write!(
+            Self::UnsafePointRange { name, range, rule } => write!(
                 f,
                 "bytes {}..{} of preemptible code {name:?} cannot be an unsafe range: {rule}",
                 range.start, range.end
@@ -162,6 +196,11 @@ impl fmt::Display for JitError {
             ),
             Self::Assign(e) => e.fmt(f),
             Self::Plan(e) => e.fmt(f),
+            Self::Unsupported { what, target } => write!(
+                f,
+                "this crate has no {what} on {target} yet; what it has there is listed in the \
+                 documentation of footbridge::jit, and x86-64 has them"
+            ),
             Self::Signature { stub, rule } => write!(f, "{stub} stub: {rule}"),
         }
     }

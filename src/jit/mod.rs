@@ -19,26 +19,29 @@ crate::on_executing_host! {
     mod annotations;
     mod arena;
     mod code;
-    mod eh_frame;
+    mod leaf;
     mod mem;
-    mod preemptible;
     mod registry;
+    mod safe_point;
     pub mod scalar;
     mod stack_map;
+    mod unwind;
 
     pub use annotations::Annotations;
     pub use code::{Code, Jit, JitBuilder};
-    pub use emit::x86_64::Ops;
+    pub use emit::Ops;
+    pub use frame::GRANULE_BYTES;
     pub use mem::{MemoryMode, Placement};
-    pub use preemptible::{UnsafeRange, WhenUnsafe};
-    pub use registry::{ForeignCode, ForeignRegion, GRANULE_BYTES, StubInfo, StubKind, look_up};
+    pub use registry::{ForeignCode, ForeignRegion, StubInfo, StubKind, lookup};
+    pub use safe_point::{UnsafePointRange, WhenUnsafe};
     pub use stack_map::{LiveAt, LiveSlot, StackMap};
 
-    pub(crate) use arena::{Arena, STUB_BYTES, StubSpec};
+    pub(crate) use arena::StubSpec;
     pub(crate) use code::{Installed, as_fn};
-    pub(crate) use eh_frame::Unwinder;
-    pub(crate) use eh_frame::entry_frame;
-    pub(crate) use preemptible::PreemptionPoint;
-    pub(crate) use registry::{StubId, has_preemptible_code, look_up_return};
+    pub(crate) use frame::{RED_ZONE_BYTES, entry_frame};
+    pub(crate) use registry::{StubId, has_preemptible_code, lookup_return};
+    pub(crate) use safe_point::SafePoint;
     pub(crate) use stack_map::FARTHEST_BYTES;
+    pub(crate) use unwind::Unwinder;
+    pub(crate) use unwind::rules::{FrameState, saved_registers};
 }

@@ -8,14 +8,11 @@ use std::fmt;
 use std::ops::Range;
 
 use super::error::JitError;
-use super::frame::FrameClass;
+use super::frame::{FrameClass, RED_ZONE_BYTES};
 use crate::abi::Gpr;
 
 /// No stack is larger, so that no slot is further from its frame.
 pub(crate) const FARTHEST_BYTES: i32 = 8 << 20;
-
-/// Bytes below rsp that belong to a leaf: System V psABI, section 3.2.2.
-const RED_ZONE_BYTES: i32 = 128;
 
 /// A place that holds a live pointer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -157,7 +154,9 @@ fn broken_rule(slot: LiveSlot, class: FrameClass, from: usize) -> Option<&'stati
     match class {
         FrameClass::Leaf => match offset {
             0 => Some("in a leaf, that is the return address"),
-            ..0 if offset < -RED_ZONE_BYTES => Some("a leaf has the 128 bytes below rsp only"),
+            ..0 if offset < -(RED_ZONE_BYTES as i32) => {
+                Some("a leaf has the 128 bytes below rsp only")
+            }
             _ => None,
         },
         _ => match offset {

@@ -6,6 +6,7 @@
 use super::bridge::stub_env;
 use crate::abi::{Convention, Signature};
 use crate::jit::stubs::adapter::{AdapterSpec, Bind, Binding, shape};
+use crate::jit::stubs::require_target;
 use crate::jit::{Jit, JitError, StubId, StubKind, StubSpec, as_fn};
 
 /// A stub that is entered in one convention and calls its target in another one. Dropping it
@@ -128,6 +129,7 @@ fn make(
     address: usize,
     bind: Option<Bind>,
 ) -> Result<Adapter, JitError> {
+    require_target("adapter", address)?;
     let env = stub_env();
     let spec = AdapterSpec {
         signature,
@@ -145,5 +147,5 @@ fn make(
         signature: Some(shape.signature),
         user_data: address as u64,
     };
-    Ok(Adapter { id: jit.arena().emit_ready(&spec, &code, shape.prologue_bytes())? })
+    Ok(Adapter { id: jit.arena().emit_ready(&spec, &code, shape.code.frame_report())? })
 }

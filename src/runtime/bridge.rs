@@ -5,6 +5,7 @@ use std::any::type_name;
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
+use super::checked;
 use super::g::{G_ANCHOR_OFF, G_GUARD_OFF, G_STACK_HI_OFF, G_STACK_LO_OFF};
 use super::join::go_in;
 use super::life::current_class;
@@ -32,6 +33,7 @@ pub(super) fn stub_env() -> &'static StubEnv {
         tls_resume_off: tls::g_offset() + tls::RESUME_OFF,
         tls_float_modes_off: tls::g_offset() + tls::FLOAT_MODES_OFF,
         no_goroutine: no_goroutine as *const () as usize,
+        broken_call: checked::broken_call as *const () as usize,
     })
 }
 
@@ -287,7 +289,7 @@ pub(super) unsafe fn spawn_fn(
     class: Option<SizeClass>,
 ) -> Result<SpawnFn, JitError> {
     let signature = leak(signature.clone());
-    let name = crate::jit::look_up(code.address()).map_or("?", |stub| stub.name());
+    let name = crate::jit::lookup(code.address()).map_or("?", |stub| stub.name());
     let env = stub_env();
     let arena = jit.arena();
     let enter =
@@ -310,7 +312,7 @@ impl Code {
     /// class that it was installed with.
     pub unsafe fn enter<F: EntryType>(&self, convention: Convention) -> Result<Entry<F>, JitError> {
         let signature = leak(F::signature());
-        let name = crate::jit::look_up(self.address()).map_or("?", |stub| stub.name());
+        let name = crate::jit::lookup(self.address()).map_or("?", |stub| stub.name());
         let id = enter::emit(
             self.jit().arena(),
             stub_env(),

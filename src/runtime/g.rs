@@ -26,8 +26,8 @@ use super::m::M;
 use super::mailbox::Linked;
 use super::stack::Stack;
 use super::throw::throw;
-use super::unwind::Registers;
-use crate::jit::stubs::switch::GobufLayout;
+use super::walk::Registers;
+use crate::jit::stubs::GobufLayout;
 
 /// A saved context. The stubs read and write it; everything else the compiler saves.
 #[repr(C)]

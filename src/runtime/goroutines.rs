@@ -20,11 +20,11 @@ use super::freeze::Found;
 use super::futex;
 use super::g::{self, G, Status, WaitReason, join_state};
 use super::preempt::{self, checkpoint};
-use super::scan::{ScanFrame, scan, scan_own_stack};
 use super::sched::this_sched;
 use super::switch::systemstack;
 use super::tls::{getg, guard_word};
-use super::unwind::{Bounds, Registers, Start, WalkEnd};
+use super::walk::{Bounds, Registers, Start, WalkEnd};
+use super::walk::{ScanFrame, scan, scan_own_stack};
 
 /// How often a goroutine that runs on is asked again to give way.
 const ASK_AGAIN: Duration = Duration::from_millis(1);

@@ -26,6 +26,7 @@ mod adapter;
 mod bridge;
 mod builder;
 mod chan;
+mod checked;
 mod config;
 mod float_modes;
 mod freeze;
@@ -46,7 +47,7 @@ mod preempt;
 mod run;
 mod runq;
 mod save_area;
-mod scan;
+
 mod sched;
 mod signal;
 mod stack;
@@ -59,7 +60,7 @@ mod time;
 mod timers;
 mod tls;
 mod traceback;
-mod unwind;
+mod walk;
 
 /// What the lock-free parts are built from. The model tests put loom's in this place.
 mod primitive {
@@ -89,7 +90,7 @@ pub use pool::{StackUsage, stack_usage};
 #[doc(hidden)]
 pub use preempt::request_preemption;
 pub use preempt::{checkpoint, without_preemption};
-pub use scan::{ScanFrame, scan_own_stack};
+
 pub use sched::{Parker, current, gopark, goready, gosched};
 pub use stack::{Shortage, StackError};
 pub use stats::{Refused, Stats, stats};
@@ -99,7 +100,7 @@ pub use traceback::{
     TraceFrame, Traceback, jit_frames, jit_frames_from, traceback, traceback_all,
     traceback_all_within,
 };
-pub use unwind::{JitFrame, Registers, WalkEnd};
+pub use walk::{JitFrame, Registers, ScanFrame, WalkEnd, scan_own_stack};
 
 pub(crate) use futex::probe_fences;
 pub(crate) use pool::probe_guards;

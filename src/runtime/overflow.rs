@@ -19,8 +19,8 @@ use super::switch::systemstack;
 use super::symbol::with_symbol;
 use super::throw::RawStderr;
 use super::tls::getg;
-use super::unwind::{Bounds, Registers, Start, WalkEnd, exact_walk};
-use crate::jit::{look_up, look_up_return};
+use super::walk::{Bounds, Registers, Start, WalkEnd, exact_walk};
+use crate::jit::{lookup, lookup_return};
 
 /// What is left of a stack, at least, where a check of JIT code finds that it is used up. The panic
 /// begins on the system stack; what it takes here is [`overflowed`] and the unwinder of the first
@@ -52,7 +52,7 @@ fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
     let class = stack.class();
     let size = Size(class.bytes());
     write!(out, "footbridge: fatal: goroutine {goid} overflowed its {size} stack in ")?;
-    match look_up(at.pc) {
+    match lookup(at.pc) {
         Some(stub) => writeln!(out, "{stub}")?,
         None => with_symbol(at.pc, |name, module| write_native(at.pc, name, module))?,
     }
@@ -111,7 +111,7 @@ pub(super) extern "C-unwind" fn overflowed(
     let _anchor = PutBack(g, (previous_fp, previous_pc));
     let goid = g.goid.load(Ordering::Relaxed);
     let size = Size(g.stack.get().class().bytes());
-    let name = look_up_return(return_address).map_or("?", |stub| stub.name());
+    let name = lookup_return(return_address).map_or("?", |stub| stub.name());
     // What a panic prints takes more stack than there is here.
     systemstack(|| panic!("goroutine {goid} overflowed its {size} stack in JIT code {name}"))
 }

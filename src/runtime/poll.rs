@@ -196,15 +196,7 @@ impl Jit {
     /// # Errors
     /// The convention is one of another machine.
     pub fn polls(&self, convention: Convention) -> Result<Polls, JitError> {
-        use Convention::{GoAbi0, GoAbiInternal, SystemV, Win64};
-        match convention {
-            SystemV | GoAbiInternal | GoAbi0 | Win64 => {
-                Ok(Polls { convention, pending: Vec::new(), pending_checks: Vec::new() })
-            }
-            _ => {
-                let rule = "polls are emitted into code of x86-64 conventions";
-                Err(JitError::Signature { stub: "poll", rule })
-            }
-        }
+        poll::check(convention)?;
+        Ok(Polls { convention, pending: Vec::new(), pending_checks: Vec::new() })
     }
 }

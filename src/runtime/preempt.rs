@@ -43,8 +43,8 @@ use super::signal;
 use super::stats::Stats;
 use super::switch::{mcall, stack_pointer};
 use super::tls::{self, getg, getm, set_g_and_guard};
-use crate::jit::stubs::preempt::{self as stub, PreemptStubs, RED_ZONE_BYTES, SaveArea, Targets};
-use crate::jit::{Jit, PreemptionPoint, has_preemptible_code, look_up};
+use crate::jit::stubs::preempt::{self as stub, PreemptStubs, SaveArea, Targets};
+use crate::jit::{Jit, RED_ZONE_BYTES, SafePoint, has_preemptible_code, lookup};
 
 /// Stack for the functions that the stubs call, until they are on the system stack.
 const TARGET_STACK_BYTES: usize = 2048;
@@ -342,13 +342,13 @@ fn interruption(m: &M, context: &libc::ucontext_t) -> Result<usize, Refusal> {
     if sp < m.preempt.limit_of(g) || sp > g.stack.get().hi || !sp.is_multiple_of(8) {
         return Err(Refusal::Stack);
     }
-    let Some(code) = look_up(pc) else {
+    let Some(code) = lookup(pc) else {
         return Err(Refusal::NativeCode);
     };
-    match code.preemption_point() {
-        PreemptionPoint::NotPreemptible => Err(Refusal::NotPreemptible),
-        PreemptionPoint::Unsafe => Err(Refusal::UnsafeRange),
-        PreemptionPoint::ResumeAt(offset_bytes) => Ok(code.start() + offset_bytes),
+    match code.safe_point() {
+        SafePoint::NotPreemptible => Err(Refusal::NotPreemptible),
+        SafePoint::Unsafe => Err(Refusal::UnsafeRange),
+        SafePoint::ResumeAt(offset_bytes) => Ok(code.start() + offset_bytes),
     }
 }
 

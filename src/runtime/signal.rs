@@ -12,7 +12,7 @@ use std::sync::Once;
 
 use super::overflow;
 use super::stack::PAGE_BYTES;
-use super::unwind::Registers;
+use super::walk::Registers;
 
 /// Bytes of an M's alternate stack: the frame that the kernel writes (with AVX-512 about 3 KiB),
 /// and room to read a symbol table.

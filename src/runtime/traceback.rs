@@ -13,7 +13,7 @@ use super::goroutines::{Goroutine, ScanError, goroutines, this_goroutine};
 use super::switch::systemstack;
 use super::symbol::with_symbol;
 use super::tls::getg;
-use super::unwind::{Bounds, Frame, FullWalker, JitFrame, Registers, Start, WalkEnd, exact_walk};
+use super::walk::{Bounds, Frame, FullWalker, JitFrame, Registers, Start, WalkEnd, exact_walk};
 use crate::jit::StubKind;
 use crate::jit::stubs::preempt::POLL;
 

@@ -27,7 +27,7 @@ use c_types::{has_gcc, random_bytes, random_signature, setting};
 use call::{Buffers, Call, Caller, Ends, Failure, Kind};
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{AssignError, Assignment, Convention, Signature, Type, VectorWidth};
-use footbridge::jit::{Bind, Jit, JitError, look_up};
+use footbridge::jit::{Bind, Jit, JitError, lookup};
 use footbridge::runtime::Adapter;
 use observer::{Observer, Point};
 use text::{FUNCTIONS, Source};
@@ -324,7 +324,7 @@ fn adapters_carry_calls_of_gcc() {
                 }
             };
             call.code = adapter.address() as u64;
-            let class = look_up(adapter.address()).expect("a stub").frame_class();
+            let class = lookup(adapter.address()).expect("a stub").frame_class();
             *frames.entry(format!("{class:?}")).or_default() += 1;
             for caller in [Caller::Gcc(functions[from]), Caller::Bare] {
                 let what = report.describe(number, &call, case, caller);

@@ -690,7 +690,7 @@ impl Caller {
             })
         };
         let resume = resume.expect("it installs");
-        // SAFETY: the frame law holds but while the registers are loaded, when nobody walks; it is
+        // SAFETY: the frame contract holds but while the registers are loaded, when nobody walks; it is
         // a System V function without arguments that preserves what one must.
         let probe = unsafe {
             jit.install("carry: caller", FrameClass::Saved, |ops| {
@@ -1080,7 +1080,7 @@ extern "C" fn on_entry(visit: *mut Visit) {
     if !aligned {
         wrong.push(Change::Alignment);
     }
-    // The frame law: a stub that calls has pushed rbp right below its return address. Where its
+    // The frame contract: a stub that calls has pushed rbp right below its return address. Where its
     // caller is not ours nobody knows what those are.
     let rbp = found.gpr(Gpr::RBP);
     let frame = [caller.gpr(Gpr::RBP), back].map(u64::to_le_bytes).concat();

@@ -282,7 +282,7 @@ impl Probe {
         let flags = offset_of!(State, flags) as i32;
         // rsp is 8 modulo 16 behind the saved registers.
         let frame = STACK_WORDS as i32 * 8 + if odd { 16 } else { 8 };
-        // SAFETY: the frame law holds but while the registers are loaded, when nobody walks; it is
+        // SAFETY: the frame contract holds but while the registers are loaded, when nobody walks; it is
         // a System V function without arguments that preserves what one must.
         let code = unsafe {
             jit.install("probe", FrameClass::Saved, |ops| {

@@ -19,7 +19,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
-use footbridge::jit::look_up;
+use footbridge::jit::lookup;
 use footbridge::runtime::{Registers, WalkEnd, jit_frames_from};
 
 /// More frames than any test here has.
@@ -90,7 +90,7 @@ unsafe extern "C" fn on_trap(
         pc: at.pc,
         place: PLACE.load(Ordering::Relaxed),
         count: 1,
-        in_stub: look_up(at.pc).is_some(),
+        in_stub: lookup(at.pc).is_some(),
         end: WalkEnd::Stopped,
         frames: [0; MAX_FRAMES],
         len: 0,

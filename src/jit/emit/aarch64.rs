@@ -8,7 +8,7 @@ use dynasmrt::aarch64::Aarch64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
 use crate::abi::{Extend, Operand, Reg, RegSet, Step, Vreg, Width, Xreg};
-use crate::jit::JitError;
+use crate::jit::error::JitError;
 
 /// An assembler for AArch64, on any host.
 pub(crate) type Ops = VecAssembler<Aarch64Relocation>;
@@ -326,8 +326,8 @@ impl<'a> Emitter<'a> {
 }
 
 impl Areas {
-    fn locate(&self, operand: Operand) -> Option<Base> {
-        let (Base(base, disp), offset) = match operand {
+    fn locate(&self, spot: Operand) -> Option<Base> {
+        let (Base(base, disp), offset) = match spot {
             Operand::Entry(offset) => (self.entry, offset),
             Operand::Target(offset) => (self.target, offset),
             Operand::EntryResult(offset) => (self.entry_result, offset),
@@ -342,13 +342,13 @@ impl Areas {
 
 /// Every register that a step reads or writes.
 fn registers(step: Step) -> RegSet {
-    let of = |operand: Operand| match operand {
+    let of = |spot: Operand| match spot {
         Operand::At(base, _) => Some(base),
-        _ => operand.reg(),
+        _ => spot.reg(),
     };
     let read = match step {
         Step::Move { from, to, .. } => [of(from), of(to)],
-        Step::Address { of: operand, .. } => [of(operand), None],
+        Step::Address { of: spot, .. } => [of(spot), None],
         _ => [None, None],
     };
     step.writes().union(read.into_iter().flatten().collect())

@@ -9,16 +9,11 @@ use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
 use crate::abi::{Extend, Gpr, Operand, Plan, Reg, Step, Width, Xmm};
-use crate::jit::JitError;
+use crate::jit::error::JitError;
+use crate::jit::frame::{FrameReport, PAGE_BYTES, REL32_REACH_BYTES};
 
-/// dynasm's assembler that writes to a vector, set to the address at which the code will run.
-pub type Ops = VecAssembler<X64Relocation>;
-
-/// `call rel32` reaches so far, less the size of the largest stub.
-const REACH_BYTES: usize = (1 << 31) - (2 << 20);
-
-/// The smallest guard below a stack.
-const PAGE_BYTES: i32 = 4096;
+/// dynasm's assembler for x86-64 that writes to a vector, set to the address at which the code will run.
+pub(crate) type Ops = VecAssembler<X64Relocation>;
 
 /// A base register and a displacement.
 #[derive(Clone, Copy)]
@@ -52,6 +47,15 @@ pub(crate) struct Emitter<'a> {
     cells: Vec<(DynamicLabel, u64)>,
     /// Where code goes that needs a goroutine and has none.
     no_goroutine: Option<DynamicLabel>,
+    /// What was done to the frame so far.
+    report: FrameReport,
+}
+
+/// What an emitter leaves behind.
+pub(crate) struct Finished {
+    /// Offsets of the cells, in the order in which they were made.
+    pub(crate) cells: Vec<usize>,
+    pub(crate) report: FrameReport,
 }
 
 impl<'a> Emitter<'a> {
@@ -62,18 +66,41 @@ impl<'a> Emitter<'a> {
 
     /// An emitter of code that runs anywhere: what is outside of it is reached through cells.
     pub(crate) fn position_independent(ops: &'a mut Ops) -> Self {
-        Self { ops, memory: None, cells: Vec::new(), no_goroutine: None }
+        Self { ops, memory: None, cells: Vec::new(), no_goroutine: None, report: FrameReport::NONE }
     }
 
-    /// `push rbp; mov rbp, rsp`: the frame law. Returns its length.
-    pub(crate) fn prologue(&mut self) -> usize {
+    /// `push rbp; mov rbp, rsp`: the frame contract.
+    pub(crate) fn prologue(&mut self) {
         dynasm!(self.ops; .arch x64; push rbp; mov rbp, rsp);
-        self.ops.offset().0
+        self.frame_is_complete();
     }
 
     /// Drops the frame, whatever rsp is, and returns.
     pub(crate) fn epilogue(&mut self) {
-        dynasm!(self.ops; .arch x64; leave; ret);
+        dynasm!(self.ops; .arch x64; leave);
+        self.frame_is_dropped();
+        dynasm!(self.ops; .arch x64; ret);
+    }
+
+    /// Reports that all of the frame is in its place from the next instruction on.
+    pub(crate) fn frame_is_complete(&mut self) {
+        self.report.complete_at(self.ops.offset().0);
+    }
+
+    /// Reports that at the next instruction rbp is the caller's, and rsp leads to the return
+    /// address.
+    pub(crate) fn frame_is_dropped(&mut self) {
+        self.report.dropped_at(self.ops.offset().0);
+    }
+
+    /// Reports that at the next instruction nothing of the stub is left on the stack.
+    pub(crate) fn stack_is_left(&mut self) {
+        self.report.left_at(self.ops.offset().0);
+    }
+
+    /// Makes a vector register zero.
+    pub(crate) fn clear(&mut self, xmm: Xmm) {
+        dynasm!(self.ops; .arch x64; xorps Rx(xmm), Rx(xmm));
     }
 
     /// Makes room for the areas of a plan, and aligns rsp to what they need if it may not be so:
@@ -85,19 +112,20 @@ impl<'a> Emitter<'a> {
     /// Makes room for `bytes` and aligns rsp to `align_bytes`: it is a multiple of
     /// `entry_align_bytes` when the bytes are there.
     pub(crate) fn reserve(&mut self, bytes: u32, align_bytes: u32, entry_align_bytes: u32) {
+        const PAGE: i32 = PAGE_BYTES as i32;
         let mut bytes = bytes as i32;
         // No page is skipped: the next one may be the guard. What is touched for certain after this
         // is the word below rsp, by the call.
-        while bytes >= PAGE_BYTES {
-            dynasm!(self.ops; .arch x64; sub rsp, PAGE_BYTES; test [rsp], rsp);
-            bytes -= PAGE_BYTES;
+        while bytes >= PAGE {
+            dynasm!(self.ops; .arch x64; sub rsp, PAGE; test [rsp], rsp);
+            bytes -= PAGE;
         }
         if bytes > 0 {
             dynasm!(self.ops; .arch x64; sub rsp, bytes);
         }
         let align = align_bytes as i32;
         let dropped = (align - entry_align_bytes as i32).max(0);
-        if bytes + dropped + 8 > PAGE_BYTES {
+        if bytes + dropped + 8 > PAGE {
             dynasm!(self.ops; .arch x64; test [rsp], rsp);
         }
         if dropped > 0 {
@@ -141,7 +169,7 @@ impl<'a> Emitter<'a> {
     /// A cell behind the code that holds the address, unless `rel32` reaches it.
     fn cell_for(&mut self, target: usize) -> Option<DynamicLabel> {
         let reaches = |memory: &Range<usize>| {
-            target.abs_diff(memory.start).max(target.abs_diff(memory.end)) < REACH_BYTES
+            target.abs_diff(memory.start).max(target.abs_diff(memory.end)) < REL32_REACH_BYTES
         };
         if self.memory.as_ref().is_some_and(reaches) {
             return None;
@@ -367,9 +395,10 @@ impl<'a> Emitter<'a> {
 
     /// Emits the cells, and says at which offset each is, in the order in which they were made.
     /// Call once, at the end.
-    pub(crate) fn finish(self) -> Vec<usize> {
+    pub(crate) fn finish(self) -> Finished {
+        let report = self.report;
         if self.cells.is_empty() {
-            return Vec::new();
+            return Finished { cells: Vec::new(), report };
         }
         // Not executed: data behind the last instruction.
         while !self.ops.offset().0.is_multiple_of(8) {
@@ -380,7 +409,7 @@ impl<'a> Emitter<'a> {
             offsets.push(self.ops.offset().0);
             dynasm!(self.ops; .arch x64; =>label; .u64 value);
         }
-        offsets
+        Finished { cells: offsets, report }
     }
 }
 
@@ -388,7 +417,7 @@ impl<'a> Emitter<'a> {
 const LOAD_ZMM: u8 = 0x10;
 const STORE_ZMM: u8 = 0x11;
 
-/// The r/m operand of an instruction: a vector register or memory.
+/// The other operand of an instruction.
 #[derive(Clone, Copy)]
 enum XmmMem {
     Register(Xmm),
@@ -405,8 +434,8 @@ impl XmmMem {
 }
 
 impl Areas {
-    fn locate(&self, operand: Operand) -> Option<Base> {
-        let (Base(base, disp), offset) = match operand {
+    fn locate(&self, spot: Operand) -> Option<Base> {
+        let (Base(base, disp), offset) = match spot {
             Operand::Entry(offset) => (self.entry, offset),
             Operand::Target(offset) => (self.target, offset),
             Operand::EntryResult(offset) => (self.entry_result, offset),
@@ -430,18 +459,30 @@ pub(crate) fn widest(plan: &Plan) -> Option<Width> {
 }
 
 /// Refuses a plan that this processor cannot execute.
-#[cfg(target_arch = "x86_64")]
 pub(crate) fn check_processor(plan: &Plan) -> Result<(), JitError> {
     let refuse = |rule| Err(JitError::Signature { stub: "x86-64", rule });
+    let (has_avx, has_avx512) = vectors_of_processor();
     match widest(plan) {
-        Some(Width::B64) if !std::arch::is_x86_feature_detected!("avx512f") => {
+        Some(Width::B64) if !has_avx512 => {
             refuse("it moves 512-bit vectors, and this processor has no AVX-512")
         }
-        Some(Width::B32) if !std::arch::is_x86_feature_detected!("avx") => {
+        Some(Width::B32) if !has_avx => {
             refuse("it moves 256-bit vectors, and this processor has no AVX")
         }
         _ => Ok(()),
     }
+}
+
+/// Whether this processor has AVX, and AVX-512.
+#[cfg(target_arch = "x86_64")]
+fn vectors_of_processor() -> (bool, bool) {
+    (std::arch::is_x86_feature_detected!("avx"), std::arch::is_x86_feature_detected!("avx512f"))
+}
+
+/// This processor executes no code of this file.
+#[cfg(not(target_arch = "x86_64"))]
+fn vectors_of_processor() -> (bool, bool) {
+    (false, false)
 }
 
 /// Room that the moves of a plan take at most, in bytes: no instruction is longer than 15.

@@ -89,7 +89,7 @@ pub(crate) fn retire(words: &[AtomicU64], (first, count): (usize, usize), orders
 
 /// The word of a granule and the first granule of its code; `None` where no code is.
 #[inline(always)]
-pub(crate) fn look_up(words: &[AtomicU64], granule: usize, orders: Orders) -> Option<(u64, usize)> {
+pub(crate) fn lookup(words: &[AtomicU64], granule: usize, orders: Orders) -> Option<(u64, usize)> {
     let found = words.get(granule)?.load(orders.load);
     if found == 0 {
         return None;

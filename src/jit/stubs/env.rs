@@ -26,7 +26,29 @@ pub(crate) struct StubEnv {
     pub(crate) tls_float_modes_off: i32,
     /// Called where code runs that needs a goroutine and there is none. Does not return.
     pub(crate) no_goroutine: usize,
+    /// Called where a stub of a checked `Jit` finds that its caller breaks a contract, with a
+    /// [`BrokenCall`]. Does not return.
+    pub(crate) broken_call: usize,
 }
 
 /// Bytes from an anchor's fp to its pc.
 pub(crate) const ANCHOR_PC: i32 = 8;
+
+/// Offsets in the structure that a context is saved to.
+#[derive(Clone, Copy)]
+pub(crate) struct GobufLayout {
+    pub(crate) sp: i32,
+    pub(crate) pc: i32,
+    pub(crate) bp: i32,
+    pub(crate) bx: i32,
+}
+
+/// What a stub of a checked `Jit` finds wrong: the arguments of `StubEnv::broken_call`, which are the
+/// number of a contract, the bytes and the length of the stub's name, what was found, and the return
+/// address into the caller.
+pub(crate) type BrokenCall = extern "C" fn(u32, *const u8, usize, usize, usize) -> !;
+
+/// rsp is not a multiple of 16 where the stub was called. What was found is rsp.
+pub(crate) const MISALIGNED_STACK: u32 = 0;
+/// r14 is not the goroutine that runs. What was found is r14.
+pub(crate) const WRONG_GOROUTINE: u32 = 1;

@@ -5,21 +5,21 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::abi::Signature;
-use crate::jit::JitError;
+use crate::jit::error::JitError;
 
 /// What was planned for a shape of stub: the next one of that shape only needs to be emitted. It
 /// grows with the number of shapes, of which a program has few.
-pub(super) struct Shapes<K, P>(OnceLock<Mutex<Plans<K, P>>>);
+pub(crate) struct Shapes<K, P>(OnceLock<Mutex<Plans<K, P>>>);
 
 type Plans<K, P> = HashMap<K, HashMap<Signature, Arc<P>>>;
 
 impl<K: Copy + Eq + Hash, P> Shapes<K, P> {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self(OnceLock::new())
     }
 
     /// The plan of a shape, made by `plan` if it is the first of its kind.
-    pub(super) fn get_or_plan(
+    pub(crate) fn get_or_plan(
         &self,
         key: K,
         signature: &Signature,

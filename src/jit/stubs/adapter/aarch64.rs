@@ -19,18 +19,17 @@
 
 use dynasmrt::{DynamicLabel, DynasmApi, dynasm};
 
-use super::{AdapterCode, AdapterPlan, Binding};
+use super::code::AdapterCode;
+use super::plan::{AdapterPlan, Binding};
 use crate::abi::{Convention, Pinned, Plan, Reg, Vreg, Xreg};
-use crate::jit::JitError;
 use crate::jit::emit::aarch64::{Areas, Base, BaseReg, Emitter, Ops};
+use crate::jit::error::JitError;
+use crate::jit::frame::{FrameReport, PAGE_BYTES};
 
 const WORD_BYTES: u32 = 8;
 
 /// What sp is a multiple of.
 const STACK_ALIGN_BYTES: u32 = 16;
-
-/// So much is reserved at once: the next page may be the guard.
-const PAGE_BYTES: u32 = 4096;
 
 /// Thread pointers, as `mrs` has them: op0 (its low bit), op1, CRn, CRm, op2.
 const TPIDR_EL0: u32 = 1 << 14 | 3 << 11 | 13 << 7 | 2;
@@ -52,7 +51,7 @@ pub(super) fn emit(adapter: &AdapterPlan, g_tls_off: i32) -> Result<AdapterCode,
     };
     let plan = &adapter.plan;
     let entry = adapter.entry.spec();
-    let mut prologue_bytes = 0;
+    let mut report = FrameReport::NONE;
     if plan.frame_align_bytes() > STACK_ALIGN_BYTES {
         // Copies are made of what only the target passes by reference. Nothing of Go's has such an
         // alignment, and what C's conventions pass by reference they all do.
@@ -81,7 +80,7 @@ pub(super) fn emit(adapter: &AdapterPlan, g_tls_off: i32) -> Result<AdapterCode,
             dynasm!(e.ops; .arch aarch64; sub sp, sp, skipped);
         }
         dynasm!(e.ops; .arch aarch64; stp x29, x30, [sp, #-16]!; mov x29, sp);
-        prologue_bytes = e.ops.offset().0;
+        report.complete_at(e.ops.offset().0);
 
         let slots = Slots::new(&adapter.saved);
         let own = Frame::new(adapter.target.spec().base_off_bytes, plan);
@@ -105,20 +104,19 @@ pub(super) fn emit(adapter: &AdapterPlan, g_tls_off: i32) -> Result<AdapterCode,
         slots.restore(&mut e);
         dynasm!(e.ops; .arch aarch64; mov sp, x29; ldp x29, x30, [sp], #16);
         if skipped > 0 {
+            report.dropped_at(e.ops.offset().0);
             dynasm!(e.ops; .arch aarch64; add sp, sp, skipped);
         }
+        report.dropped_at(e.ops.offset().0);
         dynasm!(e.ops; .arch aarch64; ret);
     }
     let cells = e.finish();
-    let bytes = ops.finalize().map_err(|error| JitError::Assemble {
-        name: "adapter".into(),
-        reason: error.to_string(),
-    })?;
+    let bytes = ops.finalize().map_err(|error| JitError::assemble("adapter", error))?;
     Ok(AdapterCode {
         bytes,
         target_off: cells[0],
         context_off: bound.map(|_| cells[1]),
-        prologue_bytes,
+        report,
         class: adapter.class,
         is_tail_jump: plan.in_place,
     })

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{AdapterCode, AdapterPlan, AdapterSpec, Binding};
+use super::code::AdapterCode;
+use super::plan::{AdapterPlan, AdapterSpec, Binding};
 use crate::abi::{Arch, Convention, Signature};
-use crate::jit::JitError;
 use crate::jit::arena::intern;
 use crate::jit::emit::x86_64::check_processor;
-use crate::jit::stubs::Shapes;
+use crate::jit::error::JitError;
+use crate::jit::stubs::host::require_amd64;
+use crate::jit::stubs::shapes::Shapes;
 
 /// An adapter but for its target and bound word.
 pub(crate) struct Shape {
@@ -21,6 +23,7 @@ pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<S
     static SHAPES: Shapes<(Convention, Convention, Binding), Shape> = Shapes::new();
     let key = (spec.entry, spec.target, spec.binding);
     SHAPES.get_or_plan(key, spec.signature, || {
+        require_amd64("adapters that execute")?;
         if spec.entry.spec().arch != Arch::Amd64 || spec.target.spec().arch != Arch::Amd64 {
             let rule = "this host executes amd64; `AdapterCode::new` emits for other machines";
             return Err(JitError::Signature { stub: "adapter", rule });
@@ -33,10 +36,4 @@ pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<S
         let signature = Box::leak(Box::new(spec.signature.clone()));
         Ok(Shape { code, signature, name })
     })
-}
-
-impl Shape {
-    pub(crate) fn prologue_bytes(&self) -> usize {
-        self.code.prologue_bytes
-    }
 }

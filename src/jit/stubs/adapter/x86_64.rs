@@ -5,10 +5,11 @@
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
-use super::{AdapterCode, AdapterPlan, Binding};
+use super::code::AdapterCode;
+use super::plan::{AdapterPlan, Binding};
 use crate::abi::{Gpr, Pinned, Reg, Xmm};
-use crate::jit::JitError;
-use crate::jit::emit::x86_64::{Areas, Base, Context, Emitter, Ops};
+use crate::jit::emit::x86_64::{Areas, Base, Context, Emitter, Finished, Ops};
+use crate::jit::error::JitError;
 
 const WORD_BYTES: u32 = 8;
 const VECTOR_BYTES: u32 = 16;
@@ -57,7 +58,6 @@ pub(super) fn emit(
     let context = e.cell_if(adapter.binding != Binding::None);
     let bound = context.map_or(Context::Value(0), Context::Cell);
     let plan = &adapter.plan;
-    let mut prologue_bytes = 0;
 
     if plan.in_place {
         // rsp points to the return address.
@@ -73,7 +73,7 @@ pub(super) fn emit(
         set_before(&mut e, adapter, g_tls_off, no_goroutine, bound);
         dynasm!(e.ops; .arch x64; jmp QWORD [=>target]);
     } else {
-        prologue_bytes = e.prologue();
+        e.prologue();
         let slots = Slots::new(&adapter.saved);
         for &gpr in &slots.general {
             dynasm!(e.ops; .arch x64; push Rq(gpr));
@@ -117,16 +117,13 @@ pub(super) fn emit(
     if let Some(no_goroutine) = no_goroutine {
         e.no_goroutine(no_goroutine);
     }
-    let cells = e.finish();
-    let bytes = ops.finalize().map_err(|error| JitError::Assemble {
-        name: "adapter".into(),
-        reason: error.to_string(),
-    })?;
+    let Finished { cells, report } = e.finish();
+    let bytes = ops.finalize().map_err(|error| JitError::assemble("adapter", error))?;
     Ok(AdapterCode {
         bytes,
         target_off: cells[0],
         context_off: context.map(|_| cells[1]),
-        prologue_bytes,
+        report,
         class: adapter.class,
         is_tail_jump: plan.in_place,
     })

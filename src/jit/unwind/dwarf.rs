@@ -4,36 +4,87 @@
 //! All frames of a class look alike, so one row of call frame information covers any number of
 //! stubs. The price: the row is wrong in the two instructions of a prologue and at the `ret`. A
 //! panic never stops there, since an unwinder that starts with a call sees call sites only. The
-//! crate's own walker does not use these tables.
+//! crate's own walks do not use these tables.
 //!
-//! Formats: DWARF 5 section 6.4, LSB Core 5.0 section 10.6 (`.eh_frame`). Register numbers:
-//! System V psABI x86-64, figure 3.36.
+//! Formats: DWARF 5 section 6.4, LSB Core 5.0 section 10.6 (`.eh_frame`).
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 
-use super::frame::FrameClass;
+use crate::abi::Arch;
+use crate::jit::frame::{FrameClass, HOST, entry_frame};
+use crate::jit::mem;
 
-// DWARF register numbers.
-const RBX: u8 = 3;
-const RBP: u8 = 6;
-const RSP: u8 = 7;
-const R12: u8 = 12;
-const RETURN_ADDRESS: u8 = 16;
+/// DWARF numbers of the registers that rules are about.
+struct Registers {
+    frame_pointer: u8,
+    stack_pointer: u8,
+    return_address: u8,
+    /// Those that `Saved` frames keep, from the frame pointer down.
+    saved: &'static [u8],
+    /// Words above the CFA's base that a call itself pushes.
+    call_pushes_bytes: u8,
+}
+
+/// System V psABI x86-64, figure 3.36: rbx is 3, rbp 6, rsp 7, r12 to r15 themselves, and the
+/// return address 16.
+const AMD64: Registers = Registers {
+    frame_pointer: 6,
+    stack_pointer: 7,
+    return_address: 16,
+    saved: &[3, 12, 13, 14, 15],
+    call_pushes_bytes: 8,
+};
+
+/// DWARF for the Arm 64-bit Architecture (aadwarf64), section 4.1: x29, sp is 31, x30.
+const AARCH64: Registers = Registers {
+    frame_pointer: 29,
+    stack_pointer: 31,
+    return_address: 30,
+    saved: &[],
+    call_pushes_bytes: 0,
+};
 
 const DW_CFA_DEF_CFA: u8 = 0x0c;
 const DW_CFA_UNDEFINED: u8 = 0x07;
 const DW_CFA_OFFSET: u8 = 0x80;
 const DW_EH_PE_ABSPTR: u8 = 0x00;
 
-/// Where an entry frame keeps things, as offsets from rbp.
-pub(crate) mod entry_frame {
-    /// fp of the anchor that was current before.
-    pub(crate) const PREVIOUS_FP: i32 = -56;
-    /// pc of the anchor that was current before.
-    pub(crate) const PREVIOUS_PC: i32 = -48;
-    /// Address of the anchor.
-    pub(crate) const ANCHOR: i32 = -64;
+impl Registers {
+    fn of(machine: Arch) -> &'static Self {
+        match machine {
+            Arch::Amd64 => &AMD64,
+            _ => &AARCH64,
+        }
+    }
+
+    /// The one row of a class.
+    fn rules(&self, class: FrameClass) -> Vec<u8> {
+        // "register is saved at CFA - 8*words"
+        let at = |register: u8, words: u8| [DW_CFA_OFFSET | register, words];
+        let at_return = at(self.return_address, 1);
+        let framed = || {
+            let cfa = [DW_CFA_DEF_CFA, self.frame_pointer, 16];
+            [&cfa[..], &at_return, &at(self.frame_pointer, 2)].concat()
+        };
+        let undefined = [DW_CFA_UNDEFINED, self.return_address];
+        let unframed = [DW_CFA_DEF_CFA, self.stack_pointer, self.call_pushes_bytes];
+        match class {
+            FrameClass::Standard => framed(),
+            FrameClass::Saved | FrameClass::Entry => {
+                let saved = self.saved.iter().zip(3..);
+                let saved = saved.flat_map(|(&register, words)| at(register, words));
+                framed().into_iter().chain(saved).collect()
+            }
+            FrameClass::Root => [&unframed[..], &undefined].concat(),
+            FrameClass::Barrier => {
+                [&[DW_CFA_DEF_CFA, self.frame_pointer, 16][..], &undefined].concat()
+            }
+            // A leaf of AArch64 has its return address in the register itself.
+            FrameClass::Leaf if self.call_pushes_bytes == 0 => unframed.to_vec(),
+            FrameClass::Leaf => [&unframed[..], &at_return].concat(),
+        }
+    }
 }
 
 unsafe extern "C" {
@@ -44,7 +95,7 @@ unsafe extern "C" {
 const URC_CONTINUE_UNWIND: c_int = 8;
 const UA_CLEANUP_PHASE: c_int = 2;
 
-/// Runs when a panic passes an entry frame: puts the previous anchor back, as the stub would have
+/// Runs when a panic passes an entry frame: restores the previous anchor, as the stub would have
 /// done, had it returned. Itanium C++ ABI, exception handling, section 1.6.
 unsafe extern "C" fn entry_personality(
     _version: c_int,
@@ -57,7 +108,7 @@ unsafe extern "C" fn entry_personality(
         // SAFETY: the unwinder calls this for a frame of class Entry, whose rbp has the three
         // slots below it; the anchor is a field of a G, which is never freed.
         unsafe {
-            let fp = _Unwind_GetGR(context, c_int::from(RBP));
+            let fp = _Unwind_GetGR(context, c_int::from(Registers::of(HOST).frame_pointer));
             let slot = |offset: i32| *(fp.wrapping_add_signed(offset as isize) as *const usize);
             let anchor = slot(entry_frame::ANCHOR) as *mut [usize; 2];
             *anchor = [slot(entry_frame::PREVIOUS_FP), slot(entry_frame::PREVIOUS_PC)];
@@ -76,17 +127,15 @@ pub(crate) enum Unwinder {
 }
 
 impl Unwinder {
-    /// LLVM's has a function that libgcc's has not.
+    /// LLVM's unwinder has a function that libgcc's has not.
     pub(crate) fn of_this_process() -> Self {
-        // SAFETY: a NUL-terminated name; the result is only compared.
-        let marker = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__unw_add_dynamic_fde".as_ptr()) };
-        if marker.is_null() { Self::Libgcc } else { Self::Llvm }
+        if mem::symbol_exists(c"__unw_add_dynamic_fde") { Self::Llvm } else { Self::Libgcc }
     }
 }
 
 /// Tells the process's unwinder about the ranges. They stay registered for ever.
 pub(crate) fn register(ranges: &[(Range<usize>, FrameClass)]) {
-    let (section, fdes) = section(ranges);
+    let (section, fdes) = section(ranges, Registers::of(HOST));
     let section: &'static [u8] = section.leak();
     match Unwinder::of_this_process() {
         // SAFETY: a well-formed section that ends with a zero word and lives for ever.
@@ -101,7 +150,7 @@ pub(crate) fn register(ranges: &[(Range<usize>, FrameClass)]) {
 }
 
 /// The bytes of an `.eh_frame` section, and where its FDEs start.
-fn section(ranges: &[(Range<usize>, FrameClass)]) -> (Vec<u8>, Vec<usize>) {
+fn section(ranges: &[(Range<usize>, FrameClass)], registers: &Registers) -> (Vec<u8>, Vec<usize>) {
     let mut out = Vec::new();
     let mut fdes = Vec::new();
     for (range, class) in ranges {
@@ -113,7 +162,7 @@ fn section(ranges: &[(Range<usize>, FrameClass)]) -> (Vec<u8>, Vec<usize>) {
             out.extend(if personality { &b"zPR\0"[..] } else { &b"zR\0"[..] });
             out.push(1); // code alignment factor
             out.push(0x78); // data alignment factor: -8 as SLEB128
-            out.push(RETURN_ADDRESS);
+            out.push(registers.return_address);
             if personality {
                 out.push(10); // bytes of augmentation data
                 out.push(DW_EH_PE_ABSPTR);
@@ -122,7 +171,7 @@ fn section(ranges: &[(Range<usize>, FrameClass)]) -> (Vec<u8>, Vec<usize>) {
                 out.push(1);
             }
             out.push(DW_EH_PE_ABSPTR); // how the FDE writes its range
-            out.extend(rules(*class));
+            out.extend(registers.rules(*class));
         });
         fdes.push(out.len());
         record(&mut out, |out| {
@@ -150,28 +199,6 @@ fn record(out: &mut Vec<u8>, contents: impl FnOnce(&mut Vec<u8>)) {
     out[start..start + 4].copy_from_slice(&len.to_le_bytes());
 }
 
-/// The one row of a class.
-fn rules(class: FrameClass) -> Vec<u8> {
-    // "register is saved at CFA - 8*words"
-    let at = |register: u8, words: u8| [DW_CFA_OFFSET | register, words];
-    let framed = [&[DW_CFA_DEF_CFA, RBP, 16][..], &at(RETURN_ADDRESS, 1), &at(RBP, 2)].concat();
-    match class {
-        FrameClass::Standard => framed,
-        FrameClass::Saved | FrameClass::Entry => {
-            let saved = [RBX, R12, R12 + 1, R12 + 2, R12 + 3];
-            let saved = saved.iter().zip(3..).flat_map(|(&register, words)| at(register, words));
-            framed.into_iter().chain(saved).collect()
-        }
-        FrameClass::Root => {
-            vec![DW_CFA_DEF_CFA, RSP, 8, DW_CFA_UNDEFINED, RETURN_ADDRESS]
-        }
-        FrameClass::Barrier => {
-            vec![DW_CFA_DEF_CFA, RBP, 16, DW_CFA_UNDEFINED, RETURN_ADDRESS]
-        }
-        FrameClass::Leaf => [&[DW_CFA_DEF_CFA, RSP, 8][..], &at(RETURN_ADDRESS, 1)].concat(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,7 +209,12 @@ mod tests {
             .iter()
             .map(|&c| (0x1000 * c as usize..0x1000 * (c as usize + 1), c))
             .collect();
-        let (bytes, fdes) = section(&ranges);
+        for registers in [&AMD64, &AARCH64] {
+            records_are_well_formed(section(&ranges, registers));
+        }
+    }
+
+    fn records_are_well_formed((bytes, fdes): (Vec<u8>, Vec<usize>)) {
         assert_eq!(fdes.len(), FrameClass::ALL.len());
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
         let mut at = 0;

@@ -1,13 +1,18 @@
 //! JIT code starts a goroutine: the arguments become a record of words, and a Rust function takes
-//! the record. The frame is that of a goroutine function (`goroutine_fn.rs`).
+//! the record. The frame is that of a native call (`native_call/mod.rs`).
 
-use dynasmrt::dynasm;
+mod x86_64;
 
-use super::goroutine_fn::NativeCall;
-use super::{Shapes, StubEnv};
-use crate::abi::{Assignment, Convention, Gpr, Signature, Type};
-use crate::jit::emit::x86_64::{Context, Emitter, plan_bytes};
-use crate::jit::{Arena, FrameClass, JitError, STUB_BYTES, StubId, StubKind, StubSpec};
+use super::env::StubEnv;
+use super::host::require_amd64;
+use super::native_call::NativeCall;
+use super::shapes::Shapes;
+use crate::abi::{Assignment, Convention, Signature, Type};
+use crate::jit::arena::{Arena, STUB_BYTES, StubSpec};
+use crate::jit::emit::x86_64::{check_processor, plan_bytes};
+use crate::jit::error::JitError;
+use crate::jit::frame::FrameClass;
+use crate::jit::registry::{StubId, StubKind};
 
 /// A stub that calls `target(context, record of arguments)`.
 pub(crate) fn emit(
@@ -19,6 +24,7 @@ pub(crate) fn emit(
     target: usize,
     context: u64,
 ) -> Result<StubId, JitError> {
+    require_amd64("stubs by which JIT code starts goroutines")?;
     if !signature.results().is_empty() {
         let rule = "nobody receives the results of a goroutine that JIT code starts: the \
                     signature must have none";
@@ -30,9 +36,11 @@ pub(crate) fn emit(
         return Err(JitError::Signature { stub: "spawn", rule });
     }
     static SHAPES: Shapes<Convention, NativeCall> = Shapes::new();
-    let bridge = SHAPES.get_or_plan(convention, signature, || {
+    let call = SHAPES.get_or_plan(convention, signature, || {
         let entry = convention.assign(signature)?;
-        NativeCall::plan(convention, &entry, &Assignment::packed(signature), None)
+        let call = NativeCall::plan(convention, &entry, &Assignment::packed(signature), None)?;
+        check_processor(&call.plan)?;
+        Ok(call)
     })?;
     let spec = StubSpec {
         name,
@@ -41,15 +49,8 @@ pub(crate) fn emit(
         signature: Some(signature),
         user_data: context,
     };
-    arena.emit(&spec, STUB_BYTES + plan_bytes(&bridge.plan), |ops| {
-        let mut e = Emitter::new(ops, arena.range());
-        let prologue_bytes = bridge.open(&mut e, env);
-        e.steps(&bridge.plan.args, &bridge.areas, Context::Value(0));
-        // Every argument is in the record now, so rdi and rsi are free.
-        e.constant(Gpr::RDI, context);
-        dynasm!(e.ops; .arch x64; mov rsi, rsp);
-        e.call(target);
-        bridge.close(e, env);
-        prologue_bytes
+    let checks = call.checks(arena, name);
+    arena.emit(&spec, STUB_BYTES + plan_bytes(&call.plan), |ops| {
+        x86_64::emit(ops, arena.range(), env, &call, checks, target, context)
     })
 }

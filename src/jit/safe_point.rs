@@ -19,7 +19,7 @@ pub enum WhenUnsafe {
 
 /// Instructions at which code must not simply be interrupted and go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnsafeRange {
+pub struct UnsafePointRange {
     /// Bytes from the start of the code: from the first instruction of the range to the first one
     /// behind it. `ops.offset().0` while it is emitted.
     pub bytes: Range<usize>,
@@ -29,7 +29,7 @@ pub struct UnsafeRange {
 
 /// What a preemption finds at a pc.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PreemptionPoint {
+pub(crate) enum SafePoint {
     /// Code that never is.
     NotPreemptible,
     /// Not at this instruction.
@@ -40,12 +40,12 @@ pub(crate) enum PreemptionPoint {
 
 /// Whether code with these (sorted) ranges may be interrupted so many bytes from its start.
 /// Called in signal handlers.
-pub(crate) fn point(ranges: &[UnsafeRange], offset_bytes: usize) -> PreemptionPoint {
+pub(crate) fn point(ranges: &[UnsafePointRange], offset_bytes: usize) -> SafePoint {
     match ranges.iter().find(|range| range.bytes.contains(&offset_bytes)) {
-        None => PreemptionPoint::ResumeAt(offset_bytes),
-        Some(UnsafeRange { when: WhenUnsafe::Skip, .. }) => PreemptionPoint::Unsafe,
-        Some(UnsafeRange { when: WhenUnsafe::Restart, bytes }) => {
-            PreemptionPoint::ResumeAt(bytes.start)
+        None => SafePoint::ResumeAt(offset_bytes),
+        Some(UnsafePointRange { when: WhenUnsafe::Skip, .. }) => SafePoint::Unsafe,
+        Some(UnsafePointRange { when: WhenUnsafe::Restart, bytes }) => {
+            SafePoint::ResumeAt(bytes.start)
         }
     }
 }
@@ -55,10 +55,10 @@ pub(crate) fn check(
     name: &str,
     code_bytes: usize,
     prologue_bytes: usize,
-    mut ranges: Vec<UnsafeRange>,
-) -> Result<Vec<UnsafeRange>, JitError> {
-    let refuse = |range: &UnsafeRange, rule| {
-        Err(JitError::UnsafeRange { name: name.into(), range: range.bytes.clone(), rule })
+    mut ranges: Vec<UnsafePointRange>,
+) -> Result<Vec<UnsafePointRange>, JitError> {
+    let refuse = |range: &UnsafePointRange, rule| {
+        Err(JitError::UnsafePointRange { name: name.into(), range: range.bytes.clone(), rule })
     };
     ranges.sort_by_key(|range| range.bytes.start);
     for range in &ranges {
@@ -85,22 +85,22 @@ pub(crate) fn check(
 mod tests {
     use super::*;
 
-    fn range(bytes: Range<usize>, when: WhenUnsafe) -> UnsafeRange {
-        UnsafeRange { bytes, when }
+    fn range(bytes: Range<usize>, when: WhenUnsafe) -> UnsafePointRange {
+        UnsafePointRange { bytes, when }
     }
 
     #[test]
     fn a_point_is_unsafe_from_the_first_byte_of_a_range_to_the_last() {
         let ranges = [range(10..20, WhenUnsafe::Skip), range(30..40, WhenUnsafe::Restart)];
         for (at, expected) in [
-            (0, PreemptionPoint::ResumeAt(0)),
-            (9, PreemptionPoint::ResumeAt(9)),
-            (10, PreemptionPoint::Unsafe),
-            (19, PreemptionPoint::Unsafe),
-            (20, PreemptionPoint::ResumeAt(20)),
-            (30, PreemptionPoint::ResumeAt(30)),
-            (39, PreemptionPoint::ResumeAt(30)),
-            (40, PreemptionPoint::ResumeAt(40)),
+            (0, SafePoint::ResumeAt(0)),
+            (9, SafePoint::ResumeAt(9)),
+            (10, SafePoint::Unsafe),
+            (19, SafePoint::Unsafe),
+            (20, SafePoint::ResumeAt(20)),
+            (30, SafePoint::ResumeAt(30)),
+            (39, SafePoint::ResumeAt(30)),
+            (40, SafePoint::ResumeAt(40)),
         ] {
             assert_eq!(point(&ranges, at), expected, "{at}");
         }
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn ranges_are_sorted_and_checked() {
         let rule_of = |ranges| match check("f", 100, 4, ranges) {
-            Err(JitError::UnsafeRange { range, rule, .. }) => Some((range, rule)),
+            Err(JitError::UnsafePointRange { range, rule, .. }) => Some((range, rule)),
             Err(other) => panic!("{other}"),
             Ok(_) => None,
         };

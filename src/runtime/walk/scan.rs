@@ -1,23 +1,26 @@
-#![allow(unsafe_code, reason = "reads code")]
+#![allow(unsafe_code, reason = "reads the current goroutine")]
 //! Live pointers on a stack: the exact walk, with the stack map of each frame.
 //!
-//! A frame that was interrupted, or gave way at a poll, has its registers in the frame of the stub
-//! that put the goroutine aside (`jit/stubs/preempt.rs`), which the walk meets right before. A frame
+//! A frame that was interrupted, or yielded at a poll, has its registers in the frame of the stub
+//! that descheduled the goroutine (`jit/stubs/preempt/`), which the walk meets right before. A frame
 //! whose callee is a stub that polls when its work is done has them there, too: such a stub changes
-//! no register behind its poll.
+//! no register after its poll.
 //!
-//! Like the walk this reads nothing but stack, registry and code: no lock, no allocation. A slot that
-//! is not in the stack ends the walk, so that nobody writes anywhere else.
+//! Like the walk this takes no lock and allocates nothing. It reads the stack, the registry, and the
+//! code of users where they yield. A slot that is not in the stack ends the walk, so that a visitor
+//! writes nowhere else.
 
 use std::fmt;
 
-use super::bridge::stub_env;
-use super::stack::LARGEST_BYTES;
-use super::tls::getg;
-use super::unwind::{Bounds, JitFrame, Start, WalkEnd, exact_walk};
+use super::exact::{Bounds, JitFrame, Start, WalkEnd, exact_walk};
 use crate::abi::Gpr;
-use crate::jit::stubs::{poll, preempt, stack_check};
-use crate::jit::{FARTHEST_BYTES, FrameClass, LiveSlot, StubInfo, StubKind};
+use crate::jit::stubs::preempt;
+use crate::jit::{
+    FARTHEST_BYTES, FrameClass, FrameState, LiveSlot, RED_ZONE_BYTES, StubInfo, StubKind,
+};
+use crate::runtime::bridge::stub_env;
+use crate::runtime::stack::LARGEST_BYTES;
+use crate::runtime::tls::getg;
 
 const _: () = assert!(LARGEST_BYTES <= FARTHEST_BYTES as usize);
 
@@ -144,24 +147,23 @@ impl ScanFrame {
             frame.live = map.map_or(frame.live, |map| Some(map.live_at(at.wrapping_sub(1))));
             return frame;
         };
-        // SAFETY: published code stays where it is and does not change.
-        let code = unsafe { std::slice::from_raw_parts(stub.start() as *const u8, stub.len()) };
         if let Some(map) = map {
-            frame.live = Some(map.live_at(poll::goes_on_at(code, at, stub_env())));
+            let env = stub_env();
+            let stubs_from_fs = [env.tls_poll_off, env.tls_stack_check_off];
+            frame.live = Some(map.live_at(stub.resumes_at(stubs_from_fs)));
         }
         if is_exact {
-            saved.is_rax_pushed = stack_check::is_rax_pushed(code, at);
+            saved.is_rax_pushed = stub.is_rax_pushed();
             let sp = saved.sp();
-            if stub.frame_class() == FrameClass::Leaf {
-                let lowered = poll::is_poll_call(|byte| code.get(at + byte).copied().unwrap_or(0));
-                let red_zone = if lowered { preempt::RED_ZONE_BYTES } else { 0 };
-                frame.frame = FrameSlots::From(sp + red_zone);
-            } else if fp == 0 {
-                // At `push rbp` and at `ret` rsp leads to the return address; at `mov rbp, rsp` it
-                // is what rbp will be.
-                let is_pushed = (1..stub.frame_class().prologue_bytes()).contains(&at);
-                frame.frame = FrameSlots::ArgumentsFrom(if is_pushed { sp } else { sp - 8 });
-            }
+            frame.frame = match (stub.frame_state(), stub.frame_class()) {
+                (FrameState::Lowered, _) => FrameSlots::From(sp + RED_ZONE_BYTES),
+                (FrameState::Bare, FrameClass::Leaf) => FrameSlots::From(sp),
+                // At `push rbp` and at `ret` rsp leads to the return address.
+                (FrameState::Bare, _) => FrameSlots::ArgumentsFrom(sp - 8),
+                // At `mov rbp, rsp` it is what rbp will be.
+                (FrameState::Pushed, _) => FrameSlots::ArgumentsFrom(sp),
+                _ => frame.frame,
+            };
         }
         frame
     }

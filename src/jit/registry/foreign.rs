@@ -1,0 +1,145 @@
+#![allow(unsafe_code, reason = "reads code that others own")]
+//! Code memory that the crate does not own, known to walks and signal handlers.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use super::kind::{Flags, StubKind};
+use super::region::{CODE_LIMIT_BYTES, Publication, Region, StubId};
+use crate::jit::annotations::Annotations;
+use crate::jit::error::JitError;
+use crate::jit::frame::{FrameClass, FrameReport, GRANULE_BYTES};
+use crate::jit::safe_point::UnsafePointRange;
+use crate::jit::unwind;
+
+/// Code memory that somebody else owns, known to walks and handlers.
+///
+/// The region lives for ever: its addresses must not come to mean other code.
+pub struct ForeignRegion {
+    region: &'static Region,
+    class: FrameClass,
+    published: Mutex<Vec<Range<usize>>>,
+}
+
+impl ForeignRegion {
+    /// Registers the range, and one unwind rule for all of it.
+    ///
+    /// # Errors
+    /// The range is empty, not aligned to 64 bytes, overlaps a region that is known, the class is
+    /// one that only this crate's stubs have, or there is no memory for the tables.
+    ///
+    /// # Safety
+    /// 1. The range stays reserved for code of the caller for the rest of the process.
+    /// 2. All code in it keeps the law of `class`.
+    pub unsafe fn new(range: Range<usize>, class: FrameClass) -> Result<Self, JitError> {
+        let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
+        if range.is_empty() || range.end > isize::MAX as usize {
+            return Err(refuse("the range must not be empty, and lie in user space"));
+        }
+        if !range.start.is_multiple_of(GRANULE_BYTES) || !range.end.is_multiple_of(GRANULE_BYTES) {
+            return Err(refuse("both ends must be multiples of 64 bytes"));
+        }
+        if matches!(class, FrameClass::Entry | FrameClass::Root) {
+            return Err(refuse("entry and root frames are made by the crate's own stubs only"));
+        }
+        let region = Region::add(range.start, range.len())?;
+        unwind::register(&[(range.clone(), class)]);
+        Ok(Self { region, class, published: Mutex::new(Vec::new()) })
+    }
+
+    /// Publishes one function (or any other piece) of the region.
+    ///
+    /// # Errors
+    /// The range leaves the region, is empty, does not start at a multiple of 64 bytes, or shares
+    /// a granule of 64 bytes with one that was published before.
+    ///
+    /// # Safety
+    /// The bytes of the code are in place and do not change any more.
+    pub unsafe fn publish(&self, name: &str, range: Range<usize>) -> Result<ForeignCode, JitError> {
+        // SAFETY: the caller's promise; nothing more is said of the code.
+        unsafe { self.publish_with(name, range, Annotations::default()) }
+    }
+
+    /// As [`Self::publish`], for code in which goroutines may be interrupted, but for some ranges.
+    ///
+    /// # Errors
+    /// As [`Self::publish`]; an unsafe range is refused, or the code does not start with the
+    /// prologue of its frame class.
+    ///
+    /// # Safety
+    /// 1. As for [`Self::publish`].
+    /// 2. The code keeps the promises of [`Jit::install_preemptible`](super::Jit::install_preemptible).
+    pub unsafe fn publish_preemptible(
+        &self,
+        name: &str,
+        range: Range<usize>,
+        unsafe_ranges: Vec<UnsafePointRange>,
+    ) -> Result<ForeignCode, JitError> {
+        let annotations =
+            Annotations { preemptible: Some(unsafe_ranges), ..Annotations::default() };
+        // SAFETY: the caller's promises.
+        unsafe { self.publish_with(name, range, annotations) }
+    }
+
+    /// As [`Self::publish`], for code of which more is known: where goroutines may be interrupted
+    /// in it, and where it has pointers.
+    ///
+    /// # Errors
+    /// As [`Self::publish`]; what the annotations say is refused, or they say anything and the code
+    /// does not start with the prologue of its frame class.
+    ///
+    /// # Safety
+    /// 1. As for [`Self::publish`].
+    /// 2. The code keeps the promises of [`Jit::install_with`](super::Jit::install_with).
+    pub unsafe fn publish_with(
+        &self,
+        name: &str,
+        range: Range<usize>,
+        annotations: Annotations,
+    ) -> Result<ForeignCode, JitError> {
+        let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
+        if range.is_empty() || !range.start.is_multiple_of(GRANULE_BYTES) {
+            return Err(refuse("it must start at a multiple of 64 bytes and not be empty"));
+        }
+        if range.len() >= CODE_LIMIT_BYTES {
+            return Err(refuse("one piece of code is shorter than 4 GiB"));
+        }
+        let end = self.region.base + self.region.size;
+        if range.start < self.region.base || range.end > end {
+            return Err(refuse("it leaves the region it is published in"));
+        }
+        let taken = range.start..range.end.next_multiple_of(GRANULE_BYTES);
+        if annotations != Annotations::default() {
+            // SAFETY: the bytes are in place, by the caller's promise.
+            let code = unsafe { std::slice::from_raw_parts(range.start as *const u8, range.len()) };
+            self.class.check(name, code)?;
+        }
+        let annotations = annotations.check(name, self.class, range.len())?;
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        if published.iter().any(|p| p.start < taken.end && taken.start < p.end) {
+            return Err(refuse("it shares a granule of 64 bytes with code published before"));
+        }
+        published.push(taken);
+        let publication = Publication {
+            start: range.start,
+            len: range.len(),
+            report: FrameReport::NONE,
+            flags: Flags::new(StubKind::Foreign, self.class),
+            name: String::from(name).leak(),
+            signature: None,
+            user_data: 0,
+        };
+        Ok(ForeignCode { id: self.region.publish(&publication, annotations) })
+    }
+}
+
+/// One published piece of foreign code. Dropping it retires the code.
+pub struct ForeignCode {
+    id: StubId,
+}
+
+impl Drop for ForeignCode {
+    fn drop(&mut self) {
+        self.id.retire();
+    }
+}

@@ -1,0 +1,225 @@
+#![allow(unsafe_code, reason = "reads code")]
+//! What the registry answers about a program counter.
+
+use std::fmt;
+
+use super::kind::{Flags, HAS_STACK_MAP, HAS_UNSAFE_RANGES, PREEMPTIBLE, StubKind};
+use super::protocol;
+use super::region::{Descriptor, Region};
+use crate::abi::Signature;
+use crate::jit::frame::FrameClass;
+use crate::jit::safe_point::{self, SafePoint, UnsafePointRange};
+use crate::jit::stack_map::StackMap;
+use crate::jit::unwind::rules::{self, FrameState};
+use crate::jit::unwind::user_code;
+
+/// What the registry knows of a program counter. Every accessor may be called in a signal handler.
+#[derive(Clone, Copy)]
+pub struct StubInfo {
+    region: &'static Region,
+    word: u64,
+    start: usize,
+    pc: usize,
+}
+
+impl StubInfo {
+    #[inline]
+    fn find(region: &'static Region, at: usize, pc: usize) -> Option<Self> {
+        let (word, start) = region.find(at)?;
+        Some(Self { region, word, start, pc })
+    }
+
+    #[inline]
+    fn flags(&self) -> Flags {
+        Flags(self.word & ((1 << protocol::FLAG_BITS) - 1))
+    }
+
+    fn descriptor(&self) -> Descriptor {
+        protocol::descriptor(self.region.slots, self.word)
+    }
+
+    /// Address of the first byte.
+    #[inline]
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Bytes of code.
+    pub fn len(&self) -> usize {
+        self.descriptor().len as usize
+    }
+
+    /// Never: published code has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The address that was looked up, as bytes from the start.
+    #[inline]
+    pub fn offset_bytes(&self) -> usize {
+        self.pc - self.start
+    }
+
+    /// The name that the code was installed with.
+    pub fn name(&self) -> &'static str {
+        self.descriptor().name
+    }
+
+    /// The signature that the stub carries, if it was made for one.
+    pub fn signature(&self) -> Option<&'static Signature> {
+        self.descriptor().signature
+    }
+
+    /// The word that the owner of the code left with it.
+    pub fn user_data(&self) -> u64 {
+        self.descriptor().user_data
+    }
+
+    /// What the code is for.
+    #[inline]
+    pub fn kind(&self) -> StubKind {
+        self.flags().kind()
+    }
+
+    /// The contract that its frames keep.
+    #[inline]
+    pub fn frame_class(&self) -> FrameClass {
+        self.flags().class()
+    }
+
+    /// Whether goroutines may be interrupted in it, outside of its unsafe ranges.
+    #[inline]
+    pub fn is_preemptible(&self) -> bool {
+        self.word & PREEMPTIBLE != 0
+    }
+
+    /// Whether a goroutine may be interrupted at the pc that was looked up.
+    #[inline]
+    pub(crate) fn safe_point(&self) -> SafePoint {
+        if !self.is_preemptible() {
+            SafePoint::NotPreemptible
+        } else if self.word & HAS_UNSAFE_RANGES == 0 {
+            SafePoint::ResumeAt(self.offset_bytes())
+        } else {
+            safe_point::point(self.unsafe_ranges(), self.offset_bytes())
+        }
+    }
+
+    /// How far the frame is made at the pc that was looked up, which is that of an interruption and
+    /// not a return address.
+    pub(crate) fn frame_state(&self) -> FrameState {
+        if self.is_users() {
+            user_code::state(self.frame_class(), self.code(), self.offset_bytes())
+        } else {
+            rules::stub_state(&self.descriptor().report, self.offset_bytes())
+        }
+    }
+
+    /// All of the code.
+    fn code(&self) -> &'static [u8] {
+        // SAFETY: published code stays where it is, readable, and does not change.
+        unsafe { std::slice::from_raw_parts(self.start as *const u8, self.len()) }
+    }
+
+    /// Where the code resumes, as bytes from its start, if the pc that was looked up is in the slow
+    /// path of a poll: after the branch. `stubs_from_fs`: where the addresses of the poll stub and
+    /// the stack check stub are.
+    pub(crate) fn resumes_at(&self, stubs_from_fs: [i32; 2]) -> usize {
+        if self.is_users() {
+            user_code::resumes_at(self.code(), self.offset_bytes(), stubs_from_fs)
+        } else {
+            self.offset_bytes()
+        }
+    }
+
+    /// Whether the code keeps rax where rsp points to at the pc that was looked up.
+    pub(crate) fn is_rax_pushed(&self) -> bool {
+        self.is_users() && user_code::is_rax_pushed(self.code(), self.offset_bytes())
+    }
+
+    /// Whether a user emitted it.
+    fn is_users(&self) -> bool {
+        matches!(self.kind(), StubKind::User | StubKind::Foreign)
+    }
+
+    fn unsafe_ranges(&self) -> &'static [UnsafePointRange] {
+        let annotations = self.descriptor().annotations;
+        annotations.and_then(|said| said.preemptible.as_deref()).unwrap_or_default()
+    }
+
+    /// Where it has live pointers, if its annotations say that.
+    #[inline]
+    pub fn stack_map(&self) -> Option<&'static StackMap> {
+        if self.word & HAS_STACK_MAP == 0 {
+            return None;
+        }
+        self.descriptor().annotations?.stack_map.as_ref()
+    }
+
+    /// Whether its handle was dropped. The code itself stays.
+    pub fn is_retired(&self) -> bool {
+        self.word & protocol::RETIRED != 0
+    }
+}
+
+impl fmt::Debug for StubInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} ({}, {} frame)", self.kind().name(), self.frame_class().name())
+    }
+}
+
+impl fmt::Display for StubInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "jit {}+{:#x}", self.name(), self.offset_bytes())
+    }
+}
+
+/// What code a return address returns to: that of the call before it. A call may be the last
+/// instruction of its code.
+#[inline]
+pub(crate) fn lookup_return(pc: usize) -> Option<StubInfo> {
+    lookup_as(pc.wrapping_sub(1), pc)
+}
+
+/// What code is at `pc`, if it was registered.
+///
+/// Code is registered in units of [`GRANULE_BYTES`](crate::jit::GRANULE_BYTES): the bytes between
+/// the end of a piece of code and the next multiple are found as that code's, with an offset that
+/// is not less than its length.
+///
+/// Callable in a signal handler, from any thread, while other threads publish and retire. The cost
+/// does not depend on the number of stubs.
+///
+/// ```
+/// use dynasmrt::{DynasmApi, dynasm};
+/// use footbridge::jit::{FrameClass, Jit, lookup};
+///
+/// let jit = Jit::new()?;
+/// // SAFETY: a System V leaf that changes rax only.
+/// let zero = unsafe {
+///     jit.install("zero", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; xor eax, eax; ret))?
+/// };
+/// let found = lookup(zero.address() + 2).expect("installed");
+/// assert_eq!((found.name(), found.offset_bytes(), found.len()), ("zero", 2, 3));
+/// assert!(lookup(0).is_none());
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
+#[inline]
+pub fn lookup(pc: usize) -> Option<StubInfo> {
+    lookup_as(pc, pc)
+}
+
+/// What code is at `at`, as the answer to a question about `pc`.
+#[inline]
+fn lookup_as(at: usize, pc: usize) -> Option<StubInfo> {
+    match Region::first(at) {
+        Some(region) => StubInfo::find(region, at, pc),
+        None => lookup_further(at, pc),
+    }
+}
+
+/// Apart from [`lookup_as`], so that its usual way stays short.
+#[inline(never)]
+fn lookup_further(at: usize, pc: usize) -> Option<StubInfo> {
+    StubInfo::find(Region::further(at)?, at, pc)
+}

@@ -1,0 +1,8 @@
+//! How frames of emitted code are unwound: the tables for the process's unwinder (`dwarf.rs`), and
+//! the states of a frame that the walks of this crate tell apart (`rules.rs`).
+
+mod dwarf;
+pub(crate) mod rules;
+pub(crate) mod user_code;
+
+pub(crate) use dwarf::{Unwinder, register};

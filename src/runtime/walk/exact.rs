@@ -1,0 +1,374 @@
+#![allow(unsafe_code, reason = "reads stacks")]
+//! The exact walk: the JIT frames of a stack, innermost first.
+//!
+//! It skips native code by anchors, since Rust and C frames need not keep rbp: a chain of frame
+//! pointers can be trusted inside of one JIT segment only. A stub that leaves JIT code stores its
+//! frame in the goroutine's anchor, and a stub that enters JIT code keeps the previous anchor in its
+//! frame.
+//!
+//! The walk reads the stack and the registry, takes no lock and allocates nothing, so that it may run
+//! in a signal handler. The code of the crate's own stubs is not read: their emitter has reported
+//! how far the frame is at each instruction.
+
+use crate::jit::stubs::preempt;
+use crate::jit::{
+    FrameClass, FrameState, RED_ZONE_BYTES, StubInfo, StubKind, entry_frame, lookup, lookup_return,
+};
+use crate::runtime::g::G;
+use crate::runtime::stack::LARGEST_BYTES;
+use crate::runtime::tls;
+
+/// More frames than any stack has: only a broken stack has as many.
+const MAX_FRAMES: usize = LARGEST_BYTES / size_of::<usize>();
+
+/// Registers that a walk starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// rip.
+    pub pc: usize,
+    /// rsp.
+    pub sp: usize,
+    /// rbp.
+    pub fp: usize,
+}
+
+/// A frame of JIT code.
+#[derive(Clone, Copy, Debug)]
+pub struct JitFrame {
+    /// Where the code is: a return address, except perhaps in the first frame of a walk.
+    pub pc: usize,
+    /// What code that is.
+    pub stub: StubInfo,
+    /// Its frame pointer; 0 if it has no frame, or not yet, or no longer.
+    pub fp: usize,
+}
+
+/// Why an exact walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WalkEnd {
+    /// No older JIT frame is on the stack.
+    Complete,
+    /// The pc is in a stub that is between two stacks: what is older cannot be told now.
+    Switching,
+    /// A frame pointer or return address is not what the frame contract demands.
+    Broken {
+        /// Address of the frame that is wrong.
+        at: usize,
+    },
+    /// The walk was stopped by its visitor.
+    Stopped,
+}
+
+/// Stacks that a walk may read: usually a goroutine's and its thread's.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds {
+    ranges: [(usize, usize); 2],
+}
+
+impl Bounds {
+    pub(crate) fn new(first: (usize, usize), second: (usize, usize)) -> Self {
+        Self { ranges: [first, second] }
+    }
+
+    /// Bounds of the stacks that goroutine code of `g` can be on.
+    pub(crate) fn of(g: &G) -> Self {
+        let stack = g.stack.get();
+        let m = g.m.load(std::sync::atomic::Ordering::Relaxed);
+        // SAFETY: null, or an M, which is immortal.
+        let system = unsafe { m.as_ref() }.map_or((0, 0), |m| m.system_stack.get());
+        Self::new((stack.lo, stack.hi), system)
+    }
+
+    /// Reads two words of the first stack.
+    #[inline(always)]
+    fn read_pair(&self, at: usize) -> Option<(usize, usize)> {
+        let (lo, hi) = self.ranges[0];
+        if !at.is_multiple_of(8) || at.wrapping_sub(lo) >= (hi - lo).saturating_sub(15) {
+            return None;
+        }
+        // SAFETY: two aligned words of a stack, as in `read`.
+        unsafe {
+            let at = at as *const usize;
+            Some((at.read_volatile(), at.add(1).read_volatile()))
+        }
+    }
+
+    /// Whether that is the address of an aligned word of a stack.
+    pub(crate) fn holds(&self, at: usize) -> bool {
+        let inside = |&(lo, hi): &(usize, usize)| at >= lo && at < hi && hi - at >= 8;
+        at.is_multiple_of(8) && self.ranges.iter().any(inside)
+    }
+
+    /// Reads a word of a stack.
+    pub(super) fn read(&self, at: usize) -> Option<usize> {
+        if !self.holds(at) {
+            return None;
+        }
+        // SAFETY: an aligned word of a stack, which is never unmapped while it may be walked.
+        // Another thread may write to it: then the value is of no use but harmless.
+        Some(unsafe { (at as *const usize).read_volatile() })
+    }
+}
+
+/// One step out of a JIT frame.
+pub(super) enum Out {
+    /// The caller.
+    Caller(Registers),
+    /// Native code entered here: the previous anchor (`None`: it still is the goroutine's), and the
+    /// native caller.
+    Native { anchor: Option<(usize, usize)>, caller: Registers },
+    /// Code that was interrupted here, at any instruction, and the anchor that the goroutine had
+    /// then (`None`: it still is the goroutine's).
+    Interrupted { at: Registers, anchor: Option<(usize, usize)> },
+    /// There is no caller.
+    Root,
+    /// The stub is between two stacks.
+    Switching,
+    /// A word that the contract demands is not in the stack.
+    Broken,
+}
+
+/// How far the frame of a stub is made. With a return address it is complete: code calls only then.
+/// `exact_pc`: the pc is that of an interruption.
+#[inline]
+pub(super) fn state_of(stub: &StubInfo, exact_pc: bool) -> FrameState {
+    match exact_pc {
+        true => stub.frame_state(),
+        // A leaf calls nothing but the poll stub, and is an interruption to walks then.
+        false if stub.frame_class() == FrameClass::Leaf => FrameState::Bare,
+        false => FrameState::Complete,
+    }
+}
+
+/// Leaves a JIT frame. `current`: the anchor as far as the walk has come.
+#[inline(never)]
+pub(super) fn step_out(
+    r: Registers,
+    stub: &StubInfo,
+    exact_pc: bool,
+    current: (usize, usize),
+    bounds: &Bounds,
+) -> Out {
+    let class = stub.frame_class();
+    if matches!(stub.kind(), StubKind::Switch) && exact_pc {
+        return Out::Switching;
+    }
+    let state = state_of(stub, exact_pc);
+    if stub.kind() == StubKind::Preempt {
+        return interrupted_code(r, state, current, bounds).unwrap_or(Out::Broken);
+    }
+    if class == FrameClass::Root {
+        return Out::Root;
+    }
+    let (cfa, fp) = match state {
+        FrameState::Bare => (r.sp.wrapping_add(8), Some(r.fp)),
+        FrameState::Lowered => (r.sp.wrapping_add(8 + RED_ZONE_BYTES), Some(r.fp)),
+        FrameState::Pushed => (r.sp.wrapping_add(16), bounds.read(r.sp)),
+        FrameState::Linked | FrameState::Complete => (r.fp.wrapping_add(16), bounds.read(r.fp)),
+        FrameState::Left => return Out::Broken,
+    };
+    let caller = match (cfa.checked_sub(8).and_then(|at| bounds.read(at)), fp) {
+        (Some(pc), Some(fp)) => Registers { pc, sp: cfa, fp },
+        _ => return Out::Broken,
+    };
+    if stub.kind() == StubKind::Systemstack {
+        // Native code calls it, and it leaves the anchor alone.
+        return Out::Native { anchor: None, caller };
+    }
+    if class != FrameClass::Entry {
+        return Out::Caller(caller);
+    }
+    // Before the slots are written the goroutine's anchor is what they will hold, and when the frame
+    // is dropped it is what they held.
+    if state != FrameState::Complete {
+        return Out::Native { anchor: None, caller };
+    }
+    let slot = |offset: i32| bounds.read(r.fp.wrapping_add_signed(offset as isize));
+    match slot(entry_frame::PREVIOUS_FP).zip(slot(entry_frame::PREVIOUS_PC)) {
+        Some(anchor) => Out::Native { anchor: Some(anchor), caller },
+        None => Out::Broken,
+    }
+}
+
+/// Leaves the frame of a stub that deschedules: to the code that it has interrupted. `None`: broken.
+fn interrupted_code(
+    r: Registers,
+    state: FrameState,
+    current: (usize, usize),
+    bounds: &Bounds,
+) -> Option<Out> {
+    let (pc, sp, fp) = match state {
+        FrameState::Left => (tls::resume_word(), r.sp, r.fp),
+        FrameState::Bare => (bounds.read(r.sp)?, r.sp.wrapping_add(8 + RED_ZONE_BYTES), r.fp),
+        FrameState::Pushed => {
+            let pc = bounds.read(r.sp.wrapping_add(8))?;
+            (pc, r.sp.wrapping_add(preempt::frame::SP), bounds.read(r.sp)?)
+        }
+        FrameState::Linked | FrameState::Complete | FrameState::Lowered => {
+            let pc = bounds.read(r.fp.wrapping_add(preempt::frame::PC))?;
+            (pc, r.fp.wrapping_add(preempt::frame::SP), bounds.read(r.fp)?)
+        }
+    };
+    // Where rbp is the frame's, the anchor's fp says, at each instruction, whether the slots hold the
+    // previous one or it is that itself. Elsewhere it is that.
+    let slot = |offset: isize| bounds.read(r.fp.wrapping_add_signed(offset));
+    let anchor = match state.has_frame() && current.0 == r.fp {
+        true => slot(preempt::frame::PREVIOUS_FP).zip(slot(preempt::frame::PREVIOUS_PC)),
+        false => None,
+    };
+    Some(Out::Interrupted { at: Registers { pc, sp, fp }, anchor })
+}
+
+/// Where an exact walk begins.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// In native code that JIT code called, directly or not: at the goroutine's anchor.
+    Anchor { fp: usize, pc: usize },
+    /// At registers, taken anywhere; the anchor is the goroutine's.
+    Registers { at: Registers, anchor: (usize, usize) },
+}
+
+/// Visits the JIT frames of a stack, innermost first, until the visitor says `false`.
+#[inline]
+pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
+    start: Start,
+    bounds: &Bounds,
+    visit: &mut V,
+) -> WalkEnd {
+    let (mut at, mut exact_pc, anchor) = match start {
+        Start::Registers { at, anchor } if lookup(at.pc).is_some() => (at, true, anchor),
+        // In native code: what is older begins at the anchor.
+        Start::Anchor { fp, pc } | Start::Registers { anchor: (fp, pc), .. } => {
+            if fp == 0 {
+                return WalkEnd::Complete;
+            }
+            (Registers { pc, sp: 0, fp }, false, (fp, pc))
+        }
+    };
+    let mut past = Past { anchor, interrupted: false };
+    for _ in 0..MAX_FRAMES {
+        let Some(stub) = stub_at(at.pc, exact_pc) else {
+            match past_native_caller(at, exact_pc, &mut past, bounds) {
+                Ok(older) => at = older,
+                Err(end) => return end,
+            }
+            continue;
+        };
+        // Most frames: a return address into code with a plain frame, below its caller's. Nothing else
+        // is kept of the stub over the visit: copies of it cost more than the walk.
+        let is_plain = !exact_pc
+            && matches!(stub.frame_class(), FrameClass::Standard | FrameClass::Saved)
+            && stub.kind() != StubKind::Systemstack;
+        let fp = if is_plain || has_frame(&stub, exact_pc) { at.fp } else { 0 };
+        if !visit(JitFrame { pc: at.pc, stub, fp }) {
+            return WalkEnd::Stopped;
+        }
+        if is_plain
+            && let Some((fp, pc)) = bounds.read_pair(at.fp)
+            && fp > at.fp
+        {
+            let sp = at.fp + 16;
+            at = Registers { pc, sp, fp };
+            continue;
+        }
+        (at, exact_pc) = match older(at, exact_pc, &mut past, bounds) {
+            Ok(older) => older,
+            Err(end) => return end,
+        };
+    }
+    WalkEnd::Broken { at: at.fp }
+}
+
+/// What is older than a caller that the registry does not know. If it has called, by its bare
+/// address, code that was interrupted, then that begins where the anchor was at the interruption.
+#[cold]
+#[inline(never)]
+fn past_native_caller(
+    at: Registers,
+    exact_pc: bool,
+    past: &mut Past,
+    bounds: &Bounds,
+) -> Result<Registers, WalkEnd> {
+    let (fp, pc) = past.anchor;
+    match std::mem::take(&mut past.interrupted) && !exact_pc {
+        true if fp == 0 => Err(WalkEnd::Complete),
+        true if fp >= at.sp && same_stack(fp, at.sp, bounds) => Ok(Registers { pc, sp: 0, fp }),
+        _ => Err(WalkEnd::Broken { at: at.fp }),
+    }
+}
+
+/// What a walk knows of where it has come through. Apart from what each step changes, since most
+/// steps do not read it.
+struct Past {
+    /// What the goroutine's anchor is, or was when code was interrupted.
+    anchor: (usize, usize),
+    /// Code that was interrupted is in the segment, and nothing that enters it so far.
+    interrupted: bool,
+}
+
+/// The code of a frame.
+#[inline(always)]
+fn stub_at(pc: usize, exact_pc: bool) -> Option<StubInfo> {
+    if exact_pc { lookup(pc) } else { lookup_return(pc) }
+}
+
+/// Whether a frame is there, and rbp is its own.
+#[inline(never)]
+fn has_frame(stub: &StubInfo, exact_pc: bool) -> bool {
+    state_of(stub, exact_pc).has_frame()
+}
+
+/// The frame that is older than this one, and whether its pc is exact; apart from the walk, so that
+/// the way of most frames is short.
+#[inline(never)]
+fn older(
+    at: Registers,
+    exact_pc: bool,
+    past: &mut Past,
+    bounds: &Bounds,
+) -> Result<(Registers, bool), WalkEnd> {
+    let Some(stub) = &stub_at(at.pc, exact_pc) else {
+        return Err(WalkEnd::Broken { at: at.fp });
+    };
+    let has_frame = has_frame(stub, exact_pc);
+    // Without a frame rbp is the caller's, which may be the anchor's already.
+    let lowest = if has_frame { at.fp } else { at.sp };
+    // Whether the frame pointer that was found is one of JIT code. In native code rbp may be anything,
+    // and so it may be in what that calls, until it has its own frame.
+    let is_own_fp: fn(Registers) -> bool;
+    let (older, interrupted) = match step_out(at, stub, exact_pc, past.anchor, bounds) {
+        Out::Caller(caller) => {
+            is_own_fp = |r| lookup_return(r.pc).is_some();
+            (caller, false)
+        }
+        Out::Interrupted { at, anchor } => {
+            is_own_fp = |r| lookup(r.pc).is_some_and(|stub| self::has_frame(&stub, true));
+            *past = Past { anchor: anchor.unwrap_or(past.anchor), interrupted: true };
+            (at, true)
+        }
+        Out::Native { anchor, .. } => {
+            let (fp, pc) = anchor.unwrap_or(past.anchor);
+            if fp == 0 {
+                return Err(WalkEnd::Complete);
+            }
+            is_own_fp = |_| true;
+            past.interrupted = false;
+            (Registers { pc, sp: 0, fp }, false)
+        }
+        Out::Root => return Err(WalkEnd::Complete),
+        Out::Switching => return Err(WalkEnd::Switching),
+        Out::Broken => return Err(WalkEnd::Broken { at: at.fp }),
+    };
+    // Older frames of one stack lie higher.
+    let is_lower = has_frame && older.fp <= lowest && same_stack(older.fp, lowest, bounds);
+    if is_lower && is_own_fp(older) {
+        return Err(WalkEnd::Broken { at: older.fp });
+    }
+    Ok((older, interrupted))
+}
+
+/// Whether two addresses lie in the same stack of the bounds.
+fn same_stack(a: usize, b: usize, bounds: &Bounds) -> bool {
+    bounds.ranges.iter().any(|&(lo, hi)| (lo..hi).contains(&a) && (lo..hi).contains(&b))
+}
