@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use footbridge::jit::{Jit, JitError};
 use footbridge::runtime::{
-    Case, Chan, Config, JoinHandle, go, go_migratable, gosched, run, scope, select,
+    Builder, Case, Chan, Config, JoinHandle, RecvError, go, gosched, run, scope, select,
 };
 
 fn on<R>(processors: usize, f: impl FnOnce() -> R) -> R {
@@ -86,7 +86,7 @@ fn runs_that_end_leave_the_goroutines_of_others_alone() {
                     // Frees a goroutine of the run that ends; the next one takes it.
                     handle.join().expect("it had ended");
                     let gate = gate.clone();
-                    waiting.push(go(move || assert_eq!(gate.recv(), None)));
+                    waiting.push(go(move || assert_eq!(gate.recv(), Err(RecvError))));
                 }
             }
             gate.close();
@@ -126,10 +126,12 @@ fn a_goroutine_that_unwinds_stays_on_its_thread() {
                 .map(|_| {
                     // SAFETY: nothing that is not Send, and no thread-local, lives over a park.
                     unsafe {
-                        go_migratable(|| {
-                            let _yields = Yields;
-                            std::panic::resume_unwind(Box::new(()));
-                        })
+                        Builder::new()
+                            .go_migratable(|| {
+                                let _yields = Yields;
+                                std::panic::resume_unwind(Box::new(()));
+                            })
+                            .expect("memory")
                     }
                 })
                 .collect();

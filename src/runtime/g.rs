@@ -12,6 +12,7 @@
 //! * `link`: whoever has the goroutine in a queue or a pool.
 //! * `lowest_sp`: the thread that makes the goroutine current.
 //! * `keeps_float_modes`: the goroutine itself; false when it ends.
+//! * `name`: see `name.rs`.
 //! * the rest: set when the goroutine is made, before it is published.
 
 use std::cell::Cell;
@@ -24,6 +25,7 @@ use super::freeze::{self, Found, Freeze};
 use super::futex;
 use super::m::M;
 use super::mailbox::Linked;
+use super::name::NameCell;
 use super::stack::Stack;
 use super::throw::throw;
 use super::unwind::Registers;
@@ -239,7 +241,7 @@ pub(crate) struct G {
     pub(crate) sched: Gobuf,
     status: AtomicU32,
     wait_reason: AtomicU8,
-    /// `go_migratable`: may continue on another thread.
+    /// `Builder::go_migratable`: may continue on another thread.
     pub(crate) migratable: Cell<bool>,
     /// Its result was dropped by itself, since nobody can take it.
     pub(crate) result_dropped: Cell<bool>,
@@ -273,7 +275,12 @@ pub(crate) struct G {
     pub(crate) chain_len: Cell<u32>,
     /// While it is not zero the goroutine is not preempted.
     pub(crate) no_preempt: AtomicU32,
+    /// Shown by panics and tracebacks.
+    pub(crate) name: NameCell,
 }
+
+// The name lies in what the third line has left over.
+const _: () = assert!(size_of::<G>() == 192);
 
 // SAFETY: see the head of the file for who may touch what.
 unsafe impl Sync for G {}
@@ -316,6 +323,7 @@ impl G {
             next_chain: Cell::new(ptr::null_mut()),
             chain_len: Cell::new(0),
             no_preempt: AtomicU32::new(0),
+            name: NameCell::new(),
         }
     }
 

@@ -149,7 +149,7 @@ fn run_main<R>(
     let started = new_g(sched.class, size_of::<usize>(), align_of::<usize>()).map(|new| {
         // SAFETY: room for one pointer was reserved there.
         unsafe { new.data().cast::<*mut u8>().write((&raw mut main).cast()) };
-        new.start(task, join_state::DETACHED, false, true);
+        new.start(task, join_state::DETACHED, false, true, None);
     });
     if started.is_ok() {
         mstart(m, means);

@@ -305,6 +305,7 @@ unsafe fn make_runnable(g: &G) {
 /// Gives way: the goroutine goes to the end of its queue. On a foreign thread this is
 /// `std::thread::yield_now`.
 #[inline(always)]
+#[track_caller]
 pub fn gosched() {
     let (from, to) = prepare_gosched();
     if !ptr::eq(from, to) {
@@ -314,6 +315,7 @@ pub fn gosched() {
 }
 
 #[inline(never)]
+#[track_caller]
 fn prepare_gosched() -> (*const G, *const G) {
     let none = (ptr::null(), ptr::null());
     let g = getg();
@@ -623,6 +625,7 @@ fn check_deadlock(sched: &Sched) {
 /// # Panics
 /// On a system stack, which cannot park.
 #[inline(always)]
+#[track_caller]
 pub unsafe fn gopark(reason: WaitReason, unlock: impl FnOnce()) {
     let g = getg();
     if g.is_null() {
@@ -802,11 +805,13 @@ pub(crate) fn may_park() -> bool {
 
 /// What `gopark` does where [`may_park`] says no, for those who must undo something before.
 #[cold]
+#[track_caller]
 pub(crate) fn refuse_park() -> ! {
     panic!("a goroutine cannot park inside of systemstack: the system stack is its thread's")
 }
 
 #[inline(always)]
+#[track_caller]
 fn assert_may_park(m: &M) {
     if m.on_system_stack.get() {
         refuse_park();
