@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use footbridge::jit::{Jit, JitError};
 use footbridge::runtime::{
-    Case, Chan, Config, JoinHandle, checkpoint, go, go_migratable, gosched, run, scope, select,
-    stats,
+    Builder, Case, Chan, Config, JoinHandle, RecvError, checkpoint, go, gosched, run, scope,
+    select, stats,
 };
 
 fn on<R>(processors: usize, f: impl FnOnce() -> R) -> R {
@@ -88,7 +88,7 @@ fn runs_that_end_leave_the_goroutines_of_others_alone() {
                     // Frees a goroutine of the run that ends; the next one takes it.
                     handle.join().expect("it had ended");
                     let gate = gate.clone();
-                    waiting.push(go(move || assert_eq!(gate.recv(), None)));
+                    waiting.push(go(move || assert_eq!(gate.recv(), Err(RecvError))));
                 }
             }
             gate.close();
@@ -128,10 +128,12 @@ fn a_goroutine_that_unwinds_stays_on_its_thread() {
                 .map(|_| {
                     // SAFETY: nothing that is not Send, and no thread-local, lives over a park.
                     unsafe {
-                        go_migratable(|| {
-                            let _yields = Yields;
-                            std::panic::resume_unwind(Box::new(()));
-                        })
+                        Builder::new()
+                            .go_migratable(|| {
+                                let _yields = Yields;
+                                std::panic::resume_unwind(Box::new(()));
+                            })
+                            .expect("memory")
                     }
                 })
                 .collect();
@@ -270,7 +272,7 @@ fn a_readied_goroutine_does_not_starve_beside_a_loop_that_polls() {
         let channel = Chan::<u64>::new(1);
         scope(|s| {
             s.go(|| {
-                channel.recv();
+                channel.recv().expect("open");
                 has_run.store(true, Ordering::Relaxed);
             });
             gosched();

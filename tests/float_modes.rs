@@ -23,7 +23,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{FrameClass, Jit, Ops};
 use footbridge::runtime::{
-    Case, Chan, Config, Entry, checkpoint, go, go_migratable, gosched, keep_float_modes,
+    Builder, Case, Chan, Config, Entry, checkpoint, go, gosched, keep_float_modes,
     request_preemption, scope, select, sleep, stats, systemstack,
 };
 use spinner::{GivesWay, Level, Random, Spinner};
@@ -277,14 +277,14 @@ const SUSPENSIONS: [(&str, fn()); 13] = [
         let channel = Chan::new(0);
         let sender = channel.clone();
         go(move || sender.send(modes()).expect("open"));
-        assert_eq!(channel.recv(), Some(UNUSUAL), "another goroutine's");
+        assert_eq!(channel.recv(), Ok(UNUSUAL), "another goroutine's");
     }),
     ("send", || {
         let channel = Chan::new(0);
         let receiver = channel.clone();
         let received = go(move || (receiver.recv(), modes()));
         channel.send(5).expect("open");
-        assert_eq!(received.join().expect("no panic"), (Some(5), UNUSUAL));
+        assert_eq!(received.join().expect("no panic"), (Ok(5), UNUSUAL));
     }),
     ("select", || {
         let (first, second) = (Chan::<u8>::new(0), Chan::<u8>::new(0));
@@ -579,7 +579,7 @@ fn a_panic_loses_no_modes() {
                 let ends = [
                     s.go(body).join().is_ok(),
                     // SAFETY: nothing in it belongs to a thread.
-                    unsafe { go_migratable(body) }.join().is_ok(),
+                    unsafe { Builder::new().go_migratable(body).expect("memory") }.join().is_ok(),
                 ];
                 stop.store(true, Ordering::Relaxed);
                 assert_eq!(ends, [true, true]);
@@ -682,7 +682,7 @@ fn a_migratable_goroutine_takes_its_modes_along() {
                     }
                 };
                 // SAFETY: nothing in it belongs to a thread.
-                unsafe { go_migratable(body) }
+                unsafe { Builder::new().go_migratable(body).expect("memory") }
             });
             let handles: Vec<_> = bodies.collect();
             handles.into_iter().for_each(|handle| handle.join().expect("no panic"));

@@ -15,8 +15,8 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{Code, FrameClass, Jit, JitError, Ops, UnsafePointRange, WhenUnsafe, lookup};
 use footbridge::runtime::{
-    self, Chan, Config, Entry, RunError, Stats, VectorState, checkpoint, go, go_migratable,
-    gosched, scope, stats, systemstack, without_preemption,
+    self, Builder, Chan, Config, Entry, RunError, Stats, VectorState, checkpoint, go, gosched,
+    scope, stats, systemstack, without_preemption,
 };
 
 const SYSTEM_V: Convention = Convention::SystemV;
@@ -531,7 +531,7 @@ fn a_migratable_goroutine_that_unwinds_stays_on_its_thread() {
                     is_own && !std::thread::panicking()
                 };
                 // SAFETY: everything on its stack is `Send`.
-                let unwinds = unsafe { go_migratable(body) };
+                let unwinds = unsafe { Builder::new().go_migratable(body).expect("memory") };
                 let end = Instant::now() + Duration::from_millis(100);
                 let put_aside = || stats().asynchronous + stats().cooperative;
                 while Instant::now() < end || put_aside() < 3 {
@@ -560,7 +560,7 @@ fn who_parks_while_it_unwinds_keeps_nobody_from_giving_way() {
     struct Receives<'a>(&'a Chan<u8>);
     impl Drop for Receives<'_> {
         fn drop(&mut self) {
-            assert_eq!(self.0.recv(), Some(7));
+            assert_eq!(self.0.recv(), Ok(7));
         }
     }
     // In a process of its own, which is ended if it hangs.
@@ -583,7 +583,11 @@ fn who_parks_while_it_unwinds_keeps_nobody_from_giving_way() {
                     });
                     let body = move || waiter.wait(flag);
                     // SAFETY: nothing of it belongs to a thread.
-                    let loops = if migratable { unsafe { go_migratable(body) } } else { go(body) };
+                    let loops = if migratable {
+                        unsafe { Builder::new().go_migratable(body).expect("memory") }
+                    } else {
+                        go(body)
+                    };
                     // The first one parks, the second one loops until it is put aside.
                     gosched();
                     channel.send(7).expect("open");

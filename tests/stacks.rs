@@ -13,9 +13,10 @@ use std::time::Duration;
 use child::{Refusal, mask, overflow, refuse};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Gpr};
-use footbridge::jit::{Code, FrameClass, Jit, JitError};
+use footbridge::jit::{Code, FrameClass, Jit};
 use footbridge::runtime::{
-    self, Builder, Chan, Config, Shortage, StackError, go, gosched, scope, stack_usage,
+    self, Builder, Chan, Config, RecvError, Shortage, SpawnFnError, StackError, go, gosched, scope,
+    stack_usage,
 };
 
 const GO: Convention = Convention::GoAbiInternal;
@@ -166,15 +167,23 @@ fn more_than_the_largest_class_is_refused() {
             // SAFETY: nothing of the goroutine knows its thread.
             let refused = unsafe { builder.clone().go_migratable(|| 5) }.expect_err("too large");
             assert_eq!((refused.f)(), 5);
-            let refused = scope(|s| builder.clone().go_scoped(s, || ()).map(drop));
-            assert_eq!(refused.expect_err("too large").to_string(), text(requested));
+            let keep = String::from("kept");
+            let refused = scope(|s| {
+                let refused = builder.clone().go_scoped(s, || keep).map(drop);
+                let refused = refused.expect_err("too large");
+                assert_eq!(refused.to_string(), whole);
+                (refused.f)()
+            });
+            assert_eq!(refused, "kept", "the closure comes back");
             let jit = Jit::new().expect("code memory");
             let code = returns(&jit);
             let signature = "fn()".parse().expect("a signature");
             // SAFETY: code of this type.
             let refused = unsafe { builder.spawn_fn(&jit, GO, &signature, &code) }.map(drop);
-            let rule = "the largest stack has 8 MiB";
-            assert_eq!(refused, Err(JitError::Signature { stub: "spawn", rule }));
+            let error = refused.expect_err("too large");
+            assert_eq!(error, SpawnFnError::Stack(StackError::TooLarge { requested }));
+            let whole = format!("no stub that starts goroutines: {}", text(requested));
+            assert_eq!(error.to_string(), whole);
         }
     });
 }
@@ -265,7 +274,7 @@ fn stacks_are_used_again_and_none_is_lost() {
                             .map(|_| {
                                 let gate = gate.clone();
                                 go(move || {
-                                    gate.recv();
+                                    let _ = gate.recv();
                                     black_box(0u8);
                                 })
                             })
@@ -476,7 +485,7 @@ fn an_idle_process_gives_back_what_a_burst_took() {
                     for _ in 0..count {
                         s.go(|| {
                             waiting.fetch_add(1, Ordering::Relaxed);
-                            gate.recv();
+                            let _ = gate.recv();
                         });
                     }
                     while waiting.load(Ordering::Relaxed) < count {
@@ -530,7 +539,7 @@ fn a_busy_process_gives_back_what_it_does_not_need() {
                 gosched();
                 gate.close();
                 for handle in handles {
-                    handle.join().expect("no panic");
+                    let _ = handle.join().expect("no panic");
                 }
             };
             start();
@@ -578,7 +587,7 @@ fn where_guards_are_mappings_a_tenth_of_them_is_left() {
             let mut handles = Vec::new();
             let refused = loop {
                 let gate = gate.clone();
-                match runtime::try_go(move || gate.recv()) {
+                match runtime::Builder::new().go(move || gate.recv()) {
                     Ok(handle) => handles.push(handle),
                     Err(refused) => break refused,
                 }
@@ -605,9 +614,9 @@ fn where_guards_are_mappings_a_tenth_of_them_is_left() {
             // The rest of the process goes on, and so do the goroutines that are there.
             std::thread::spawn(|| ()).join().expect("a thread");
             gate.close();
-            assert_eq!((refused.f)(), None);
+            assert_eq!((refused.f)(), Err(RecvError));
             for handle in handles {
-                assert_eq!(handle.join().expect("no panic"), None);
+                assert_eq!(handle.join().expect("no panic"), Err(RecvError));
             }
             go(|| ()).join().expect("a stack that was used before");
         });
@@ -1021,7 +1030,7 @@ fn jit_code_that_checks_its_stack_panics_in_time() {
                 let entry = unsafe { code.enter::<fn()>(convention) }.expect("entry");
                 // SAFETY: on a goroutine.
                 let handle = go(move || unsafe { entry.call() });
-                let goid = handle.goid();
+                let goid = handle.id();
                 let end = handle.join().expect_err("it has no end");
                 let text =
                     format!("goroutine {goid} overflowed its 64 KiB stack in JIT code joined");
@@ -1360,7 +1369,7 @@ fn a_check_on_a_stack_just_above_the_goroutine_s_finds_room() {
                     let here = black_box([number; 4]);
                     tops.send(here.as_ptr() as usize).expect("room");
                     // Who is asked goes on, the others wait.
-                    while let Some(rsp) = ask.recv() {
+                    while let Ok(rsp) = ask.recv() {
                         let own = here.as_ptr() as usize;
                         if rsp > own && rsp - own < 2 * CLASS {
                             // SAFETY: on a goroutine; that stack is another one's, unused there.
@@ -1415,7 +1424,7 @@ fn stacks_of_other_runs_are_counted() {
                             barrier.wait();
                             gate.close();
                             for one in waiting {
-                                assert_eq!(one.join().expect("no panic"), None);
+                                assert_eq!(one.join().expect("no panic"), Err(RecvError));
                             }
                             barrier.wait();
                             // Each P has its own, and each run counts those of the other one.

@@ -169,7 +169,7 @@ fn ping_pong(capacity: usize, modes: Modes, iterations: u64) -> Duration {
         scope(|s| {
             s.go(|| {
                 modes.during(1, || {
-                    while let Some(number) = ping.recv() {
+                    while let Ok(number) = ping.recv() {
                         pong.send(number + 1).expect("nobody closes it");
                     }
                 });

@@ -7,9 +7,10 @@ use std::sync::{Arc, OnceLock};
 
 use super::checked;
 use super::g::{G_ANCHOR_OFF, G_GUARD_OFF, G_STACK_HI_OFF, G_STACK_LO_OFF};
-use super::join::go_in;
 use super::life::current_class;
+use super::name::Name;
 use super::stack::SizeClass;
+use super::task::{Settings, go_with};
 use super::throw::throw;
 use super::tls;
 use crate::abi::{Convention, Signature};
@@ -44,13 +45,29 @@ extern "C" fn no_goroutine() -> ! {
     ))
 }
 
+/// What keeps other crates from implementing the traits of this file. Public for this crate's own
+/// tests, which stand in for closures with signatures that are known at run time only.
+#[doc(hidden)]
+pub mod sealed {
+    pub trait GoroutineClosure<Args> {}
+    pub trait EntryType {}
+}
+
 /// A Rust closure that JIT code can call as a goroutine function: `Fn(A, B, ...) -> R` of up to
-/// twelve [`Scalar`]s.
+/// twelve [`Scalar`]s. The crate implements it; no other crate can.
 ///
 /// # Safety
 /// `shim` is the address of an `extern "C-unwind"` function of `signature` with one more parameter
 /// at the end: a pointer to `Self`.
-pub unsafe trait GoroutineClosure<Args>: Send + Sync + 'static {
+#[diagnostic::on_unimplemented(
+    message = "JIT code cannot call `{Self}` as a goroutine function",
+    label = "not a closure `Fn(A, B, ...) -> R` of at most twelve scalars",
+    note = "parameters and results are scalars: integers, floats, raw pointers and the like (`jit::Scalar`)",
+    note = "the closure is called from several threads and kept for ever: it must be `Fn`, `Send`, `Sync` and `'static`"
+)]
+pub unsafe trait GoroutineClosure<Args>:
+    sealed::GoroutineClosure<Args> + Send + Sync + 'static
+{
     /// The signature that JIT code calls it with.
     fn signature() -> Signature;
 
@@ -60,6 +77,14 @@ pub unsafe trait GoroutineClosure<Args>: Send + Sync + 'static {
 
 macro_rules! goroutine_closure {
     ($($ty:ident $arg:ident),*) => {
+        impl<Func, Ret, $($ty),*> sealed::GoroutineClosure<(Ret, $($ty,)*)> for Func
+        where
+            Func: Fn($($ty),*) -> Ret + Send + Sync + 'static,
+            Ret: CallResult,
+            $($ty: Scalar,)*
+        {
+        }
+
         #[allow(clippy::too_many_arguments, reason = "as many as the closure has")]
         // SAFETY: `shim` below is generic over the same types as `signature`, and each `Scalar` is
         // passed as its type.
@@ -132,8 +157,14 @@ impl Drop for SpawnFn {
 /// [`Scalar`]s.
 ///
 /// `fn(&T)` is not one, since it stands for a type of function for each lifetime; write
-/// `fn(*const T)`.
-pub trait EntryType {
+/// `fn(*const T)`. The crate implements the trait; no other crate can.
+#[diagnostic::on_unimplemented(
+    message = "JIT code cannot be entered as `{Self}`",
+    label = "not a function pointer type `fn(A, B, ...) -> R` of at most twelve scalars",
+    note = "parameters and results are scalars: integers, floats, raw pointers and the like (`jit::Scalar`)",
+    note = "write `fn(*const T)` where `fn(&T)` is meant, and neither `unsafe` nor `extern`"
+)]
+pub trait EntryType: sealed::EntryType {
     /// The signature it stands for.
     fn signature() -> Signature;
 }
@@ -166,6 +197,8 @@ impl<F> Drop for Entry<F> {
 
 macro_rules! entry_type {
     ($($ty:ident $arg:ident),*) => {
+        impl<Ret: CallResult, $($ty: Scalar),*> sealed::EntryType for fn($($ty),*) -> Ret {}
+
         impl<Ret: CallResult, $($ty: Scalar),*> EntryType for fn($($ty),*) -> Ret {
             fn signature() -> Signature {
                 Signature::new(vec![$($ty::TYPE),*], Ret::TYPES)
@@ -273,11 +306,12 @@ impl Jit {
         code: &Code,
     ) -> Result<SpawnFn, JitError> {
         // SAFETY: the caller's promise.
-        unsafe { spawn_fn(self, convention, signature, code, None) }
+        unsafe { spawn_fn(self, convention, signature, code, None, None) }
     }
 }
 
-/// [`Jit::spawn_fn`], with stacks of a class, or of that of the run which the caller is of.
+/// [`Jit::spawn_fn`], with stacks of a class, or of that of the run which the caller is of, and with a
+/// name for each goroutine.
 ///
 /// # Safety
 /// As for [`Jit::spawn_fn`].
@@ -287,6 +321,7 @@ pub(super) unsafe fn spawn_fn(
     signature: &Signature,
     code: &Code,
     class: Option<SizeClass>,
+    goroutine_name: Option<Box<str>>,
 ) -> Result<SpawnFn, JitError> {
     let signature = leak(signature.clone());
     let name = crate::jit::lookup(code.address()).map_or("?", |stub| stub.name());
@@ -294,7 +329,8 @@ pub(super) unsafe fn spawn_fn(
     let arena = jit.arena();
     let enter =
         enter::emit(arena, env, name, EntrySide::Words, convention, signature, code.address())?;
-    let start = leak(Start { enter: enter.start(), words: signature.params().len(), class });
+    let words = signature.params().len();
+    let start = leak(Start { enter: enter.start(), words, class, name: goroutine_name });
     let target = start_goroutine as *const () as usize;
     let context = std::ptr::from_ref(start) as u64;
     let id = spawn::emit(arena, env, name, convention, signature, target, context)?;
@@ -333,19 +369,23 @@ struct Start {
     words: usize,
     /// Of the stacks; `None`: that of the run.
     class: Option<SizeClass>,
+    /// Of the goroutines.
+    name: Option<Box<str>>,
 }
 
 /// Called by spawn stubs.
 unsafe extern "C-unwind" fn start_goroutine(start: *const Start, arguments: *const u64) {
     type Enter = unsafe extern "C-unwind" fn(*const u64, *mut u64);
     // SAFETY: the stub passes what it was made with, and a record of as many words.
-    let (enter, arguments, class): (Enter, Box<[u64]>, _) = unsafe {
+    let (start, enter, arguments): (&Start, Enter, Box<[u64]>) = unsafe {
         let arguments = std::slice::from_raw_parts(arguments, (*start).words);
-        (as_fn((*start).enter), arguments.into(), (*start).class)
+        (&*start, as_fn((*start).enter), arguments.into())
     };
-    let class = class.unwrap_or_else(current_class);
+    let class = start.class.unwrap_or_else(current_class);
+    let settings = Settings { class, name: start.name.clone().map(Name::new), migratable: false };
     // SAFETY: by the contract of `spawn_fn`; there are no results.
-    let started = go_in(class, move || unsafe { enter(arguments.as_ptr(), std::ptr::null_mut()) });
+    let run = move || unsafe { enter(arguments.as_ptr(), std::ptr::null_mut()) };
+    let started = go_with(settings, run);
     if let Err(error) = started {
         panic!("{error}");
     }

@@ -12,6 +12,7 @@
 //! * `link`: whoever has the goroutine in a queue or a pool.
 //! * `lowest_sp`: the thread that makes the goroutine current.
 //! * `keeps_float_modes`: the goroutine itself; false when it ends.
+//! * `name`: see `name.rs`.
 //! * the rest: set when the goroutine is made, before it is published.
 
 use std::cell::Cell;
@@ -24,6 +25,7 @@ use super::freeze::{self, Found, Freeze};
 use super::futex;
 use super::m::M;
 use super::mailbox::Linked;
+use super::name::NameCell;
 use super::stack::Stack;
 use super::throw::throw;
 use super::walk::Registers;
@@ -239,7 +241,7 @@ pub(crate) struct G {
     pub(crate) sched: Gobuf,
     status: AtomicU32,
     wait_reason: AtomicU8,
-    /// `go_migratable`: may continue on another thread.
+    /// `Builder::go_migratable`: may continue on another thread.
     pub(crate) migratable: Cell<bool>,
     /// Its result was dropped by itself, since nobody can take it.
     pub(crate) result_dropped: Cell<bool>,
@@ -273,28 +275,27 @@ pub(crate) struct G {
     pub(crate) chain_len: Cell<u32>,
     /// While it is not zero the goroutine is not preempted.
     pub(crate) no_preempt: AtomicU32,
+    /// Shown by panics and tracebacks.
+    pub(crate) name: NameCell,
     /// In `M::yielded`: what has its turn first.
     pub(crate) backlog: Cell<Backlog>,
 }
 
+// The name and the backlog lie in what the third line has left over.
+const _: () = assert!(size_of::<G>() == 192);
+
 /// What was runnable for any thread when a goroutine yielded, and has its turn before it does.
 #[derive(Clone, Copy)]
 pub(crate) struct Backlog {
-    pub(crate) at: BacklogAt,
-    /// `M::spills` when that was so.
-    pub(crate) spills: u32,
+    /// Whether it is in the global queue. Otherwise it is in the run queue of the P: goroutines move
+    /// from the first to the second.
+    pub(crate) is_global: bool,
     /// How often part of it may have moved from the run queue back to the global queue.
     pub(crate) moved: u8,
-}
-
-/// Where the backlog is, as far as it has not had its turn.
-#[derive(Clone, Copy)]
-pub(crate) enum BacklogAt {
-    /// In the global queue, until that many goroutines have left it in all, and then in the run
-    /// queue: goroutines move from there to here.
-    Global(u64),
-    /// In the run queue of the P, before this position.
-    RunQueue(u32),
+    /// `M::spills` when that was so.
+    pub(crate) spills: u16,
+    /// The position in that queue before which it lies. Positions wrap around.
+    pub(crate) before: u32,
 }
 
 // SAFETY: see the head of the file for who may touch what.
@@ -338,7 +339,8 @@ impl G {
             next_chain: Cell::new(ptr::null_mut()),
             chain_len: Cell::new(0),
             no_preempt: AtomicU32::new(0),
-            backlog: Cell::new(Backlog { at: BacklogAt::Global(0), spills: 0, moved: 0 }),
+            backlog: Cell::new(Backlog { is_global: false, moved: 0, spills: 0, before: 0 }),
+            name: NameCell::new(),
         }
     }
 

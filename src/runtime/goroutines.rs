@@ -130,6 +130,23 @@ impl Goroutine {
         self.id
     }
 
+    /// Its name, if [`Builder::name`](super::Builder::name) gave it one, until it has ended and its
+    /// handle is gone; a name may be returned for some time after that.
+    ///
+    /// ```
+    /// use footbridge::runtime::{self, Builder, this_goroutine};
+    /// runtime::run(|| {
+    ///     let name = || this_goroutine().expect("on a goroutine").name();
+    ///     let named = Builder::new().name("pump").go(name).expect("memory");
+    ///     assert_eq!(named.join().expect("no panic").as_deref(), Some("pump"));
+    ///     assert_eq!(name(), None);
+    /// });
+    /// ```
+    pub fn name(self) -> Option<String> {
+        let Self { g, id } = self;
+        g.name.copy(|| g.goid.load(Ordering::Relaxed) == id)
+    }
+
     /// Holds the goroutine still and visits its JIT frames, innermost first, until `visit` returns
     /// `false`, with the live pointers that their stack maps list. For the calling goroutine that is
     /// [`scan_own_stack`].

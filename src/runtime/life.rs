@@ -2,7 +2,7 @@
 //! A goroutine from its first instruction to its last: where its G and its stack come from, what
 //! it runs first, and how it ends.
 //!
-//! What is put at the top of its stack, and who takes the result, is the business of `join.rs`.
+//! What is put at the top of its stack, and who takes the result, is the business of `task/`.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
@@ -13,6 +13,7 @@ use super::config::{Config, RunError};
 use super::float_modes;
 use super::g::{G, Gobuf, Status, TaskType, join_state};
 use super::m::M;
+use super::name::Name;
 use super::pool;
 use super::sched::{Parker, enqueue, make_current, ready, sched_of, schedule, this_m};
 use super::stack::{self, SizeClass, StackError};
@@ -50,6 +51,7 @@ pub(crate) fn task_room(class: SizeClass) -> usize {
 ///
 /// # Panics
 /// On a thread that no run owns.
+#[track_caller]
 pub(crate) fn current_class() -> SizeClass {
     let m = getm();
     assert!(
@@ -91,6 +93,7 @@ impl NewG {
         join: usize,
         migratable: bool,
         pinned: bool,
+        name: Option<Name>,
     ) -> *mut G {
         let Self { g, data } = self;
         // SAFETY: `new_g` found that the thread is an M; the G is ours until it is queued.
@@ -104,7 +107,12 @@ impl NewG {
         let home = if pinned { ptr::from_ref(m).cast_mut() } else { ptr::null_mut() };
         gr.m.store(home, Ordering::Relaxed);
         gr.run_id.store(m.run_id.load(Ordering::Relaxed), Ordering::Relaxed);
+        // The number changes between the names: see `name.rs`.
+        gr.name.clear();
         gr.goid.store(next_goid(m), Ordering::Relaxed);
+        if let Some(name) = name {
+            gr.name.set(name);
+        }
         gr.anchor.clear();
         // The entry stub calls: rsp is 16-aligned there.
         gr.sched.start_at(goroutine_entry(), data as usize & !15);

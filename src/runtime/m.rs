@@ -170,7 +170,7 @@ pub(crate) struct M {
     pub(crate) yielded: GQueue,
     /// How often half of the run queue went to the global queue, and what had gone through that one
     /// the last time.
-    pub(crate) spills: Cell<(u32, u64)>,
+    pub(crate) spills: Cell<(u16, u32)>,
 
     pub(crate) preempt: Target,
 

@@ -24,7 +24,6 @@
 
 mod adapter;
 mod bridge;
-mod builder;
 mod chan;
 mod checked;
 mod config;
@@ -35,11 +34,11 @@ mod g;
 mod goroutines;
 mod handshake;
 mod idle;
-mod join;
 mod latch;
 mod life;
 mod m;
 mod mailbox;
+mod name;
 mod overflow;
 mod poll;
 mod pool;
@@ -54,9 +53,10 @@ mod stack;
 mod stats;
 mod switch;
 mod symbol;
+mod sync;
 mod sysmon;
+mod task;
 mod throw;
-mod time;
 mod timers;
 mod tls;
 mod traceback;
@@ -72,17 +72,17 @@ mod primitive {
 }
 
 pub use adapter::Adapter;
+#[doc(hidden)]
+pub use bridge::sealed;
 pub use bridge::{Entry, EntryType, GoroutineClosure, GoroutineFn, SpawnFn};
-pub use builder::Builder;
-pub use chan::{Case, Chan, Iter, SendError, TryRecvError, TrySendError, select, try_select};
+pub use chan::{
+    Case, Chan, IntoIter, Iter, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryIter,
+    TryRecvError, TrySendError, select, select_timeout, try_select,
+};
 pub use config::{Config, MAX_PROCESSORS, RunError, VectorState};
 pub use float_modes::keep_float_modes;
 pub use g::{Status, WaitReason};
 pub use goroutines::{Goroutine, ScanError, goroutines, this_goroutine};
-pub use join::{
-    Abandoned, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, go, go_migratable,
-    scope, try_go,
-};
 #[doc(hidden)]
 pub use life::measure_raw_switch;
 pub use poll::{PollLayout, Polls, poll_layout};
@@ -95,7 +95,10 @@ pub use sched::{Parker, current, gopark, goready, gosched};
 pub use stack::{Shortage, StackError};
 pub use stats::{Refused, Stats, stats};
 pub use switch::systemstack;
-pub use time::sleep;
+pub use task::{
+    Abandoned, Builder, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, SpawnFnError,
+    go, scope, sleep,
+};
 pub use traceback::{
     TraceFrame, Traceback, jit_frames, jit_frames_from, traceback, traceback_all,
     traceback_all_within,

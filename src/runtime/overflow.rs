@@ -15,6 +15,7 @@ use std::fmt::{self, Write};
 use std::sync::atomic::Ordering;
 
 use super::g::G;
+use super::name::Label;
 use super::switch::systemstack;
 use super::symbol::with_symbol;
 use super::throw::RawStderr;
@@ -48,10 +49,10 @@ pub(super) fn check(fault: usize, at: Registers) {
 
 fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
     let mut out = RawStderr;
-    let (stack, goid) = (g.stack.get(), g.goid.load(Ordering::Relaxed));
+    let (stack, label) = (g.stack.get(), label(g));
     let class = stack.class();
     let size = Size(class.bytes());
-    write!(out, "footbridge: fatal: goroutine {goid} overflowed its {size} stack in ")?;
+    write!(out, "footbridge: fatal: {label} overflowed its {size} stack in ")?;
     match lookup(at.pc) {
         Some(stub) => writeln!(out, "{stub}")?,
         None => with_symbol(at.pc, |name, module| write_native(at.pc, name, module))?,
@@ -109,11 +110,17 @@ pub(super) extern "C-unwind" fn overflowed(
     // SAFETY: on a goroutine: the stub has looked at its stack.
     let g = unsafe { &*getg() };
     let _anchor = PutBack(g, (previous_fp, previous_pc));
-    let goid = g.goid.load(Ordering::Relaxed);
+    let label = label(g);
     let size = Size(g.stack.get().class().bytes());
     let name = lookup_return(return_address).map_or("?", |stub| stub.name());
     // What a panic prints takes more stack than there is here.
-    systemstack(|| panic!("goroutine {goid} overflowed its {size} stack in JIT code {name}"))
+    systemstack(|| panic!("{label} overflowed its {size} stack in JIT code {name}"))
+}
+
+/// The goroutine that this thread runs, as it is printed.
+fn label(g: &G) -> Label<'_> {
+    // SAFETY: it runs here, so it has not ended.
+    Label { id: g.goid.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
 }
 
 /// A function that the registry does not know, as the frames of tracebacks are written.

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::config::{Config, RunError};
 use super::futex;
@@ -48,8 +48,8 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         class,
         global: Mutex::new(GlobalQueue(GQueue::new())),
         global_len: AtomicUsize::new(0),
-        global_pushed: AtomicU64::new(0),
-        global_popped: AtomicU64::new(0),
+        global_pushed: AtomicU32::new(0),
+        global_popped: AtomicU32::new(0),
         idle: Idle::new(),
         stopping: AtomicBool::new(false),
         ms_running: CountLatch::new(processors as u32),
@@ -161,7 +161,7 @@ fn run_main<R>(
     let started = new_g(sched.class, size_of::<usize>(), align_of::<usize>()).map(|new| {
         // SAFETY: room for one pointer was reserved there.
         unsafe { new.data().cast::<*mut u8>().write((&raw mut main).cast()) };
-        new.start(task, join_state::DETACHED, false, true);
+        new.start(task, join_state::DETACHED, false, true, None);
     });
     if started.is_ok() {
         mstart(m, means);

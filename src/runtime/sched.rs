@@ -27,13 +27,13 @@
 
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::float_modes::put_aside_during;
 use super::futex;
-use super::g::{self, Backlog, BacklogAt, G, GQueue, Status, WaitReason, join_state};
+use super::g::{self, Backlog, G, GQueue, Status, WaitReason, join_state};
 use super::handshake;
 use super::idle::{Idle, Parking};
 use super::latch::CountLatch;
@@ -75,9 +75,9 @@ pub(crate) struct Sched {
     pub(super) class: SizeClass,
     pub(super) global: Mutex<GlobalQueue>,
     pub(super) global_len: AtomicUsize,
-    /// How many goroutines ever went through the global queue, in and out.
-    pub(super) global_pushed: AtomicU64,
-    pub(super) global_popped: AtomicU64,
+    /// How many goroutines went through the global queue, in and out. They wrap around.
+    pub(super) global_pushed: AtomicU32,
+    pub(super) global_popped: AtomicU32,
     pub(super) idle: Idle,
     pub(super) stopping: AtomicBool,
     /// Ms that may still run goroutines: no thread of the run ends before all have left.
@@ -110,12 +110,12 @@ impl Sched {
     }
 
     /// Puts `count` goroutines at the end of the global queue. Returns how many went in so far.
-    fn push_global(&self, gs: &GQueue, count: usize) -> u64 {
+    fn push_global(&self, gs: &GQueue, count: usize) -> u32 {
         let global = self.global.lock().unwrap_or_else(PoisonError::into_inner);
         global.0.append(gs);
-        let before = self.global_pushed.fetch_add(count as u64, Ordering::Relaxed);
+        let before = self.global_pushed.fetch_add(count as u32, Ordering::Relaxed);
         self.global_len.fetch_add(count, Ordering::Release);
-        before + count as u64
+        before.wrapping_add(count as u32)
     }
 
     /// Takes one goroutine from the global queue, and with it, for the M's own queue, a fair share
@@ -140,7 +140,7 @@ impl Sched {
             m.p.runq.push(more).expect("there was room, and thieves only make more");
             taken += 1;
         }
-        self.global_popped.fetch_add(taken as u64, Ordering::Relaxed);
+        self.global_popped.fetch_add(taken as u32, Ordering::Relaxed);
         self.global_len.fetch_sub(taken, Ordering::Release);
         g
     }
@@ -331,11 +331,12 @@ fn enqueue_yielded(m: &M, g: &G) {
 /// of them.
 #[inline(never)]
 fn yield_after_backlog(m: &M, sched: &Sched, g: &G) {
-    let at = match sched.global_len.load(Ordering::Relaxed) {
-        0 => BacklogAt::RunQueue(m.p.runq.tail_position()),
-        _ => BacklogAt::Global(sched.global_pushed.load(Ordering::Relaxed)),
+    let is_global = sched.global_len.load(Ordering::Relaxed) != 0;
+    let before = match is_global {
+        true => sched.global_pushed.load(Ordering::Relaxed),
+        false => m.p.runq.tail_position(),
     };
-    g.backlog.set(Backlog { at, spills: m.spills.get().0, moved: 0 });
+    g.backlog.set(Backlog { is_global, moved: 0, spills: m.spills.get().0, before });
     m.yielded.push(ptr::from_ref(g).cast_mut());
 }
 
@@ -348,25 +349,25 @@ fn yield_after_backlog(m: &M, sched: &Sched, g: &G) {
 #[cold]
 fn readmit_yielded(m: &M, sched: &Sched) {
     const MAX_MOVES: u8 = 16;
-    let (spills, spilled_up_to) = m.spills.get();
+    let (spills, spilled_before) = m.spills.get();
     while let Some(g) = m.yielded.first() {
         let mut backlog = g.backlog.get();
         if backlog.spills != spills && backlog.moved < MAX_MOVES {
-            let at = BacklogAt::Global(spilled_up_to);
-            backlog = Backlog { at, spills, moved: backlog.moved + 1 };
+            let moved = backlog.moved + 1;
+            backlog = Backlog { is_global: true, moved, spills, before: spilled_before };
         }
-        if let BacklogAt::Global(pushed) = backlog.at
-            && sched.global_popped.load(Ordering::Relaxed) >= pushed
-        {
-            backlog.at = BacklogAt::RunQueue(m.p.runq.tail_position());
+        if backlog.is_global {
+            let popped = sched.global_popped.load(Ordering::Relaxed);
+            if popped.wrapping_sub(backlog.before).cast_signed() >= 0 {
+                backlog.is_global = false;
+                backlog.before = m.p.runq.tail_position();
+            }
         }
         g.backlog.set(backlog);
-        match backlog.at {
-            BacklogAt::RunQueue(tail) if m.p.runq.has_passed(tail) => {
-                m.local.push(m.yielded.pop());
-            }
-            _ => return,
+        if backlog.is_global || !m.p.runq.has_passed(backlog.before) {
+            return;
         }
+        m.local.push(m.yielded.pop());
     }
 }
 
@@ -393,6 +394,7 @@ unsafe fn make_runnable(g: &G) {
 /// Gives way: the goroutine goes to the end of its queue. On a foreign thread this is
 /// `std::thread::yield_now`.
 #[inline(always)]
+#[track_caller]
 pub fn gosched() {
     let (from, to) = prepare_gosched();
     if !ptr::eq(from, to) {
@@ -402,6 +404,7 @@ pub fn gosched() {
 }
 
 #[inline(never)]
+#[track_caller]
 fn prepare_gosched() -> (*const G, *const G) {
     let none = (ptr::null(), ptr::null());
     let g = getg();
@@ -727,6 +730,7 @@ fn check_deadlock(sched: &Sched) {
 /// # Panics
 /// On a system stack, which cannot park.
 #[inline(always)]
+#[track_caller]
 pub unsafe fn gopark(reason: WaitReason, unlock: impl FnOnce()) {
     let g = getg();
     if g.is_null() {
@@ -906,11 +910,13 @@ pub(crate) fn may_park() -> bool {
 
 /// What `gopark` does where [`may_park`] says no, for those who must undo something before.
 #[cold]
+#[track_caller]
 pub(crate) fn refuse_park() -> ! {
     panic!("a goroutine cannot park inside of systemstack: the system stack is its thread's")
 }
 
 #[inline(always)]
+#[track_caller]
 fn assert_may_park(m: &M) {
     if m.on_system_stack.get() {
         refuse_park();

@@ -1,15 +1,21 @@
-//! When sleeping goroutines are due: a heap for each P.
+#![allow(unsafe_code, reason = "timers refer to waits in the stacks of goroutines")]
+//! When parked goroutines are due: an ordered map for each P.
 //!
-//! The P's own M sets timers and fires them, between goroutines. When it is kept from that by code
-//! that does not give way, others may fire them: an M that finds nothing else to do.
+//! The P's own M sets timers and fires them, between goroutines. When code that does not yield keeps
+//! the M from that, an M that finds nothing else to do may fire them.
+//!
+//! A timer that ends a sleep fires in any case. One that limits a wait ([`ParkClaim`]) is withdrawn
+//! when another event ends the wait, since the wait lies in the stack of its goroutine. It is
+//! claimed under the lock of the timers, so that none of its wait is touched after it was withdrawn.
+//! Hence an ordered map: timers are taken out of the middle as often as in front.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::sched::Parker;
+use super::sync::{Claim, TimedOut};
 
 /// No timer.
 const NEVER: u64 = u64::MAX;
@@ -26,18 +32,34 @@ pub(crate) fn after(duration: Duration) -> u64 {
     u64::try_from(since_start.as_nanos()).unwrap_or(NEVER).min(NEVER - 1)
 }
 
-/// A sleeping goroutine, ordered by time and, at one time, by who came first.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Timer {
+/// A park that its timer or a peer may end: the one that gets the claim readies the goroutine.
+pub(crate) struct ParkClaim {
+    pub(crate) parker: Parker,
+    pub(crate) claim: Claim,
+}
+
+/// Names a timer: when it is due and, among those that are due at one time, its age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TimerKey {
     at: u64,
     number: u64,
-    sleeper: usize,
+}
+
+/// What a timer ends.
+enum Event {
+    /// A sleep, which nothing else ends.
+    Sleep(Parker),
+    /// A wait, unless a peer has claimed it.
+    Wait(*const ParkClaim),
 }
 
 struct Heap {
-    timers: BinaryHeap<Reverse<Timer>>,
+    timers: BTreeMap<TimerKey, Event>,
     numbers: u64,
 }
+
+// SAFETY: waits are reached through exchanges on their claims only.
+unsafe impl Send for Heap {}
 
 pub(crate) struct Timers {
     heap: Mutex<Heap>,
@@ -50,7 +72,7 @@ pub(crate) struct Timers {
 impl Timers {
     pub(crate) fn new() -> Self {
         Self {
-            heap: Mutex::new(Heap { timers: BinaryHeap::new(), numbers: 0 }),
+            heap: Mutex::new(Heap { timers: BTreeMap::new(), numbers: 0 }),
             next: AtomicU64::new(NEVER),
             overdue: AtomicBool::new(false),
         }
@@ -82,27 +104,65 @@ impl Timers {
         self.overdue.store(true, Ordering::Relaxed);
     }
 
-    /// Sets a timer for who parks.
+    /// Sets the timer of a goroutine that sleeps.
     pub(crate) fn set(&self, at: u64, sleeper: Parker) {
-        let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = heap.numbers;
-        heap.numbers += 1;
-        heap.timers.push(Reverse(Timer { at, number, sleeper: sleeper.into_raw() }));
-        self.update_next(&heap);
+        self.insert(at, Event::Sleep(sleeper));
     }
 
-    /// Takes one whose time has come. Whoever takes it readies it.
+    /// Sets the timer of a wait.
+    ///
+    /// # Safety
+    /// `wait` stays where it is until the timer has claimed it or [`Self::withdraw`] has returned.
+    pub(crate) unsafe fn set_limit(&self, at: u64, wait: &ParkClaim) -> TimerKey {
+        self.insert(at, Event::Wait(wait))
+    }
+
+    fn insert(&self, at: u64, event: Event) -> TimerKey {
+        let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = TimerKey { at, number: heap.numbers };
+        heap.numbers += 1;
+        heap.timers.insert(key, event);
+        self.update_next(&heap);
+        key
+    }
+
+    /// Takes a timer back, if it has not fired. Afterwards its wait is not touched any more. Any
+    /// thread.
+    pub(crate) fn withdraw(&self, key: TimerKey) {
+        let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
+        if heap.timers.remove(&key).is_some() {
+            self.update_next(&heap);
+        }
+    }
+
+    /// Takes a timer that is due at `now`, and returns the goroutine that the caller must ready.
+    /// Timers of waits that were claimed by others are dropped on the way.
     pub(crate) fn take_due(&self, now: u64) -> Option<Parker> {
         let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
         self.overdue.store(false, Ordering::Relaxed);
-        heap.timers.peek().filter(|Reverse(timer)| timer.at <= now)?;
-        let Reverse(timer) = heap.timers.pop()?;
+        let mut due = None;
+        while due.is_none()
+            && let Some(first) = heap.timers.first_entry()
+            && first.key().at <= now
+        {
+            due = match first.remove() {
+                Event::Sleep(parker) => Some(parker),
+                Event::Wait(wait) => {
+                    // SAFETY: the wait is where it was: its timer was not withdrawn, which takes the
+                    // lock that is held. Its goroutine is parked until readied if the claim says so.
+                    unsafe {
+                        let parker = (*wait).parker;
+                        ((*wait).claim.time_out() == TimedOut::MustReady).then_some(parker)
+                    }
+                }
+            };
+        }
         self.update_next(&heap);
-        Some(Parker::from_raw(timer.sleeper))
+        due
     }
 
     fn update_next(&self, heap: &Heap) {
-        let next = heap.timers.peek().map_or(NEVER, |Reverse(timer)| timer.at);
+        let next = heap.timers.first_key_value().map_or(NEVER, |(key, _)| key.at);
         self.next.store(next, Ordering::SeqCst);
     }
 
@@ -136,6 +196,37 @@ mod tests {
         assert_eq!(timers.next(), Some(30));
         timers.clear();
         assert!(!timers.any() && take(NEVER - 1).is_none());
+    }
+
+    #[test]
+    fn a_timer_of_a_wait_fires_unless_it_lost_the_claim_or_was_withdrawn() {
+        let timers = Timers::new();
+        let wait = |raw| ParkClaim { parker: Parker::from_raw(raw), claim: Claim::open() };
+        let [first, lost, withdrawn, last] = [64, 128, 192, 256].map(wait);
+        let [_, _, key, _] = [&first, &lost, &withdrawn, &last]
+            // SAFETY: the waits outlive the timers' last use.
+            .map(|wait| unsafe { timers.set_limit(10, wait) });
+        assert!(lost.claim.claim(3));
+        timers.withdraw(key);
+        timers.withdraw(key);
+        let take = || timers.take_due(10).map(Parker::into_raw);
+        assert_eq!([take(), take(), take()], [Some(64), Some(256), None]);
+        assert!(!timers.any());
+        assert_eq!([&first, &last].map(|wait| wait.claim.outcome()), [Claim::TIMED_OUT; 2]);
+        assert_eq!(lost.claim.outcome(), 3);
+        assert!(withdrawn.claim.claim(0), "it was left alone");
+    }
+
+    #[test]
+    fn a_timer_that_is_due_before_its_goroutine_parks_readies_none() {
+        let timers = Timers::new();
+        let wait = ParkClaim { parker: Parker::from_raw(64), claim: Claim::arming() };
+        // SAFETY: the wait outlives the timers' last use.
+        unsafe { timers.set_limit(10, &wait) };
+        assert_eq!(timers.take_due(10), None);
+        assert!(!timers.any(), "it has fired");
+        assert!(!wait.claim.park(), "the goroutine finds out");
+        assert!(!wait.claim.claim(0), "no peer can have it");
     }
 
     #[test]

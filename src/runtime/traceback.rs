@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::g::{Status, WaitReason};
 use super::goroutines::{Goroutine, ScanError, goroutines, this_goroutine};
+use super::name::Label;
 use super::switch::systemstack;
 use super::symbol::with_symbol;
 use super::tls::getg;
@@ -70,9 +71,12 @@ impl fmt::Display for TraceFrame {
 
 /// What a goroutine does and where. Prints like Go's tracebacks.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Traceback {
     /// The number of the goroutine; 0 for a thread that runs none.
-    pub goid: u64,
+    pub id: u64,
+    /// The name of the goroutine, if [`Builder::name`](super::Builder::name) gave it one.
+    pub name: Option<String>,
     /// What it does.
     pub status: Status,
     /// Why it waits, if it does.
@@ -84,11 +88,12 @@ pub struct Traceback {
 
 impl fmt::Display for Traceback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { goid, status, wait_reason, frames } = self;
-        match (goid, wait_reason) {
+        let Self { id, name, status, wait_reason, frames } = self;
+        let label = Label { id: *id, name: name.as_deref() };
+        match (id, wait_reason) {
             (0, _) => writeln!(f, "thread without goroutine:")?,
-            (_, WaitReason::None) => writeln!(f, "goroutine {goid} [{}]:", status.name())?,
-            (_, reason) => writeln!(f, "goroutine {goid} [{}]:", reason.name())?,
+            (_, WaitReason::None) => writeln!(f, "{label} [{}]:", status.name())?,
+            (_, reason) => writeln!(f, "{label} [{}]:", reason.name())?,
         }
         if frames.is_empty() {
             return match status {
@@ -131,12 +136,13 @@ pub fn traceback() -> Traceback {
 /// The caller of the function that `here` is in.
 fn of_caller(here: Registers, names: &mut Names) -> Traceback {
     // SAFETY: immortal.
-    let (goid, bounds) = match unsafe { getg().as_ref() } {
+    let (id, bounds) = match unsafe { getg().as_ref() } {
         Some(g) => (g.goid.load(Ordering::Relaxed), Bounds::of(g)),
         None => (0, Bounds::new(super::signal::thread_stack_bounds(), (0, 0))),
     };
     Traceback {
-        goid,
+        id,
+        name: this_goroutine().and_then(Goroutine::name),
         status: Status::Running,
         wait_reason: WaitReason::None,
         frames: {
@@ -183,7 +189,7 @@ fn all_from(here: Option<Registers>, mut wait: Duration) -> Vec<Traceback> {
 /// A goroutine that somebody else runs or parked. `None` if it ends meanwhile. What was waited for it is
 /// taken from `wait`.
 fn of_other(goroutine: Goroutine, wait: &mut Duration, names: &mut Names) -> Option<Traceback> {
-    let goid = goroutine.id();
+    let id = goroutine.id();
     let start = Instant::now();
     let held = goroutine.hold(*wait);
     *wait = wait.saturating_sub(start.elapsed());
@@ -192,16 +198,17 @@ fn of_other(goroutine: Goroutine, wait: &mut Duration, names: &mut Names) -> Opt
         Err(ScanError::Ended) => return None,
         Err(ScanError::Running { .. }) => {
             let (status, wait_reason) = (Status::Running, WaitReason::None);
-            return Some(Traceback { goid, status, wait_reason, frames: Vec::new() });
+            let name = goroutine.name();
+            return Some(Traceback { id, name, status, wait_reason, frames: Vec::new() });
         }
     };
     let (status, wait_reason) = goroutine.status()?;
-    let bounds = still.bounds();
+    let (name, bounds) = (goroutine.name(), still.bounds());
     // It goes on before its frames get names, which takes long.
     let walked = still.registers().map(|at| names.walk(at, &bounds));
     drop(still);
     let frames = walked.map_or(Vec::new(), |walked| names.of(&walked));
-    Some(Traceback { goid, status, wait_reason, frames })
+    Some(Traceback { id, name, status, wait_reason, frames })
 }
 
 /// Walks stacks and names frames. Debug information is slow to read, and goroutines tend to be
