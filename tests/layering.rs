@@ -21,7 +21,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/chan/select.rs",
     "src/runtime/chan/waiters.rs",
     "src/runtime/checked.rs",
-    "src/runtime/float_modes.rs",
+    "src/runtime/fp_control.rs",
     "src/runtime/futex.rs",
     "src/runtime/g.rs",
     "src/runtime/goroutines.rs",

@@ -907,7 +907,7 @@ fn ranges_that_make_no_sense_are_refused_when_code_is_installed() {
 fn the_layout_of_polls_is_what_polls_are_emitted_with() {
     let layout = runtime::poll_layout();
     for (convention, displacement) in
-        [(SYSTEM_V, layout.guard_from_fs), (GO, layout.guard_in_goroutine)]
+        [(SYSTEM_V, layout.stack_limit_from_fs), (GO, layout.stack_limit_in_goroutine)]
     {
         let jit = Jit::new().expect("code memory");
         let mut polls = jit.polls(convention).expect("of this machine");

@@ -439,7 +439,7 @@ impl AreaBuilder {
         self.align
     }
 
-    /// Rounds the end up to a multiple of `align` bytes.
+    /// Ticks the end up to a multiple of `align` bytes.
     pub(super) fn align_to(&mut self, align: u32) {
         self.end = self.end.next_multiple_of(align);
     }

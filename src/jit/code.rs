@@ -153,7 +153,7 @@ impl Jit {
     /// 5. It returns with the floating-point control modes (MXCSR, x87 control word) that it was
     ///    entered with, and has them whenever it calls: a goroutine that is suspended in what it
     ///    calls hands its modes to the next one. On a goroutine that keeps modes of its own
-    ///    ([`keep_float_modes`](crate::runtime::keep_float_modes)) that does not happen, and it may
+    ///    ([`keep_fp_control`](crate::runtime::keep_fp_control)) that does not happen, and it may
     ///    call in other modes, if the called function works in them and keeps them; native code
     ///    that computes with floating-point numbers mostly relies on the default. A poll may be
     ///    reached in any modes on any goroutine, since its stub saves them; a check of the stack,

@@ -7,7 +7,7 @@ use loom::cell::UnsafeCell;
 use super::explore::{
     Body, ENDLESS, Model, RACE, Twin, Unseen, explore, see_broken, see_nothing, together,
 };
-use super::mailbox::{Linked, Mailbox};
+use super::mailbox::{Inbox, Linked};
 use super::primitive::How::{Relaxed, Torn};
 use super::primitive::{How, Weak};
 use super::runq::{RunQueue, Stolen};
@@ -314,7 +314,7 @@ fn run_queues_that_are_weakened_break() {
 /// Two threads push two items each, and the owner takes them meanwhile.
 fn mail() {
     let items = Item::several(4);
-    let mailbox = Arc::new(Mailbox::new());
+    let mailbox = Arc::new(Inbox::new());
     assert!(mailbox.is_empty());
     let send = |first: usize| -> Body {
         let (items, mailbox) = (Arc::clone(&items), Arc::clone(&mailbox));

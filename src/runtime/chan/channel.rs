@@ -10,14 +10,15 @@ use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::g::WaitReason;
-use super::super::sched::{gopark, may_park, refuse_park};
-use super::super::sync::Claim;
-use super::super::task::Limit;
-use super::error::{
+use super::waiters::fire;
+use crate::runtime::chan::error::{
     RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError,
 };
-use super::waiters::{SpinLock, Wait, Waiter, Waiters, fire};
+use crate::runtime::chan::waiters::{SpinLock, Wait, Waiter, Waiters};
+use crate::runtime::gmp::status::WaitReason;
+use crate::runtime::sched::park::{gopark, may_park, refuse_park};
+use crate::runtime::sync::Claim;
+use crate::runtime::task::Limit;
 
 struct State<T> {
     buffer: VecDeque<T>,
@@ -26,7 +27,7 @@ struct State<T> {
     receivers: Waiters,
 }
 
-pub(super) struct Inner<T> {
+pub(crate) struct Inner<T> {
     pub(super) lock: SpinLock,
     capacity: usize,
     state: UnsafeCell<State<T>>,
@@ -34,6 +35,7 @@ pub(super) struct Inner<T> {
 
 // SAFETY: the state is touched under the lock only; values go from thread to thread.
 unsafe impl<T: Send> Send for Inner<T> {}
+
 // SAFETY: the same holds through a shared reference.
 unsafe impl<T: Send> Sync for Inner<T> {}
 
@@ -67,14 +69,14 @@ impl<T> Clone for Chan<T> {
 }
 
 /// What an attempt under the lock came to. The lock is released except for `WouldBlock`.
-pub(super) enum Attempt {
+pub(crate) enum Attempt {
     Passed,
     Closed,
     WouldBlock,
 }
 
 /// How a wait with a limit of time ended.
-enum Ended {
+pub(crate) enum Ended {
     Passed,
     Closed,
     TimedOut,

@@ -283,10 +283,15 @@ impl fmt::Display for RecvTimeoutError {
 }
 
 impl<T> Error for SendError<T> {}
+
 impl<T> Error for TrySendError<T> {}
+
 impl<T> Error for SendTimeoutError<T> {}
+
 impl Error for RecvError {}
+
 impl Error for TryRecvError {}
+
 impl Error for RecvTimeoutError {}
 
 impl<T> From<SendError<T>> for TrySendError<T> {

@@ -18,7 +18,6 @@ mod channel;
 mod error;
 mod select;
 mod waiters;
-
 pub use channel::{Chan, IntoIter, Iter, TryIter};
 pub use error::{
     RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError,

@@ -12,12 +12,12 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::time::Duration;
 
-use super::super::g::WaitReason;
-use super::super::sched::{gopark, may_park, refuse_park};
-use super::super::sync::Claim;
-use super::super::task::{Limit, sleep};
-use super::channel::{Attempt, Chan, Inner};
-use super::waiters::{SpinLock, Wait, Waiter, Waiters};
+use crate::runtime::chan::channel::{Attempt, Chan, Inner};
+use crate::runtime::chan::waiters::{SpinLock, Wait, Waiter, Waiters};
+use crate::runtime::gmp::status::WaitReason;
+use crate::runtime::sched::park::{gopark, may_park, refuse_park};
+use crate::runtime::sync::Claim;
+use crate::runtime::task::{Limit, sleep};
 
 /// One case of a [`select`]: a send or a receive that may happen.
 pub struct Case<'a> {

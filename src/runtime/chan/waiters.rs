@@ -5,12 +5,13 @@ use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::sched::{current, goready};
-use super::super::sync::Claim;
-use super::super::timers::ParkClaim;
+use crate::runtime::gmp::timers::ParkClaim;
+use crate::runtime::sched::park::current;
+use crate::runtime::sched::ready::goready;
+use crate::runtime::sync::Claim;
 
 /// A lock for a few dozen instructions: taken by one exchange, released by a plain store.
-pub(super) struct SpinLock(AtomicBool);
+pub(crate) struct SpinLock(AtomicBool);
 
 impl SpinLock {
     pub(super) const fn new() -> Self {
@@ -50,7 +51,7 @@ impl SpinLock {
 }
 
 /// What the waiters of one `send`, `recv` or `select` share.
-pub(super) struct Wait {
+pub(crate) struct Wait {
     /// Which case ended the wait, and the goroutine to ready then.
     pub(super) park: ParkClaim,
     /// Whether a value passed; otherwise the channel was closed. Written with the claim.
@@ -89,7 +90,7 @@ impl Wait {
 }
 
 /// A goroutine in one queue.
-pub(super) struct Waiter {
+pub(crate) struct Waiter {
     wait: *const Wait,
     case: usize,
     /// Where the value is (senders) or goes (receivers).
@@ -113,7 +114,7 @@ impl Waiter {
 }
 
 /// A queue of waiters, guarded by the channel's lock.
-pub(super) struct Waiters {
+pub(crate) struct Waiters {
     first: Cell<*const Waiter>,
     last: Cell<*const Waiter>,
 }

@@ -6,10 +6,10 @@ use std::ops::Deref;
 /// not take its line away. 64 bytes: a line of x86-64 and of most AArch64 processors.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(in crate::runtime) struct CachePadded<T>(T);
+pub(crate) struct CachePadded<T>(T);
 
 impl<T> CachePadded<T> {
-    pub(in crate::runtime) const fn new(value: T) -> Self {
+    pub(crate) const fn new(value: T) -> Self {
         Self(value)
     }
 }

@@ -3,16 +3,16 @@
 
 use std::fmt;
 
-use super::super::bridge::{SpawnFn, spawn_fn};
-use super::super::life::current_class;
-use super::super::name::Name;
-use super::super::stack::{SizeClass, StackError};
-use super::join::JoinHandle;
-use super::panic_hook;
-use super::scope::{Scope, ScopedJoinHandle};
-use super::spawn::{Settings, SpawnError, go_with, spawn};
+use super::spawn::spawn;
 use crate::abi::{Convention, Signature};
 use crate::jit::{Code, Jit, JitError};
+use crate::runtime::bridge::{SpawnFn, spawn_fn};
+use crate::runtime::gmp::name::Name;
+use crate::runtime::sched::lifecycle::current_class;
+use crate::runtime::stack::{SizeClass, StackError};
+use crate::runtime::task::join::JoinHandle;
+use crate::runtime::task::scope::{Scope, ScopedJoinHandle};
+use crate::runtime::task::spawn::{Settings, SpawnError, go_with};
 
 /// Starts goroutines that are not like the others of their run, as `std::thread::Builder` does
 /// threads.
@@ -102,7 +102,7 @@ impl Builder {
         let of_run = current_class();
         let class = self.stack_bytes.map_or(Ok(of_run), SizeClass::for_request)?;
         let name = self.name.map(|name| {
-            panic_hook::install();
+            super::panic_hook::install();
             Name::new(name)
         });
         Ok(Settings { class, name, migratable })
@@ -233,7 +233,7 @@ impl Builder {
     ) -> Result<SpawnFn, SpawnFnError> {
         let class = self.stack_bytes.map(SizeClass::for_request).transpose()?;
         if self.name.is_some() {
-            panic_hook::install();
+            super::panic_hook::install();
         }
         // SAFETY: the caller's promise.
         Ok(unsafe { spawn_fn(jit, convention, signature, code, class, self.name) }?)

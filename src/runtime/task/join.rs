@@ -9,10 +9,13 @@ use std::fmt;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::sync::atomic::Ordering;
 
-use super::super::g::{G, WaitReason, join_state};
-use super::super::life::free_g;
-use super::super::name::Label;
-use super::super::sched::{current, gopark, goready, may_park, refuse_park};
+use crate::runtime::gmp::g::G;
+use crate::runtime::gmp::join_state;
+use crate::runtime::gmp::name::Label;
+use crate::runtime::gmp::status::WaitReason;
+use crate::runtime::sched::lifecycle::gfput;
+use crate::runtime::sched::park::{current, gopark, may_park, refuse_park};
+use crate::runtime::sched::ready::goready;
 
 /// What a goroutine leaves: its value, or what it panicked with.
 pub type JoinResult<T> = Result<T, Box<dyn Any + Send + 'static>>;
@@ -31,7 +34,7 @@ impl fmt::Display for Abandoned {
 impl std::error::Error for Abandoned {}
 
 /// The handle without the lifetimes.
-pub(super) struct RawHandle<T> {
+pub(crate) struct RawHandle<T> {
     pub(super) g: *mut G,
     pub(super) result: *mut JoinResult<T>,
     /// `result` is a box of its own.
@@ -106,7 +109,7 @@ impl<T> RawHandle<T> {
             // SAFETY: made by `spawn_boxed`; what was in it is gone.
             drop(unsafe { Box::from_raw(self.result.cast::<MaybeUninit<JoinResult<T>>>()) });
         }
-        free_g(self.g);
+        gfput(self.g);
     }
 }
 
@@ -133,6 +136,7 @@ pub struct JoinHandle<T>(pub(super) RawHandle<T>);
 
 // SAFETY: the result goes from the goroutine to the thread that joins, which needs T: Send only.
 unsafe impl<T: Send> Send for JoinHandle<T> {}
+
 // SAFETY: a shared reference reaches the state, the number and the name of the goroutine only.
 unsafe impl<T: Send> Sync for JoinHandle<T> {}
 

@@ -12,12 +12,10 @@ mod panic_hook;
 mod scope;
 mod sleep;
 mod spawn;
-
 pub use builder::{Builder, SpawnFnError};
 pub use join::{Abandoned, JoinHandle, JoinResult};
 pub use scope::{Scope, ScopedJoinHandle, scope};
-pub use sleep::sleep;
-pub use spawn::{SpawnError, go};
-
 pub(super) use sleep::Limit;
+pub use sleep::sleep;
 pub(super) use spawn::{Settings, go_with};
+pub use spawn::{SpawnError, go};

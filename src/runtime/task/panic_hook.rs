@@ -9,8 +9,8 @@ use std::io::Write;
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::name::Label;
-use super::super::tls::getg;
+use crate::runtime::gmp::current::getg;
+use crate::runtime::gmp::name::Label;
 
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 

@@ -10,12 +10,16 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::super::g::{G, WaitReason};
-use super::super::sched::{Parker, current, gopark, goready, may_park, refuse_park};
-use super::super::sync::CachePadded;
-use super::super::tls::getg;
-use super::join::{JoinHandle, JoinResult};
-use super::spawn::{Settings, SpawnError, spawn};
+use super::spawn::spawn;
+use crate::runtime::gmp::current::getg;
+use crate::runtime::gmp::g::G;
+use crate::runtime::gmp::parker::Parker;
+use crate::runtime::gmp::status::WaitReason;
+use crate::runtime::sched::park::{current, gopark, may_park, refuse_park};
+use crate::runtime::sched::ready::goready;
+use crate::runtime::sync::CachePadded;
+use crate::runtime::task::join::{JoinHandle, JoinResult};
+use crate::runtime::task::spawn::{Settings, SpawnError};
 
 /// What the goroutines of a scope share with it.
 ///

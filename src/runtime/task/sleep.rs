@@ -4,12 +4,15 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::super::futex;
-use super::super::g::WaitReason;
-use super::super::sched::{Parker, gopark, goready};
-use super::super::sync::TimedOut;
-use super::super::timers::{self, ParkClaim, TimerKey, Timers};
-use super::super::tls::{getg, getm};
+use crate::runtime::gmp::current::{getg, getm};
+use crate::runtime::gmp::parker::Parker;
+use crate::runtime::gmp::status::WaitReason;
+use crate::runtime::gmp::timers;
+use crate::runtime::gmp::timers::{ParkClaim, TimerKey, Timers};
+use crate::runtime::os::futex;
+use crate::runtime::sched::park::gopark;
+use crate::runtime::sched::ready::goready;
+use crate::runtime::sync::TimedOut;
 
 /// Parks the goroutine for at least `duration`. On a foreign thread this is `std::thread::sleep`.
 ///
@@ -38,7 +41,7 @@ pub fn sleep(duration: Duration) {
 }
 
 /// A limit of time for one park, set before it. Dropping the limit withdraws its timer.
-pub(in crate::runtime) struct Limit<'a> {
+pub(crate) struct Limit<'a> {
     wait: &'a ParkClaim,
     clock: Clock,
 }
@@ -56,7 +59,7 @@ impl<'a> Limit<'a> {
     /// # Safety
     /// 1. The parker of `wait` is the caller's, and its claim was made by `Claim::arming`.
     /// 2. The limit is dropped, not forgotten.
-    pub(in crate::runtime) unsafe fn set(wait: &'a ParkClaim, timeout: Duration) -> Self {
+    pub(crate) unsafe fn set(wait: &'a ParkClaim, timeout: Duration) -> Self {
         if getg().is_null() {
             return Self { wait, clock: Clock::Thread(Instant::now().checked_add(timeout)) };
         }
@@ -75,7 +78,7 @@ impl<'a> Limit<'a> {
     ///    anything else of it, and readies the parker if it wins, once.
     /// 2. `unlock` does not park, and does not unwind.
     /// 3. The caller can park, as `may_park` says.
-    pub(in crate::runtime) unsafe fn park(&self, reason: WaitReason, unlock: impl FnOnce()) {
+    pub(crate) unsafe fn park(&self, reason: WaitReason, unlock: impl FnOnce()) {
         let (claim, parker) = (&self.wait.claim, self.wait.parker);
         match self.clock {
             // SAFETY: the one that gets the claim readies the goroutine: a peer by contract (1), or

@@ -9,11 +9,12 @@ use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::panic::{self, AssertUnwindSafe};
 
-use super::super::g::{G, TaskType, join_state};
-use super::super::life::{NewError, NewG, current_class, new_g, task_room};
-use super::super::name::Name;
-use super::super::stack::{SizeClass, StackError};
-use super::join::{JoinHandle, JoinResult, RawHandle};
+use crate::runtime::gmp::g::{G, TaskType};
+use crate::runtime::gmp::join_state;
+use crate::runtime::gmp::name::Name;
+use crate::runtime::sched::lifecycle::{NewError, NewGoroutine, current_class, newproc, task_room};
+use crate::runtime::stack::{SizeClass, StackError};
+use crate::runtime::task::join::{JoinHandle, JoinResult, RawHandle};
 
 /// What a goroutine runs: first the closure, then its result, in the same place.
 union Task<F, T> {
@@ -82,10 +83,10 @@ impl<F> std::error::Error for SpawnError<F> {
 }
 
 /// How a goroutine is started.
-pub(in crate::runtime) struct Settings {
-    pub(in crate::runtime) class: SizeClass,
-    pub(in crate::runtime) name: Option<Name>,
-    pub(in crate::runtime) migratable: bool,
+pub(crate) struct Settings {
+    pub(crate) class: SizeClass,
+    pub(crate) name: Option<Name>,
+    pub(crate) migratable: bool,
 }
 
 impl Settings {
@@ -116,7 +117,7 @@ pub(super) unsafe fn spawn<F: FnOnce() -> T, T>(
         return unsafe { spawn_boxed(settings, Box::new(f)) };
     }
     let Settings { class, name, migratable } = settings;
-    let new: NewG = match new_g(class, size, align_of::<Task<F, T>>()) {
+    let new: NewGoroutine = match newproc(class, size, align_of::<Task<F, T>>()) {
         Ok(new) => new,
         Err(NewError { error }) => return Err(SpawnError { error, f }),
     };
@@ -188,7 +189,7 @@ unsafe fn spawn_in_place<F: FnOnce() -> T, T>(
     Settings { class, name, migratable }: Settings,
     inner: Boxed<F, T>,
 ) -> Result<*mut G, (StackError, Boxed<F, T>)> {
-    let new = match new_g(class, size_of::<Boxed<F, T>>(), align_of::<Boxed<F, T>>()) {
+    let new = match newproc(class, size_of::<Boxed<F, T>>(), align_of::<Boxed<F, T>>()) {
         Ok(new) => new,
         Err(NewError { error }) => return Err((error, inner)),
     };
@@ -227,10 +228,7 @@ where
 }
 
 /// Starts a goroutine that stays on its thread, whatever the settings say; on a thread of a run.
-pub(in crate::runtime) fn go_with<F, T>(
-    settings: Settings,
-    f: F,
-) -> Result<JoinHandle<T>, SpawnError<F>>
+pub(crate) fn go_with<F, T>(settings: Settings, f: F) -> Result<JoinHandle<T>, SpawnError<F>>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,

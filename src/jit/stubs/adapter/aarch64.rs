@@ -145,9 +145,9 @@ impl Frame {
 
 /// Makes room for `bytes`, a multiple of what sp is aligned to.
 fn reserve(e: &mut Emitter<'_>, mut bytes: u32) {
-    while bytes >= PAGE_BYTES {
+    while bytes >= PAGE_BYTES as u32 {
         dynasm!(e.ops; .arch aarch64; sub sp, sp, 1, lsl 12; str xzr, [sp]);
-        bytes -= PAGE_BYTES;
+        bytes -= PAGE_BYTES as u32;
     }
     if bytes > 0 {
         dynasm!(e.ops; .arch aarch64; sub sp, sp, bytes);
