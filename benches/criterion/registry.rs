@@ -1,10 +1,9 @@
 //! `cargo bench --bench registry`: look-ups and walks, against the structures that others use.
 
-#[path = "measure/driver.rs"]
 mod driver;
-#[path = "measure/meter.rs"]
+#[path = "../measure/meter.rs"]
 mod meter;
-#[path = "subjects/registry.rs"]
+#[path = "../subjects/registry.rs"]
 mod registry;
 
 fn main() {

@@ -15,31 +15,23 @@
 //! do not fail for no reason, and sleeps do not end so. Both fences are full ones, as without
 //! membarrier(2); the one model where that hides something leaves the light one out.
 
-#[path = "sched_model/callers.rs"]
 mod callers;
-#[path = "sched_model/explore.rs"]
 mod explore;
-#[path = "../src/runtime/freeze.rs"]
+#[path = "../../../src/runtime/freeze.rs"]
 mod freeze;
-#[path = "../src/runtime/handshake.rs"]
+#[path = "../../../src/runtime/handshake.rs"]
 mod handshake;
-#[path = "sched_model/holding.rs"]
 mod holding;
-#[path = "../src/runtime/idle.rs"]
+#[path = "../../../src/runtime/idle.rs"]
 mod idle;
-#[path = "../src/runtime/mailbox.rs"]
+#[path = "../../../src/runtime/mailbox.rs"]
 mod mailbox;
-#[path = "sched_model/parking.rs"]
 mod parking;
-#[path = "sched_model/primitive.rs"]
 mod primitive;
-#[path = "sched_model/queues.rs"]
 mod queues;
-#[path = "sched_model/requests.rs"]
 mod requests;
-#[path = "../src/runtime/runq.rs"]
+#[path = "../../../src/runtime/runq.rs"]
 mod runq;
-#[path = "sched_model/waking.rs"]
 mod waking;
 
 use primitive::{How, Weak, operations};

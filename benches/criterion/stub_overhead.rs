@@ -1,10 +1,9 @@
 //! `cargo bench --bench stub_overhead`: calls through stubs, against plain indirect calls.
 
-#[path = "measure/driver.rs"]
 mod driver;
-#[path = "measure/meter.rs"]
+#[path = "../measure/meter.rs"]
 mod meter;
-#[path = "subjects/stub_overhead.rs"]
+#[path = "../subjects/stub_overhead.rs"]
 mod stub_overhead;
 
 fn main() {

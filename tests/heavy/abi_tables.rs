@@ -17,7 +17,7 @@ const GO_SIGNATURES: usize = 184;
 
 #[test]
 fn go_scalars_are_where_the_go_compiler_has_them() {
-    let table = include_str!("data/abi/go_amd64_scalars.txt");
+    let table = include_str!("../data/abi/go_amd64_scalars.txt");
     let stride = if cfg!(miri) { 10 } else { 1 };
     let rows = table.lines().filter(|line| !line.starts_with('#'));
     let mut lines = 0;
@@ -58,7 +58,7 @@ const GO_VECTORS: usize = 1501;
 
 #[test]
 fn go_vectors_equal_in_every_key() {
-    let packed = include_bytes!("data/abi/go_vectors.jsonl.zz");
+    let packed = include_bytes!("../data/abi/go_vectors.jsonl.zz");
     let text = miniz_oxide::inflate::decompress_to_vec_zlib(packed).expect("a zlib stream");
     let text = String::from_utf8(text).expect("JSON is UTF-8");
     let stride = if cfg!(miri) { 100 } else { 1 };

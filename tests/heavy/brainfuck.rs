@@ -13,7 +13,7 @@ use std::thread;
 use proptest::prelude::*;
 
 const CELLS: usize = 30_000;
-const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/programs");
+const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/programs");
 const USAGE: &str = "\
 usage: brainfuck [--stages N] [--processors N] [--trace] PROGRAM...
 Runs the programs as a pipeline from stdin to stdout.
@@ -36,7 +36,8 @@ fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
     let path = profile.join("examples").join(name);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(format!("{name}.rs"));
+    let source =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(format!("{name}.rs"));
     let modified = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
     assert!(
         modified(&path) >= modified(&source),

@@ -1,10 +1,9 @@
 //! `cargo bench --bench switch`: switches between goroutines, against corosensei's.
 
-#[path = "measure/driver.rs"]
 mod driver;
-#[path = "measure/meter.rs"]
+#[path = "../measure/meter.rs"]
 mod meter;
-#[path = "subjects/switch.rs"]
+#[path = "../subjects/switch.rs"]
 mod switch;
 
 fn main() {

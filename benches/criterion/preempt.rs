@@ -1,11 +1,10 @@
 //! `cargo bench --bench preempt`: what preemption costs those who are not preempted, and how long
 //! it takes.
 
-#[path = "measure/driver.rs"]
 mod driver;
-#[path = "measure/meter.rs"]
+#[path = "../measure/meter.rs"]
 mod meter;
-#[path = "subjects/preempt.rs"]
+#[path = "../subjects/preempt.rs"]
 mod preempt;
 
 use driver::Mode;

@@ -1,10 +1,9 @@
 //! `cargo bench --bench emit`: making stubs.
 
-#[path = "measure/driver.rs"]
 mod driver;
-#[path = "subjects/emit.rs"]
+#[path = "../subjects/emit.rs"]
 mod emit;
-#[path = "measure/meter.rs"]
+#[path = "../measure/meter.rs"]
 mod meter;
 
 fn main() {

@@ -13,7 +13,7 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
 #[allow(dead_code, reason = "the model has no use for every part of the protocol")]
-#[path = "../src/jit/registry/protocol.rs"]
+#[path = "../../src/jit/registry/protocol.rs"]
 mod protocol;
 
 /// What `protocol.rs` is built from, here of loom.

@@ -12,11 +12,11 @@ pub(crate) use loom::sync::atomic::Ordering;
 
 /// The texts that operations are looked up in.
 const SOURCES: [(&str, &str); 10] = [
-    ("runq.rs", include_str!("../../src/runtime/runq.rs")),
-    ("mailbox.rs", include_str!("../../src/runtime/mailbox.rs")),
-    ("idle.rs", include_str!("../../src/runtime/idle.rs")),
-    ("freeze.rs", include_str!("../../src/runtime/freeze.rs")),
-    ("handshake.rs", include_str!("../../src/runtime/handshake.rs")),
+    ("runq.rs", include_str!("../../../src/runtime/runq.rs")),
+    ("mailbox.rs", include_str!("../../../src/runtime/mailbox.rs")),
+    ("idle.rs", include_str!("../../../src/runtime/idle.rs")),
+    ("freeze.rs", include_str!("../../../src/runtime/freeze.rs")),
+    ("handshake.rs", include_str!("../../../src/runtime/handshake.rs")),
     ("callers.rs", include_str!("callers.rs")),
     ("parking.rs", include_str!("parking.rs")),
     ("waking.rs", include_str!("waking.rs")),

@@ -2,11 +2,10 @@
 //!
 //! With `--quick`, a million of them is only tried if `FOOTBRIDGE_BENCH_MILLION` is set.
 
-#[path = "measure/driver.rs"]
 mod driver;
-#[path = "measure/meter.rs"]
+#[path = "../measure/meter.rs"]
 mod meter;
-#[path = "subjects/spawn.rs"]
+#[path = "../subjects/spawn.rs"]
 mod spawn;
 
 use driver::Mode;
