@@ -13,8 +13,6 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 #![allow(unsafe_code, reason = "calls emitted and compiled code")]
 
-#[path = "../c_types/mod.rs"]
-mod c_types;
 mod call;
 mod image;
 mod observer;
@@ -23,13 +21,13 @@ mod text;
 
 use std::collections::BTreeMap;
 
-use c_types::{has_gcc, random_bytes, random_signature, setting};
 use call::{Buffers, Call, Caller, Ends, Failure, Kind};
 use footbridge::abi::interp::Xorshift;
 use footbridge::abi::{AssignError, Assignment, Convention, Signature, Type, VectorWidth};
 use footbridge::jit::{Bind, Jit, JitError, look_up};
 use footbridge::runtime::Adapter;
 use observer::{Observer, Point};
+use support::c_types::{has_gcc, random_bytes, random_signature, setting};
 use text::{FUNCTIONS, Source};
 
 /// What gcc compiles on Linux.

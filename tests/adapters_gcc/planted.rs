@@ -7,11 +7,11 @@ use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::Reg;
 use footbridge::jit::{Code, FrameClass, Jit, Ops};
 
-use crate::c_types::has_gcc;
 use crate::call::{Buffers, Caller, Ends, Failure, Kind};
 use crate::observer::{Observer, Point};
 use crate::text::FUNCTIONS;
 use crate::{Bound, CONVENTIONS, Case, Xorshift, compile};
+use support::c_types::has_gcc;
 
 /// Where the wrong thing is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

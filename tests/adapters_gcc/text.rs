@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use footbridge::abi::{Assignment, Convention, Passing, Signature};
 
-use crate::c_types::C;
 use crate::call::{Buffers, RESULT_SLOT, STRIDE};
+use support::c_types::C;
 
 const PRELUDE: &str = "
 typedef unsigned char byte;
