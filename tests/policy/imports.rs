@@ -387,7 +387,10 @@ impl Reader<'_> {
 
     /// Reads a `use`, a path or one other token.
     fn code(&mut self, modules: &mut Modules, id: usize) {
-        if self.text(0) == "use" && self.at > 0 && (self.text(1) == "::" || self.is_word(1)) {
+        if self.text(0) == "use"
+            && self.at > 0
+            && (matches!(self.text(1), "::" | "$" | "{") || self.is_word(1))
+        {
             self.import(modules, id, false);
             return;
         }
