@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use footbridge::runtime::{
     self, Builder, Case, Chan, Config, JoinHandle, RecvError, RecvTimeoutError, SendError,
     SendTimeoutError, TryRecvError, TrySendError, go, gosched, run, select, select_timeout, sleep,
-    stats, systemstack, try_select,
+    systemstack, try_select,
 };
 
 #[path = "child/mod.rs"]
@@ -580,27 +580,6 @@ fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
         there.close();
     });
     peer.join().expect("no panic");
-}
-
-#[test]
-fn a_timer_that_a_peer_forestalled_is_withdrawn() {
-    on(1, || {
-        let channel = Chan::new(0);
-        let before = stats().timers;
-        for n in 0..100 {
-            let sender = channel.clone();
-            let sender = go(move || sender.send_timeout(n, Duration::from_millis(20)));
-            assert_eq!(channel.recv_timeout(Duration::from_millis(20)), Ok(n));
-            assert_eq!(sender.join().expect("no panic"), Ok(()));
-        }
-        // All of them would have been due by now.
-        let after = Instant::now();
-        while after.elapsed() < Duration::from_millis(40) {
-            sleep(Duration::from_millis(10));
-        }
-        let sleeps = stats().timers - before;
-        assert!((1..=40).contains(&sleeps), "{sleeps} timers fired");
-    });
 }
 
 /// A withdrawn timer does not count as one that could wake a goroutine.

@@ -1,8 +1,8 @@
 //! Models under loom of what threads of the scheduler do to each other: run queues and mailboxes
 //! (`queues`), parking and readying (`parking`), falling asleep and waking (`waking`), holding a
-//! goroutine still (`holding`), requests to give way (`requests`).
+//! goroutine still (`holding`), requests to give way (`requests`), waits that a timer or a peer ends (`ending`).
 //!
-//! The models run the crate's own `runq.rs`, `mailbox.rs`, `idle.rs`, `freeze.rs` and `handshake.rs`,
+//! The models run the crate's own `runq.rs`, `mailbox.rs`, `idle.rs`, `freeze.rs`, `handshake.rs` and `sync/claim.rs`,
 //! with loom's primitives in place of the real ones; what stands around them in the crate is
 //! repeated step by step in `callers`, which must have the same order of steps.
 //!
@@ -17,6 +17,10 @@
 
 #[path = "sched_model/callers.rs"]
 mod callers;
+#[path = "../src/runtime/sync/claim.rs"]
+mod claim;
+#[path = "sched_model/ending.rs"]
+mod ending;
 #[path = "sched_model/explore.rs"]
 mod explore;
 #[path = "../src/runtime/freeze.rs"]
@@ -54,14 +58,21 @@ fn no_order_is_without_a_twin_or_a_reason() {
         waking::LOOK_TWINS,
         holding::TWINS,
         requests::TWINS,
+        ending::TWINS,
     ];
-    let unseen = [queues::RUN_QUEUE_UNSEEN, waking::UNSEEN, holding::UNSEEN, requests::UNSEEN];
+    let unseen = [
+        queues::RUN_QUEUE_UNSEEN,
+        waking::UNSEEN,
+        holding::UNSEEN,
+        requests::UNSEEN,
+        ending::UNSEEN,
+    ];
     let twins = twins.into_iter().flatten().map(|twin| twin.weak);
     let weakened: Vec<Weak> =
         twins.chain(unseen.into_iter().flatten().map(|unseen| unseen.weak)).collect();
     let mut ordered = 0;
     let mut missing = Vec::new();
-    for file in ["runq.rs", "mailbox.rs", "idle.rs", "freeze.rs", "handshake.rs"] {
+    for file in ["runq.rs", "mailbox.rs", "idle.rs", "freeze.rs", "handshake.rs", "claim.rs"] {
         for operation in operations(file) {
             let orders = ["Acquire", "Release", "AcqRel", "SeqCst"];
             let is_fence = operation.text.ends_with("fence");

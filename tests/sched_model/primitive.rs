@@ -11,17 +11,19 @@ use std::panic::Location;
 pub(crate) use loom::sync::atomic::Ordering;
 
 /// The texts that operations are looked up in.
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 12] = [
     ("runq.rs", include_str!("../../src/runtime/runq.rs")),
     ("mailbox.rs", include_str!("../../src/runtime/mailbox.rs")),
     ("idle.rs", include_str!("../../src/runtime/idle.rs")),
     ("freeze.rs", include_str!("../../src/runtime/freeze.rs")),
     ("handshake.rs", include_str!("../../src/runtime/handshake.rs")),
+    ("claim.rs", include_str!("../../src/runtime/sync/claim.rs")),
     ("callers.rs", include_str!("callers.rs")),
     ("parking.rs", include_str!("parking.rs")),
     ("waking.rs", include_str!("waking.rs")),
     ("holding.rs", include_str!("holding.rs")),
     ("requests.rs", include_str!("requests.rs")),
+    ("ending.rs", include_str!("ending.rs")),
 ];
 
 /// In which way an operation is weakened.
