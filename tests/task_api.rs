@@ -284,7 +284,9 @@ fn report_of(f: impl FnOnce()) -> (String, u32, String) {
     let previous = panic::take_hook();
     panic::set_hook(Box::new(|info| {
         let at = info.location().expect("a location");
-        let text = info.payload_as_str().unwrap_or_default().to_string();
+        let (payload, fixed) = (info.payload(), info.payload().downcast_ref::<&str>());
+        let text = fixed.map(|text| text.to_string());
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
         *REPORT.lock().expect("not poisoned") = Some((at.file().into(), at.line(), text));
     }));
     let end = catch_unwind(AssertUnwindSafe(f));

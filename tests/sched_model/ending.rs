@@ -1,4 +1,5 @@
-//! A wait that its timer or a peer ends, while its goroutine is still on the way to park.
+//! A wait that its timer or a peer ends, while its goroutine is still on the way to park; and waits
+//! without a limit.
 
 use std::sync::Arc;
 
@@ -37,10 +38,10 @@ enum Steps {
 }
 
 impl Wait {
-    fn new() -> Arc<Self> {
+    fn new(claim: Claim) -> Arc<Self> {
         Arc::new(Self {
             status: AtomicU32::new(RUNNING),
-            claim: Claim::arming(),
+            claim,
             visible: AtomicBool::new(false),
             value: UnsafeCell::new(0),
             readied: AtomicUsize::new(0),
@@ -89,8 +90,52 @@ impl Wait {
     }
 }
 
+impl Wait {
+    /// `gopark` of a wait without a limit, up to where the goroutine has left its stack.
+    fn park_open(&self) {
+        self.status.store(WAITING, Ordering::Release);
+        self.visible.store(true, Ordering::Release);
+    }
+
+    /// [`Self::send`] to the only case of a wait. Peers take a waiter out of its queue under the
+    /// lock, so that one of them comes to this.
+    fn send_alone(&self) {
+        if self.visible.load(Ordering::Acquire) {
+            self.claim.claim_alone(CASE);
+            // SAFETY: loom checks that nothing else has access.
+            self.value.with_mut(|value| unsafe { *value += 1 });
+            self.ready();
+        }
+    }
+}
+
+/// Two cases of a select without a limit, or one case alone.
+fn open_in(peers: &[fn(&Wait)]) {
+    let wait = Wait::new(Claim::open());
+    let members = [Wait::park_open as fn(&Wait)].into_iter().chain(peers.iter().copied());
+    let bodies = members.map(|member| -> Body {
+        let wait = Arc::clone(&wait);
+        Box::new(move || member(&wait))
+    });
+    together(bodies.collect());
+    let readied = wait.readied.load(Ordering::Relaxed);
+    assert!(readied <= 1, "it is readied {readied} times");
+    // SAFETY: loom checks that nothing else has access.
+    let passed = wait.value.with(|value| unsafe { *value }) as usize;
+    assert!(passed == readied, "{passed} values passed, and it is readied {readied} times");
+    assert!(readied == 0 || wait.claim.outcome() == CASE, "nothing ended it");
+}
+
+fn several() {
+    open_in(&[Wait::send, Wait::send]);
+}
+
+fn alone() {
+    open_in(&[Wait::send_alone]);
+}
+
 fn ending_in(steps: Steps) {
-    let wait = Wait::new();
+    let wait = Wait::new(Claim::arming());
     let member = |member: fn(&Wait)| -> Body {
         let wait = Arc::clone(&wait);
         Box::new(move || member(&wait))
@@ -124,6 +169,27 @@ const ENDING: Model = Model {
     without: &[],
 };
 
+const SEVERAL: Model = Model {
+    name: "a wait with two cases ends",
+    body: several,
+    preemptions: None,
+    least: 10,
+    without: &[],
+};
+const ALONE: Model = Model {
+    name: "a wait with one case ends",
+    body: alone,
+    preemptions: None,
+    least: 2,
+    without: &[],
+};
+
+#[test]
+fn a_wait_without_a_limit_is_ended_once() {
+    explore(SEVERAL);
+    explore(ALONE);
+}
+
 #[test]
 fn a_wait_is_ended_once_by_its_timer_or_a_peer() {
     explore(ENDING);
@@ -145,6 +211,7 @@ pub(crate) const TWINS: &[Twin] = &[
     Twin { weak: weak("park", EXCHANGE, Relaxed), model: ENDING, says: "does not wait" },
     Twin { weak: weak("park", EXCHANGE, Torn), model: ENDING, says: "readied 0 times" },
     Twin { weak: weak("claim", EXCHANGE, Torn), model: ENDING, says: "readied 2 times" },
+    Twin { weak: weak("claim", EXCHANGE, Torn), model: SEVERAL, says: "Concurrent write" },
     Twin { weak: weak("time_out", EXCHANGE, Relaxed), model: ENDING, says: "does not wait" },
     Twin { weak: weak("time_out", EXCHANGE, Torn), model: ENDING, says: "readied 0 times" },
 ];

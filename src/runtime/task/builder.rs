@@ -219,6 +219,42 @@ impl Builder {
     /// Makes a stub by which JIT code starts goroutines, like [`Jit::spawn_fn`]; each of them has
     /// the settings of this builder.
     ///
+    /// ```
+    /// use dynasmrt::{DynasmLabelApi, dynasm};
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::{FrameClass, Jit};
+    /// use footbridge::runtime::{self, Builder, Chan};
+    ///
+    /// let (jit, go) = (Jit::new()?, Convention::GoAbiInternal);
+    /// let channel = Chan::new(0);
+    /// let sender = channel.clone();
+    /// let send = move |n: u64| sender.send(n).expect("open");
+    /// let send = jit.named_goroutine_fn("send", go, send)?;
+    /// let call = |name, target: usize| {
+    ///     // SAFETY: a standard frame around a call, which passes the argument register on.
+    ///     unsafe {
+    ///         jit.install(name, FrameClass::Standard, |ops| {
+    ///             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern target; pop rbp; ret)
+    ///         })
+    ///     }
+    /// };
+    /// let body = call("body", send.address())?;
+    /// let signature = "fn(u64)".parse()?;
+    /// let builder = Builder::new().name("of jit").stack_bytes(256 << 10);
+    /// // SAFETY: `body` is a function of this type; a number may go to another thread.
+    /// let start = unsafe { builder.spawn_fn(&jit, go, &signature, &body)? };
+    /// let main = call("main", start.address())?;
+    /// // SAFETY: `main` is a function of this type.
+    /// let main = unsafe { main.enter::<fn(u64)>(go)? };
+    /// let received = runtime::run(|| {
+    ///     // SAFETY: on a goroutine.
+    ///     unsafe { main.call(7) };
+    ///     channel.recv()
+    /// });
+    /// assert_eq!(received, Ok(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Jit::spawn_fn`]; more than 8 MiB of stack were requested.
     ///
