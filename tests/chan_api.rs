@@ -650,8 +650,8 @@ fn waits_are_refused_on_the_system_stack_and_return_what_they_own() {
     });
 }
 
-/// The end of a run leaves goroutines in waits with a limit behind. Their timers are gone, and
-/// what they wait for is not given to them.
+/// A run that ends abandons goroutines in waits with a limit. Their timers are gone, and they
+/// receive nothing any more.
 #[test]
 fn a_run_may_end_while_goroutines_wait_with_a_limit() {
     for round in 0..50 {
