@@ -717,7 +717,7 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
             // A scope does not wait for one that was not started.
             let in_scope = scope(|s| Builder::new().go_scoped(s, || ()).map(drop));
             unlimit_address_space();
-            assert_eq!(in_scope.expect_err("no memory").to_string(), refused.error.to_string());
+            assert_eq!(in_scope.expect_err("no memory").to_string(), refused.to_string());
             let StackError::Reserve { bytes, errno, shortage, .. } = refused.error else {
                 panic!("{refused}");
             };

@@ -572,8 +572,8 @@ fn who_parks_while_it_unwinds_keeps_nobody_from_giving_way() {
                         unwound.expect_err("it panics").is::<u8>()
                     });
                     let body = move || waiter.wait(flag);
-                    // SAFETY: nothing of it belongs to a thread.
                     let loops = if migratable {
+                        // SAFETY: nothing of it belongs to a thread.
                         unsafe { Builder::new().go_migratable(body).expect("memory") }
                     } else {
                         go(body)

@@ -153,8 +153,8 @@ fn cases_may_be_used_twice() {
     }
     run(|| {
         let (a, b) = (Chan::new(2), Chan::<Receives>::new(2));
-        a.send(Receives(Some(b.clone()))).ok().expect("open");
-        a.send(Receives(None)).ok().expect("open");
+        a.send(Receives(Some(b.clone()))).expect("open");
+        a.send(Receives(None)).expect("open");
         let (mut x, mut y) = (None, None);
         let mut cases = [Case::recv(&a, &mut x), Case::recv(&b, &mut y)];
         assert_eq!(select(&mut cases), 0);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use footbridge::runtime::{
     self, Builder, Case, Chan, Config, JoinHandle, RecvError, RecvTimeoutError, SendError,
     SendTimeoutError, TryRecvError, TrySendError, go, gosched, run, select, select_timeout, sleep,
-    stats, systemstack, try_select,
+    systemstack, try_select,
 };
 
 use support::child;
@@ -575,27 +575,6 @@ fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
     peer.join().expect("no panic");
 }
 
-#[test]
-fn a_timer_that_a_peer_forestalled_is_withdrawn() {
-    on(1, || {
-        let channel = Chan::new(0);
-        let before = stats().timers;
-        for n in 0..100 {
-            let sender = channel.clone();
-            let sender = go(move || sender.send_timeout(n, Duration::from_millis(20)));
-            assert_eq!(channel.recv_timeout(Duration::from_millis(20)), Ok(n));
-            assert_eq!(sender.join().expect("no panic"), Ok(()));
-        }
-        // All of them would have been due by now.
-        let after = Instant::now();
-        while after.elapsed() < Duration::from_millis(40) {
-            sleep(Duration::from_millis(10));
-        }
-        let sleeps = stats().timers - before;
-        assert!((1..=40).contains(&sleeps), "{sleeps} timers fired");
-    });
-}
-
 /// A withdrawn timer does not count as one that could wake a goroutine.
 #[test]
 fn a_deadlock_is_found_although_a_long_limit_was_set_before() {
@@ -664,8 +643,8 @@ fn waits_are_refused_on_the_system_stack_and_return_what_they_own() {
     });
 }
 
-/// The end of a run leaves goroutines in waits with a limit behind. Their timers are gone, and
-/// what they wait for is not given to them.
+/// A run that ends abandons goroutines in waits with a limit. Their timers are gone, and they
+/// receive nothing any more.
 #[test]
 fn a_run_may_end_while_goroutines_wait_with_a_limit() {
     for round in 0..50 {

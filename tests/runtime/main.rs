@@ -6,3 +6,4 @@ mod fp_control;
 mod inspect;
 mod runs;
 mod scheduler;
+mod tasks;

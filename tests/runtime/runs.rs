@@ -292,7 +292,7 @@ fn values_in_a_channel_are_dropped_with_it() {
     run(|| {
         let channel = Chan::new(8);
         for _ in 0..5 {
-            channel.send(Dropped(drops.clone())).ok().expect("open");
+            channel.send(Dropped(drops.clone())).expect("open");
         }
         drop(channel.recv());
         assert_eq!(drops.load(Ordering::SeqCst), 1);

@@ -135,7 +135,7 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::AtomicBool;
 
-    use super::super::runq::Stolen;
+    use crate::runtime::sync::runq::Stolen;
     use super::*;
 
     const SLOTS: usize = RUNQ;

@@ -1,9 +1,9 @@
 //! Models under loom of what threads of the scheduler do to each other: run queues and inboxes
 //! (`queues`), parking and readying (`parking`), falling asleep and waking (`waking`), holding a
-//! goroutine still (`holding`), requests to give way (`requests`), the end of a run (`ending`).
+//! goroutine still (`holding`), requests to yield (`requests`), waits that a timer or a peer ends
+//! (`limits`), the end of a run (`ending`).
 //!
-//! The models run the crate's own `runq.rs`, `inbox.rs`, `idle.rs`, `suspend.rs`, `preempt_request.rs`, `sysmon_sleep.rs` and
-//! `latch.rs`,
+//! The models run the crate's own files of `src/runtime/sync`
 //! with loom's primitives in place of the real ones; what stands around them in the crate is
 //! repeated step by step in `callers`, which must have the same order of steps.
 //!
@@ -17,6 +17,8 @@
 //! membarrier(2); the one model where that hides something leaves the light one out.
 
 mod callers;
+#[path = "../../../src/runtime/sync/claim.rs"]
+mod claim;
 mod ending;
 mod explore;
 mod holding;
@@ -26,6 +28,7 @@ mod idle;
 mod inbox;
 #[path = "../../../src/runtime/sync/latch.rs"]
 mod latch;
+mod limits;
 mod parking;
 #[path = "../../../src/runtime/sync/preempt_request.rs"]
 mod preempt_request;
@@ -53,8 +56,9 @@ fn no_order_is_without_a_mutant_or_a_reason() {
         holding::MUTANTS,
         requests::MUTANTS,
         ending::MUTANTS,
+        limits::MUTANTS,
     ];
-    let unseen = [queues::RUN_QUEUE_UNSEEN, waking::UNSEEN, holding::UNSEEN, requests::UNSEEN];
+    let unseen = [queues::RUN_QUEUE_UNSEEN, waking::UNSEEN, holding::UNSEEN, requests::UNSEEN, limits::UNSEEN];
     let mutants = mutants.into_iter().flatten().map(|mutant| mutant.weak);
     let weakened: Vec<Weak> =
         mutants.chain(unseen.into_iter().flatten().map(|unseen| unseen.weak)).collect();
@@ -68,6 +72,7 @@ fn no_order_is_without_a_mutant_or_a_reason() {
         "preempt_request.rs",
         "sysmon_sleep.rs",
         "latch.rs",
+        "claim.rs",
     ] {
         for operation in operations(file) {
             let orders = ["Acquire", "Release", "AcqRel", "SeqCst"];

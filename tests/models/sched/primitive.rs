@@ -11,7 +11,7 @@ use std::panic::Location;
 pub(crate) use loom::sync::atomic::Ordering;
 
 /// The texts that operations are looked up in.
-const SOURCES: [(&str, &str); 12] = [
+const SOURCES: [(&str, &str); 14] = [
     ("runq.rs", include_str!("../../../src/runtime/sync/runq.rs")),
     ("inbox.rs", include_str!("../../../src/runtime/sync/inbox.rs")),
     ("idle.rs", include_str!("../../../src/runtime/sync/idle.rs")),
@@ -19,11 +19,14 @@ const SOURCES: [(&str, &str); 12] = [
     ("preempt_request.rs", include_str!("../../../src/runtime/sync/preempt_request.rs")),
     ("sysmon_sleep.rs", include_str!("../../../src/runtime/sync/sysmon_sleep.rs")),
     ("latch.rs", include_str!("../../../src/runtime/sync/latch.rs")),
+    ("claim.rs", include_str!("../../../src/runtime/sync/claim.rs")),
+    ("limits.rs", include_str!("limits.rs")),
     ("callers.rs", include_str!("callers.rs")),
     ("parking.rs", include_str!("parking.rs")),
     ("waking.rs", include_str!("waking.rs")),
     ("holding.rs", include_str!("holding.rs")),
     ("requests.rs", include_str!("requests.rs")),
+    ("ending.rs", include_str!("ending.rs")),
 ];
 
 /// In which way an operation is weakened.
