@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{FrameClass, Jit, Ops};
+use footbridge::jit::{Annotations, FrameClass, Jit, Ops};
 use footbridge::runtime::{
     Case, Chan, Config, Entry, checkpoint, go, go_migratable, gosched, keep_float_modes,
     request_preemption, scope, select, sleep, stats, systemstack,
@@ -180,9 +180,9 @@ impl Waiter {
         // SAFETY: a leaf that changes rdi only.
         let code = unsafe {
             match kind {
-                Loop::Preemptible => jit.install_preemptible("waits", FrameClass::Leaf, |ops| {
+                Loop::Preemptible => jit.install("waits", FrameClass::Leaf, |ops| {
                     body(ops);
-                    vec![]
+                    Annotations::preemptible()
                 }),
                 Loop::Polls(_) => jit.install("waits", FrameClass::Leaf, body),
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit, Ops};
+use footbridge::jit::{Annotations, Code, FrameClass, Jit, Ops};
 use footbridge::runtime::{
     Builder, Chan, Config, Entry, Goroutine, ScanError, Status, Traceback, WaitReason, WalkEnd,
     checkpoint, current, go, gopark, goready, goroutines, gosched, jit_frames, scope, sleep,
@@ -89,9 +89,9 @@ fn nested_loop(polls: bool) -> Loop {
         if polls {
             jit.install(name, FrameClass::Standard, body)
         } else {
-            jit.install_preemptible(name, FrameClass::Standard, |ops| {
+            jit.install(name, FrameClass::Standard, |ops| {
                 body(ops);
-                vec![]
+                Annotations::preemptible()
             })
         }
     };

@@ -22,7 +22,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Gpr};
 use footbridge::jit::{
     Annotations, Code, ForeignRegion, FrameClass, Jit, JitError, LiveAt, LiveSlot, Ops, StubKind,
-    UnsafePointRange, WhenUnsafe, lookup,
+    WhenUnsafe, lookup,
 };
 use footbridge::runtime::{
     self, Chan, Config, Entry, ScanFrame, WalkEnd, gosched, request_preemption, scan_own_stack,
@@ -190,13 +190,14 @@ fn install(
     let jit = Jit::new().expect("code memory");
     // SAFETY: whoever calls this keeps the laws of the class; nothing depends on the thread.
     let code = unsafe {
-        jit.install_with(name, class, |ops| {
+        jit.install(name, class, |ops| {
             let mut marks = Marks::default();
             body(ops, &mut marks);
-            Annotations {
-                preemptible: (interrupted == Where::Anywhere).then(Vec::new),
-                stack_map: Some(marks.map(ops)),
-            }
+            let annotations = match interrupted {
+                Where::Anywhere => Annotations::preemptible(),
+                _ => Annotations::new(),
+            };
+            annotations.stack_map(marks.map(ops))
         })
     };
     code.expect("it installs")
@@ -1116,14 +1117,14 @@ fn maps_that_make_no_sense_are_refused_when_code_is_installed() {
     let install = |class, entries: Vec<LiveAt>| {
         // SAFETY: never called.
         let code = unsafe {
-            jit.install_with("wrong map", class, |ops| {
+            jit.install("wrong map", class, |ops| {
                 dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
                 match class {
                     FrameClass::Saved => dynasm!(ops
                         ; .arch x64; push rbx; push r12; push r13; push r14; push r15; leave; ret),
                     _ => dynasm!(ops; .arch x64; nop; pop rbp; ret),
                 }
-                Annotations { stack_map: Some(entries), ..Annotations::default() }
+                Annotations::new().stack_map(entries)
             })
         };
         code.map(|code| lookup(code.address()).and_then(|stub| stub.stack_map()))
@@ -1136,7 +1137,7 @@ fn maps_that_make_no_sense_are_refused_when_code_is_installed() {
         (
             FrameClass::Standard,
             vec![entry(4..8, &[])],
-            "bytes 4..8 of code \"wrong map\" cannot be an entry of its stack map: it ends behind the \
+            "bytes 4..8 of code \"wrong map\" cannot be an entry of its stack map: it ends after the \
              code; entries count bytes from its start",
         ),
         (
@@ -1157,12 +1158,11 @@ fn maps_that_make_no_sense_are_refused_when_code_is_installed() {
         assert_eq!(error.to_string(), text);
     }
     // Both kinds of annotations are looked at.
-    let range = UnsafePointRange { bytes: 0..1, when: WhenUnsafe::Restart };
     // SAFETY: never called.
     let refused = unsafe {
-        jit.install_with("wrong", FrameClass::Standard, |ops| {
+        jit.install("wrong", FrameClass::Standard, |ops| {
             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; pop rbp; ret);
-            Annotations { preemptible: Some(vec![range]), stack_map: Some(vec![]) }
+            Annotations::preemptible().unsafe_points(0..1, WhenUnsafe::Restart).stack_map([])
         })
     };
     assert!(matches!(refused, Err(JitError::UnsafePointRange { .. })), "{refused:?}");
@@ -1176,16 +1176,16 @@ fn code_without_a_map_has_none_and_an_empty_map_is_one() {
     let codes = unsafe {
         let preemptible = |ops: &mut Ops| {
             body(ops);
-            vec![]
+            Annotations::preemptible()
         };
         let mapped = |ops: &mut Ops| {
             body(ops);
-            Annotations { preemptible: None, stack_map: Some(vec![]) }
+            Annotations::new().stack_map([])
         };
         [
             jit.install("no map", FrameClass::Leaf, body),
-            jit.install_preemptible("no map", FrameClass::Leaf, preemptible),
-            jit.install_with("a map", FrameClass::Leaf, mapped),
+            jit.install("no map", FrameClass::Leaf, preemptible),
+            jit.install("a map", FrameClass::Leaf, mapped),
         ]
     };
     let said = codes.map(|code| {
@@ -1213,10 +1213,10 @@ fn foreign_code_can_have_a_map() {
     let region = unsafe { ForeignRegion::new(at..at + 4096, FrameClass::Leaf) };
     let region = region.expect("it is registered");
     let publish = |name, bytes, slot| {
-        let stack_map = Some(vec![LiveAt { bytes, slots: vec![slot] }]);
-        let annotations = Annotations { preemptible: Some(vec![]), stack_map };
+        let entry = LiveAt { bytes, slots: vec![slot] };
+        let annotations = Annotations::preemptible().stack_map([entry]);
         // SAFETY: the bytes are in place, and can be interrupted anywhere.
-        unsafe { region.publish_with(name, at..at + 10, annotations) }
+        unsafe { region.publish(name, at..at + 10, annotations) }
     };
     let refused = publish("foreign", 0..10, Frame(-136)).err();
     let Some(JitError::StackMap { rule, .. }) = refused else { panic!("{refused:?}") };
@@ -1274,7 +1274,7 @@ fn foreign_code_of_four_gigabytes_is_refused() {
     let region = unsafe { ForeignRegion::new(at..at + LEN + 64, FrameClass::Leaf) };
     let region = region.expect("it is registered");
     // SAFETY: as above; no byte is read without annotations.
-    let refused = unsafe { region.publish("too long", at..at + LEN) }.err();
+    let refused = unsafe { region.publish("too long", at..at + LEN, ()) }.err();
     let Some(JitError::ForeignRange { rule, .. }) = refused else { panic!("{refused:?}") };
     assert!(rule.contains("4 GiB"), "{rule}");
 }
@@ -1298,7 +1298,7 @@ fn no_frame_of_a_deep_stack_is_left_out() {
     let target = look.address();
     // SAFETY: System V code with a standard frame, fn(pointer, depth).
     let code = unsafe {
-        jit.install_with("deep", FrameClass::Standard, |ops| {
+        jit.install("deep", FrameClass::Standard, |ops| {
             dynasm!(ops
                 ; .arch x64
                 ; entry:
@@ -1321,8 +1321,7 @@ fn no_frame_of_a_deep_stack_is_left_out() {
             );
             let bytes = from..ops.offset().0;
             dynasm!(ops; .arch x64; leave; ret);
-            let stack_map = Some(vec![LiveAt { bytes, slots: vec![LiveSlot::Frame(-8)] }]);
-            Annotations { stack_map, ..Annotations::default() }
+            Annotations::new().stack_map([LiveAt { bytes, slots: vec![LiveSlot::Frame(-8)] }])
         })
     };
     // SAFETY: of that convention and type.

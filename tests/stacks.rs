@@ -173,8 +173,16 @@ fn more_than_the_largest_class_is_refused() {
             let signature = "fn()".parse().expect("a signature");
             // SAFETY: code of this type.
             let refused = unsafe { builder.spawn_fn(&jit, GO, &signature, &code) }.map(drop);
-            let rule = "the largest stack has 8 MiB";
-            assert_eq!(refused, Err(JitError::Signature { stub: "spawn", rule }));
+            let error = refused.expect_err("too large");
+            let (requested_bytes, largest_bytes) = (requested, 8 << 20);
+            assert_eq!(error, JitError::StackTooLarge { requested_bytes, largest_bytes });
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "goroutines with stacks of {requested} bytes were requested, and the largest \
+                     stack has 8388608; request that, or keep large objects on the heap"
+                )
+            );
         }
     });
 }

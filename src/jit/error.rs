@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use dynasmrt::DynasmError;
+use dynasmrt::{DynasmError, TargetKind};
 
 use crate::abi::{AssignError, PlanError};
 
@@ -65,7 +65,14 @@ pub enum JitError {
         /// The address that was given.
         address: usize,
     },
-    /// dynasm could not resolve the code: an unknown label, or a target out of reach.
+    /// The code calls or jumps to an address that a displacement of 32 bits does not reach.
+    OutOfReach {
+        /// Name of the code.
+        name: String,
+        /// The address.
+        target: usize,
+    },
+    /// dynasm could not resolve the code: an unknown label, or one that is defined twice.
     Assemble {
         /// Name of the code.
         name: String,
@@ -113,6 +120,13 @@ pub enum JitError {
         /// The architecture.
         target: &'static str,
     },
+    /// A stack was requested that is larger than any class of stacks.
+    StackTooLarge {
+        /// Bytes that were requested.
+        requested_bytes: usize,
+        /// Usable bytes of the largest stack.
+        largest_bytes: usize,
+    },
     /// A stub kind has a rule of its own about signatures.
     Signature {
         /// The stub's kind.
@@ -125,7 +139,12 @@ pub enum JitError {
 impl JitError {
     /// What dynasm says of code that it could not resolve.
     pub(crate) fn assemble(name: &str, error: DynasmError) -> Self {
-        Self::Assemble { name: name.into(), reason: error.to_string() }
+        match error {
+            DynasmError::ImpossibleRelocation(TargetKind::Value(target)) => {
+                Self::OutOfReach { name: name.into(), target }
+            }
+            error => Self::Assemble { name: name.into(), reason: error.to_string() },
+        }
     }
 }
 
@@ -165,6 +184,13 @@ impl fmt::Display for JitError {
                 "{stub} stub: its target is the address {address:#x}, which is null or an offset \
                  from null; pass the address of a function"
             ),
+            Self::OutOfReach { name, target } => write!(
+                f,
+                "code {name:?} calls or jumps to {target:#x}, which is further away than a \
+                 displacement of 32 bits reaches; load the address into a register and call that, \
+                 or build the Jit with Placement::Near and a smaller JitBuilder::reserve_bytes, so \
+                 that it fits next to the program's text (Jit::is_near_text)"
+            ),
             Self::Assemble { name, reason } => {
                 write!(f, "code {name:?} does not assemble: {reason}")
             }
@@ -181,7 +207,7 @@ impl fmt::Display for JitError {
             }
             Self::UnsafePointRange { name, range, rule } => write!(
                 f,
-                "bytes {}..{} of preemptible code {name:?} cannot be an unsafe range: {rule}",
+                "bytes {}..{} of preemptible code {name:?} cannot be unsafe points: {rule}",
                 range.start, range.end
             ),
             Self::StackMap { name, range, slot: None, rule } => write!(
@@ -196,6 +222,11 @@ impl fmt::Display for JitError {
             ),
             Self::Assign(e) => e.fmt(f),
             Self::Plan(e) => e.fmt(f),
+            Self::StackTooLarge { requested_bytes, largest_bytes } => write!(
+                f,
+                "goroutines with stacks of {requested_bytes} bytes were requested, and the largest \
+                 stack has {largest_bytes}; request that, or keep large objects on the heap"
+            ),
             Self::Unsupported { what, target } => write!(
                 f,
                 "this crate has no {what} on {target} yet; what it has there is listed in the \
@@ -206,7 +237,15 @@ impl fmt::Display for JitError {
     }
 }
 
-impl std::error::Error for JitError {}
+impl std::error::Error for JitError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Assign(e) => Some(e),
+            Self::Plan(e) => Some(e),
+            _ => None,
+        }
+    }
+}
 
 impl From<AssignError> for JitError {
     fn from(e: AssignError) -> Self {

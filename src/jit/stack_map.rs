@@ -45,7 +45,7 @@ impl fmt::Display for LiveSlot {
 /// * **It calls**: the one that contains the *last byte of the call*, as in unwind tables. Its frame
 ///   slots are found; its registers are not, since whoever was called may have saved them
 ///   anywhere. What must live over a call is in the frame.
-/// * **It was interrupted** ([`Jit::install_preemptible`](super::Jit::install_preemptible)): the one
+/// * **It was interrupted** ([`Annotations::preemptible`](super::Annotations::preemptible)): the one
 ///   that contains the instruction at which it goes on (the first one of an unsafe range that
 ///   restarts), with what is live *before* that instruction.
 ///   Frame slots and registers are found, the latter where they were saved: a new value there is
@@ -101,7 +101,7 @@ impl StackMap {
                 return refuse(entry, None, "it is empty: it ends where it starts, or before");
             }
             if entry.bytes.end > code_bytes {
-                let rule = "it ends behind the code; entries count bytes from its start";
+                let rule = "it ends after the code; entries count bytes from its start";
                 return refuse(entry, None, rule);
             }
             entry.slots.sort_unstable();
@@ -226,7 +226,7 @@ mod tests {
         let ranges = [
             (vec![entry(5..5, &[rax])], 5..5, "empty"),
             (vec![entry(6..5, &[rax])], 6..5, "empty"),
-            (vec![entry(90..101, &[rax])], 90..101, "behind the code"),
+            (vec![entry(90..101, &[rax])], 90..101, "after the code"),
             (vec![entry(20..30, &[]), entry(10..21, &[])], 20..30, "overlaps"),
             (vec![entry(10..20, &[]), entry(10..20, &[])], 10..20, "overlaps"),
         ];

@@ -4,7 +4,7 @@
 use super::bridge::{SpawnFn, spawn_fn};
 use super::join::{JoinHandle, Scope, ScopedJoinHandle, SpawnError, go_in, go_migratable_in};
 use super::life::current_class;
-use super::stack::{SizeClass, StackError};
+use super::stack::{LARGEST_BYTES, SizeClass, StackError};
 use crate::abi::{Convention, Signature};
 use crate::jit::{Code, Jit, JitError};
 
@@ -128,14 +128,12 @@ impl Builder {
         signature: &Signature,
         code: &Code,
     ) -> Result<SpawnFn, JitError> {
-        let class = match self.stack_bytes.map(SizeClass::for_request) {
-            None => None,
-            Some(Ok(class)) => Some(class),
-            Some(Err(_)) => {
-                let rule = "the largest stack has 8 MiB";
-                return Err(JitError::Signature { stub: "spawn", rule });
-            }
+        let class = |requested_bytes| {
+            let too_large =
+                JitError::StackTooLarge { requested_bytes, largest_bytes: LARGEST_BYTES };
+            SizeClass::for_request(requested_bytes).map_err(|_| too_large)
         };
+        let class = self.stack_bytes.map(class).transpose()?;
         // SAFETY: the caller's promise.
         unsafe { spawn_fn(jit, convention, signature, code, class) }
     }

@@ -15,7 +15,7 @@ use crate::jit::{Jit, JitError, Ops};
 /// recurses behind its prologue, even if it is preemptible: a poll costs less than a signal.
 ///
 /// ```
-/// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+/// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
 /// use footbridge::abi::Convention;
 /// use footbridge::jit::{FrameClass, Jit};
 /// use footbridge::runtime;
@@ -64,7 +64,7 @@ impl Polls {
     /// changes flags and nothing else.
     ///
     /// ```
-    /// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
     /// use footbridge::abi::Convention;
     /// use footbridge::jit::{FrameClass, Jit};
     /// use footbridge::runtime::{self, go};

@@ -9,7 +9,6 @@ use super::region::{CODE_LIMIT_BYTES, Publication, Region, StubId};
 use crate::jit::annotations::Annotations;
 use crate::jit::error::JitError;
 use crate::jit::frame::{FrameClass, FrameReport, GRANULE_BYTES};
-use crate::jit::safe_point::UnsafePointRange;
 use crate::jit::unwind;
 
 /// Code memory that somebody else owns, known to walks and handlers.
@@ -47,56 +46,26 @@ impl ForeignRegion {
         Ok(Self { region, class, published: Mutex::new(Vec::new()) })
     }
 
-    /// Publishes one function (or any other piece) of the region.
+    /// Publishes one function (or any other piece) of the region. `annotations`: what is known of
+    /// it, `()` for nothing.
     ///
     /// # Errors
-    /// The range leaves the region, is empty, does not start at a multiple of 64 bytes, or shares
-    /// a granule of 64 bytes with one that was published before.
+    /// The range leaves the region, is empty, does not start at a multiple of 64 bytes, or shares a
+    /// granule of 64 bytes with one that was published before ([`JitError::ForeignRange`]). What the
+    /// annotations say is refused, or they say anything and the code does not start with the prologue
+    /// of its frame class.
     ///
     /// # Safety
-    /// The bytes of the code are in place and do not change any more.
-    pub unsafe fn publish(&self, name: &str, range: Range<usize>) -> Result<ForeignCode, JitError> {
-        // SAFETY: the caller's promise; nothing more is said of the code.
-        unsafe { self.publish_with(name, range, Annotations::default()) }
-    }
-
-    /// As [`Self::publish`], for code in which goroutines may be interrupted, but for some ranges.
-    ///
-    /// # Errors
-    /// As [`Self::publish`]; an unsafe range is refused, or the code does not start with the
-    /// prologue of its frame class.
-    ///
-    /// # Safety
-    /// 1. As for [`Self::publish`].
-    /// 2. The code keeps the promises of [`Jit::install_preemptible`](super::Jit::install_preemptible).
-    pub unsafe fn publish_preemptible(
+    /// 1. The bytes of the code are in place and do not change any more.
+    /// 2. The code keeps the promises that [`Jit::install`](crate::jit::Jit::install) lists for
+    ///    each annotation.
+    pub unsafe fn publish(
         &self,
         name: &str,
         range: Range<usize>,
-        unsafe_ranges: Vec<UnsafePointRange>,
+        annotations: impl Into<Annotations>,
     ) -> Result<ForeignCode, JitError> {
-        let annotations =
-            Annotations { preemptible: Some(unsafe_ranges), ..Annotations::default() };
-        // SAFETY: the caller's promises.
-        unsafe { self.publish_with(name, range, annotations) }
-    }
-
-    /// As [`Self::publish`], for code of which more is known: where goroutines may be interrupted
-    /// in it, and where it has pointers.
-    ///
-    /// # Errors
-    /// As [`Self::publish`]; what the annotations say is refused, or they say anything and the code
-    /// does not start with the prologue of its frame class.
-    ///
-    /// # Safety
-    /// 1. As for [`Self::publish`].
-    /// 2. The code keeps the promises of [`Jit::install_with`](super::Jit::install_with).
-    pub unsafe fn publish_with(
-        &self,
-        name: &str,
-        range: Range<usize>,
-        annotations: Annotations,
-    ) -> Result<ForeignCode, JitError> {
+        let annotations = annotations.into();
         let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
         if range.is_empty() || !range.start.is_multiple_of(GRANULE_BYTES) {
             return Err(refuse("it must start at a multiple of 64 bytes and not be empty"));

@@ -191,7 +191,7 @@ pub(crate) fn lookup_return(pc: usize) -> Option<StubInfo> {
 /// does not depend on the number of stubs.
 ///
 /// ```
-/// use dynasmrt::{DynasmApi, dynasm};
+/// use footbridge::dynasm::{DynasmApi, dynasm};
 /// use footbridge::jit::{FrameClass, Jit, lookup};
 ///
 /// let jit = Jit::new()?;

@@ -222,7 +222,7 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
 /// object that is alive whenever JIT code calls it:
 ///
 /// ```
-/// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+/// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
 /// use footbridge::abi::Convention;
 /// use footbridge::jit::{Annotations, FrameClass, Jit, LiveAt, LiveSlot};
 /// use footbridge::runtime::{self, WalkEnd};
@@ -249,14 +249,14 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
 /// let target = collect.address();
 /// // SAFETY: a standard frame around a call; the object is in the frame meanwhile, and nowhere else.
 /// let code = unsafe {
-///     jit.install_with("value after a collection", FrameClass::Standard, |ops| {
+///     jit.install("value after a collection", FrameClass::Standard, |ops| {
 ///         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 16; mov [rbp - 8], rdi);
 ///         let call = ops.offset().0;
 ///         dynasm!(ops; .arch x64; call extern target);
 ///         let behind = ops.offset().0;
 ///         dynasm!(ops; .arch x64; mov rax, [rbp - 8]; leave; ret);
 ///         let object = LiveAt { bytes: call..behind, slots: vec![LiveSlot::Frame(-8)] };
-///         Annotations { stack_map: Some(vec![object]), ..Annotations::default() }
+///         Annotations::new().stack_map([object])
 ///     })?
 /// };
 /// // SAFETY: a System V function of that type.
