@@ -25,6 +25,7 @@ mod step;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -170,7 +171,7 @@ fn walked() -> (Vec<String>, WalkEnd) {
     let mut names = Vec::new();
     let end = jit_frames(|frame| {
         names.push(frame.stub.name().to_owned());
-        true
+        ControlFlow::Continue(())
     });
     (names, end)
 }

@@ -34,6 +34,7 @@ mod step;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
@@ -442,7 +443,7 @@ fn look_around(place: usize) {
     let mut frames = Vec::new();
     let end = jit_frames(|frame| {
         frames.push((frame.stub.kind(), frame.stub.name()));
-        true
+        ControlFlow::Continue(())
     });
     let seen = Seen {
         place,

@@ -13,6 +13,7 @@ mod step;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -196,7 +197,7 @@ impl Walk {
                 *slot = (frame.pc, frame.fp);
             }
             len += 1;
-            true
+            ControlFlow::Continue(())
         });
         Self(frames, len, end)
     }

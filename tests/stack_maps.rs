@@ -12,6 +12,7 @@ mod step;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -258,7 +259,7 @@ fn ask_and_move(pc: usize) {
     let mut aside = false;
     scan_own_stack(|frame| {
         aside |= frame.stub.kind() == StubKind::Preempt;
-        false
+        ControlFlow::Break(())
     });
     if !aside {
         return;
@@ -271,7 +272,7 @@ fn ask_and_move(pc: usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         heap.update(frame);
-        true
+        ControlFlow::Continue(())
     });
     if end != WalkEnd::Complete {
         heap.strays.fetch_add(1000, Ordering::Relaxed);
@@ -658,7 +659,10 @@ fn ask_and_read(pc: usize) {
     }
     scan_own_stack(|frame| {
         if !frame.interrupted {
-            return frame.stub.kind() == StubKind::Preempt;
+            return match frame.stub.kind() {
+                StubKind::Preempt => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            };
         }
         for register in Gpr::ALL {
             let found = frame.saved_register(register).map_or(1, |place| {
@@ -672,7 +676,7 @@ fn ask_and_read(pc: usize) {
             FOUND[usize::from(register.index())].store(found, Ordering::Relaxed);
         }
         READ.store(true, Ordering::Relaxed);
-        false
+        ControlFlow::Break(())
     });
 }
 
@@ -813,7 +817,10 @@ fn frames_of_tower(heap: &Heap) -> Vec<Found> {
 }
 
 /// Checks every frame, and moves every object.
-fn check_and_move(heap: &Heap, scan: impl FnOnce(&mut dyn FnMut(&ScanFrame) -> bool) -> WalkEnd) {
+fn check_and_move(
+    heap: &Heap,
+    scan: impl FnOnce(&mut dyn FnMut(&ScanFrame) -> ControlFlow<()>) -> WalkEnd,
+) {
     let expected = frames_of_tower(heap);
     let mut frames = Vec::new();
     heap.move_all();
@@ -821,7 +828,7 @@ fn check_and_move(heap: &Heap, scan: impl FnOnce(&mut dyn FnMut(&ScanFrame) -> b
         assert!(frame.saved_register(Gpr::RBX).is_none());
         frames.push(found(frame));
         heap.update(frame);
-        true
+        ControlFlow::Continue(())
     });
     assert_eq!(end, WalkEnd::Complete);
     // A Vec of tuples that differ says less than the first that does.
@@ -853,7 +860,7 @@ fn the_visitor_may_stop() {
         let mut visits = 0;
         let end = scan_own_stack(|_| {
             visits += 1;
-            visits < 3
+            if visits < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         assert_eq!((end, visits), (WalkEnd::Stopped, 3));
     });
@@ -924,7 +931,7 @@ fn wait_for_parked(id: &AtomicU64, name: &str) -> runtime::Goroutine {
         let scan = it.map(|it| {
             it.scan_stack(LONG, |frame| {
                 is_there = frame.stub.name() == name;
-                false
+                ControlFlow::Break(())
             })
         });
         if let (Some(it), Some(Ok(_)), true) = (it, scan, is_there) {
@@ -1050,7 +1057,7 @@ fn a_moving_collector_and_code_that_does_not_stop_for_it() {
                             assert!(frame.live_slots().is_some());
                         }
                         heap.update(frame);
-                        true
+                        ControlFlow::Continue(())
                     });
                     assert_eq!(scan, Ok(WalkEnd::Complete));
                     assert_eq!(Heap::load(&heap.strays), 0);
@@ -1090,7 +1097,7 @@ fn a_slot_outside_of_the_stack_ends_the_walk() {
         let mut names = Vec::new();
         let end = scan_own_stack(|frame| {
             names.push(frame.stub.name());
-            true
+            ControlFlow::Continue(())
         });
         let WalkEnd::Broken { at } = end else { panic!("{end:?}") };
         BROKEN.store(at, Ordering::Relaxed);
@@ -1246,7 +1253,11 @@ fn foreign_code_can_have_a_map() {
                         found += 1;
                     }
                     heap.update(frame);
-                    frame.stub.kind() != StubKind::Foreign
+                    if frame.stub.kind() != StubKind::Foreign {
+                        ControlFlow::Continue(())
+                    } else {
+                        ControlFlow::Break(())
+                    }
                 });
                 assert_eq!((end, found), (Ok(WalkEnd::Stopped), 1));
             }
@@ -1289,7 +1300,7 @@ fn no_frame_of_a_deep_stack_is_left_out() {
         let mut seen = 0;
         let end = scan_own_stack(|frame| {
             seen += frame.live_slots().expect("a map").count();
-            true
+            ControlFlow::Continue(())
         });
         assert_eq!(end, WalkEnd::Complete);
         SEEN.store(seen, Ordering::Relaxed);

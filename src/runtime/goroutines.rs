@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::ops::ControlFlow;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -130,8 +131,8 @@ impl Goroutine {
         self.id
     }
 
-    /// Holds the goroutine still and visits its JIT frames, innermost first, until `visit` returns
-    /// `false`, with the live pointers that their stack maps list. For the calling goroutine that is
+    /// Holds the goroutine still and visits its JIT frames, innermost first, until `visit`
+    /// breaks, with the live pointers that their stack maps list. For the calling goroutine that is
     /// [`scan_own_stack`].
     ///
     /// A goroutine that runs is asked to give way; after `wait` it is given up. It goes on when the
@@ -152,7 +153,7 @@ impl Goroutine {
     pub fn scan_stack(
         self,
         wait: Duration,
-        mut visit: impl FnMut(&ScanFrame) -> bool,
+        mut visit: impl FnMut(&ScanFrame) -> ControlFlow<()>,
     ) -> Result<WalkEnd, ScanError> {
         let Self { g, .. } = self;
         if ptr::eq(getg(), g) {

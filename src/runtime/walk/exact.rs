@@ -10,6 +10,8 @@
 //! in a signal handler. The code of the crate's own stubs is not read: their emitter has reported
 //! how far the frame is at each instruction.
 
+use std::ops::ControlFlow;
+
 use crate::jit::stubs::preempt;
 use crate::jit::{
     FrameClass, FrameState, RED_ZONE_BYTES, StubInfo, StubKind, entry_frame, lookup, lookup_return,
@@ -229,9 +231,9 @@ pub(crate) enum Start {
     Registers { at: Registers, anchor: (usize, usize) },
 }
 
-/// Visits the JIT frames of a stack, innermost first, until the visitor says `false`.
+/// Visits the JIT frames of a stack, innermost first, until the visitor breaks.
 #[inline]
-pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
+pub(crate) fn exact_walk<V: FnMut(JitFrame) -> ControlFlow<()> + ?Sized>(
     start: Start,
     bounds: &Bounds,
     visit: &mut V,
@@ -261,7 +263,7 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
             && matches!(stub.frame_class(), FrameClass::Standard | FrameClass::Saved)
             && stub.kind() != StubKind::Systemstack;
         let fp = if is_plain || has_frame(&stub, exact_pc) { at.fp } else { 0 };
-        if !visit(JitFrame { pc: at.pc, stub, fp }) {
+        if visit(JitFrame { pc: at.pc, stub, fp }).is_break() {
             return WalkEnd::Stopped;
         }
         if is_plain

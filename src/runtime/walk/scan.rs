@@ -11,6 +11,7 @@
 //! writes nowhere else.
 
 use std::fmt;
+use std::ops::ControlFlow;
 
 use super::exact::{Bounds, JitFrame, Start, WalkEnd, exact_walk};
 use crate::abi::Gpr;
@@ -175,10 +176,10 @@ impl ScanFrame {
     }
 }
 
-/// Visits the JIT frames of a stack, innermost first, until the visitor says `false`. A map that
+/// Visits the JIT frames of a stack, innermost first, until the visitor breaks. A map that
 /// leads out of the bounds is [`WalkEnd::Broken`]. Registers to start from are those of a switch: what
 /// an interrupted frame had in its registers is found in the stack only.
-pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
+pub(crate) fn scan<V: FnMut(&ScanFrame) -> ControlFlow<()> + ?Sized>(
     start: Start,
     bounds: &Bounds,
     visit: &mut V,
@@ -195,7 +196,7 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
             let highest = frame.fp.wrapping_add(preempt::frame::PC);
             if !bounds.holds(lowest) || !bounds.holds(highest) {
                 broken = Some(frame.fp);
-                return false;
+                return ControlFlow::Break(());
             }
             saved = Some((frame.fp, true));
         } else if matches!(kind, StubKind::GoroutineFn | StubKind::Spawn | StubKind::StackCheck) {
@@ -206,13 +207,16 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
         }
         let frame = ScanFrame::new(frame, saved_at, is_exact);
         broken = frame.stray(bounds);
-        broken.is_none() && visit(&frame)
+        match broken {
+            None => visit(&frame),
+            Some(_) => ControlFlow::Break(()),
+        }
     });
     broken.map_or(end, |at| WalkEnd::Broken { at })
 }
 
 /// Visits the JIT frames of the calling goroutine, innermost first, with the live pointers that their
-/// stack maps list, until `visit` returns `false`. Native code is skipped, as in
+/// stack maps list, until `visit` breaks. Native code is skipped, as in
 /// [`jit_frames`](super::jit_frames): what Rust and C hold is theirs to say. No lock is taken and
 /// nothing is allocated.
 ///
@@ -226,6 +230,7 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
 /// use footbridge::abi::Convention;
 /// use footbridge::jit::{Annotations, FrameClass, Jit, LiveAt, LiveSlot};
 /// use footbridge::runtime::{self, WalkEnd};
+/// use std::ops::ControlFlow;
 ///
 /// struct Object {
 ///     value: u64,
@@ -242,7 +247,7 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
 ///                 *slot = Box::into_raw(Box::new(Object { value: old.value }));
 ///             }
 ///         }
-///         true
+///         ControlFlow::Continue(())
 ///     });
 ///     assert_eq!(end, WalkEnd::Complete);
 /// })?;
@@ -267,7 +272,7 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
 /// assert_eq!(after.value, 7);
 /// # Ok::<(), footbridge::jit::JitError>(())
 /// ```
-pub fn scan_own_stack(mut visit: impl FnMut(&ScanFrame) -> bool) -> WalkEnd {
+pub fn scan_own_stack(mut visit: impl FnMut(&ScanFrame) -> ControlFlow<()>) -> WalkEnd {
     // SAFETY: immortal.
     let Some(g) = (unsafe { getg().as_ref() }) else {
         return WalkEnd::Complete;
