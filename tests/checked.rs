@@ -1,5 +1,5 @@
-//! Contracts that can be checked are checked: when code is installed, when a stub is made, and, in a
-//! checked `Jit`, when a stub is called.
+//! Contracts that can be checked are checked: when code is installed, when a stub is made, and, in
+//! a checked `Jit`, when a stub is called.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 

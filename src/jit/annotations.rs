@@ -69,7 +69,8 @@ impl Annotations {
     /// // SAFETY: a System V leaf that changes rax only, and is as good anywhere.
     /// let count = unsafe {
     ///     jit.install("count", FrameClass::Leaf, |ops| {
-    ///         dynasm!(ops; .arch x64; xor eax, eax; again: ; inc rax; cmp rax, rdi; jb <again; ret);
+    ///         dynasm!(ops; .arch x64; xor eax, eax; again: ; inc rax);
+    ///         dynasm!(ops; .arch x64; cmp rax, rdi; jb <again; ret);
     ///         Annotations::preemptible()
     ///     })?
     /// };
@@ -82,8 +83,9 @@ impl Annotations {
     }
 
     /// Points of preemptible code at which it must not simply be descheduled and resumed: those of
-    /// the instructions in this range of bytes, counted from the start of the code. `ops.offset().0`
-    /// is the offset of the next instruction while code is emitted. Ranges do not overlap.
+    /// the instructions in this range of bytes, counted from the start of the code.
+    /// `ops.offset().0` is the offset of the next instruction while code is emitted. Ranges do not
+    /// overlap.
     ///
     /// ```
     /// use footbridge::dynasm::{DynasmApi, dynasm};
@@ -109,7 +111,8 @@ impl Annotations {
     }
 
     /// Where the code has live pointers: all entries of its stack map. An empty map says that it
-    /// never has one. [`LiveAt`] says which entry counts when, and [`StackMap`] is what a walk finds.
+    /// never has one. [`LiveAt`] says which entry counts when, and [`StackMap`] is what a walk
+    /// finds.
     ///
     /// ```
     /// use footbridge::abi::Gpr;
@@ -123,10 +126,10 @@ impl Annotations {
     ///         dynasm!(ops; .arch x64; mov rax, [rdi + 8]);
     ///         let loaded = ops.offset().0;
     ///         dynasm!(ops; .arch x64; ret);
-    ///         let (argument, result) = (LiveSlot::Register(Gpr::RDI), LiveSlot::Register(Gpr::RAX));
+    ///         let (argument, result) = (Gpr::RDI, Gpr::RAX);
     ///         Annotations::preemptible().stack_map([
-    ///             LiveAt { bytes: 0..loaded, slots: vec![argument] },
-    ///             LiveAt { bytes: loaded..ops.offset().0, slots: vec![result] },
+    ///             LiveAt { bytes: 0..loaded, slots: vec![LiveSlot::Register(argument)] },
+    ///             LiveAt { bytes: loaded..loaded + 1, slots: vec![LiveSlot::Register(result)] },
     ///         ])
     ///     })?
     /// };

@@ -28,10 +28,10 @@
 //! # Ok::<(), footbridge::jit::JitError>(())
 //! ```
 //!
-//! What [`dynasm!`] expands to calls methods of the traits [`DynasmApi`] and [`DynasmLabelApi`], which
-//! have to be in scope under any name. For `.arch aarch64` it also names the crate `dynasmrt` by its
-//! absolute path where an operand is known at run time only. A program that has no dependency of that
-//! name says at its root
+//! What [`dynasm!`] expands to calls methods of the traits [`DynasmApi`] and [`DynasmLabelApi`],
+//! which have to be in scope under any name. For `.arch aarch64` it also names the crate `dynasmrt`
+//! by its absolute path where an operand is known at run time only. A program that has no
+//! dependency of that name says at its root
 //!
 //! ```
 //! extern crate self as dynasmrt;

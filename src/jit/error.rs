@@ -9,7 +9,7 @@ use crate::abi::{AssignError, PlanError};
 
 /// Why code memory could not be made or a stub could not be emitted.
 ///
-/// After any of these nothing is published: no look-up finds a part of the stub that failed.
+/// After any of these nothing is published: no lookup finds a part of the stub that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum JitError {
@@ -24,7 +24,7 @@ pub enum JitError {
     },
     /// The reservation has no room left for a stub of this frame class.
     OutOfCodeSpace {
-        /// Bytes that were asked for.
+        /// Bytes that are needed.
         needed_bytes: usize,
         /// The sub-arena that is full.
         class: &'static str,
@@ -43,7 +43,7 @@ pub enum JitError {
         /// How many that is.
         limit: usize,
     },
-    /// The code that was emitted does not follow the law of the frame class it was declared with.
+    /// The code does not keep the contract of the frame class that it was declared with.
     FrameContract {
         /// Name of the code.
         name: String,

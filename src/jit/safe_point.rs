@@ -40,8 +40,8 @@ pub(crate) enum SafePoint {
     ResumeAt(usize),
 }
 
-/// Whether code with these (sorted) ranges may be preempted at this offset from its start. Called in
-/// signal handlers.
+/// Whether code with these (sorted) ranges may be preempted at this offset from its start. Called
+/// in signal handlers.
 pub(crate) fn point(ranges: &[UnsafePointRange], offset_bytes: usize) -> SafePoint {
     match ranges.iter().find(|range| range.bytes.contains(&offset_bytes)) {
         None => SafePoint::ResumeAt(offset_bytes),

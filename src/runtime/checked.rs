@@ -8,7 +8,8 @@ use crate::jit::stubs::{BrokenCall, MISALIGNED_STACK};
 
 const _: BrokenCall = broken_call;
 
-/// Ends the process. `found`: what the contract is about; `return_address`: in the caller of the stub.
+/// Ends the process. `found`: what the contract is about; `return_address`: in the caller of the
+/// stub.
 pub(super) extern "C" fn broken_call(
     contract: u32,
     name: *const u8,

@@ -11,9 +11,10 @@ use crate::jit::error::JitError;
 use crate::jit::frame::{FrameClass, FrameReport, GRANULE_BYTES};
 use crate::jit::unwind;
 
-/// Code memory that somebody else owns, known to walks and handlers.
+/// Code memory that the program owns, known to walks and signal handlers.
 ///
 /// The region lives for ever: its addresses must not come to mean other code.
+#[derive(Debug)]
 pub struct ForeignRegion {
     region: &'static Region,
     class: FrameClass,
@@ -21,7 +22,7 @@ pub struct ForeignRegion {
 }
 
 impl ForeignRegion {
-    /// Registers the range, and one unwind rule for all of it.
+    /// Registers the range, and one unwind rule for all of it. [`Self::publish`] has an example.
     ///
     /// # Errors
     /// The range is empty, not aligned to 64 bytes, overlaps a region that is known, the class is
@@ -29,7 +30,7 @@ impl ForeignRegion {
     ///
     /// # Safety
     /// 1. The range stays reserved for code of the caller for the rest of the process.
-    /// 2. All code in it keeps the law of `class`.
+    /// 2. All code in it keeps the contract of `class`.
     pub unsafe fn new(range: Range<usize>, class: FrameClass) -> Result<Self, JitError> {
         let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
         if range.is_empty() || range.end > isize::MAX as usize {
@@ -49,11 +50,36 @@ impl ForeignRegion {
     /// Publishes one function (or any other piece) of the region. `annotations`: what is known of
     /// it, `()` for nothing.
     ///
+    /// ```
+    /// use footbridge::jit::{Annotations, ForeignRegion, FrameClass, StubKind, lookup};
+    ///
+    /// #[repr(align(64))]
+    /// struct Code([u8; 64]);
+    ///
+    /// // mov eax, 42; ret. (It is not executable here, which the registry does not need.)
+    /// static CODE: Code = Code({
+    ///     let mut bytes = [0xcc; 64];
+    ///     (bytes[0], bytes[1], bytes[5]) = (0xb8, 42, 0xc3);
+    ///     bytes
+    /// });
+    ///
+    /// let start = CODE.0.as_ptr() as usize;
+    /// // SAFETY: a static stays, and holds a leaf.
+    /// let region = unsafe { ForeignRegion::new(start..start + 64, FrameClass::Leaf)? };
+    /// // SAFETY: the bytes do not change, and each instruction is as good as another.
+    /// let code = unsafe { region.publish("answer", start..start + 6, Annotations::preemptible())? };
+    /// let found = lookup(start + 5).expect("published");
+    /// assert_eq!((found.name(), found.kind()), ("answer", StubKind::Foreign));
+    /// drop(code);
+    /// assert!(lookup(start + 5).expect("it stays known").is_retired());
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    ///
     /// # Errors
     /// The range leaves the region, is empty, does not start at a multiple of 64 bytes, or shares a
-    /// granule of 64 bytes with one that was published before ([`JitError::ForeignRange`]). What the
-    /// annotations say is refused, or they say anything and the code does not start with the prologue
-    /// of its frame class.
+    /// granule of 64 bytes with one that was published before ([`JitError::ForeignRange`]). What
+    /// the annotations say is refused, or they say anything and the code does not start with the
+    /// prologue of its frame class.
     ///
     /// # Safety
     /// 1. The bytes of the code are in place and do not change any more.
@@ -103,6 +129,7 @@ impl ForeignRegion {
 }
 
 /// One published piece of foreign code. Dropping it retires the code.
+#[derive(Debug)]
 pub struct ForeignCode {
     id: StubId,
 }
