@@ -40,7 +40,9 @@ use std::sync::{Arc, OnceLock};
 use footbridge::abi::Convention;
 use footbridge::dynasm::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::{FrameClass, Jit, JitError, Ops};
-use footbridge::runtime::{self, Chan, Config, Entry, GoroutineFn, MAX_PROCESSORS, TryRecvError};
+use footbridge::runtime::{
+    self, Chan, Config, Entry, GoroutineFn, MAX_PROCESSORS, RecvError, TryRecvError,
+};
 
 /// Cells of a tape.
 const CELLS: usize = 30_000;
@@ -609,7 +611,8 @@ fn run_stages(
         let output = Chan::new(CHANNEL_BYTES);
         let trace = AtomicBool::new(trace && stage == stages);
         let ready = Stage { program: Arc::clone(&program), input, output: output.clone(), trace };
-        let handle = runtime::try_go(move || ready.run())
+        let handle = runtime::Builder::new()
+            .go(move || ready.run())
             .map_err(|error| Error::Start { stage, reason: error.to_string() })?;
         handles.push((stage, program, handle));
         input = output;
@@ -676,8 +679,8 @@ fn drain(last: &Chan<u8>) -> io::Result<()> {
             Err(TryRecvError::Empty) => {
                 stdout.flush()?;
                 match last.recv() {
-                    Some(byte) => byte,
-                    None => return Ok(()),
+                    Ok(byte) => byte,
+                    Err(RecvError) => return Ok(()),
                 }
             }
         };

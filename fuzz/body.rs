@@ -4,7 +4,7 @@
 //! conventions and a binding. Whatever comes out must be an error with a text, or right: a plan is
 //! executed on the model machine, and the code of an adapter is decoded and its registers counted.
 
-use footbridge::abi::interp::{Machine, Xorshift};
+use footbridge::abi::model::{Machine, Xorshift};
 use footbridge::abi::{
     Arch, Assignment, Convention, Float, Gpr, Language, Plan, PlanError, PlanRequest, RecordSpec,
     Reg, RegSet, Signature, Type, Value, Vreg, Xmm, Xreg,

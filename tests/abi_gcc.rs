@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::process::Command;
 
 use c_types::{C, data, has_gcc, random_bytes, random_signature, setting};
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{
     Assignment, Convention, Extend, Narrow, Passing, Place, Reg, RegClass, Signature, Type, Value,
     VectorWidth,

@@ -2,7 +2,7 @@
 //!
 //! `BLESS=1` rewrites the golden file of messages.
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{ParseError, RecordSpec, Signature, Type};
 
 fn parse(text: &str) -> Result<Signature, ParseError> {

@@ -2,7 +2,7 @@
 //!
 //! * Random calls from a caller that knows every register to a callee that does
 //!   (`machine/carry.rs`), with and without a bound word. The same call in the model machine
-//!   (`footbridge::abi::interp`) must carry the same values.
+//!   (`footbridge::abi::model`) must carry the same values.
 //! * The same by way of functions that rustc compiles (`machine/rust_source.rs`).
 //! * Planted defects: each kind of report is seen, for every pair.
 //!
@@ -32,7 +32,7 @@ use carry::{
 };
 use draw::Kinds;
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use footbridge::abi::interp::{Machine, Xorshift};
+use footbridge::abi::model::{Machine, Xorshift};
 use footbridge::abi::{
     Assignment, Convention, Gpr, Language, Narrow, Passing, Place, Plan, PlanError, PlanRequest,
     Reg, RegSet, Signature, Type, ValueIndex, Xmm,

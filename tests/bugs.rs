@@ -1,11 +1,13 @@
 //! One test for each defect that was found and mended.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use footbridge::jit::{Jit, JitError};
 use footbridge::runtime::{
-    Case, Chan, Config, JoinHandle, go, go_migratable, gosched, run, scope, select,
+    Builder, Case, Chan, Config, JoinHandle, RecvError, checkpoint, go, gosched, run, scope,
+    select, stats,
 };
 
 fn on<R>(processors: usize, f: impl FnOnce() -> R) -> R {
@@ -86,7 +88,7 @@ fn runs_that_end_leave_the_goroutines_of_others_alone() {
                     // Frees a goroutine of the run that ends; the next one takes it.
                     handle.join().expect("it had ended");
                     let gate = gate.clone();
-                    waiting.push(go(move || assert_eq!(gate.recv(), None)));
+                    waiting.push(go(move || assert_eq!(gate.recv(), Err(RecvError))));
                 }
             }
             gate.close();
@@ -126,10 +128,12 @@ fn a_goroutine_that_unwinds_stays_on_its_thread() {
                 .map(|_| {
                     // SAFETY: nothing that is not Send, and no thread-local, lives over a park.
                     unsafe {
-                        go_migratable(|| {
-                            let _yields = Yields;
-                            std::panic::resume_unwind(Box::new(()));
-                        })
+                        Builder::new()
+                            .go_migratable(|| {
+                                let _yields = Yields;
+                                std::panic::resume_unwind(Box::new(()));
+                            })
+                            .expect("memory")
                     }
                 })
                 .collect();
@@ -189,4 +193,161 @@ fn a_sleeping_goroutine_lets_its_thread_sleep() {
     });
     let slept = slept.expect("the run starts");
     assert!((1..8).contains(&slept), "it slept {slept} times");
+}
+
+/// A thread of a run ended, and destroyed its thread-locals, while a goroutine of another thread still
+/// used a borrow of one.
+#[test]
+fn no_thread_of_a_run_ends_before_the_last_goroutine_has_stopped() {
+    const LONG: Duration = Duration::from_millis(100);
+    struct Value(AtomicUsize);
+    impl Drop for Value {
+        fn drop(&mut self) {
+            self.0.store(0xdead, Ordering::SeqCst);
+        }
+    }
+    thread_local! {
+        static VALUE: Value = const { Value(AtomicUsize::new(42)) };
+    }
+    static READING: AtomicBool = AtomicBool::new(false);
+    static WRONG: AtomicUsize = AtomicUsize::new(0);
+    static READ_TO_THE_END: AtomicUsize = AtomicUsize::new(0);
+    let watchdog = Instant::now();
+    while READ_TO_THE_END.load(Ordering::SeqCst) < 3 {
+        assert!(watchdog.elapsed() < Duration::from_secs(60), "the goroutines never ran apart");
+        READING.store(false, Ordering::SeqCst);
+        on(4, || {
+            let main_thread = std::thread::current().id();
+            go(move || {
+                let owner = std::thread::current().id();
+                if owner == main_thread {
+                    return;
+                }
+                VALUE.with(|value| {
+                    scope(|s| {
+                        s.go(move || {
+                            if std::thread::current().id() == owner {
+                                return;
+                            }
+                            READING.store(true, Ordering::SeqCst);
+                            let start = Instant::now();
+                            while start.elapsed() < LONG {
+                                if value.0.load(Ordering::SeqCst) != 42 {
+                                    WRONG.fetch_add(1, Ordering::SeqCst);
+                                }
+                            }
+                            READ_TO_THE_END.fetch_add(1, Ordering::SeqCst);
+                        });
+                        // Another thread takes it meanwhile.
+                        let start = Instant::now();
+                        while !READING.load(Ordering::SeqCst) && start.elapsed() < LONG / 2 {
+                            std::hint::spin_loop();
+                        }
+                    });
+                });
+            });
+            let start = Instant::now();
+            while !READING.load(Ordering::SeqCst) && start.elapsed() < LONG {
+                std::hint::spin_loop();
+            }
+            // The owner of the value finds nothing to do meanwhile.
+            std::thread::sleep(Duration::from_millis(5));
+        });
+    }
+    assert_eq!(
+        WRONG.load(Ordering::SeqCst),
+        0,
+        "a thread-local was destroyed while it was borrowed"
+    );
+}
+
+/// A goroutine that was readied by one that polls in a loop stayed in the run-next slot for ever: the
+/// other one, whose time slice was over, was in a queue, and queues went first.
+#[test]
+fn a_readied_goroutine_does_not_starve_beside_a_loop_that_polls() {
+    let config =
+        Config { processors: 1, time_slice: Some(Duration::from_millis(1)), ..Config::default() };
+    let slices = config.run(|| {
+        let has_run = AtomicBool::new(false);
+        let channel = Chan::<u64>::new(1);
+        scope(|s| {
+            s.go(|| {
+                channel.recv().expect("open");
+                has_run.store(true, Ordering::Relaxed);
+            });
+            gosched();
+            channel.send(1).expect("open");
+            let (start, before) = (Instant::now(), stats().cooperative);
+            while !has_run.load(Ordering::Relaxed) {
+                assert!(start.elapsed() < Duration::from_secs(30), "the receiver starves");
+                checkpoint();
+            }
+            stats().cooperative - before
+        })
+    });
+    let slices = slices.expect("the run starts");
+    assert!((1..=2).contains(&slices), "it ran after {slices} time slices");
+}
+
+/// `gosched` came back before most of what was runnable: a producer that started goroutines and
+/// yielded after each batch ran ahead of all of them.
+#[test]
+fn what_was_runnable_before_a_yield_has_its_turn_first() {
+    const BATCH: usize = 1000; // more than a run queue has
+    on(1, || {
+        let done = Arc::new(AtomicUsize::new(0));
+        for round in 1..=20 {
+            for _ in 0..BATCH {
+                let done = Arc::clone(&done);
+                drop(go(move || done.fetch_add(1, Ordering::Relaxed)));
+            }
+            gosched();
+            assert_eq!(done.load(Ordering::Relaxed), round * BATCH, "round {round}");
+        }
+    });
+}
+
+/// The same for two that yield in turn, each after what it has started itself, and for one that may
+/// move; and none of them waits for what others start later.
+#[test]
+fn goroutines_that_yield_wait_for_their_own_backlog_only() {
+    const BATCH: usize = 600;
+    struct Stops<'a>(&'a AtomicBool);
+    impl Drop for Stops<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    on(1, || {
+        let done = [const { AtomicUsize::new(0) }; 3];
+        let stop = AtomicBool::new(false);
+        scope(|s| {
+            let produce = |number: usize| {
+                let (done, stop) = (&done, &stop);
+                move || {
+                    // Also when it panics.
+                    let _stops = (number == 0).then(|| Stops(stop));
+                    for round in 1..=20 {
+                        for _ in 0..BATCH {
+                            drop(s.go(move || done[number].fetch_add(1, Ordering::Relaxed)));
+                        }
+                        gosched();
+                        let ended = done[number].load(Ordering::Relaxed);
+                        assert_eq!(ended, round * BATCH, "producer {number}, round {round}");
+                    }
+                }
+            };
+            // One that never lets the run queue become empty.
+            s.go(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    (0..BATCH).for_each(|_| drop(s.go(|| done[2].fetch_add(1, Ordering::Relaxed))));
+                    gosched();
+                }
+            });
+            let producers = [s.go(produce(0)), s.go(produce(1))];
+            for producer in producers {
+                producer.join().expect("no panic");
+            }
+        });
+    });
 }

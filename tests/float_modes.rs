@@ -23,7 +23,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{Annotations, FrameClass, Jit, Ops};
 use footbridge::runtime::{
-    Case, Chan, Config, Entry, checkpoint, go, go_migratable, gosched, keep_float_modes,
+    Builder, Case, Chan, Config, Entry, checkpoint, go, gosched, keep_fp_control,
     request_preemption, scope, select, sleep, stats, systemstack,
 };
 use spinner::{GivesWay, Level, Random, Spinner};
@@ -277,14 +277,14 @@ const SUSPENSIONS: [(&str, fn()); 13] = [
         let channel = Chan::new(0);
         let sender = channel.clone();
         go(move || sender.send(modes()).expect("open"));
-        assert_eq!(channel.recv(), Some(UNUSUAL), "another goroutine's");
+        assert_eq!(channel.recv(), Ok(UNUSUAL), "another goroutine's");
     }),
     ("send", || {
         let channel = Chan::new(0);
         let receiver = channel.clone();
         let received = go(move || (receiver.recv(), modes()));
         channel.send(5).expect("open");
-        assert_eq!(received.join().expect("no panic"), (Some(5), UNUSUAL));
+        assert_eq!(received.join().expect("no panic"), (Ok(5), UNUSUAL));
     }),
     ("select", || {
         let (first, second) = (Chan::<u8>::new(0), Chan::<u8>::new(0));
@@ -297,7 +297,7 @@ const SUSPENSIONS: [(&str, fn()); 13] = [
     ("join", || assert_eq!(go(modes).join().expect("no panic"), UNUSUAL)),
     ("join of one that panics", || {
         let end = go(|| {
-            assert!(!keep_float_modes(true));
+            assert!(!keep_fp_control(true));
             set_modes(rounding(3));
             resume_unwind(Box::new(7u8))
         });
@@ -355,14 +355,14 @@ fn each_suspension_keeps_the_modes_of_who_asks_and_of_nobody_else() {
                         }
                     });
                     let asks = s.go(|| {
-                        assert!(!keep_float_modes(true), "a goroutine starts without");
+                        assert!(!keep_fp_control(true), "a goroutine starts without");
                         assert_eq!(modes(), UNUSUAL, "asking changes none");
                         for n in 0..4 {
                             set_modes(rounding(n));
                             suspend();
                             assert_rounding(n, what);
                         }
-                        assert!(keep_float_modes(true), "{what} forgets nothing");
+                        assert!(keep_fp_control(true), "{what} forgets nothing");
                     });
                     let end = asks.join();
                     assert_eq!(modes(), UNUSUAL, "after {what}, of one that has ended");
@@ -377,22 +377,22 @@ fn each_suspension_keeps_the_modes_of_who_asks_and_of_nobody_else() {
 
 #[test]
 fn who_asks_no_more_runs_in_the_modes_of_the_thread() {
-    assert!(!keep_float_modes(true), "no goroutine");
-    assert!(!keep_float_modes(true), "on a foreign thread it has no effect");
+    assert!(!keep_fp_control(true), "no goroutine");
+    assert!(!keep_fp_control(true), "on a foreign thread it has no effect");
     on_thread_with(UNUSUAL, || {
         run(1, || {
-            assert!(!keep_float_modes(false));
-            assert!(!keep_float_modes(true));
+            assert!(!keep_fp_control(false));
+            assert!(!keep_fp_control(true));
             set_modes(rounding(1));
-            assert!(keep_float_modes(true));
+            assert!(keep_fp_control(true));
             assert_eq!(modes(), rounding(1));
             gosched();
             assert_eq!(modes(), rounding(1));
-            assert!(keep_float_modes(false));
+            assert!(keep_fp_control(false));
             assert_eq!(modes(), UNUSUAL);
-            assert!(!keep_float_modes(false));
+            assert!(!keep_fp_control(false));
             assert_eq!(modes(), UNUSUAL);
-            assert!(!keep_float_modes(true));
+            assert!(!keep_fp_control(true));
             // The main goroutine ends in other modes, and is followed by none.
             set_modes(rounding(3));
         });
@@ -411,7 +411,7 @@ fn a_goroutine_that_ends_leaves_no_modes_behind() {
         }
     }
     let ask = |n| {
-        assert!(!keep_float_modes(true), "the goroutine before asked, not this one");
+        assert!(!keep_fp_control(true), "the goroutine before asked, not this one");
         set_modes(rounding(n));
     };
     on_thread_with(UNUSUAL, || {
@@ -462,7 +462,7 @@ fn a_destructor_that_a_goroutine_is_continued_for_leaves_no_modes_behind() {
         fn drop(&mut self) {
             // Goroutines keep modes until their last look, and who drops the handles does: whoever
             // keeps none was continued.
-            if !keep_float_modes(true) {
+            if !keep_fp_control(true) {
                 CONTINUED.fetch_add(1, Ordering::Relaxed);
                 set_modes(rounding(3));
             }
@@ -489,12 +489,12 @@ fn a_destructor_that_a_goroutine_is_continued_for_leaves_no_modes_behind() {
     /// Counts what a goroutine starts with that it should not.
     fn look() {
         STARTED_IN_OTHER_MODES.fetch_add(u64::from(modes() != UNUSUAL), Ordering::Relaxed);
-        STARTED_KEEPING.fetch_add(u64::from(keep_float_modes(false)), Ordering::Relaxed);
+        STARTED_KEEPING.fetch_add(u64::from(keep_fp_control(false)), Ordering::Relaxed);
         set_modes(UNUSUAL);
     }
     on_thread_with(UNUSUAL, || {
         run(2, || {
-            assert!(!keep_float_modes(true));
+            assert!(!keep_fp_control(true));
             let start = Instant::now();
             let (mut round, mut lead) = (0, 0);
             while goes_on(start, CONTINUED.load(Ordering::Relaxed) > 20) {
@@ -507,7 +507,7 @@ fn a_destructor_that_a_goroutine_is_continued_for_leaves_no_modes_behind() {
                     // On this thread the structure of the last one that ended comes first.
                     go(look).join().expect("no panic");
                     use_stack();
-                    assert!(!keep_float_modes(true));
+                    assert!(!keep_fp_control(true));
                     set_modes(rounding(1));
                     there.store(thread_number(), Ordering::Release);
                     wait_while(|| there.load(Ordering::Acquire) != -1);
@@ -551,7 +551,7 @@ fn a_panic_loses_no_modes() {
         }
     }
     let body = || {
-        assert!(!keep_float_modes(true));
+        assert!(!keep_fp_control(true));
         for n in 0..4 {
             set_modes(rounding(n));
             let unwound = catch_unwind(|| {
@@ -563,7 +563,7 @@ fn a_panic_loses_no_modes() {
             gosched();
             assert_rounding(n, "after gosched after a panic");
         }
-        assert!(keep_float_modes(true));
+        assert!(keep_fp_control(true));
     };
     let beside = |stop: &AtomicBool| {
         while !stop.load(Ordering::Relaxed) {
@@ -579,7 +579,7 @@ fn a_panic_loses_no_modes() {
                 let ends = [
                     s.go(body).join().is_ok(),
                     // SAFETY: nothing in it belongs to a thread.
-                    unsafe { go_migratable(body) }.join().is_ok(),
+                    unsafe { Builder::new().go_migratable(body).expect("memory") }.join().is_ok(),
                 ];
                 stop.store(true, Ordering::Relaxed);
                 assert_eq!(ends, [true, true]);
@@ -594,14 +594,14 @@ fn a_suspension_that_is_refused_loses_no_modes() {
     let outcome = child::run("a_suspension_that_is_refused_loses_no_modes", || {
         std::panic::set_hook(Box::new(|_| {}));
         run(1, || {
-            assert!(!keep_float_modes(true));
+            assert!(!keep_fp_control(true));
             set_modes(rounding(2));
             let suspensions: [fn(); 2] = [gosched, || sleep(Duration::from_millis(1))];
             for suspend in suspensions {
                 let refused = catch_unwind(AssertUnwindSafe(|| systemstack(suspend)));
                 assert!(refused.is_err());
                 assert_rounding(2, "after a refusal");
-                assert!(keep_float_modes(true));
+                assert!(keep_fp_control(true));
             }
         });
     });
@@ -615,7 +615,7 @@ fn exceptions_of_others_do_not_trap() {
     let outcome = child::run("exceptions_of_others_do_not_trap", || {
         run(1, || {
             let asks = go(|| {
-                assert!(!keep_float_modes(true));
+                assert!(!keep_fp_control(true));
                 // Division by zero traps.
                 set_modes((DEFAULT.0 & !(1 << 9), DEFAULT.1 & !(1 << 2)));
                 for _ in 0..3 {
@@ -657,7 +657,7 @@ fn a_migratable_goroutine_takes_its_modes_along() {
                 let body = move || {
                     let asks = n < 5;
                     if asks {
-                        assert!(!keep_float_modes(true));
+                        assert!(!keep_fp_control(true));
                         set_modes(rounding(n));
                     }
                     let mut random = Random(seed() ^ n as u64);
@@ -682,7 +682,7 @@ fn a_migratable_goroutine_takes_its_modes_along() {
                     }
                 };
                 // SAFETY: nothing in it belongs to a thread.
-                unsafe { go_migratable(body) }
+                unsafe { Builder::new().go_migratable(body).expect("memory") }
             });
             let handles: Vec<_> = bodies.collect();
             handles.into_iter().for_each(|handle| handle.join().expect("no panic"));
@@ -711,7 +711,7 @@ fn all_roundings_live_beside_each_other() {
                             s.go(move || {
                                 let asks = n % 2 == 0;
                                 if asks {
-                                    assert!(!keep_float_modes(true));
+                                    assert!(!keep_fp_control(true));
                                 }
                                 let mut random = Random(seed() ^ (n as u64) << 32);
                                 let mut own = 0;

@@ -9,7 +9,7 @@ mod body;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 
 /// Texts that are changed a little.
 const SEEDS: [&str; 6] = [

@@ -180,7 +180,7 @@ fn the_other() -> Goroutine {
 fn wait_for_receiver(goroutine: Goroutine) {
     wait_until("it parks", || {
         let parked =
-            |t: &Traceback| t.goid == goroutine.id() && t.wait_reason == WaitReason::ChanReceive;
+            |t: &Traceback| t.id == goroutine.id() && t.wait_reason == WaitReason::ChanReceive;
         traceback_all().iter().any(parked)
     });
 }
@@ -432,12 +432,12 @@ fn a_goroutine_that_does_not_give_way_is_given_up() {
                 other => panic!("{other:?}"),
             }
             let all = traceback_all();
-            let trace = all.iter().find(|t| t.goid == other.id()).expect("it runs");
+            let trace = all.iter().find(|t| t.id == other.id()).expect("it runs");
             assert_eq!((trace.status, trace.frames.len()), (Status::Running, 0), "{trace}");
             let before = runs.load(Ordering::Relaxed);
             polls.store(true, Ordering::Relaxed);
             assert_eq!(scan(other), Ok((vec![], WalkEnd::Complete)));
-            let trace = traceback_all().into_iter().find(|t| t.goid == other.id());
+            let trace = traceback_all().into_iter().find(|t| t.id == other.id());
             let trace = trace.expect("it runs").to_string();
             assert!(trace.contains("a_goroutine_that_does_not_give_way_is_given_up"), "{trace}");
             while runs.load(Ordering::Relaxed) == before {}
@@ -564,7 +564,7 @@ fn who_waits_for_others_that_look_gives_up_in_time() {
                     }
                 }
                 let all = traceback_all_within(wait);
-                assert!(all.iter().any(|t| t.goid == other.id() && t.frames.is_empty()), "{all:?}");
+                assert!(all.iter().any(|t| t.id == other.id() && t.frames.is_empty()), "{all:?}");
             });
         });
     });
@@ -674,7 +674,7 @@ fn a_running_system_is_traced_back_whole() {
                 s.go(move || enter(entry, words));
             }
             s.go(|| {
-                never.recv();
+                let _ = never.recv();
             });
             s.go(|| {
                 while !stop.load(Ordering::Relaxed) {

@@ -662,7 +662,7 @@ fn a_stack_without_a_guard_is_not_handed_out() {
         let inside = config.run(|| {
             no_guards();
             let value = 11;
-            let refused = runtime::try_go(move || value).expect_err("no guard");
+            let refused = runtime::Builder::new().go(move || value).expect_err("no guard");
             assert_eq!(refused.error, StackError::Guard { errno: libc::ENOMEM });
             assert_eq!(refused.to_string(), format!("a goroutine could not be started: {text}"));
             (refused.f)()
@@ -718,8 +718,8 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
             let refused = loop {
                 let (gate, number) = (gate.clone(), handles.len());
                 let boxed = [number; 3];
-                match runtime::try_go(move || {
-                    gate.recv();
+                match runtime::Builder::new().go(move || {
+                    let _ = gate.recv();
                     boxed[0]
                 }) {
                     Ok(handle) => handles.push(handle),

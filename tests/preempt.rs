@@ -15,8 +15,8 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{Annotations, Code, FrameClass, Jit, JitError, Ops, WhenUnsafe, lookup};
 use footbridge::runtime::{
-    self, Chan, Config, Entry, RunError, Stats, VectorState, checkpoint, go, go_migratable,
-    gosched, scope, stats, systemstack, without_preemption,
+    self, Builder, Chan, Config, Entry, RunError, Stats, VectorState, checkpoint, go, gosched,
+    scope, stats, systemstack, without_preemption,
 };
 
 const SYSTEM_V: Convention = Convention::SystemV;
@@ -532,7 +532,7 @@ fn a_migratable_goroutine_that_unwinds_stays_on_its_thread() {
                     is_own && !std::thread::panicking()
                 };
                 // SAFETY: everything on its stack is `Send`.
-                let unwinds = unsafe { go_migratable(body) };
+                let unwinds = unsafe { Builder::new().go_migratable(body).expect("memory") };
                 let end = Instant::now() + Duration::from_millis(100);
                 let put_aside = || stats().asynchronous + stats().cooperative;
                 while Instant::now() < end || put_aside() < 3 {
@@ -561,7 +561,7 @@ fn who_parks_while_it_unwinds_keeps_nobody_from_giving_way() {
     struct Receives<'a>(&'a Chan<u8>);
     impl Drop for Receives<'_> {
         fn drop(&mut self) {
-            assert_eq!(self.0.recv(), Some(7));
+            assert_eq!(self.0.recv(), Ok(7));
         }
     }
     // In a process of its own, which is ended if it hangs.
@@ -584,7 +584,11 @@ fn who_parks_while_it_unwinds_keeps_nobody_from_giving_way() {
                     });
                     let body = move || waiter.wait(flag);
                     // SAFETY: nothing of it belongs to a thread.
-                    let loops = if migratable { unsafe { go_migratable(body) } } else { go(body) };
+                    let loops = if migratable {
+                        unsafe { Builder::new().go_migratable(body).expect("memory") }
+                    } else {
+                        go(body)
+                    };
                     // The first one parks, the second one loops until it is put aside.
                     gosched();
                     channel.send(7).expect("open");
@@ -904,7 +908,7 @@ fn ranges_that_make_no_sense_are_refused_when_code_is_installed() {
 fn the_layout_of_polls_is_what_polls_are_emitted_with() {
     let layout = runtime::poll_layout();
     for (convention, displacement) in
-        [(SYSTEM_V, layout.guard_from_fs), (GO, layout.guard_in_goroutine)]
+        [(SYSTEM_V, layout.stack_limit_from_fs), (GO, layout.stack_limit_in_goroutine)]
     {
         let jit = Jit::new().expect("code memory");
         let mut polls = jit.polls(convention).expect("of this machine");

@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use footbridge::runtime::{
-    self, Config, Refused, ScopedJoinHandle, Stats, VectorState, go_migratable, scope,
+    self, Builder, Config, Refused, ScopedJoinHandle, Stats, VectorState, scope,
 };
 use spinner::{Change, GivesWay, Level, Random, Spinner};
 
@@ -177,7 +177,7 @@ fn everything_survives_on_another_thread() {
                         (changes, moved)
                     };
                     // SAFETY: nothing in it belongs to a thread.
-                    unsafe { go_migratable(body) }
+                    unsafe { Builder::new().go_migratable(body).expect("memory") }
                 })
                 .collect();
             let (mut changes, mut moved) = (0, 0);

@@ -26,7 +26,7 @@ use std::time::Duration;
 use footbridge::abi::{AssignError, Assignment, Convention, Gpr, RegSet, Signature, Xmm};
 use footbridge::jit::{Code, FrameClass, GRANULE_BYTES, Jit, JitError, StubInfo, StubKind, lookup};
 use footbridge::runtime::{
-    self, Config, GoroutineFn, WaitReason, current, go, go_migratable, gopark, goready, gosched,
+    self, Builder, Config, GoroutineFn, WaitReason, current, go, gopark, goready, gosched,
     systemstack,
 };
 use probe::place_of;
@@ -535,7 +535,12 @@ fn check_switches(
         };
         let (mine, other) = if migratable {
             // SAFETY: there is one thread in this run.
-            unsafe { (go_migratable(side(71, planted)), go_migratable(side(72, None))) }
+            unsafe {
+                (
+                    Builder::new().go_migratable(side(71, planted)).expect("memory"),
+                    Builder::new().go_migratable(side(72, None)).expect("memory"),
+                )
+            }
         } else {
             (go(side(71, planted)), go(side(72, None)))
         };

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use footbridge::runtime::{
-    self, Abandoned, Case, Chan, Config, SendError, TryRecvError, TrySendError, WaitReason,
-    current, go, go_migratable, gopark, goready, gosched, run, scope, select, sleep, try_select,
+    self, Abandoned, Builder, Case, Chan, Config, RecvError, SendError, TryRecvError, TrySendError,
+    WaitReason, current, go, gopark, goready, gosched, run, scope, select, sleep, try_select,
 };
 
 fn on<R>(processors: usize, f: impl FnOnce() -> R) -> R {
@@ -169,20 +169,22 @@ fn migratable_goroutines_continue_on_other_threads() {
                 let moves = moves.clone();
                 // SAFETY: nothing that is not Send, and no thread-local, lives over `gosched`.
                 unsafe {
-                    go_migratable(move || {
-                        let mut at = std::thread::current().id();
-                        let mut x = i;
-                        for round in 0..2000 {
-                            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
-                            gosched();
-                            let now = std::thread::current().id();
-                            if now != at {
-                                moves.fetch_add(1, Ordering::Relaxed);
-                                at = now;
+                    Builder::new()
+                        .go_migratable(move || {
+                            let mut at = std::thread::current().id();
+                            let mut x = i;
+                            for round in 0..2000 {
+                                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
+                                gosched();
+                                let now = std::thread::current().id();
+                                if now != at {
+                                    moves.fetch_add(1, Ordering::Relaxed);
+                                    at = now;
+                                }
                             }
-                        }
-                        x
-                    })
+                            x
+                        })
+                        .expect("memory")
                 }
             })
             .collect();
@@ -216,14 +218,16 @@ fn migratable_goroutines_meet_in_channels_and_sleep() {
                 let channel = channel.clone();
                 // SAFETY: nothing that is not Send, and no thread-local, lives over a park.
                 unsafe {
-                    go_migratable(move || {
-                        for n in 0..500 {
-                            channel.send(i * 500 + n).expect("open");
-                            if n % 100 == 0 {
-                                sleep(Duration::from_micros(50));
+                    Builder::new()
+                        .go_migratable(move || {
+                            for n in 0..500 {
+                                channel.send(i * 500 + n).expect("open");
+                                if n % 100 == 0 {
+                                    sleep(Duration::from_micros(50));
+                                }
                             }
-                        }
-                    })
+                        })
+                        .expect("memory")
                 }
             })
             .collect();
@@ -250,10 +254,10 @@ fn channels_keep_order_and_capacity() {
         gosched();
         gosched();
         assert_eq!(channel.len(), 2, "the sender waits");
-        assert_eq!(channel.recv(), Some(1));
+        assert_eq!(channel.recv(), Ok(1));
         assert_eq!(channel.len(), 2, "what it sends has moved up");
-        let rest: Option<Vec<_>> = (0..4).map(|_| channel.recv()).collect();
-        assert_eq!(rest, Some(vec![2, 3, 4, 5]));
+        let rest: Result<Vec<_>, _> = (0..4).map(|_| channel.recv()).collect();
+        assert_eq!(rest, Ok(vec![2, 3, 4, 5]));
         sender.join().expect("no panic");
     });
 }
@@ -276,7 +280,7 @@ fn a_closed_channel_drains_and_gives_values_back() {
         assert!(channel.close() && waiting.close());
         assert!(!channel.close(), "closed already");
         assert_eq!(blocked.join().expect("no panic"), Err(SendError("back")));
-        assert_eq!(receiver.join().expect("no panic"), None);
+        assert_eq!(receiver.join().expect("no panic"), Err(RecvError));
         assert_eq!(channel.send("no"), Err(SendError("no")));
         assert_eq!(channel.try_send("no"), Err(TrySendError::Closed("no")));
         assert_eq!(channel.iter().collect::<Vec<_>>(), ["kept"]);

@@ -1,8 +1,9 @@
 //! Models under loom of what threads of the scheduler do to each other: run queues and mailboxes
 //! (`queues`), parking and readying (`parking`), falling asleep and waking (`waking`), holding a
-//! goroutine still (`holding`), requests to give way (`requests`).
+//! goroutine still (`holding`), requests to give way (`requests`), the end of a run (`ending`).
 //!
-//! The models run the crate's own `runq.rs`, `mailbox.rs`, `idle.rs`, `freeze.rs` and `handshake.rs`,
+//! The models run the crate's own `runq.rs`, `mailbox.rs`, `idle.rs`, `freeze.rs`, `handshake.rs` and
+//! `latch.rs`,
 //! with loom's primitives in place of the real ones; what stands around them in the crate is
 //! repeated step by step in `callers`, which must have the same order of steps.
 //!
@@ -17,6 +18,8 @@
 
 #[path = "sched_model/callers.rs"]
 mod callers;
+#[path = "sched_model/ending.rs"]
+mod ending;
 #[path = "sched_model/explore.rs"]
 mod explore;
 #[path = "../src/runtime/freeze.rs"]
@@ -27,6 +30,8 @@ mod handshake;
 mod holding;
 #[path = "../src/runtime/idle.rs"]
 mod idle;
+#[path = "../src/runtime/latch.rs"]
+mod latch;
 #[path = "../src/runtime/mailbox.rs"]
 mod mailbox;
 #[path = "sched_model/parking.rs"]
@@ -54,6 +59,7 @@ fn no_order_is_without_a_twin_or_a_reason() {
         waking::LOOK_TWINS,
         holding::TWINS,
         requests::TWINS,
+        ending::TWINS,
     ];
     let unseen = [queues::RUN_QUEUE_UNSEEN, waking::UNSEEN, holding::UNSEEN, requests::UNSEEN];
     let twins = twins.into_iter().flatten().map(|twin| twin.weak);
@@ -61,7 +67,7 @@ fn no_order_is_without_a_twin_or_a_reason() {
         twins.chain(unseen.into_iter().flatten().map(|unseen| unseen.weak)).collect();
     let mut ordered = 0;
     let mut missing = Vec::new();
-    for file in ["runq.rs", "mailbox.rs", "idle.rs", "freeze.rs", "handshake.rs"] {
+    for file in ["runq.rs", "mailbox.rs", "idle.rs", "freeze.rs", "handshake.rs", "latch.rs"] {
         for operation in operations(file) {
             let orders = ["Acquire", "Release", "AcqRel", "SeqCst"];
             let is_fence = operation.text.ends_with("fence");

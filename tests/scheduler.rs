@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::time::{Duration, Instant};
 
 use footbridge::runtime::{
-    Chan, Config, Goroutine, MAX_PROCESSORS, Stats, Status, WaitReason, go, go_migratable,
-    goroutines, gosched, scope, sleep, stats,
+    Builder, Chan, Config, Goroutine, MAX_PROCESSORS, Stats, Status, WaitReason, go, goroutines,
+    gosched, scope, sleep, stats,
 };
 
 fn config(processors: usize) -> Config {
@@ -37,7 +37,7 @@ fn a_pair_that_wakes_each_other_shares_a_slice() {
         let (there, back) = (Chan::new(0), Chan::new(0));
         scope(|s| {
             s.go(|| {
-                while back.recv().is_some() {
+                while back.recv().is_ok() {
                     turns.fetch_add(1, Ordering::Relaxed);
                     compute(TURN);
                     if there.send(()).is_err() {
@@ -48,7 +48,7 @@ fn a_pair_that_wakes_each_other_shares_a_slice() {
             s.go(|| {
                 while !stop.load(Ordering::Relaxed) {
                     back.send(()).expect("open");
-                    there.recv();
+                    let _ = there.recv();
                     turns.fetch_add(1, Ordering::Relaxed);
                     compute(TURN);
                 }
@@ -82,7 +82,7 @@ fn a_pair_that_wakes_each_other_cannot_go_on_for_ever() {
         let stop = AtomicBool::new(false);
         let channel = Chan::new(0);
         scope(|s| {
-            s.go(|| while channel.recv().is_some() {});
+            s.go(|| while channel.recv().is_ok() {});
             s.go(|| {
                 while !stop.load(Ordering::Relaxed) {
                     channel.send(()).expect("open");
@@ -162,10 +162,12 @@ fn sleeps_elsewhere(time: Duration) -> bool {
             }
             // SAFETY: it has nothing of a thread's over the sleep.
             let sleeper = unsafe {
-                go_migratable(move || {
-                    sleep(time);
-                    AWAKE.store(true, Ordering::Release);
-                })
+                Builder::new()
+                    .go_migratable(move || {
+                        sleep(time);
+                        AWAKE.store(true, Ordering::Release);
+                    })
+                    .expect("memory")
             };
             // It falls asleep here, and the other thread has time to do so too before it is due.
             gosched();
@@ -194,16 +196,18 @@ fn what_may_move_is_offered_to_a_thread_that_sleeps() {
                 let done = std::sync::Arc::clone(&done);
                 // SAFETY: it has nothing of a thread's over the sleep.
                 unsafe {
-                    go_migratable(move || {
-                        sleep(Duration::from_millis(100));
-                        // Once one is here, another one comes elsewhere before this one ends.
-                        let start = Instant::now();
-                        done.fetch_add(1, Ordering::Relaxed);
-                        while done.load(Ordering::Relaxed) < 2 {
-                            assert!(start.elapsed() < Duration::from_secs(20), "nobody came");
-                            std::hint::spin_loop();
-                        }
-                    })
+                    Builder::new()
+                        .go_migratable(move || {
+                            sleep(Duration::from_millis(100));
+                            // Once one is here, another one comes elsewhere before this one ends.
+                            let start = Instant::now();
+                            done.fetch_add(1, Ordering::Relaxed);
+                            while done.load(Ordering::Relaxed) < 2 {
+                                assert!(start.elapsed() < Duration::from_secs(20), "nobody came");
+                                std::hint::spin_loop();
+                            }
+                        })
+                        .expect("memory")
                 }
             })
             .collect();
@@ -215,10 +219,12 @@ fn what_may_move_is_offered_to_a_thread_that_sleeps() {
                 let (channel, done) = (channel.clone(), std::sync::Arc::clone(&done));
                 // SAFETY: it has nothing of a thread's over the receive.
                 unsafe {
-                    go_migratable(move || {
-                        channel.recv();
-                        done.fetch_add(1, Ordering::Relaxed);
-                    })
+                    Builder::new()
+                        .go_migratable(move || {
+                            let _ = channel.recv();
+                            done.fetch_add(1, Ordering::Relaxed);
+                        })
+                        .expect("memory")
                 }
             })
             .collect();
@@ -267,7 +273,7 @@ fn what_happens_is_counted() {
         let (before, channel) = (stats(), Chan::new(0));
         scope(|s| {
             s.go(|| (0..50).for_each(|n| channel.send(n).expect("open")));
-            (0..50).for_each(|n| assert_eq!(channel.recv(), Some(n)));
+            (0..50).for_each(|n| assert_eq!(channel.recv(), Ok(n)));
         });
         let ([switches, inherited, ..], _) = since(before);
         assert!(inherited >= 50 && inherited < switches, "{inherited} of {switches}");

@@ -617,7 +617,7 @@ fn tracebacks_show_where_a_goroutine_was_put_aside() {
                     }
                     clear_trap_flag();
                     let all = runtime::traceback_all();
-                    let it = all.iter().find(|t| t.goid != all[0].goid).expect("two goroutines");
+                    let it = all.iter().find(|t| t.id != all[0].id).expect("two goroutines");
                     let text = it.to_string();
                     let jit: Vec<_> = it
                         .frames

@@ -247,7 +247,7 @@ fn ten_thousand_goroutines_park_and_wake_under_jit_frames() {
     fn exchange(mine: *const Chan<u64>, next: *const Chan<u64>, hop: u64) -> u64 {
         // SAFETY: the test's channels outlive its goroutines.
         let (mine, next) = unsafe { (&*mine, &*next) };
-        let Some(token) = mine.recv() else { return 0 };
+        let Ok(token) = mine.recv() else { return 0 };
         next.send(token + hop).map_or(0, |()| 1)
     }
     let seconds = std::env::var("FOOTBRIDGE_STRESS_SECONDS").ok().and_then(|s| s.parse().ok());

@@ -879,7 +879,7 @@ fn parked_goroutines_are_scanned_from_another_thread() {
         let own = ptr::from_ref(heap) as usize;
         let which = HEAPS.iter().position(|it| it.load(Ordering::Relaxed) == own);
         let gate = GATES[which.expect("one of the two")].get().expect("made before");
-        assert!(gate.recv().is_some());
+        assert!(gate.recv().is_ok());
     });
     let config = Config { processors: 2, ..Config::default() };
     let run = config.run(|| {

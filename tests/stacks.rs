@@ -14,9 +14,10 @@ use std::time::Duration;
 use child::{Refusal, mask, overflow, refuse};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Gpr};
-use footbridge::jit::{Code, FrameClass, Jit, JitError};
+use footbridge::jit::{Code, FrameClass, Jit};
 use footbridge::runtime::{
-    self, Builder, Chan, Config, Shortage, StackError, go, gosched, scope, stack_usage,
+    self, Builder, Chan, Config, RecvError, Shortage, SpawnFnError, StackError, go, gosched, scope,
+    stack_usage,
 };
 
 const GO: Convention = Convention::GoAbiInternal;
@@ -167,23 +168,23 @@ fn more_than_the_largest_class_is_refused() {
             // SAFETY: nothing of the goroutine knows its thread.
             let refused = unsafe { builder.clone().go_migratable(|| 5) }.expect_err("too large");
             assert_eq!((refused.f)(), 5);
-            let refused = scope(|s| builder.clone().go_scoped(s, || ()).map(drop));
-            assert_eq!(refused.expect_err("too large").to_string(), text(requested));
+            let keep = String::from("kept");
+            let refused = scope(|s| {
+                let refused = builder.clone().go_scoped(s, || keep).map(drop);
+                let refused = refused.expect_err("too large");
+                assert_eq!(refused.to_string(), whole);
+                (refused.f)()
+            });
+            assert_eq!(refused, "kept", "the closure comes back");
             let jit = Jit::new().expect("code memory");
             let code = returns(&jit);
             let signature = "fn()".parse().expect("a signature");
             // SAFETY: code of this type.
             let refused = unsafe { builder.spawn_fn(&jit, GO, &signature, &code) }.map(drop);
             let error = refused.expect_err("too large");
-            let (requested_bytes, largest_bytes) = (requested, 8 << 20);
-            assert_eq!(error, JitError::StackTooLarge { requested_bytes, largest_bytes });
-            assert_eq!(
-                error.to_string(),
-                format!(
-                    "goroutines with stacks of {requested} bytes were requested, and the largest \
-                     stack has 8388608; request that, or keep large objects on the heap"
-                )
-            );
+            assert_eq!(error, SpawnFnError::Stack(StackError::TooLarge { requested }));
+            let whole = format!("no stub that starts goroutines: {}", text(requested));
+            assert_eq!(error.to_string(), whole);
         }
     });
 }
@@ -274,7 +275,7 @@ fn stacks_are_used_again_and_none_is_lost() {
                             .map(|_| {
                                 let gate = gate.clone();
                                 go(move || {
-                                    gate.recv();
+                                    let _ = gate.recv();
                                     black_box(0u8);
                                 })
                             })
@@ -485,7 +486,7 @@ fn an_idle_process_gives_back_what_a_burst_took() {
                     for _ in 0..count {
                         s.go(|| {
                             waiting.fetch_add(1, Ordering::Relaxed);
-                            gate.recv();
+                            let _ = gate.recv();
                         });
                     }
                     while waiting.load(Ordering::Relaxed) < count {
@@ -539,7 +540,7 @@ fn a_busy_process_gives_back_what_it_does_not_need() {
                 gosched();
                 gate.close();
                 for handle in handles {
-                    handle.join().expect("no panic");
+                    let _ = handle.join().expect("no panic");
                 }
             };
             start();
@@ -587,7 +588,7 @@ fn where_guards_are_mappings_a_tenth_of_them_is_left() {
             let mut handles = Vec::new();
             let refused = loop {
                 let gate = gate.clone();
-                match runtime::try_go(move || gate.recv()) {
+                match runtime::Builder::new().go(move || gate.recv()) {
                     Ok(handle) => handles.push(handle),
                     Err(refused) => break refused,
                 }
@@ -614,9 +615,9 @@ fn where_guards_are_mappings_a_tenth_of_them_is_left() {
             // The rest of the process goes on, and so do the goroutines that are there.
             std::thread::spawn(|| ()).join().expect("a thread");
             gate.close();
-            assert_eq!((refused.f)(), None);
+            assert_eq!((refused.f)(), Err(RecvError));
             for handle in handles {
-                assert_eq!(handle.join().expect("no panic"), None);
+                assert_eq!(handle.join().expect("no panic"), Err(RecvError));
             }
             go(|| ()).join().expect("a stack that was used before");
         });
@@ -815,7 +816,7 @@ __attribute__((noinline)) int c_sink(int n) {
 
 /* A frame that is larger than a page, without stack probes. */
 __attribute__((noinline)) int c_large_frames(int n) {
-    volatile unsigned char frame[40000];
+    volatile unsigned char frame[60000];
     frame[0] = (unsigned char)n;
     int below = c_large_frames(n + 1);
     last = frame[0];
@@ -877,8 +878,14 @@ fn a_large_frame_of_c_code_does_not_step_over_the_guard() {
         return;
     }
     let test = "a_large_frame_of_c_code_does_not_step_over_the_guard";
-    for (case, (class, size, next)) in
-        [(256 * KIB, "256 KiB", "1 MiB"), (MIB, "1 MiB", "8 MiB")].into_iter().enumerate()
+    for (case, (class, size, next)) in [
+        (16 * KIB, "16 KiB", "64 KiB"),
+        (64 * KIB, "64 KiB", "256 KiB"),
+        (256 * KIB, "256 KiB", "1 MiB"),
+        (MIB, "1 MiB", "8 MiB"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let outcome = child::run_case(test, case, || {
             run_alone(|| {
@@ -1024,7 +1031,7 @@ fn jit_code_that_checks_its_stack_panics_in_time() {
                 let entry = unsafe { code.enter::<fn()>(convention) }.expect("entry");
                 // SAFETY: on a goroutine.
                 let handle = go(move || unsafe { entry.call() });
-                let goid = handle.goid();
+                let goid = handle.id();
                 let end = handle.join().expect_err("it has no end");
                 let text =
                     format!("goroutine {goid} overflowed its 64 KiB stack in JIT code joined");
@@ -1363,7 +1370,7 @@ fn a_check_on_a_stack_just_above_the_goroutine_s_finds_room() {
                     let here = black_box([number; 4]);
                     tops.send(here.as_ptr() as usize).expect("room");
                     // Who is asked goes on, the others wait.
-                    while let Some(rsp) = ask.recv() {
+                    while let Ok(rsp) = ask.recv() {
                         let own = here.as_ptr() as usize;
                         if rsp > own && rsp - own < 2 * CLASS {
                             // SAFETY: on a goroutine; that stack is another one's, unused there.
@@ -1418,7 +1425,7 @@ fn stacks_of_other_runs_are_counted() {
                             barrier.wait();
                             gate.close();
                             for one in waiting {
-                                assert_eq!(one.join().expect("no panic"), None);
+                                assert_eq!(one.join().expect("no panic"), Err(RecvError));
                             }
                             barrier.wait();
                             // Each P has its own, and each run counts those of the other one.

@@ -252,7 +252,7 @@ fn cpu_seconds() -> f64 {
 pub struct Effort {
     /// Preemptions whose latency is taken.
     pub samples: usize,
-    /// Rounds of a loop that two goroutines make each.
+    /// Ticks of a loop that two goroutines make each.
     pub work: u64,
     /// How often that is done.
     pub rounds: usize,

@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use corosensei::{Coroutine, CoroutineResult};
-use footbridge::runtime::{Chan, Config, gosched, keep_float_modes, measure_raw_switch, scope};
+use footbridge::runtime::{Chan, Config, gosched, keep_fp_control, measure_raw_switch, scope};
 
 use crate::meter::Subject;
 
@@ -96,12 +96,12 @@ impl Modes {
         // Rounding towards zero, and results flushed to zero (Intel SDM volume 1, section 10.2.3).
         let own = [0x6000, 0x8000][index % 2] | 0x1f80;
         let of_thread = mxcsr();
-        assert!(!keep_float_modes(true), "a goroutine begins without");
+        assert!(!keep_fp_control(true), "a goroutine begins without");
         // SAFETY: loads control bits that the CPU has, for code that computes with integers only.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const own, options(nostack, readonly)) };
         let result = f();
         assert_eq!(mxcsr(), own, "the goroutine keeps its modes");
-        keep_float_modes(false);
+        keep_fp_control(false);
         assert_eq!(mxcsr(), of_thread, "the thread keeps its modes");
         result
     }
@@ -169,7 +169,7 @@ fn ping_pong(capacity: usize, modes: Modes, iterations: u64) -> Duration {
         scope(|s| {
             s.go(|| {
                 modes.during(1, || {
-                    while let Some(number) = ping.recv() {
+                    while let Ok(number) = ping.recv() {
                         pong.send(number + 1).expect("nobody closes it");
                     }
                 });

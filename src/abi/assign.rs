@@ -1,94 +1,21 @@
 //! Assignments: the place of every value of a call.
 //!
-//! A classifier in `conv` fills an [`Assignment`] with the counters at the end of this file,
-//! which all conventions share: the registers still free, and the stack area so far. This file
-//! never knows a rule of a particular convention.
+//! The classifier of a convention fills an [`Assignment`] with the help of two counters that all
+//! conventions share: [`RegQueue`], the registers that are still free, and [`AreaBuilder`], the
+//! stack area so far. This file knows no rule of a particular convention.
 
+use std::error::Error;
 use std::fmt;
 
-use super::conv::{Convention, Narrow, Slots};
-use super::error::{AssignError, ValueIndex};
-use super::layout::{Language, Layout};
-use super::loc::{Arch, Reg, RegClass};
-use super::parts::Parts;
-use super::sig::Signature;
-use super::ty::Type;
+use super::conv::spec::{ConvSpec, Narrow, Slots};
+use super::place::{Part, Parts, Place};
+use super::reg::{Arch, Reg, RegClass};
+use super::types::{Language, Layout, Signature, Type, ValueIndex};
 
-/// The most bytes that the values of one call may take on the stack: 512 words.
+/// The most bytes that the values of one call may take on the stack: a page.
 ///
-/// A stub lives on small stacks; a page is much for one call.
+/// Stubs run on small stacks, so the limit is far below what C compilers allow.
 pub const MAX_AREA_BYTES: u32 = 4096;
-
-/// Where a part of a value is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum Place {
-    /// In a register, in the low bits.
-    Reg(Reg),
-    /// In memory, so many bytes from the argument base: the lowest address of the caller's
-    /// outgoing area, which is [`ConvSpec::base_off_bytes`](super::ConvSpec::base_off_bytes) above
-    /// the stack pointer at the callee's first instruction. In [`Assignment::words`] from the
-    /// start of the record.
-    Area(u32),
-    /// On the x87 stack: 0 is its top. Only results are there.
-    X87(u8),
-}
-
-impl Place {
-    /// The register, if this is one.
-    pub const fn reg(self) -> Option<Reg> {
-        match self {
-            Place::Reg(register) => Some(register),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Place::Reg(register) => register.fmt(f),
-            Place::Area(offset) => write!(f, "[arg+{offset}]"),
-            Place::X87(position) => write!(f, "st{position}"),
-        }
-    }
-}
-
-/// A piece of a value, in a place of its own.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Part {
-    /// A register or a place on the x87 stack. The part is in the low bytes; the others are
-    /// unspecified, apart from [`Assignment::narrow`].
-    pub place: Place,
-    /// Where the part is in the value as it is laid out in memory, in bytes.
-    pub off: u32,
-    /// The size of the part, in bytes. It never ends behind the value.
-    pub size: u32,
-}
-
-impl Part {
-    pub(super) fn new(register: Reg, off: u32, size: u32) -> Part {
-        Part { place: Place::Reg(register), off, size }
-    }
-
-    /// The class of the register; `None` on the x87 stack. It is that of the place, not of the
-    /// value: a convention may have a float in a general-purpose register.
-    pub const fn class(&self) -> Option<RegClass> {
-        match self.place {
-            Place::Reg(register) => Some(register.class()),
-            Place::Area(_) | Place::X87(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.place {
-            Place::Reg(register) => register.named(self.size).fmt(f),
-            place => place.fmt(f),
-        }
-    }
-}
 
 /// How a value is passed or returned.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -96,19 +23,31 @@ impl fmt::Display for Part {
 pub enum Passing {
     /// Not at all: the value has no bytes.
     Nothing,
-    /// In pieces, in the order of their offsets. A byte that is in no part is padding. Bytes that
-    /// are in two parts are in both places: the sender writes both, the receiver may read any.
+    /// In pieces, in the order of their offsets. A byte in no part is padding. A byte in two parts
+    /// is in both places: the sender writes both, and the receiver may read either.
     Parts(Parts),
-    /// In one piece on the stack, at this offset from the argument base.
+    /// In one piece in memory, at this offset from the argument base.
     Area(u32),
     /// In memory, at the address that is in this place.
     ///
-    /// Of a parameter, the caller makes a copy there for this call, which the callee may change.
-    /// Of a result, it is where the callee shall write it; see [`Assignment::result_pointer`].
+    /// For a parameter the caller makes a copy there for this call, which the callee may change.
+    /// For a result it is the memory that the callee writes; see [`Assignment::result_pointer`].
     Reference(Place),
 }
 
-/// A parameter or result and where it is.
+/// A parameter or result, with its place.
+///
+/// ```
+/// use footbridge::abi::{Convention, Language, Passing, Type};
+///
+/// let assignment = Convention::Win64.assign(&"fn(i32, [i64; 2])".parse()?)?;
+/// let [int, array] = assignment.params() else { unreachable!() };
+/// assert_eq!((int.ty(), int.layout().size_bytes), (&Type::I32, 4));
+/// assert_eq!((int.language(), int.home_off()), (Language::C, Some(0)));
+/// assert_eq!(int.parts()[0].to_string(), "rcx");
+/// assert!(matches!(array.passing(), Passing::Reference(_)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Value {
     ty: Type,
@@ -132,12 +71,12 @@ impl Value {
         &self.ty
     }
 
-    /// Size and alignment of the value in memory, in the convention's language.
+    /// The size and alignment of the value in memory, in its [`language`](Value::language).
     pub const fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// Whose rules lay out the value.
+    /// The language whose rules lay out the value.
     pub const fn language(&self) -> Language {
         self.language
     }
@@ -147,7 +86,7 @@ impl Value {
         &self.passing
     }
 
-    /// The parts of a value that is in registers; of any other, none.
+    /// The parts of a value in registers or on the x87 stack. Any other value has none.
     pub fn parts(&self) -> &[Part] {
         match &self.passing {
             Passing::Parts(parts) => parts,
@@ -155,9 +94,9 @@ impl Value {
         }
     }
 
-    /// For a parameter that arrives in a register and has a home in the caller's area where the
-    /// callee may spill it: the home's byte offset in the spill area. The home has the layout of
-    /// the value.
+    /// The byte offset of the parameter's home in the spill area. A home is memory in the caller's
+    /// area where the callee may spill a parameter that arrived in registers. It has the layout of
+    /// the value. `None` for a value without one.
     pub const fn home_off(&self) -> Option<u32> {
         self.home_off
     }
@@ -186,10 +125,11 @@ impl Value {
 
 /// Where the address of the memory for the result is passed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub struct ResultPointer {
-    /// Where the callee finds it.
+    /// Where the callee finds the address.
     pub place: Place,
-    /// The register in which the callee returns it, if the convention says so.
+    /// The register in which the callee returns the address, if the convention says so.
     pub returned: Option<Reg>,
 }
 
@@ -202,12 +142,36 @@ pub struct ResultPointer {
 ///               parameters on the stack, up to args_bytes
 /// results_off   results on the stack, results_bytes
 /// spill_off     homes of register parameters where they come last, spill_bytes
-/// total_bytes   the caller's own
+/// total_bytes   the end of the area; the rest of the frame is the caller's own
+/// ```
+///
+/// ```
+/// use footbridge::abi::{Arch, Convention, Language, Narrow, Slots};
+///
+/// // Go returns several results, in the registers of parameters or after the parameters on the
+/// // stack, and reserves homes for the parameters in registers.
+/// let go = Convention::GoAbiInternal.assign(&"fn(i64, [i32; 3]) -> (bool, [i32; 2])".parse()?)?;
+/// assert_eq!(go.to_string(), "p0: rax  p1: [arg+0]  r0: rax  r1: [arg+16]");
+/// assert_eq!((go.convention(), go.arch()), (Some(Convention::GoAbiInternal), Some(Arch::Amd64)));
+/// assert_eq!((go.language(), go.params().len(), go.results().len()), (Language::Go, 2, 2));
+/// assert_eq!((go.args_bytes(), go.results_off(), go.results_bytes()), (12, 16, 8));
+/// assert_eq!((go.spill_off(), go.spill_bytes(), go.total_bytes()), (24, 8, 32));
+/// assert_eq!((go.narrow(), go.slots()), (Narrow::Garbage, Slots::Exact));
+///
+/// // The caller of a C function passes the address of memory for a large result, and a variadic
+/// // call counts its vector registers.
+/// let c = Convention::SystemV.assign(&"fn(ptr, ..., f64) -> [i64; 3]".parse()?)?;
+/// assert_eq!(c.to_string(), "p0: rsi  p1: xmm0  r0: [rdi] at rax");
+/// let pointer = c.result_pointer().expect("a result in memory");
+/// assert_eq!(pointer.place.to_string(), "rdi");
+/// let (register, count) = c.vector_count().expect("a variadic call");
+/// assert_eq!((register.to_string(), count), ("rax".to_owned(), 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Assignment {
-    /// `None`: records of words.
-    pub(super) convention: Option<Convention>,
+    /// `None`: a packed buffer.
+    pub(super) spec: Option<&'static ConvSpec>,
     pub(super) language: Language,
     pub(super) params: Vec<Value>,
     pub(super) results: Vec<Value>,
@@ -223,40 +187,59 @@ pub struct Assignment {
 }
 
 impl Assignment {
-    /// Not a convention: every value in memory, starting at an 8-byte word of its own.
+    /// Packed buffers instead of a convention: one for the parameters and one for the results.
     ///
-    /// Parameters are in one record, results in another one, in order. A value that is
-    /// larger than a word, as C lays it out, takes as many words as it needs; the other bytes of
-    /// its last word are unspecified. Every value starts at a multiple of 8 bytes and may need
-    /// more alignment than it gets. Arguments and results travel through memory in this form.
+    /// Each value starts at a multiple of 8 bytes, in order, and takes whole 8-byte words, at least
+    /// one. It is laid out as in C. The bytes between its end and the next word are unspecified. A
+    /// value that needs more alignment than 8 bytes does not get it. Arguments and results travel
+    /// through memory in this form.
     ///
     /// # Panics
     ///
-    /// If a record is larger than 4 GiB.
-    pub fn words(signature: &Signature) -> Assignment {
-        Assignment::words_of(signature, Language::C)
+    /// If a buffer is larger than 4 GiB.
+    ///
+    /// ```
+    /// use footbridge::abi::Assignment;
+    ///
+    /// let buffers = Assignment::packed(&"fn(i8, [i32; 3], f64) -> bool".parse()?);
+    /// assert_eq!(buffers.to_string(), "p0: [arg+0]  p1: [arg+8]  p2: [arg+24]  r0: [res+0]");
+    /// assert_eq!((buffers.args_bytes(), buffers.results_bytes()), (32, 8));
+    /// assert!(buffers.is_packed());
+    /// # Ok::<(), footbridge::abi::ParseError>(())
+    /// ```
+    pub fn packed(signature: &Signature) -> Assignment {
+        Assignment::packed_in(signature, Language::C)
     }
 
-    /// [`Assignment::words`] with values laid out as in `language`.
+    /// [`Assignment::packed`] with values laid out as in `language`.
     ///
     /// # Panics
     ///
-    /// If a record is larger than 4 GiB.
-    pub fn words_of(signature: &Signature, language: Language) -> Assignment {
-        let record = |types: &[Type]| -> (Vec<Value>, u32) {
+    /// If a buffer is larger than 4 GiB.
+    ///
+    /// ```
+    /// use footbridge::abi::{Assignment, Language};
+    ///
+    /// let signature = "fn(struct { i64, struct {} }, i8)".parse()?;
+    /// let buffers = Assignment::packed_in(&signature, Language::Go);
+    /// assert_eq!(buffers.to_string(), "p0: [arg+0]  p1: [arg+16]");
+    /// # Ok::<(), footbridge::abi::ParseError>(())
+    /// ```
+    pub fn packed_in(signature: &Signature, language: Language) -> Assignment {
+        let buffer = |types: &[Type]| -> (Vec<Value>, u32) {
             let mut end: u32 = 0;
             let values = types.iter().map(|ty| {
                 let value = Value::new(ty, language, Passing::Area(end));
-                let words = ty.layout(language).size_bytes.next_multiple_of(8).max(8);
-                end = end.checked_add(words).expect("a record is smaller than 4 GiB");
+                let size = ty.layout(language).size_bytes.next_multiple_of(8).max(8);
+                end = end.checked_add(size).expect("a packed buffer is smaller than 4 GiB");
                 value
             });
             (values.collect(), end)
         };
-        let (params, args_bytes) = record(signature.params());
-        let (results, results_bytes) = record(signature.results());
+        let (params, args_bytes) = buffer(signature.params());
+        let (results, results_bytes) = buffer(signature.results());
         Assignment {
-            convention: None,
+            spec: None,
             language,
             params,
             results,
@@ -272,24 +255,24 @@ impl Assignment {
         }
     }
 
-    /// The convention; `None` for [`Assignment::words`].
-    pub const fn convention(&self) -> Option<Convention> {
-        self.convention
+    /// The facts of the convention; `None` for a packed buffer.
+    pub const fn spec(&self) -> Option<&'static ConvSpec> {
+        self.spec
     }
 
-    /// The machine; `None` for [`Assignment::words`], which suit all.
+    /// The machine; `None` for a packed buffer, which suits all.
     pub fn arch(&self) -> Option<Arch> {
-        self.convention.map(|convention| convention.spec().arch)
+        self.spec.map(|spec| spec.arch)
     }
 
-    /// Whose rules lay out the values.
+    /// The language whose rules lay out the values.
     pub const fn language(&self) -> Language {
         self.language
     }
 
-    /// Whether this is [`Assignment::words`]: records instead of a convention.
-    pub const fn is_words(&self) -> bool {
-        self.convention.is_none()
+    /// Whether this is [`Assignment::packed`]: buffers instead of a convention.
+    pub const fn is_packed(&self) -> bool {
+        self.spec.is_none()
     }
 
     /// The parameters, in order.
@@ -302,14 +285,14 @@ impl Assignment {
         &self.results
     }
 
-    /// For a result that the callee writes to memory of the caller's choice: where it finds the
-    /// address. The result is then [`Passing::Reference`] to the same place.
+    /// Where the callee finds the address of the memory for its result, if the caller provides
+    /// that memory. The result is then [`Passing::Reference`] to the same place.
     pub const fn result_pointer(&self) -> Option<ResultPointer> {
         self.result_pointer
     }
 
-    /// In a call of a variadic function, the register that holds a number at the call, and that
-    /// number: how many vector registers carry parameters (psABI 3.2.3: `al`).
+    /// In a variadic call of System V, the number of vector registers that carry parameters, and
+    /// the register that holds this number at the call (psABI 3.2.3: `al`).
     pub const fn vector_count(&self) -> Option<(Reg, u8)> {
         self.vector_count
     }
@@ -319,8 +302,8 @@ impl Assignment {
         self.args_bytes
     }
 
-    /// The start of the results in memory, in bytes from the base. For words it is 0, the start of
-    /// the record of results.
+    /// The start of the results in memory, in bytes from the base. In a packed buffer it is 0, the
+    /// start of the buffer of results.
     pub const fn results_off(&self) -> u32 {
         self.results_off
     }
@@ -340,44 +323,44 @@ impl Assignment {
         self.spill_bytes
     }
 
-    /// The bytes that the caller reserves at the base: a multiple of 8. For words it is the size
-    /// of the record of parameters.
+    /// The bytes that the caller reserves from the base up: a multiple of 8. Of a packed buffer it
+    /// is the size of the buffer of parameters.
     pub const fn total_bytes(&self) -> u32 {
         self.total_bytes
     }
 
-    /// The base is a multiple of this many bytes: what the convention says, or more where a
-    /// parameter on the stack is aligned to more.
+    /// The alignment of the base, in bytes: the convention's stack alignment, or that of the most
+    /// aligned parameter on the stack if it is larger.
     pub const fn area_align_bytes(&self) -> u32 {
         self.area_align_bytes
     }
 
     /// What the bits above a narrow value hold.
     pub const fn narrow(&self) -> Narrow {
-        match self.convention {
-            Some(convention) => convention.spec().narrow,
+        match self.spec {
+            Some(spec) => spec.narrow,
             None => Narrow::Garbage,
         }
     }
 
     /// What the bytes beside a value in memory hold.
     pub const fn slots(&self) -> Slots {
-        match self.convention {
-            Some(convention) => convention.spec().slots,
+        match self.spec {
+            Some(spec) => spec.slots,
             None => Slots::Exact,
         }
     }
 }
 
 /// Shows every place on one line: `p0: rdi  p1.0: xmm0  p1.8: rsi  p2: [arg+8]  r0: rax`. The
-/// number behind a point is a part's byte offset in its value. `[rdi]` is the memory that rdi
-/// points to. A result in the separate record of [`Assignment::words`] is `[res+8]`.
+/// number after a point is a part's byte offset in its value. `[rdi]` is the memory that rdi
+/// points to. A result in the separate buffer of [`Assignment::packed`] is `[res+8]`.
 impl fmt::Display for Assignment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.params.is_empty() && self.results.is_empty() {
             return f.write_str("no values");
         }
-        let result_area = if self.is_words() { "res" } else { "arg" };
+        let result_area = if self.is_packed() { "res" } else { "arg" };
         let mut separator = "";
         for (i, value) in self.params.iter().enumerate() {
             f.write_str(separator)?;
@@ -415,7 +398,7 @@ impl RegQueue {
         }
     }
 
-    /// How many registers of a class are left.
+    /// The number of registers of a class that are left.
     pub(super) fn left(&mut self, class: RegClass) -> usize {
         self.of(class).len()
     }
@@ -434,34 +417,34 @@ impl RegQueue {
     }
 }
 
-/// A part of the caller's area while it fills up.
-pub(super) struct Area {
-    convention: Convention,
+/// The caller's area, or a section of it, while it fills up.
+pub(super) struct AreaBuilder {
+    spec: &'static ConvSpec,
     end: u32,
     align: u32,
 }
 
-impl Area {
-    pub(super) fn new(convention: Convention) -> Area {
-        Area { convention, end: 0, align: convention.spec().stack_align_bytes }
+impl AreaBuilder {
+    pub(super) fn new(spec: &'static ConvSpec) -> AreaBuilder {
+        AreaBuilder { spec, end: 0, align: spec.stack_align_bytes }
     }
 
-    /// The first byte after what is in the area.
+    /// The first byte after the values so far.
     pub(super) fn end(&self) -> u32 {
         self.end
     }
 
-    /// The alignment of the area: what the convention says, or more where a value needs it.
+    /// The alignment of the area: the stack's, or that of its most aligned value if it is larger.
     pub(super) fn align(&self) -> u32 {
         self.align
     }
 
-    /// Rounds the end up to a multiple of `align` bytes.
+    /// Ticks the end up to a multiple of `align` bytes.
     pub(super) fn align_to(&mut self, align: u32) {
         self.end = self.end.next_multiple_of(align);
     }
 
-    /// Appends a value of `size` bytes and gives its offset. `value` and `ty` are for the error.
+    /// Appends a value of `size` bytes and returns its offset. The error names `value` and `ty`.
     pub(super) fn push(
         &mut self,
         value: ValueIndex,
@@ -476,7 +459,7 @@ impl Area {
         self.end += size;
         if self.end > MAX_AREA_BYTES {
             return Err(AssignError::AreaTooLarge {
-                convention: self.convention,
+                convention: self.spec,
                 value,
                 ty: ty.clone(),
                 limit_bytes: MAX_AREA_BYTES,
@@ -486,35 +469,122 @@ impl Area {
     }
 }
 
+/// Why a convention cannot carry a signature.
+///
+/// ```
+/// use footbridge::abi::{AssignError, Convention};
+///
+/// let error = Convention::Win64.assign(&"fn() -> (i64, i64)".parse()?).expect_err("two results");
+/// let AssignError::OneResult { convention, index: 1, .. } = error else { unreachable!() };
+/// assert_eq!(Convention::from(convention), Convention::Win64);
+/// # Ok::<(), footbridge::abi::ParseError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum AssignError {
+    /// The convention has no place for a second result.
+    OneResult {
+        /// The convention.
+        convention: &'static ConvSpec,
+        /// Index of the first result that has no place, counted from 0.
+        index: usize,
+        /// Its type.
+        ty: Type,
+    },
+    /// The convention has no rule for the type.
+    Unsupported {
+        /// The convention.
+        convention: &'static ConvSpec,
+        /// The value.
+        value: ValueIndex,
+        /// Its type.
+        ty: Type,
+        /// The rule that it breaks, and what to do.
+        rule: &'static str,
+    },
+    /// The language of the convention has no variadic functions like C's.
+    NoVariadics {
+        /// The convention.
+        convention: &'static ConvSpec,
+    },
+    /// The values on the stack take more than [`MAX_AREA_BYTES`](super::MAX_AREA_BYTES).
+    AreaTooLarge {
+        /// The convention.
+        convention: &'static ConvSpec,
+        /// The first value that ends beyond the limit.
+        value: ValueIndex,
+        /// Its type.
+        ty: Type,
+        /// The limit, in bytes.
+        limit_bytes: u32,
+    },
+}
+
+impl AssignError {
+    pub(super) fn unsupported(
+        convention: &'static ConvSpec,
+        value: ValueIndex,
+        ty: &Type,
+        rule: &'static str,
+    ) -> AssignError {
+        AssignError::Unsupported { convention, value, ty: ty.clone(), rule }
+    }
+}
+
+impl fmt::Display for AssignError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AssignError::OneResult { convention, index, ty } => write!(
+                f,
+                "{convention}, result {index} ({ty}): the convention returns one value; \
+                 return the others through a pointer parameter"
+            ),
+            AssignError::Unsupported { convention, value, ty, rule } => {
+                write!(f, "{convention}, {value} ({ty}): {rule}")
+            }
+            AssignError::NoVariadics { convention } => {
+                write!(f, "{convention}: Go has no `...` parameters like C's; pass a slice")
+            }
+            AssignError::AreaTooLarge { convention, value, ty, limit_bytes } => write!(
+                f,
+                "{convention}, {value} ({ty}): it ends more than {limit_bytes} bytes into the \
+                 stack area; pass a pointer to a record instead"
+            ),
+        }
+    }
+}
+
+impl Error for AssignError {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn words_are_two_records() {
+    fn packed_values_are_in_two_buffers() {
         let signature = "fn(i8, f64, ptr) -> (bool, f32)";
-        let words = Assignment::words(&signature.parse().expect("a signature"));
+        let packed = Assignment::packed(&signature.parse().expect("a signature"));
         assert_eq!(
-            words.to_string(),
+            packed.to_string(),
             "p0: [arg+0]  p1: [arg+8]  p2: [arg+16]  r0: [res+0]  r1: [res+8]"
         );
-        assert_eq!((words.args_bytes(), words.total_bytes()), (24, 24));
-        assert_eq!((words.results_off(), words.results_bytes()), (0, 16));
-        assert_eq!(words.narrow(), Narrow::Garbage);
-        assert_eq!(words.convention(), None);
+        assert_eq!((packed.args_bytes(), packed.total_bytes()), (24, 24));
+        assert_eq!((packed.results_off(), packed.results_bytes()), (0, 16));
+        assert_eq!(packed.narrow(), Narrow::Garbage);
+        assert_eq!(packed.spec(), None);
     }
 
     #[test]
     fn large_values_take_several_words() {
         let signature = "fn([i8; 9], struct {}, i128, i8) -> struct { i64, struct {} }";
         let signature = signature.parse().expect("a signature");
-        let words = Assignment::words(&signature);
+        let packed = Assignment::packed(&signature);
         assert_eq!(
-            words.to_string(),
+            packed.to_string(),
             "p0: [arg+0]  p1: [arg+16]  p2: [arg+24]  p3: [arg+40]  r0: [res+0]"
         );
-        assert_eq!((words.args_bytes(), words.results_bytes()), (48, 8));
-        let go = Assignment::words_of(&signature, Language::Go);
+        assert_eq!((packed.args_bytes(), packed.results_bytes()), (48, 8));
+        let go = Assignment::packed_in(&signature, Language::Go);
         assert_eq!(go.results_bytes(), 16);
     }
 }

@@ -1,21 +1,24 @@
 //! Where the values of a call live, and in which order they move.
 //!
-//! This layer describes calls. It knows no address, touches no memory and emits no
+//! This layer describes calls. It knows no address, accesses no memory of a call and emits no
 //! instruction, so all of it runs on any host and under miri, for any target.
 //!
 //! A stub stands between two sides: *entry*, the way the stub is entered, and *target*, what
-//! it calls. The path from a description to a stub has three stations:
+//! it calls. The path from a description to a stub has three steps:
 //!
 //! 1. A [`Signature`] lists the types of the parameters and results, and has a text form. A
 //!    [`Type`] is anything that C or Go pass by value, and knows its [`Layout`] in both.
 //! 2. [`Convention::assign`] turns it into an [`Assignment`]: registers for the parts of each
-//!    value, or a stack offset, or the place of its address. [`Assignment::words`] is the same for
-//!    plain records in memory.
+//!    value, or a stack offset, or the place of its address. [`Assignment::packed`] has the values
+//!    in packed buffers in memory instead.
 //! 3. A [`Plan`] is the ordered list of moves from the entry's assignment to the target's, and
 //!    of the results the other way. It names every register that it writes.
 //!
-//! A plan has two readers: the emitter, and the model machine in [`interp`], which says what
-//! the emitted code must do.
+//! A plan has two readers: the emitter, and the model machine in `model`, which is the oracle of
+//! tests and fuzzing.
+//!
+//! Files use each other in this order, each only those before it: `reg`, `types`, `place`,
+//! `conv/spec`, `assign`, `conv`, `plan`, `model`.
 //!
 //! ```
 //! use footbridge::abi::{Convention, Gpr, Plan, PlanRequest, RegSet, Signature};
@@ -52,26 +55,21 @@
 
 mod assign;
 mod conv;
-mod error;
-pub mod interp;
-mod layout;
-mod loc;
-mod moves;
-mod parse;
-mod parts;
+#[doc(hidden)]
+pub mod model;
+mod place;
 mod plan;
-mod sig;
-mod ty;
+mod reg;
+mod types;
 
-pub use assign::{Assignment, MAX_AREA_BYTES, Part, Passing, Place, ResultPointer, Value};
-pub use conv::{ConvSpec, Convention, Narrow, Pinned, Slots};
-pub use error::{AssignError, ParseError, PlanError, TypeError, ValueIndex};
-pub use layout::{Language, Layout};
-pub use loc::{Arch, Gpr, Reg, RegClass, RegSet, Vreg, Xmm, Xreg};
-pub use parts::Parts;
-pub use plan::{Extend, MAX_FRAME_BYTES, Plan, PlanRequest, Spot, Step, Width};
-pub use sig::Signature;
-pub use ty::{
-    Array, Float, MAX_TYPE_ALIGN_BYTES, MAX_TYPE_BYTES, MAX_TYPE_DEPTH, MAX_TYPE_MENTIONS, Record,
-    RecordSpec, Type, VectorWidth,
+pub use assign::{AssignError, Assignment, MAX_AREA_BYTES, Passing, ResultPointer, Value};
+pub use conv::Convention;
+pub use conv::spec::{ConvSpec, Narrow, Pinned, Slots};
+pub use place::{Part, Parts, Place};
+pub use plan::{Extend, MAX_FRAME_BYTES, Operand, Plan, PlanError, PlanRequest, Step, Width};
+pub use reg::{Arch, Gpr, Reg, RegClass, RegSet, Vreg, Xmm, Xreg};
+pub use types::{
+    Array, Float, Language, Layout, MAX_TYPE_ALIGN_BYTES, MAX_TYPE_BYTES, MAX_TYPE_DEPTH,
+    MAX_TYPE_MENTIONS, ParseError, Record, RecordSpec, Signature, Type, TypeError, ValueIndex,
+    VectorWidth,
 };

@@ -220,7 +220,7 @@ impl Jit {
     /// 5. It returns with the floating-point control state (MXCSR, x87 control word) that it was
     ///    entered with, and has it whenever it calls: a goroutine that is suspended in what it
     ///    calls hands its state to the next one. On a goroutine that keeps a state of its own
-    ///    ([`keep_float_modes`](crate::runtime::keep_float_modes)) that does not happen, and it may
+    ///    ([`keep_fp_control`](crate::runtime::keep_fp_control)) that does not happen, and it may
     ///    call in another state, if the called function works in that and keeps it; native code
     ///    that computes with floating-point numbers mostly relies on the default. A poll may be
     ///    reached in any state on any goroutine, since its stub saves it; a check of the stack,

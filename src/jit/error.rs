@@ -120,13 +120,6 @@ pub enum JitError {
         /// The architecture.
         target: &'static str,
     },
-    /// A stack was requested that is larger than any class of stacks.
-    StackTooLarge {
-        /// Bytes that were requested.
-        requested_bytes: usize,
-        /// Usable bytes of the largest stack.
-        largest_bytes: usize,
-    },
     /// A stub kind has a rule of its own about signatures.
     Signature {
         /// The stub's kind.
@@ -222,11 +215,6 @@ impl fmt::Display for JitError {
             ),
             Self::Assign(e) => e.fmt(f),
             Self::Plan(e) => e.fmt(f),
-            Self::StackTooLarge { requested_bytes, largest_bytes } => write!(
-                f,
-                "goroutines with stacks of {requested_bytes} bytes were requested, and the largest \
-                 stack has {largest_bytes}; request that, or keep large objects on the heap"
-            ),
             Self::Unsupported { what, target } => write!(
                 f,
                 "this crate has no {what} on {target} yet; what it has there is listed in the \

@@ -18,7 +18,7 @@ pub(crate) const RED_ZONE_BYTES: usize = 128;
 
 /// The smallest page of any host, and so the smallest guard page. Code that lowers the stack
 /// pointer further than this touches each page on the way.
-pub(crate) const PAGE_BYTES: u32 = 4096;
+pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// The reach of a `rel32` operand, less room for a reservation's last piece of code.
 pub(crate) const REL32_REACH_BYTES: usize = (1 << 31) - (2 << 20);

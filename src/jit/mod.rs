@@ -39,7 +39,7 @@ crate::on_executing_host! {
 
     pub(crate) use arena::StubSpec;
     pub(crate) use code::{Installed, as_fn};
-    pub(crate) use frame::{RED_ZONE_BYTES, entry_frame};
+    pub(crate) use frame::{PAGE_BYTES, RED_ZONE_BYTES, entry_frame};
     pub(crate) use registry::{StubId, has_preemptible_code, lookup_return};
     pub(crate) use safe_point::SafePoint;
     pub(crate) use stack_map::FARTHEST_BYTES;

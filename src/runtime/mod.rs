@@ -22,89 +22,57 @@
 //! assert_eq!(sum, 55);
 //! ```
 
-mod adapter;
+mod arch;
 mod bridge;
-mod builder;
 mod chan;
-mod checked;
-mod config;
-mod float_modes;
-mod freeze;
-mod futex;
-mod g;
-mod goroutines;
-mod handshake;
-mod idle;
-mod join;
-mod life;
-mod m;
-mod mailbox;
-mod overflow;
-mod poll;
-mod pool;
-mod preempt;
-mod run;
-mod runq;
-mod save_area;
-
+mod fault;
+mod gmp;
+mod os;
 mod sched;
-mod signal;
 mod stack;
-mod stats;
-mod switch;
-mod symbol;
-mod sysmon;
-mod throw;
-mod time;
-mod timers;
-mod tls;
-mod traceback;
+mod start;
+mod sync;
+mod task;
 mod walk;
 
-/// What the lock-free parts are built from. The model tests put loom's in this place.
-mod primitive {
-    pub(crate) use std::sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence,
-    };
-
-    pub(crate) use super::futex::{heavy_fence, light_fence};
-}
-
-pub use adapter::Adapter;
-pub use bridge::{Entry, EntryType, GoroutineClosure, GoroutineFn, SpawnFn};
-pub use builder::Builder;
-pub use chan::{Case, Chan, Iter, SendError, TryRecvError, TrySendError, select, try_select};
-pub use config::{Config, MAX_PROCESSORS, RunError, VectorState};
-pub use float_modes::keep_float_modes;
-pub use g::{Status, WaitReason};
-pub use goroutines::{Goroutine, ScanError, goroutines, this_goroutine};
-pub use join::{
-    Abandoned, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, go, go_migratable,
-    scope, try_go,
+pub use arch::{Registers, VectorState};
+#[doc(hidden)]
+pub use bridge::sealed;
+pub use bridge::{
+    Adapter, Entry, EntryType, GoroutineClosure, GoroutineFn, PollLayout, Polls, SpawnFn,
+    poll_layout,
 };
-#[doc(hidden)]
-pub use life::measure_raw_switch;
-pub use poll::{PollLayout, Polls, poll_layout};
-pub use pool::{StackUsage, stack_usage};
-#[doc(hidden)]
-pub use preempt::request_preemption;
-pub use preempt::{checkpoint, without_preemption};
-
-pub use sched::{Parker, current, gopark, goready, gosched};
+pub use chan::{
+    Case, Chan, IntoIter, Iter, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryIter,
+    TryRecvError, TrySendError, select, select_timeout, try_select,
+};
+pub use gmp::parker::Parker;
+pub use gmp::pools::{StackUsage, stack_usage};
+pub use gmp::status::{Status, WaitReason};
+pub use sched::fp_control::keep_fp_control;
+pub use sched::park::{current, gopark, gosched};
+pub use sched::preempt::{checkpoint, without_preemption};
+pub use sched::ready::goready;
+pub use sched::stats::{Refused, Stats, stats};
+pub use sched::systemstack::systemstack;
 pub use stack::{Shortage, StackError};
-pub use stats::{Refused, Stats, stats};
-pub use switch::systemstack;
-pub use time::sleep;
-pub use traceback::{
-    TraceFrame, Traceback, jit_frames, jit_frames_from, traceback, traceback_all,
+pub use start::{Config, MAX_PROCESSORS, RunError};
+#[doc(hidden)]
+pub use start::{measure_raw_switch, request_preemption};
+pub use task::{
+    Abandoned, Builder, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, SpawnFnError,
+    go, scope, sleep,
+};
+pub use walk::{
+    Goroutine, JitFrame, ScanError, ScanFrame, TraceFrame, Traceback, WalkEnd, goroutines,
+    jit_frames, jit_frames_from, scan_own_stack, this_goroutine, traceback, traceback_all,
     traceback_all_within,
 };
-pub use walk::{JitFrame, Registers, ScanFrame, WalkEnd, scan_own_stack};
 
-pub(crate) use futex::probe_fences;
-pub(crate) use pool::probe_guards;
-pub(crate) use save_area::saved_state;
-pub(crate) use signal::handlers_without_alternate_stack;
+pub(crate) use arch::save_area::saved_state;
+pub(crate) use gmp::pools::probe_guards;
+pub(crate) use os::futex::probe_fences;
+pub(crate) use os::signals::handlers_without_alternate_stack;
 
 /// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].
 ///

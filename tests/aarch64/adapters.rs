@@ -4,7 +4,7 @@
 //! The caller fills every register, puts the area of arguments below an unmapped page and its copies
 //! of values at ends of pages. The target reads its arguments and overwrites all that it may.
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{
     AssignError, Assignment, ConvSpec, Convention, Extend, Language, Narrow, Passing, Pinned,
     Place, PlanError, Reg, RegClass, RegSet, ResultPointer, Signature, Type, Value,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Float, Language, RecordSpec, Signature, Type, VectorWidth};
 
 /// A random C type of at most 128 bytes. Arrays are in structs and unions only.

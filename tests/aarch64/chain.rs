@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Convention, Language, Signature, Type};
 use footbridge::jit::{AdapterCode, AdapterSpec, Binding};
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Assignment, Convention, Language, Passing, Place, Reg, Signature, Value};
 
 use super::c::{C, c_bytes, data, random_bytes, random_signature};

@@ -1,6 +1,6 @@
 //! Random signatures of Go, as far as C has the types too.
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Float, Language, Signature, Type};
 
 /// A random type of at most 128 bytes.

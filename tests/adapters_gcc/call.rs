@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Assignment, Convention, Narrow, Passing, Place, Reg};
 
 use crate::image::{Found, Image, Narrowed, Wrong};

@@ -5,7 +5,7 @@
 //! assignments against gcc, and here every call by gcc is compared with its image again. It knows
 //! nothing of plans.
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Assignment, Extend, Narrow, Passing, Place, Reg, Value};
 
 use crate::c_types::data;

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 
 use c_types::{has_gcc, random_bytes, random_signature, setting};
 use call::{Buffers, Call, Caller, Ends, Failure, Kind};
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{AssignError, Assignment, Convention, Signature, Type, VectorWidth};
 use footbridge::jit::{Bind, Jit, JitError, lookup};
 use footbridge::runtime::Adapter;

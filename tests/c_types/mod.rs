@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::process::Command;
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Float, Language, RecordSpec, Signature, Type, VectorWidth};
 
 /// Whether gcc is here, and a CPU that runs what it compiles with AVX2. If not, and if

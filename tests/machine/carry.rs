@@ -12,7 +12,7 @@
 //! this CPU has them, MXCSR, and the x87 unit.
 //!
 //! Encoding and decoding follow an [`Assignment`] and nothing else: this file never asks how a
-//! stub moves values, and shares no code with the model machine in `src/abi/interp.rs`.
+//! stub moves values, and shares no code with the model machine in `src/abi/model/`.
 //!
 //! Neither of the two is reentrant. While a call is under way no walk or panic may pass it.
 
@@ -24,7 +24,7 @@ use std::mem::offset_of;
 use std::ptr;
 
 use dynasmrt::{DynasmApi, dynasm};
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{
     Assignment, Convention, Extend, Gpr, Language, Layout, Narrow, Passing, Pinned, Place, Reg,
     RegSet, Slots, Type, Value, ValueIndex, Xmm,
@@ -815,7 +815,7 @@ impl Caller {
         }
         let mut result_address = None;
         if let (Some(pointer), [value, ..]) = (entry.result_pointer(), entry.results()) {
-            let Layout { size_bytes, align_bytes } = value.layout();
+            let Layout { size_bytes, align_bytes, .. } = value.layout();
             let (shape, index) = ((size_bytes, align_bytes as usize), ValueIndex::Result(0));
             let room = room(rng);
             let address = self.place(&mut placed, index, shape, room, rng);

@@ -3,7 +3,7 @@
 //! This file never knows where a value is: a signature that a convention refuses is drawn all the
 //! same, and whoever draws asks for another one.
 
-use footbridge::abi::interp::Xorshift;
+use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Convention, Float, Language, RecordSpec, Signature, Type, VectorWidth};
 
 /// Which types are drawn.

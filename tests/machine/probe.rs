@@ -27,7 +27,7 @@ use footbridge::abi::{
     Type, Value, Xmm,
 };
 use footbridge::jit::{Code, FrameClass, Jit, Ops};
-use footbridge::runtime::{EntryType, GoroutineClosure};
+use footbridge::runtime::{EntryType, GoroutineClosure, sealed};
 
 /// Words of the caller's stack that a probe fills and compares, from its rsp at the call.
 pub const STACK_WORDS: usize = 64;
@@ -769,6 +769,9 @@ pub fn with_target<R>(signature: &Signature, address: usize, make: impl FnOnce()
 fn target_signature() -> Signature {
     TARGET.with_borrow(|signature| signature.clone().expect("set by with_target"))
 }
+
+impl sealed::GoroutineClosure<Raw> for Raw {}
+impl sealed::EntryType for Raw {}
 
 // SAFETY: whoever makes a `Raw` sets the address of code that is entered so.
 unsafe impl GoroutineClosure<Raw> for Raw {

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool as StdAtomicBool, Ordering as Std};
 use loom::cell::UnsafeCell;
 use loom::thread::{self, Thread};
 
-use super::freeze::{self, Freeze};
+use super::freeze::{self, SuspendState};
 use super::idle::{Idle, PARKED, Parking};
-use super::mailbox::{Linked, Mailbox};
+use super::mailbox::{Inbox, Linked};
 use super::primitive::{AtomicBool, AtomicU32, AtomicUsize, Ordering, heavy_fence, light_fence};
 use super::runq::{RunQueue, Stolen};
 
@@ -53,7 +53,7 @@ const PC: usize = 0x1000;
 pub(crate) struct Goroutine {
     pub(crate) status: AtomicU32,
     pub(crate) saved_pc: AtomicUsize,
-    pub(crate) freeze: Freeze,
+    pub(crate) freeze: SuspendState,
     let_go: Sleeper,
     stack: UnsafeCell<u32>,
     link: UnsafeCell<*mut Goroutine>,
@@ -70,7 +70,7 @@ impl Goroutine {
         Self {
             status: AtomicU32::new(status),
             saved_pc: AtomicUsize::new(if status == freeze::RUNNING { 0 } else { PC }),
-            freeze: Freeze::new(),
+            freeze: SuspendState::new(),
             let_go: Sleeper::new(),
             stack: UnsafeCell::new(0),
             link: UnsafeCell::new(ptr::null_mut()),
@@ -88,11 +88,11 @@ impl Goroutine {
         self.status.store(to, Ordering::Release);
     }
 
-    /// What `make_current` does first, and `hold_back`.
+    /// What `make_current` does first, and `yield_to_suspender`.
     pub(crate) fn begin_to_run(&self) {
         self.transition(freeze::RUNNABLE, freeze::RUNNING);
         while self.freeze.is_wanted() {
-            if !self.wait_while_wanted() {
+            if !self.wait_while_suspended() {
                 // It is on its stack, gives way (`preempt0`), and nobody else is there to run.
                 self.save_context();
                 self.transition(freeze::RUNNING, freeze::RUNNABLE);
@@ -102,8 +102,8 @@ impl Goroutine {
         }
     }
 
-    /// `G::wait_while_wanted`.
-    fn wait_while_wanted(&self) -> bool {
+    /// `G::wait_while_suspended`.
+    fn wait_while_suspended(&self) -> bool {
         let held = self.freeze.hold(&self.status, &self.saved_pc);
         if held {
             self.let_go.wait(self.freeze.word(), freeze::AWAITED);
@@ -161,7 +161,7 @@ impl Linked for Goroutine {
 /// One M with its P.
 pub(crate) struct M {
     pub(crate) runq: RunQueue<Goroutine, 4>,
-    pub(crate) mail: Mailbox<Goroutine>,
+    pub(crate) mail: Inbox<Goroutine>,
     pub(crate) local: RefCell<VecDeque<*mut Goroutine>>,
     pub(crate) parking: Parking,
     sleeper: Sleeper,
@@ -202,7 +202,7 @@ impl Run {
     pub(crate) fn new(ms: usize, gs: Vec<Goroutine>) -> Self {
         let m = || M {
             runq: RunQueue::new(),
-            mail: Mailbox::new(),
+            mail: Inbox::new(),
             local: RefCell::default(),
             parking: Parking::new(),
             sleeper: Sleeper::new(),
@@ -341,7 +341,7 @@ impl Run {
 
 impl M {
     /// `M::deliver`.
-    pub(crate) fn deliver(&self, g: &Goroutine) {
+    pub(crate) fn push_remote(&self, g: &Goroutine) {
         // SAFETY: whoever readied the goroutine has it.
         unsafe { self.mail.push(g.as_ptr()) };
         light_fence();

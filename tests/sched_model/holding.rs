@@ -28,10 +28,10 @@ enum Steps {
 fn look(g: &Goroutine) -> Found {
     g.freeze.ask();
     let mut seen = found(&g.status, &g.saved_pc);
-    if seen == Found::Moving {
+    if seen == Found::Running {
         seen = found(&g.status, &g.saved_pc);
     }
-    if seen == Found::Still {
+    if seen == Found::Suspended {
         let before = g.read_stack();
         assert_eq!(g.read_stack(), before);
     }
@@ -62,7 +62,7 @@ fn run_of(status: u32) -> Arc<Run> {
 
 /// At the end the goroutine has parked, and is found so at once.
 fn assert_still(run: &Run) {
-    assert!(look(&run.gs[0]) == Found::Still, "it waits, and is not found still");
+    assert!(look(&run.gs[0]) == Found::Suspended, "it waits, and is not found still");
 }
 
 /// A goroutine has two turns while somebody looks twice.
@@ -128,7 +128,7 @@ fn patient() {
         Box::new(move || {
             let g = &run.gs[0];
             g.freeze.ask();
-            while found(&g.status, &g.saved_pc) != Found::Still {
+            while found(&g.status, &g.saved_pc) != Found::Suspended {
                 loom::thread::yield_now();
             }
             g.read_stack();
@@ -161,7 +161,7 @@ fn ends() {
         })
     };
     together(vec![looks, runs]);
-    assert!(look(&run.gs[0]) == Found::Gone, "it has ended, and is found");
+    assert!(look(&run.gs[0]) == Found::Dead, "it has ended, and is found");
 }
 
 const TURNS: Model = Model {
@@ -241,7 +241,7 @@ pub(crate) const TWINS: &[Twin] = &[
     Twin { weak: caller("save_context", "saved_pc.store", Relaxed), model: TURNS, says: RACE },
     Twin { weak: caller("transition", "status.store", Relaxed), model: TURNS, says: RACE },
     Twin {
-        weak: caller("wait_while_wanted", "status.store", Missing),
+        weak: caller("wait_while_suspended", "status.store", Missing),
         model: TURNS,
         says: "a transition from 2 of one in state 1",
     },

@@ -102,7 +102,7 @@ fn sticky_in(steps: Steps) {
             if events[event].happen() {
                 // `ready`, on a thread that is not its M.
                 run.gs[0].transition(WAITING, RUNNABLE);
-                run.ms[0].deliver(&run.gs[0]);
+                run.ms[0].push_remote(&run.gs[0]);
             }
         })
     };

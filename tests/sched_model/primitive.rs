@@ -11,12 +11,13 @@ use std::panic::Location;
 pub(crate) use loom::sync::atomic::Ordering;
 
 /// The texts that operations are looked up in.
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 11] = [
     ("runq.rs", include_str!("../../src/runtime/runq.rs")),
     ("mailbox.rs", include_str!("../../src/runtime/mailbox.rs")),
     ("idle.rs", include_str!("../../src/runtime/idle.rs")),
     ("freeze.rs", include_str!("../../src/runtime/freeze.rs")),
     ("handshake.rs", include_str!("../../src/runtime/handshake.rs")),
+    ("latch.rs", include_str!("../../src/runtime/latch.rs")),
     ("callers.rs", include_str!("callers.rs")),
     ("parking.rs", include_str!("parking.rs")),
     ("waking.rs", include_str!("waking.rs")),
@@ -257,31 +258,28 @@ impl<T> AtomicPtr<T> {
     }
 }
 
-impl AtomicUsize {
-    #[track_caller]
-    pub(crate) fn fetch_add(&self, by: usize, order: Ordering) -> usize {
-        match weakness() {
-            Some(How::Torn) => {
-                let before = self.0.load(order);
-                self.0.store(before + by, order);
-                before
-            }
-            how => self.0.fetch_add(by, weakened(how, order)),
+macro_rules! arithmetic {
+    ($name:ident, $value:ty, $($method:ident $operator:tt),*) => {
+        impl $name {
+            $(
+                #[track_caller]
+                pub(crate) fn $method(&self, by: $value, order: Ordering) -> $value {
+                    match weakness() {
+                        Some(How::Torn) => {
+                            let before = self.0.load(order);
+                            self.0.store(before $operator by, order);
+                            before
+                        }
+                        how => self.0.$method(by, weakened(how, order)),
+                    }
+                }
+            )*
         }
-    }
-
-    #[track_caller]
-    pub(crate) fn fetch_sub(&self, by: usize, order: Ordering) -> usize {
-        match weakness() {
-            Some(How::Torn) => {
-                let before = self.0.load(order);
-                self.0.store(before - by, order);
-                before
-            }
-            how => self.0.fetch_sub(by, weakened(how, order)),
-        }
-    }
+    };
 }
+
+arithmetic!(AtomicUsize, usize, fetch_add +, fetch_sub -);
+arithmetic!(AtomicU32, u32, fetch_sub -);
 
 #[track_caller]
 pub(crate) fn fence(order: Ordering) {

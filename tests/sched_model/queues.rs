@@ -7,7 +7,7 @@ use loom::cell::UnsafeCell;
 use super::explore::{
     Body, ENDLESS, Model, RACE, Twin, Unseen, explore, see_broken, see_nothing, together,
 };
-use super::mailbox::{Linked, Mailbox};
+use super::mailbox::{Inbox, Linked};
 use super::primitive::How::{Relaxed, Torn};
 use super::primitive::{How, Weak};
 use super::runq::{RunQueue, Stolen};
@@ -199,6 +199,39 @@ fn spill() {
     queues.finish();
 }
 
+/// The owner takes from its queue until what was in it at some time has left, while thieves steal: as
+/// for a goroutine that yields after a backlog.
+fn positions() {
+    let queues = Queues::<4>::new(4);
+    let [one, other, owner] = [(); 3].map(|()| Arc::clone(&queues));
+    together(vec![
+        Box::new(move || {
+            one.steal(0, 1);
+        }),
+        Box::new(move || {
+            other.steal(0, 2);
+        }),
+        Box::new(move || {
+            let queue = &owner.of[0];
+            (0..2).for_each(|item| owner.push(item, || panic!("there is room")));
+            let tail = queue.tail_position();
+            owner.push(2, || panic!("there is room"));
+            while !queue.has_passed(tail) {
+                let oldest = queue.pop();
+                if !oldest.is_null() {
+                    Item::take(oldest);
+                }
+            }
+            // At most what was pushed afterwards is left.
+            assert!(queue.room() >= 3, "what was there before has not left");
+            owner.push(3, || panic!("there is room"));
+            owner.take_all(0);
+            assert!(queue.has_passed(queue.tail_position()), "nothing is left");
+        }),
+    ]);
+    queues.finish();
+}
+
 const RING: Model = Model {
     name: "a ring that wraps around",
     body: wrap_around,
@@ -215,6 +248,14 @@ const SECOND_HAND: Model = Model {
 };
 const SPILL: Model =
     Model { name: "the older half", body: spill, preemptions: Some(2), least: 1000, without: &[] };
+
+const POSITIONS: Model =
+    Model { name: "positions", body: positions, preemptions: Some(2), least: 300, without: &[] };
+
+#[test]
+fn what_was_in_a_queue_is_known_to_have_left() {
+    explore(POSITIONS);
+}
 
 #[test]
 fn what_wraps_around_in_a_ring_comes_out_once() {
@@ -273,7 +314,7 @@ fn run_queues_that_are_weakened_break() {
 /// Two threads push two items each, and the owner takes them meanwhile.
 fn mail() {
     let items = Item::several(4);
-    let mailbox = Arc::new(Mailbox::new());
+    let mailbox = Arc::new(Inbox::new());
     assert!(mailbox.is_empty());
     let send = |first: usize| -> Body {
         let (items, mailbox) = (Arc::clone(&items), Arc::clone(&mailbox));

@@ -169,7 +169,7 @@ fn start_reporters(world: &Arc<World>, at: Surroundings) {
         entry.release();
         let handle = go(move || {
             let running = Running::begin(&world, &entry);
-            while world.reports[at.run].recv().is_some() {
+            while world.reports[at.run].recv().is_ok() {
                 let mut all = String::new();
                 for traceback in runtime::traceback_all() {
                     let _ = writeln!(all, "{traceback}");
@@ -406,7 +406,7 @@ fn steady_load() {
         let handles: Vec<_> = (0..WAVE)
             .map(|_| {
                 let gate = gate.clone();
-                let body = move || gate.recv().is_none();
+                let body = move || gate.recv().is_err();
                 Builder::new().stack_bytes(class).go(body).expect("memory")
             })
             .collect();

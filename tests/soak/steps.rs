@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use footbridge::runtime::{
     self, Builder, Case, Chan, JoinHandle, Parker, ScanError, WaitReason, WalkEnd, checkpoint,
-    current, go, go_migratable, gopark, goready, goroutines, gosched, scope, select, systemstack,
-    try_select, without_preemption,
+    current, go, gopark, goready, goroutines, gosched, scope, select, systemstack, try_select,
+    without_preemption,
 };
 
 use super::code::{DIVE_BYTES, churned, codes};
@@ -253,7 +253,7 @@ impl Actor {
             match (class, migratable) {
                 (Some(class), false) if large => go_large(builder(class), body),
                 (None, false) => go(body),
-                (None, true) => go_migratable(body),
+                (None, true) => Builder::new().go_migratable(body).expect("memory"),
                 (Some(class), false) => builder(class).go(body).expect("memory"),
                 (Some(class), true) => builder(class).go_migratable(body).expect("memory"),
             }

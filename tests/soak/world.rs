@@ -371,7 +371,7 @@ impl World {
 
     #[inline(never)]
     pub fn recv(&self, channel: &Chan<Token>) {
-        if let Some(token) = channel.recv() {
+        if let Ok(token) = channel.recv() {
             self.receive(&token);
         }
     }

@@ -3,14 +3,37 @@
 //! Sources: Procedure Call Standard for the Arm 64-bit Architecture (AAPCS64), 2023Q3, sections
 //! 6.4 to 6.9; Apple, "Writing ARM64 code for Apple platforms". Where these say nothing, GNU C is
 //! followed, and the place is marked.
+//!
+//! # Worked examples
+//!
+//! ```
+//! use footbridge::abi::Convention;
+//!
+//! for (signature, places) in [
+//!     // Integers and floats count separately.
+//!     ("fn(i64, f64, i8) -> u8", "p0: x0  p1: v0  p2: x1  r0: x0"),
+//!     // A homogeneous aggregate has a vector register for each element.
+//!     ("fn(struct { f32, f32, f32 })", "p0.0: v0  p0.4: v1  p0.8: v2"),
+//!     // Other composite types of up to 16 bytes are doublewords, larger ones have a reference.
+//!     ("fn(struct { i64, i8 }, [i64; 3])", "p0.0: x0  p0.8: x1  p1: [x2]"),
+//!     // 16-byte alignment needs a register of even number.
+//!     ("fn(i8, i128)", "p0: x0  p1.0: x2  p1.8: x3"),
+//!     // The address of a large result is in x8, which does not come back.
+//!     ("fn(i8) -> [i64; 3]", "p0: x0  r0: [x8]"),
+//! ] {
+//!     let assignment = Convention::Aapcs64.assign(&signature.parse()?)?;
+//!     assert_eq!(assignment.to_string(), places, "{signature}");
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-use super::{ConvSpec, Convention, Narrow, Slots, registers};
-use crate::abi::assign::{Area, Assignment, Part, Passing, Place, RegQueue, ResultPointer, Value};
-use crate::abi::error::{AssignError, ValueIndex};
-use crate::abi::layout::Language;
-use crate::abi::loc::{Arch, Reg, RegClass, RegSet, Xreg};
-use crate::abi::sig::Signature;
-use crate::abi::ty::{Float, Type, VectorWidth};
+use super::spec::{ConvSpec, Narrow, Slots, registers};
+use crate::abi::assign::{
+    AreaBuilder, AssignError, Assignment, Passing, RegQueue, ResultPointer, Value,
+};
+use crate::abi::place::{Part, Place};
+use crate::abi::reg::{Arch, Reg, RegClass, RegSet, Xreg};
+use crate::abi::types::{Float, Language, Signature, Type, ValueIndex, VectorWidth};
 
 // AAPCS64 6.1.1 and 6.1.2.
 const INTS: &[Reg] = registers![Xreg: X0, X1, X2, X3, X4, X5, X6, X7];
@@ -31,8 +54,8 @@ pub(super) static STANDARD: ConvSpec = ConvSpec {
     preserved: PRESERVED,
     preserved_low64: PRESERVED_LOW64,
     pinned: &[],
-    // AAPCS64 6.1.1: x18 is the platform's. Linux lets it be a scratch register; code that is to
-    // run anywhere leaves it alone.
+    // AAPCS64 6.1.1: x18 is the platform's. On Linux it is a scratch register; portable code does
+    // not write it.
     reserved: RegSet::of(registers![Xreg: X18]),
     context: None,
     // AAPCS64 6.4.5.1.
@@ -44,7 +67,6 @@ pub(super) static STANDARD: ConvSpec = ConvSpec {
     // AAPCS64 6.8.2: "the content of the unused bits is unspecified".
     narrow: Narrow::Garbage,
     slots: Slots::Exact,
-    classify: |convention, signature| classify(convention, signature, &STANDARD_RULES),
 };
 
 pub(super) static APPLE: ConvSpec = ConvSpec {
@@ -70,23 +92,22 @@ pub(super) static APPLE: ConvSpec = ConvSpec {
     // fewer than 32 bits."
     narrow: Narrow::ExtendedTo32,
     slots: Slots::Exact,
-    classify: |convention, signature| classify(convention, signature, &APPLE_RULES),
 };
 
-/// In what the variants differ, apart from registers.
+/// The differences between the variants, apart from `ConvSpec`.
 struct Rules {
-    /// Integers and structs of 16-byte alignment start in a register of even number.
+    /// Whether integers and structs of 16-byte alignment start in a register of even number.
     even_pairs: bool,
     /// The least size and alignment of a parameter on the stack that is one number, or a
     /// homogeneous aggregate.
     least_slot_bytes: u32,
-    /// Unnamed arguments are always on the stack.
+    /// Whether unnamed arguments are always on the stack.
     unnamed_on_stack: bool,
-    /// There is a `long double` that is not `double`.
+    /// Whether `long double` is another type than `double`.
     has_long_double: bool,
-    /// A struct that has one complex number or one short vector, and nothing else that has bytes,
-    /// is like that, also if there is an array of length 0 in it: gcc's machine mode of the struct.
-    /// clang differs.
+    /// Whether a struct of one complex number or one short vector and no other bytes is passed like
+    /// that number or vector, even if it has an array of length 0. It is gcc's machine mode of the
+    /// struct; clang differs.
     is_what_fills_it: bool,
 }
 
@@ -99,7 +120,7 @@ const STANDARD_RULES: Rules = Rules {
 };
 
 /// "Pass arguments to functions correctly" and "Update code that passes arguments to variadic
-/// functions". That structs on the stack still take whole words is clang's reading.
+/// functions". clang's reading is that structs on the stack still take whole words.
 const APPLE_RULES: Rules = Rules {
     even_pairs: false,
     least_slot_bytes: 1,
@@ -108,12 +129,12 @@ const APPLE_RULES: Rules = Rules {
     is_what_fills_it: false,
 };
 
-/// How a value counts.
+/// How a value uses registers.
 enum Class {
     /// An integer or pointer of at most 8 bytes.
     Integer,
-    /// One number or vector in one vector register, or a homogeneous aggregate of several, each of
-    /// `bytes`.
+    /// `count` numbers or vectors of `bytes` bytes, each in a vector register: one for a number or
+    /// vector, several for a homogeneous aggregate.
     Floats { count: u32, bytes: u32 },
     /// 16 bytes of integer, or any other composite type of at most 16 bytes.
     Doublewords,
@@ -141,7 +162,7 @@ fn class(ty: &Type, rules: &Rules) -> Class {
     }
 }
 
-/// The complex number or vector that a struct consists of, if there is no other byte in it.
+/// The complex number or vector that makes up a struct, if the struct has no other bytes.
 fn filling(ty: &Type) -> Option<&Type> {
     let size = ty.layout(Language::C).size_bytes;
     match ty {
@@ -156,11 +177,12 @@ fn filling(ty: &Type) -> Option<&Type> {
     }
 }
 
-/// AAPCS64 5.9.5: the number of elements of a homogeneous aggregate, and their one type; of a
-/// single number, 1. Vectors of one size are one type, whatever is in them. An empty struct inside
-/// has 0 of any type, an array of length 0 spoils the aggregate (gcc and clang).
+/// AAPCS64 5.9.5: the number of elements of a homogeneous aggregate, and their one type. A single
+/// number has 1. Vectors of one size are one type, independent of their elements. An empty struct
+/// inside has 0 elements of any type; an array of length 0 makes the whole no homogeneous aggregate
+/// (gcc and clang).
 fn homogeneous(ty: &Type) -> Option<(u32, Type)> {
-    /// Stands for any type, with the count 0.
+    /// No elements: their type agrees with every type.
     const ANY: (u32, Type) = (0, Type::Bool);
     fn same(a: &(u32, Type), b: &(u32, Type)) -> Option<Type> {
         match (a, b) {
@@ -201,8 +223,7 @@ fn homogeneous(ty: &Type) -> Option<(u32, Type)> {
     })
 }
 
-/// AAPCS64 6.8.2, "natural alignment": what `align` asks for the whole of a composite type does
-/// not count.
+/// AAPCS64 6.8.2, "natural alignment": the alignment without `RecordSpec::align`.
 fn natural_align(ty: &Type) -> u32 {
     match ty {
         Type::Struct(record) | Type::Union(record) => record.natural_align_bytes(),
@@ -211,8 +232,8 @@ fn natural_align(ty: &Type) -> u32 {
     }
 }
 
-/// Whether the type is, or has anywhere in it, a `long double`. Like all that is asked of types here
-/// this looks at what a type mentions, not at each element of an array.
+/// Whether the type is or contains a `long double`. Like every question about types in this file it
+/// costs a visit of the types that are mentioned, not of each element of an array.
 fn has_long_double(ty: &Type) -> bool {
     match ty {
         Type::LongDouble | Type::Complex(Float::LongDouble) => true,
@@ -224,8 +245,8 @@ fn has_long_double(ty: &Type) -> bool {
     }
 }
 
-/// Whether the type is, or has anywhere in it, a vector that is no short vector. gcc and clang align
-/// those to 16 bytes, as AAPCS64 has no alignment for them, and not to their size.
+/// Whether the type is or contains a vector that is no short vector. gcc and clang align it to 16
+/// bytes and not to its size, because AAPCS64 has no alignment for it.
 fn has_long_vector(ty: &Type) -> bool {
     match ty {
         Type::Vector(width) => width.bytes() > 16,
@@ -237,7 +258,7 @@ fn has_long_vector(ty: &Type) -> bool {
     }
 }
 
-/// The registers of a value that fits in those left; AAPCS64 6.8.2, C.1 to C.13.
+/// The registers of a value, if enough are left: AAPCS64 6.8.2, C.1 to C.13.
 fn in_registers(
     ty: &Type,
     class: &Class,
@@ -254,7 +275,8 @@ fn in_registers(
             return Some(Passing::Reference(Place::Reg(register)));
         }
     };
-    // C.10: the next even register. There are 8, so an odd number left means an odd next one.
+    // C.10: the next even register. There are 8, so an odd number left means that the next one is
+    // odd.
     if class == RegClass::General
         && rules.even_pairs
         && natural_align(ty) >= 16
@@ -274,12 +296,25 @@ fn in_registers(
     Some(Passing::Parts(parts.collect()))
 }
 
-fn classify(
-    convention: Convention,
+pub(super) fn classify(
+    spec: &'static ConvSpec,
     signature: &Signature,
-    rules: &Rules,
 ) -> Result<Assignment, AssignError> {
-    let spec = convention.spec();
+    classify_by(&STANDARD_RULES, spec, signature)
+}
+
+pub(super) fn classify_apple(
+    spec: &'static ConvSpec,
+    signature: &Signature,
+) -> Result<Assignment, AssignError> {
+    classify_by(&APPLE_RULES, spec, signature)
+}
+
+fn classify_by(
+    rules: &Rules,
+    spec: &'static ConvSpec,
+    signature: &Signature,
+) -> Result<Assignment, AssignError> {
     let value = |ty, passing| Value::new(ty, Language::C, passing);
     let check = |index, ty: &Type| {
         let rule = if !rules.has_long_double && has_long_double(ty) {
@@ -290,7 +325,7 @@ fn classify(
         } else {
             return Ok(());
         };
-        Err(convention.unsupported(index, ty, rule))
+        Err(AssignError::unsupported(spec, index, ty, rule))
     };
 
     // AAPCS64 6.9.
@@ -319,7 +354,7 @@ fn classify(
     }
 
     let mut registers = RegQueue::new(spec.int_args, spec.float_args);
-    let mut area = Area::new(convention);
+    let mut area = AreaBuilder::new(spec);
     let mut params = Vec::with_capacity(signature.params().len());
     for (index, ty) in signature.params().iter().enumerate() {
         let on_stack = rules.unnamed_on_stack && signature.is_unnamed(index);
@@ -356,7 +391,7 @@ fn classify(
     area.align_to(8);
 
     Ok(Assignment {
-        convention: Some(convention),
+        spec: Some(spec),
         language: Language::C,
         params,
         results,

@@ -2,14 +2,31 @@
 //!
 //! Source: `cmd/compile/abi-internal.md` and `cmd/compile/internal/abi/abiutils.go` of Go 1.27
 //! (with no registers), checked against the compiler's own analysis in `tests/abi.rs`.
+//!
+//! # Worked examples
+//!
+//! ```
+//! use footbridge::abi::Convention;
+//!
+//! for (signature, places) in [
+//!     // Parameters are packed with natural alignment; results start at the next word.
+//!     (
+//!         "fn(i8, i32, string) -> (bool, i16)",
+//!         "p0: [arg+0]  p1: [arg+4]  p2: [arg+8]  r0: [arg+24]  r1: [arg+26]",
+//!     ),
+//!     // A value without bytes has a place all the same.
+//!     ("fn(struct {}, i64)", "p0: [arg+0]  p1: [arg+0]"),
+//! ] {
+//!     let assignment = Convention::GoAbi0.assign(&signature.parse()?)?;
+//!     assert_eq!(assignment.to_string(), places, "{signature}");
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-use super::{ConvSpec, Convention, Narrow, Pinned, Slots, registers};
-use crate::abi::assign::{Area, Assignment, Passing, Value};
-use crate::abi::error::{AssignError, ValueIndex};
-use crate::abi::layout::Language;
-use crate::abi::loc::{Arch, Gpr, Reg, RegSet, Xreg};
-use crate::abi::sig::Signature;
-use crate::abi::ty::Type;
+use super::spec::{ConvSpec, Narrow, Pinned, Slots, registers};
+use crate::abi::assign::{AreaBuilder, AssignError, Assignment, Passing, Value};
+use crate::abi::reg::{Arch, Gpr, Reg, RegSet, Xreg};
+use crate::abi::types::{Language, Signature, Type, ValueIndex};
 
 // What assembly functions preserve: `cmd/compile/abi-internal.md`, "ABI0". r14 and xmm15 mean
 // nothing there.
@@ -33,7 +50,6 @@ pub(super) static AMD64: ConvSpec = ConvSpec {
     copy_align_bytes: 8,
     narrow: Narrow::Garbage,
     slots: Slots::Exact,
-    classify,
 };
 
 // The special registers are those of ABIInternal. The word at the stack pointer is the caller's
@@ -59,13 +75,15 @@ pub(super) static AARCH64: ConvSpec = ConvSpec {
     copy_align_bytes: 8,
     narrow: Narrow::Garbage,
     slots: Slots::Exact,
-    classify,
 };
 
-/// Parameters in order, packed with natural alignment; then, from the next word, the results in
-/// the same way.
-fn classify(convention: Convention, signature: &Signature) -> Result<Assignment, AssignError> {
-    let mut stack = Area::new(convention);
+/// Parameters in order, packed with natural alignment; then, from the next word, the results in the
+/// same way.
+pub(super) fn classify(
+    spec: &'static ConvSpec,
+    signature: &Signature,
+) -> Result<Assignment, AssignError> {
+    let mut stack = AreaBuilder::new(spec);
     let mut section = |types: &[Type], index: fn(usize) -> ValueIndex| {
         let mut values = Vec::with_capacity(types.len());
         for (i, ty) in types.iter().enumerate() {
@@ -80,7 +98,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
     let (params, args_bytes, results_off) = section(signature.params(), ValueIndex::Param)?;
     let (results, end, total_bytes) = section(signature.results(), ValueIndex::Result)?;
     Ok(Assignment {
-        convention: Some(convention),
+        spec: Some(spec),
         language: Language::Go,
         params,
         results,

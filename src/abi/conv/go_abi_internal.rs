@@ -2,15 +2,36 @@
 //!
 //! Source: `cmd/compile/abi-internal.md` of Go 1.27, checked against the compiler's own analysis
 //! (`cmd/compile/internal/abi/abiutils.go`) in `tests/abi.rs`.
+//!
+//! # Worked examples
+//!
+//! ```
+//! use footbridge::abi::Convention;
+//!
+//! for (signature, places) in [
+//!     // Results use the sequence of the parameters' registers.
+//!     ("fn(i64, f64) -> (i8, iface)", "p0: rax  p1: xmm0  r0: rax  r1.0: rbx  r1.8: rcx"),
+//!     // Each part of a value has a register, also two parts of one word.
+//!     (
+//!         "fn(struct { i8, f32 }, slice)",
+//!         "p0.0: rax  p0.4: xmm0  p1.0: rbx  p1.8: rcx  p1.16: rdi",
+//!     ),
+//!     // An array of more than one element is on the stack.
+//!     ("fn([i32; 2], i8) -> [u8; 1]", "p0: [arg+0]  p1: rax  r0: rax"),
+//! ] {
+//!     let assignment = Convention::GoAbiInternal.assign(&signature.parse()?)?;
+//!     assert_eq!(assignment.to_string(), places, "{signature}");
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-use super::{ConvSpec, Convention, Narrow, Pinned, Slots, registers};
-use crate::abi::assign::{Area, Assignment, Part, Passing, RegQueue, Value};
-use crate::abi::error::{AssignError, ValueIndex};
-use crate::abi::layout::Language;
-use crate::abi::loc::{Arch, Gpr, Reg, RegClass, RegSet, Xmm, Xreg};
-use crate::abi::parts::Parts;
-use crate::abi::sig::Signature;
-use crate::abi::ty::Type;
+use std::ops::ControlFlow;
+
+use super::spec::{ConvSpec, Narrow, Pinned, Slots, registers};
+use crate::abi::assign::{AreaBuilder, AssignError, Assignment, Passing, RegQueue, Value};
+use crate::abi::place::{Part, Parts};
+use crate::abi::reg::{Arch, Gpr, Reg, RegClass, RegSet, Xmm, Xreg};
+use crate::abi::types::{Language, Signature, Type, ValueIndex};
 
 /// `cmd/compile/abi-internal.md`, "amd64 architecture": results use the parameters' sequence.
 const AMD64_INTS: &[Reg] = registers![Gpr: RAX, RBX, RCX, RDI, RSI, R8, R9, R10, R11];
@@ -44,7 +65,6 @@ pub(super) static AMD64: ConvSpec = ConvSpec {
     // "Function call argument and result passing": the upper bits are unspecified, both ways.
     narrow: Narrow::Garbage,
     slots: Slots::Exact,
-    classify,
 };
 
 /// "arm64 architecture": R0 to R15.
@@ -81,21 +101,23 @@ pub(super) static AARCH64: ConvSpec = ConvSpec {
     copy_align_bytes: 8,
     narrow: Narrow::Garbage,
     slots: Slots::Exact,
-    classify,
 };
 
-/// "Function call argument and result passing", in the document's order: parameters that find
-/// registers, each with a home in the spill area; the others on the stack, packed with natural
-/// alignment; then, from the next word, the results that found no registers; then, from the next
-/// word, the spill area.
+/// "Function call argument and result passing", in the document's order:
 ///
-/// A value that does not find registers for all of its parts takes none, and later ones may still
-/// use what is left.
-fn classify(convention: Convention, signature: &Signature) -> Result<Assignment, AssignError> {
-    let spec = convention.spec();
-    let mut stack = Area::new(convention);
-    let mut spill = Area::new(convention);
-    let on_stack = |stack: &mut Area, index, ty: &Type| {
+/// 1. parameters in registers, each with a home in the spill area;
+/// 2. the other parameters on the stack, packed with natural alignment;
+/// 3. from the next word, the results that are not in registers;
+/// 4. from the next word, the spill area.
+///
+/// A value for which too few registers are left takes none, and later values may still use those.
+pub(super) fn classify(
+    spec: &'static ConvSpec,
+    signature: &Signature,
+) -> Result<Assignment, AssignError> {
+    let mut stack = AreaBuilder::new(spec);
+    let mut spill = AreaBuilder::new(spec);
+    let on_stack = |stack: &mut AreaBuilder, index, ty: &Type| {
         let layout = ty.layout(Language::Go);
         let offset = stack.push(index, ty, layout.size_bytes, layout.align_bytes)?;
         Ok(Value::new(ty, Language::Go, Passing::Area(offset)))
@@ -131,7 +153,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
     spill.align_to(8);
 
     Ok(Assignment {
-        convention: Some(convention),
+        spec: Some(spec),
         language: Language::Go,
         params,
         results,
@@ -147,32 +169,29 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
     })
 }
 
-/// A register for each part of a value; `None` if there are too few, or if the value is one that
-/// never is in registers. Then no register is taken.
+/// A register for each part of a value. `None` if too few are left, or if such a value is never in
+/// registers; then it takes none.
 fn in_registers(ty: &Type, registers: &mut RegQueue) -> Option<Parts> {
     // "If T has size 0": such values are on the stack.
     if ty.layout(Language::Go).size_bytes == 0 || !is_assignable(ty) {
         return None;
     }
     let mut left = registers.clone();
-    let mut parts = Some(Parts::new());
-    ty.each_leaf(Language::Go, 0, &mut |offset, leaf| {
+    let mut parts = Parts::new();
+    let visit = ty.try_each_leaf(Language::Go, 0, &mut |offset, leaf| {
         let class = match leaf {
             Type::F32 | Type::F64 => RegClass::Vector,
             _ => RegClass::General,
         };
-        let size = leaf.layout(Language::Go).size_bytes;
-        let register = left.take(class);
-        if let (Some(parts), Some(register)) = (&mut parts, register) {
-            parts.push(Part::new(register, offset, size));
-        } else {
-            parts = None;
-        }
+        let Some(register) = left.take(class) else { return ControlFlow::Break(()) };
+        parts.push(Part::new(register, offset, leaf.layout(Language::Go).size_bytes));
+        ControlFlow::Continue(())
     });
-    if parts.is_some() {
-        *registers = left;
+    if visit.is_break() {
+        return None;
     }
-    parts
+    *registers = left;
+    Some(parts)
 }
 
 /// "If T is an array type of length > 1: fail", at any level.
@@ -191,7 +210,7 @@ fn is_assignable(ty: &Type) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::ty::Type;
+    use crate::abi::Convention;
 
     fn assign(text: &str) -> Assignment {
         let signature: Signature = text.parse().expect("a signature");

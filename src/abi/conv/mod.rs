@@ -1,27 +1,36 @@
 //! Calling conventions: data, and one classifier for each.
 //!
-//! A convention is a [`ConvSpec`]: registers, alignments, and what both sides may rely on, with
-//! a function that assigns places. Each has its own file. To add one: write the file, add the
-//! variant, and give the row in [`Convention::spec`] that the compiler then asks for.
+//! A convention is a [`ConvSpec`], which says registers, alignments and what both sides may rely
+//! on, and a classifier, which assigns places. Each has its own file, headed by worked examples. To
+//! add one: write the file, add the variant to [`Convention`], and give the row in
+//! `Convention::row` that the compiler then requires.
 //!
 //! A convention is never a flag in the classifier of another one.
 
 mod aapcs64;
 mod go_abi0;
 mod go_abi_internal;
+pub(super) mod spec;
 mod sysv;
 mod win64;
 
 use std::fmt;
 
-use super::assign::Assignment;
-use super::error::{AssignError, ValueIndex};
-use super::layout::Language;
-use super::loc::{Arch, Reg, RegSet};
-use super::sig::Signature;
-use super::ty::Type;
+use self::spec::ConvSpec;
+use super::assign::{AssignError, Assignment};
+use super::types::{Language, Signature, Type, ValueIndex};
 
 /// A calling convention, of one machine.
+///
+/// ```
+/// use footbridge::abi::Convention;
+///
+/// for convention in Convention::ALL {
+///     let assignment = convention.assign(&"fn(i32, f64) -> u8".parse()?)?;
+///     println!("{convention} on {}: {assignment}", convention.spec().arch);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Convention {
@@ -34,8 +43,8 @@ pub enum Convention {
     /// Go assembly functions on amd64: `cmd/compile/abi-internal.md` and "A Quick Guide to Go's
     /// Assembler". Stable.
     GoAbi0,
-    /// Compiled Go on amd64: `cmd/compile/abi-internal.md` of the Go toolchain. Go calls it
-    /// unstable by declaration; this is that of Go 1.27.
+    /// Compiled Go on amd64: `cmd/compile/abi-internal.md` of the Go toolchain. Go declares it
+    /// unstable; this is that of Go 1.27.
     GoAbiInternal,
     /// C on AArch64: Procedure Call Standard for the Arm 64-bit Architecture.
     Aapcs64,
@@ -60,18 +69,32 @@ impl Convention {
         Convention::GoAbiInternalAarch64,
     ];
 
-    /// The facts of the convention.
-    pub const fn spec(self) -> &'static ConvSpec {
+    /// The specification and the classifier of each convention.
+    const fn row(self) -> (&'static ConvSpec, Classify) {
         match self {
-            Convention::SystemV => &sysv::SPEC,
-            Convention::Win64 => &win64::SPEC,
-            Convention::GoAbi0 => &go_abi0::AMD64,
-            Convention::GoAbiInternal => &go_abi_internal::AMD64,
-            Convention::Aapcs64 => &aapcs64::STANDARD,
-            Convention::AppleAarch64 => &aapcs64::APPLE,
-            Convention::GoAbi0Aarch64 => &go_abi0::AARCH64,
-            Convention::GoAbiInternalAarch64 => &go_abi_internal::AARCH64,
+            Convention::SystemV => (&sysv::SPEC, sysv::classify),
+            Convention::Win64 => (&win64::SPEC, win64::classify),
+            Convention::GoAbi0 => (&go_abi0::AMD64, go_abi0::classify),
+            Convention::GoAbiInternal => (&go_abi_internal::AMD64, go_abi_internal::classify),
+            Convention::Aapcs64 => (&aapcs64::STANDARD, aapcs64::classify),
+            Convention::AppleAarch64 => (&aapcs64::APPLE, aapcs64::classify_apple),
+            Convention::GoAbi0Aarch64 => (&go_abi0::AARCH64, go_abi0::classify),
+            Convention::GoAbiInternalAarch64 => {
+                (&go_abi_internal::AARCH64, go_abi_internal::classify)
+            }
         }
+    }
+
+    /// The facts of the convention.
+    ///
+    /// ```
+    /// use footbridge::abi::{Convention, Gpr, Pinned, Reg};
+    ///
+    /// let spec = Convention::GoAbiInternal.spec();
+    /// assert_eq!(spec.pinned[0], (Reg::Gpr(Gpr::R14), Pinned::Goroutine));
+    /// ```
+    pub const fn spec(self) -> &'static ConvSpec {
+        self.row().0
     }
 
     /// The place of every parameter and result of a function with this signature.
@@ -80,12 +103,21 @@ impl Convention {
     ///
     /// The convention has no place or no rule for a value, or the values on the stack take more
     /// than [`MAX_AREA_BYTES`](super::MAX_AREA_BYTES).
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    ///
+    /// let signature = "fn(i64, f32, i8) -> f64".parse()?;
+    /// let assignment = Convention::Win64.assign(&signature)?;
+    /// assert_eq!(assignment.to_string(), "p0: rcx  p1: xmm1  p2: r8  r0: xmm0");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn assign(self, signature: &Signature) -> Result<Assignment, AssignError> {
-        let spec = self.spec();
+        let (spec, classify) = self.row();
         let params = (0..).map(ValueIndex::Param).zip(signature.params());
         let results = (0..).map(ValueIndex::Result).zip(signature.results());
         for (value, ty) in params.chain(results) {
-            let refuse = |rule| Err(self.unsupported(value, ty, rule));
+            let refuse = |rule| Err(AssignError::unsupported(spec, value, ty, rule));
             if !ty.exists_in(spec.language) {
                 return refuse(
                     "Go has no 128-bit integers, long doubles, vectors, unions, and no packed or \
@@ -101,20 +133,33 @@ impl Convention {
             }
         }
         match (spec.language, signature.named_params(), signature.results()) {
-            (Language::Go, Some(_), _) => Err(AssignError::NoVariadics { convention: self }),
+            (Language::Go, Some(_), _) => Err(AssignError::NoVariadics { convention: spec }),
             (Language::C, _, [_, ty, ..]) => {
-                Err(AssignError::OneResult { convention: self, index: 1, ty: ty.clone() })
+                Err(AssignError::OneResult { convention: spec, index: 1, ty: ty.clone() })
             }
-            _ => (spec.classify)(self, signature),
+            _ => classify(spec, signature),
         }
-    }
-
-    fn unsupported(self, value: ValueIndex, ty: &Type, rule: &'static str) -> AssignError {
-        AssignError::Unsupported { convention: self, value, ty: ty.clone(), rule }
     }
 }
 
-/// Whether C's default argument promotions (C11 6.5.2.2) leave no value of this type.
+impl From<&ConvSpec> for Convention {
+    fn from(spec: &ConvSpec) -> Convention {
+        let mut all = Convention::ALL.into_iter();
+        all.find(|convention| convention.spec() == spec).expect("each spec belongs to a variant")
+    }
+}
+
+impl Assignment {
+    /// The convention; `None` for [`Assignment::packed`].
+    pub fn convention(&self) -> Option<Convention> {
+        self.spec().map(Convention::from)
+    }
+}
+
+/// Assigns the places of a signature that the language of the convention has.
+type Classify = fn(&'static ConvSpec, &Signature) -> Result<Assignment, AssignError>;
+
+/// Whether C's default argument promotions (C11 6.5.2.2) turn this type into another one.
 fn is_promoted(ty: &Type) -> bool {
     *ty == Type::F32 || ty.is_word() && ty.layout(Language::C).size_bytes < 4
 }
@@ -125,120 +170,15 @@ impl fmt::Display for Convention {
     }
 }
 
-/// What a convention says, apart from how it counts.
-///
-/// In all of them a callee returns with the stack pointer just above the return address that it
-/// was entered with, or, where that is in a register, as it was. It is therefore in none of the
-/// sets.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct ConvSpec {
-    /// The name, as in [`Convention`].
-    pub name: &'static str,
-    /// The machine.
-    pub arch: Arch,
-    /// Whose types it carries, and whose rules lay them out.
-    pub language: Language,
-    /// The registers of integer and pointer parameters, in the order of their use.
-    pub int_args: &'static [Reg],
-    /// The registers of floating-point and vector parameters, in the order of their use.
-    pub float_args: &'static [Reg],
-    /// The registers of integer and pointer results, in the order of their use.
-    pub int_results: &'static [Reg],
-    /// The registers of floating-point and vector results, in the order of their use.
-    pub float_results: &'static [Reg],
-    /// The registers that a callee leaves as it found them.
-    pub preserved: RegSet,
-    /// The vector registers of which a callee leaves only the low 64 bits as it found them.
-    pub preserved_low64: RegSet,
-    /// The registers that hold a given value at every call and at every return.
-    ///
-    /// Between those two points they are ordinary scratch registers.
-    pub pinned: &'static [(Reg, Pinned)],
-    /// The registers that belong to the system: nobody ever writes them.
-    pub reserved: RegSet,
-    /// The register in which a call through a function value passes the address of the closure:
-    /// the static chain of C compilers that have one. It is no register of parameters. `None`
-    /// where function values are always bare code addresses.
-    pub context: Option<Reg>,
-    /// The stack pointer is a multiple of this many bytes at every call instruction.
-    pub stack_align_bytes: u32,
-    /// From the stack pointer at the callee's first instruction up to the argument base.
-    pub base_off_bytes: u32,
-    /// So many bytes below the stack pointer belong to the running function: no signal handler
-    /// writes them.
-    pub red_zone_bytes: u32,
-    /// So many bytes below the stack pointer at its first instruction a callee must not write:
-    /// they are the caller's.
-    pub caller_below_bytes: u32,
-    /// The copy of a value that is passed by reference is aligned to this many bytes at least.
-    pub copy_align_bytes: u32,
-    /// What the bits above a narrow value hold.
-    pub narrow: Narrow,
-    /// What the bytes beside a value on the stack hold.
-    pub slots: Slots,
-    /// Assigns places; called with the convention that this is the specification of.
-    classify: fn(Convention, &Signature) -> Result<Assignment, AssignError>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl ConvSpec {
-    /// The registers that hold anything after a call: neither preserved nor pinned nor reserved
-    /// nor the stack pointer. Those that hold results are among them, and those of which only the
-    /// low half is preserved.
-    pub fn volatile(&self) -> RegSet {
-        let pinned = self.pinned.iter().map(|(register, _)| *register).collect();
-        self.arch
-            .registers()
-            .minus(RegSet::of(registers![Gpr: RSP]))
-            .minus(self.preserved)
-            .minus(self.reserved)
-            .minus(pinned)
+    #[test]
+    fn a_specification_belongs_to_one_convention() {
+        for convention in Convention::ALL {
+            assert_eq!(Convention::from(convention.spec()), convention);
+            assert_eq!(convention.to_string(), format!("{convention:?}"));
+        }
     }
 }
-
-/// The value that a register is pinned to.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum Pinned {
-    /// The address of the current goroutine's `g`.
-    Goroutine,
-    /// Zero in the low 128 bits; what is above them is unspecified.
-    Zero,
-}
-
-/// What the bits above an integer hold that is narrower than 32 bits.
-///
-/// The bits above 32 are unspecified in every convention.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum Narrow {
-    /// Whoever passes an argument extends it to 32 bits, by sign or zero as its type says, and
-    /// the callee relies on it. Results are different: compilers do not extend what they
-    /// return, so a plan takes a result for garbage above its own size, and extends it for a
-    /// caller of this kind, which may have been told otherwise.
-    ExtendedTo32,
-    /// Compilers differ: some rely on the extension, others do not make it. So whoever passes
-    /// the value extends it, and whoever reads it extends it again.
-    Distrusted,
-    /// Anything. Whoever reads the value extends it for himself.
-    Garbage,
-}
-
-/// What the bytes beside an integer hold that is passed on the stack.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum Slots {
-    /// Each has an 8-byte word to itself. Readers may load more of the word than the value, so
-    /// the writer stores all of it.
-    Whole,
-    /// Only the bytes of the value are its own. Neither side touches others.
-    Exact,
-}
-
-/// A static list of registers of one type: `registers![Gpr: RDI, RSI]`.
-macro_rules! registers {
-    ($type:ident: $($name:ident),* $(,)?) => {
-        &[$($crate::abi::loc::Reg::$type($crate::abi::loc::$type::$name)),*]
-    };
-}
-use registers;

@@ -4,17 +4,46 @@
 //! (psABI), version 1.0; the sections are cited below. What the document leaves open and
 //! compilers rely on is marked as such.
 //!
-//! 256- and 512-bit vectors are where they are between functions that are compiled for AVX and
-//! AVX-512. Compilers pass them in memory otherwise, and warn.
+//! The places of 256- and 512-bit vectors are those between functions compiled for AVX and AVX-512.
+//! Without these features compilers pass them in memory, and warn.
+//!
+//! # Worked examples
+//!
+//! ```
+//! use footbridge::abi::Convention;
+//!
+//! for (signature, places) in [
+//!     // Integers and floats count separately.
+//!     ("fn(i64, f64, i8) -> u8", "p0: rdi  p1: xmm0  p2: rsi  r0: rax"),
+//!     // Each eightbyte of a struct has a class of its own: here SSE, then INTEGER.
+//!     ("fn(struct { f32, f32, i32 })", "p0.0: xmm0  p0.8: rdi"),
+//!     // More than two eightbytes are in memory, unless they are one vector.
+//!     ("fn([u8; 24], v256)", "p0: [arg+0]  p1: ymm0"),
+//!     // A value takes registers for all of its eightbytes or none; r9 is left for the next one.
+//!     (
+//!         "fn(i64, i64, i64, i64, i64, [i64; 2], i8)",
+//!         "p0: rdi  p1: rsi  p2: rdx  p3: rcx  p4: r8  p5: [arg+0]  p6: r9",
+//!     ),
+//!     // A large result: its address is a first parameter, and comes back in rax.
+//!     ("fn(ptr) -> [i64; 3]", "p0: rsi  r0: [rdi] at rax"),
+//!     // The x87 stack carries results only.
+//!     ("fn(longdouble) -> complex<longdouble>", "p0: [arg+0]  r0.0: st0  r0.16: st1"),
+//! ] {
+//!     let assignment = Convention::SystemV.assign(&signature.parse()?)?;
+//!     assert_eq!(assignment.to_string(), places, "{signature}");
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-use super::{ConvSpec, Convention, Narrow, Slots, registers};
-use crate::abi::assign::{Area, Assignment, Part, Passing, Place, RegQueue, ResultPointer, Value};
-use crate::abi::error::{AssignError, ValueIndex};
-use crate::abi::layout::Language;
-use crate::abi::loc::{Arch, Gpr, Reg, RegClass, RegSet};
-use crate::abi::parts::Parts;
-use crate::abi::sig::Signature;
-use crate::abi::ty::{Float, Type};
+use std::ops::ControlFlow;
+
+use super::spec::{ConvSpec, Narrow, Slots, registers};
+use crate::abi::assign::{
+    AreaBuilder, AssignError, Assignment, Passing, RegQueue, ResultPointer, Value,
+};
+use crate::abi::place::{Part, Parts, Place};
+use crate::abi::reg::{Arch, Gpr, Reg, RegClass, RegSet};
+use crate::abi::types::{Float, Language, Signature, Type, ValueIndex};
 
 pub(super) static SPEC: ConvSpec = ConvSpec {
     name: "SystemV",
@@ -46,11 +75,10 @@ pub(super) static SPEC: ConvSpec = ConvSpec {
     narrow: Narrow::ExtendedTo32,
     // psABI 3.2.3: "the size of each argument gets rounded up to eightbytes".
     slots: Slots::Whole,
-    classify,
 };
 
-/// psABI 3.2.3, "Classification": the class of an eightbyte; `Empty` is NO_CLASS. COMPLEX_X87 is not here, because
-/// only a whole value has it.
+/// psABI 3.2.3, "Classification": the class of an eightbyte. `Empty` is NO_CLASS. COMPLEX_X87 is
+/// missing, because only a whole value has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Class {
     Empty,
@@ -117,49 +145,54 @@ impl std::ops::DerefMut for Classes {
     }
 }
 
-/// Calls `each` with every part of a type, its offset, and the offset by which its alignment is
-/// judged, as gcc sees them. It differs from [`Type::each_leaf`] in arrays: all elements are to gcc
-/// like the first one, however they are aligned; and one of length 0 that is inside of an eightbyte
-/// has an element all the same.
-fn each_leaf_of_gcc(ty: &Type, base: u32, judged: u32, each: &mut EachLeaf<'_>) {
+/// Visits every part of a type as gcc sees it, with its offset and the offset by which gcc judges
+/// its alignment. Two things differ from [`Type::each_leaf`]. gcc judges the alignment of all
+/// elements of an array by that of the first one. And an array of length 0 inside of an eightbyte
+/// has an element to gcc.
+fn each_leaf_of_gcc(
+    ty: &Type,
+    base: u32,
+    judged: u32,
+    each: &mut EachLeaf<'_>,
+) -> ControlFlow<Unaligned> {
     match ty {
         Type::Array(array) if ty.layout(Language::C).size_bytes == 0 => {
-            if !base.is_multiple_of(8) {
-                each_leaf_of_gcc(array.element(), base, judged, each);
+            if base.is_multiple_of(8) {
+                return ControlFlow::Continue(());
             }
+            each_leaf_of_gcc(array.element(), base, judged, each)
         }
         Type::Array(array) => {
             let size = array.element().layout(Language::C).size_bytes;
-            for i in 0..array.length() {
-                each_leaf_of_gcc(array.element(), base + i * size, judged, each);
-            }
+            let mut elements = 0..array.length();
+            elements
+                .try_for_each(|i| each_leaf_of_gcc(array.element(), base + i * size, judged, each))
         }
         Type::Struct(record) | Type::Union(record) => {
-            for (offset, field) in record.fields(Language::C) {
-                each_leaf_of_gcc(field, base + offset, judged + offset, each);
-            }
+            let mut fields = record.fields(Language::C);
+            fields.try_for_each(|(offset, field)| {
+                each_leaf_of_gcc(field, base + offset, judged + offset, each)
+            })
         }
-        other => {
-            other.each_leaf(Language::C, base, &mut |off, leaf| {
-                each(off, off - base + judged, leaf)
-            });
-        }
+        other => other.try_each_leaf(Language::C, base, &mut |off, leaf| {
+            each(off, off - base + judged, leaf)
+        }),
     }
 }
 
 /// The classes of a value of at most eight eightbytes; `None` is class MEMORY.
 ///
-/// The document has no arrays of length 0. To clang and rustc they are nothing, to gcc an element
-/// all the same unless they begin an eightbyte: `struct { float; int[0]; }` is of class SSE or
-/// INTEGER. And where a packed struct is the element of an array, gcc looks at the alignment of the
-/// first one only. The error is the rule that a value breaks for which that makes a difference.
+/// The document has no arrays of length 0. clang and rustc ignore them. gcc counts an element,
+/// unless the array begins an eightbyte: `struct { float; int[0]; }` is of class SSE or INTEGER.
+/// Where a packed struct is the element of an array, gcc checks the alignment of the first element
+/// only. The error is the rule that a value breaks where these differences matter.
 fn eightbytes(ty: &Type) -> Result<Option<Classes>, &'static str> {
     // Rule 1.
     if ty.layout(Language::C).size_bytes > 64 {
         return Ok(None);
     }
     let classes = eightbytes_of(ty, &|each| {
-        ty.each_leaf(Language::C, 0, &mut |offset, leaf| each(offset, offset, leaf));
+        ty.try_each_leaf(Language::C, 0, &mut |offset, leaf| each(offset, offset, leaf))
     });
     if !ty.is_aggregate() {
         return Ok(classes);
@@ -172,29 +205,36 @@ fn eightbytes(ty: &Type) -> Result<Option<Classes>, &'static str> {
     }
 }
 
-/// Called with the offset of a part, the offset by which its alignment is judged, and its type.
-type EachLeaf<'a> = dyn FnMut(u32, u32, &Type) + 'a;
+/// A part is not aligned as its type requires, which ends a visit: the value is in memory.
+struct Unaligned;
 
-/// Something that calls such a function with every part of a type.
-type Leaves<'a> = &'a dyn Fn(&mut EachLeaf<'_>);
+/// A visitor. Its arguments are the offset of a part, the offset by which its alignment is judged,
+/// and its type.
+type EachLeaf<'a> = dyn FnMut(u32, u32, &Type) -> ControlFlow<Unaligned> + 'a;
 
-/// The same, of the leaves that `each_leaf` has.
+/// A function that visits every part of a type.
+type Leaves<'a> = &'a dyn Fn(&mut EachLeaf<'_>) -> ControlFlow<Unaligned>;
+
+/// The classes of a value of at most eight eightbytes with the leaves that `each_leaf` visits;
+/// `None` is class MEMORY.
 fn eightbytes_of(ty: &Type, each_leaf: Leaves<'_>) -> Option<Classes> {
     let size = ty.layout(Language::C).size_bytes;
     // Rules 3 and 4, for all levels at once: merging is associative, up to MEMORY, which the
-    // post-merger step gives to the whole anyway. A field that is not aligned as its type asks is
-    // rule 1; gcc and clang look at the parts of complex numbers there.
+    // post-merger step gives to the whole anyway. A field that is not aligned as its type requires
+    // is rule 1; gcc and clang apply it to the parts of complex numbers.
     let mut classes = Classes::empty(size.div_ceil(8) as usize);
-    let mut unaligned = false;
-    each_leaf(&mut |offset, judged, leaf| {
-        unaligned |= judged % leaf.layout(Language::C).align_bytes != 0;
+    let visit = each_leaf(&mut |offset, judged, leaf| {
+        if !judged.is_multiple_of(leaf.layout(Language::C).align_bytes) {
+            return ControlFlow::Break(Unaligned);
+        }
         let inside = classes.get_mut(offset as usize / 8..).unwrap_or_default();
         for (class, leaf) in inside.iter_mut().zip(Class::of_leaf(leaf)) {
             *class = class.merge(*leaf);
         }
+        ControlFlow::Continue(())
     });
     // Rule 5, the post-merger step.
-    if unaligned || classes.contains(&Class::Memory) {
+    if visit.is_break() || classes.contains(&Class::Memory) {
         return None;
     }
     for i in 0..classes.len() {
@@ -218,8 +258,8 @@ fn eightbytes_of(ty: &Type, each_leaf: Leaves<'_>) -> Option<Classes> {
     Some(classes)
 }
 
-/// Gives each eightbyte the next register of its class. `None` if there are too few; then none
-/// is taken.
+/// Gives each eightbyte the next register of its class. `None` if too few are left; then it takes
+/// none.
 fn in_registers(ty: &Type, classes: &[Class], registers: &mut RegQueue) -> Option<Parts> {
     let size = ty.layout(Language::C).size_bytes;
     let mut left = registers.clone();
@@ -232,7 +272,7 @@ fn in_registers(ty: &Type, classes: &[Class], registers: &mut RegQueue) -> Optio
             Class::Sse => parts.push(take(RegClass::Vector)?),
             Class::SseUp | Class::X87Up => {
                 let last = parts.last_mut();
-                last.expect("the post-merger step leaves it behind another class").size += bytes;
+                last.expect("the post-merger step leaves it after another class").size += bytes;
             }
             Class::X87 => parts.push(Part { place: Place::X87(0), off, size: bytes }),
             Class::Empty => {}
@@ -244,20 +284,22 @@ fn in_registers(ty: &Type, classes: &[Class], registers: &mut RegQueue) -> Optio
 }
 
 /// psABI 3.2.3: a value takes registers for all of its eightbytes, or none and the next
-/// eightbytes of the stack. The classes of registers do not depend on each other, and a value on
-/// the stack does not stop later ones from using registers.
-fn classify(convention: Convention, signature: &Signature) -> Result<Assignment, AssignError> {
-    let spec = convention.spec();
+/// eightbytes of the stack. The two classes of registers are independent, and a value on the stack
+/// does not stop later ones from using registers.
+pub(super) fn classify(
+    spec: &'static ConvSpec,
+    signature: &Signature,
+) -> Result<Assignment, AssignError> {
     let value = |ty, passing| Value::new(ty, Language::C, passing);
     let mut registers = RegQueue::new(spec.int_args, spec.float_args);
 
-    // "Returning of Values". The address of a result in memory is a first parameter.
+    // "Returning of Values": the address of a result in memory is a first parameter.
     let mut result_pointer = None;
     let results = match signature.results() {
         [] => Vec::new(),
         [ty, ..] => vec![value(
             ty,
-            classify_result(convention, ty)?.unwrap_or_else(|| {
+            classify_result(spec, ty)?.unwrap_or_else(|| {
                 let place = Place::Reg(registers.take(RegClass::General).expect("the first one"));
                 result_pointer = Some(ResultPointer { place, returned: Some(Reg::Gpr(Gpr::RAX)) });
                 Passing::Reference(place)
@@ -265,7 +307,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
         )],
     };
 
-    let mut area = Area::new(convention);
+    let mut area = AreaBuilder::new(spec);
     let mut params = Vec::with_capacity(signature.params().len());
     for (index, ty) in signature.params().iter().enumerate() {
         let layout = ty.layout(Language::C);
@@ -274,11 +316,11 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
         let in_memory =
             |classes: &Classes| classes.contains(&Class::X87) || unnamed && classes.len() > 2;
         let classes = eightbytes(ty)
-            .map_err(|rule| convention.unsupported(ValueIndex::Param(index), ty, rule))?;
+            .map_err(|rule| AssignError::unsupported(spec, ValueIndex::Param(index), ty, rule))?;
         if unnamed && ty.is_aggregate() && classes.as_ref().is_some_and(|c| c.len() > 2) {
             let rule = "gcc and clang disagree where such a vector in a struct or union is, in the \
                         place of `...`; pass a pointer";
-            return Err(convention.unsupported(ValueIndex::Param(index), ty, rule));
+            return Err(AssignError::unsupported(spec, ValueIndex::Param(index), ty, rule));
         }
         let classes = classes.filter(|classes| !in_memory(classes));
         let is_complex_x87 = *ty == Type::Complex(Float::LongDouble);
@@ -306,7 +348,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
     let vector_count = signature.named_params().map(|_| (Reg::Gpr(Gpr::RAX), vectors as u8));
 
     Ok(Assignment {
-        convention: Some(convention),
+        spec: Some(spec),
         language: Language::C,
         params,
         results,
@@ -323,7 +365,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
 }
 
 /// The registers of a result; `None` is class MEMORY.
-fn classify_result(convention: Convention, ty: &Type) -> Result<Option<Passing>, AssignError> {
+fn classify_result(spec: &'static ConvSpec, ty: &Type) -> Result<Option<Passing>, AssignError> {
     if ty.layout(Language::C).size_bytes == 0 {
         return Ok(Some(Passing::Nothing));
     }
@@ -333,9 +375,8 @@ fn classify_result(convention: Convention, ty: &Type) -> Result<Option<Passing>,
             (0..2_u8).map(|i| Part { place: Place::X87(i), off: u32::from(i) * 16, size: 16 });
         return Ok(Some(Passing::Parts(parts.collect())));
     }
-    let classes =
-        eightbytes(ty).map_err(|rule| convention.unsupported(ValueIndex::Result(0), ty, rule))?;
-    let spec = convention.spec();
+    let classes = eightbytes(ty)
+        .map_err(|rule| AssignError::unsupported(spec, ValueIndex::Result(0), ty, rule))?;
     let mut registers = RegQueue::new(spec.int_results, spec.float_results);
     Ok(classes.map(|classes| {
         let parts = in_registers(ty, &classes, &mut registers);
@@ -348,8 +389,8 @@ fn classify_result(convention: Convention, ty: &Type) -> Result<Option<Passing>,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::Convention;
     use crate::abi::assign::MAX_AREA_BYTES;
-    use crate::abi::ty::Type;
 
     fn assign(text: &str) -> Assignment {
         let signature: Signature = text.parse().expect("a signature");

@@ -4,14 +4,38 @@
 //! "C++ in Visual Studio"). For what Microsoft's compiler does not have, GNU C is followed
 //! (`__attribute__((ms_abi))` of gcc 12): `long double` of 16 bytes, 128-bit integers, complex
 //! numbers and empty structs. Each such place is marked "GNU C".
+//!
+//! # Worked examples
+//!
+//! ```
+//! use footbridge::abi::Convention;
+//!
+//! for (signature, places) in [
+//!     // The n-th parameter uses the n-th register of one of the two lists.
+//!     ("fn(i64, f64, i8) -> u8", "p0: rcx  p1: xmm1  p2: r8  r0: rax"),
+//!     // Structs of 1, 2, 4 or 8 bytes are integers, others are passed by reference.
+//!     ("fn(struct { f32, f32 }, [u8; 3])", "p0: rcx  p1: [rdx]"),
+//!     // The stack starts above the homes of the four registers.
+//!     (
+//!         "fn(i64, i64, i64, i64, f32, [i64; 2])",
+//!         "p0: rcx  p1: rdx  p2: r8  p3: r9  p4: [arg+32]  p5: [[arg+40]]",
+//!     ),
+//!     // The address of a large result takes the first slot, and comes back in rax.
+//!     ("fn(f64) -> [i64; 3]", "p0: xmm1  r0: [rcx] at rax"),
+//!     // An unnamed float is in both registers of its slot.
+//!     ("fn(ptr, ..., f64)", "p0: rcx  p1.0: xmm1  p1.0: rdx"),
+//! ] {
+//!     let assignment = Convention::Win64.assign(&signature.parse()?)?;
+//!     assert_eq!(assignment.to_string(), places, "{signature}");
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
-use super::{ConvSpec, Convention, Narrow, Slots, registers};
-use crate::abi::assign::{Area, Assignment, Part, Passing, Place, ResultPointer, Value};
-use crate::abi::error::{AssignError, ValueIndex};
-use crate::abi::layout::Language;
-use crate::abi::loc::{Arch, Gpr, Reg, RegSet};
-use crate::abi::sig::Signature;
-use crate::abi::ty::{Type, VectorWidth};
+use super::spec::{ConvSpec, Narrow, Slots, registers};
+use crate::abi::assign::{AreaBuilder, AssignError, Assignment, Passing, ResultPointer, Value};
+use crate::abi::place::{Part, Place};
+use crate::abi::reg::{Arch, Gpr, Reg, RegSet};
+use crate::abi::types::{Language, Signature, Type, ValueIndex, VectorWidth};
 
 pub(super) static SPEC: ConvSpec = ConvSpec {
     name: "Win64",
@@ -41,18 +65,17 @@ pub(super) static SPEC: ConvSpec = ConvSpec {
     caller_below_bytes: 0,
     // "Parameter passing": the memory must be 16-byte aligned.
     copy_align_bytes: 16,
-    // "Parameter passing": unused bits are undefined, and Microsoft's callees do not look at
-    // them. rustc's `extern "win64"` marks narrow values signext or zeroext.
+    // "Parameter passing": unused bits are undefined, and Microsoft's callees do not read them.
+    // rustc's `extern "win64"` marks narrow values signext or zeroext.
     narrow: Narrow::Distrusted,
     // "All arguments are passed in 8-byte slots".
     slots: Slots::Whole,
-    classify,
 };
 
 /// "The caller must allocate space for four register parameters": their homes.
 const SHADOW_BYTES: u32 = 32;
 
-/// What goes into the slot of a parameter.
+/// What the slot of a parameter holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
     /// Its bytes, in a general-purpose register.
@@ -63,9 +86,9 @@ enum Class {
     Reference,
 }
 
-/// "Parameter passing". Structs and unions of 1, 2, 4 or 8 bytes, and `__m64`, are passed like
-/// integers, whatever is in them. GNU C: so is a complex number of 8 bytes, and an empty struct has
-/// an address.
+/// "Parameter passing": structs and unions of 1, 2, 4 or 8 bytes and `__m64` are passed like
+/// integers, independent of their fields. GNU C: so is a complex number of 8 bytes, and an empty
+/// struct has an address.
 fn class(ty: &Type) -> Class {
     match (ty, ty.layout(Language::C).size_bytes) {
         (Type::F32 | Type::F64, _) => Class::Float,
@@ -74,17 +97,19 @@ fn class(ty: &Type) -> Class {
     }
 }
 
-fn classify(convention: Convention, signature: &Signature) -> Result<Assignment, AssignError> {
-    let spec = convention.spec();
+pub(super) fn classify(
+    spec: &'static ConvSpec,
+    signature: &Signature,
+) -> Result<Assignment, AssignError> {
     let value = |ty, passing| Value::new(ty, Language::C, passing);
-    // The slots of all parameters in a row; the first four are the homes of the registers.
-    let mut slots = Area::new(convention);
+    // The slots of all parameters, one after the other; the first four are the registers' homes.
+    let mut slots = AreaBuilder::new(spec);
 
     let mut result_pointer = None;
     let results = match signature.results() {
         [] => Vec::new(),
         [ty, ..] => {
-            let passing = match classify_result(convention, ty)? {
+            let passing = match classify_result(spec, ty)? {
                 Some(passing) => passing,
                 None => {
                     slots.push(ValueIndex::Result(0), ty, 8, 8)?;
@@ -135,7 +160,7 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
     let total_bytes = args_bytes.max(SHADOW_BYTES);
 
     Ok(Assignment {
-        convention: Some(convention),
+        spec: Some(spec),
         language: Language::C,
         params,
         results,
@@ -151,9 +176,8 @@ fn classify(convention: Convention, signature: &Signature) -> Result<Assignment,
     })
 }
 
-/// "Return values". `None`: in memory of the caller's.
-fn classify_result(convention: Convention, ty: &Type) -> Result<Option<Passing>, AssignError> {
-    let spec = convention.spec();
+/// "Return values". `None` is a result in memory that the caller provides.
+fn classify_result(spec: &'static ConvSpec, ty: &Type) -> Result<Option<Passing>, AssignError> {
     let size = ty.layout(Language::C).size_bytes;
     let register = match (ty, size) {
         (_, 0) => return Ok(Some(Passing::Nothing)),
@@ -163,7 +187,7 @@ fn classify_result(convention: Convention, ty: &Type) -> Result<Option<Passing>,
         (Type::Vector(VectorWidth::V256 | VectorWidth::V512), _) => {
             let rule = "Microsoft's compiler returns it in a register, GNU C in memory; return it \
                         through a pointer parameter";
-            return Err(convention.unsupported(ValueIndex::Result(0), ty, rule));
+            return Err(AssignError::unsupported(spec, ValueIndex::Result(0), ty, rule));
         }
         (_, 1 | 2 | 4 | 8) => spec.int_results[0],
         _ => return Ok(None),

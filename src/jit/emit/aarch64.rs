@@ -7,7 +7,7 @@
 use dynasmrt::aarch64::Aarch64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
-use crate::abi::{Extend, Reg, RegSet, Spot, Step, Vreg, Width, Xreg};
+use crate::abi::{Extend, Operand, Reg, RegSet, Step, Vreg, Width, Xreg};
 use crate::jit::error::JitError;
 
 /// An assembler for AArch64, on any host.
@@ -146,27 +146,29 @@ impl<'a> Emitter<'a> {
             Step::Move { from, to, width, extend } => {
                 let exact = extend == Extend::None;
                 match (from, to) {
-                    (Spot::Xreg(from), Spot::Xreg(to)) => self.x_to_x(from, to, width, extend),
-                    (memory, Spot::Xreg(to))
-                        if memory != Spot::Context && memory.reg().is_none() =>
+                    (Operand::Xreg(from), Operand::Xreg(to)) => {
+                        self.x_to_x(from, to, width, extend)
+                    }
+                    (memory, Operand::Xreg(to))
+                        if memory != Operand::Context && memory.reg().is_none() =>
                     {
                         self.access(Access::LoadX(to, width, extend), areas.locate(memory)?)
                     }
                     _ if !exact => None,
-                    (Spot::Vreg(from), Spot::Vreg(to)) => self.v_to_v(from, to, width),
-                    (Spot::Xreg(from), Spot::Vreg(to)) => self.x_to_v(from, to, width),
-                    (Spot::Vreg(from), Spot::Xreg(to)) => self.v_to_x(from, to, width),
-                    (Spot::Context, Spot::Xreg(to)) if width == Width::B8 => {
+                    (Operand::Vreg(from), Operand::Vreg(to)) => self.v_to_v(from, to, width),
+                    (Operand::Xreg(from), Operand::Vreg(to)) => self.x_to_v(from, to, width),
+                    (Operand::Vreg(from), Operand::Xreg(to)) => self.v_to_x(from, to, width),
+                    (Operand::Context, Operand::Xreg(to)) if width == Width::B8 => {
                         self.load_cell(to, context?);
                         Some(())
                     }
-                    (Spot::Xreg(from), memory) => {
+                    (Operand::Xreg(from), memory) => {
                         self.access(Access::StoreX(from, width), areas.locate(memory)?)
                     }
-                    (Spot::Vreg(from), memory) => {
+                    (Operand::Vreg(from), memory) => {
                         self.access(Access::StoreV(from, width), areas.locate(memory)?)
                     }
-                    (memory, Spot::Vreg(to)) => {
+                    (memory, Operand::Vreg(to)) => {
                         self.access(Access::LoadV(to, width), areas.locate(memory)?)
                     }
                     _ => None,
@@ -324,14 +326,14 @@ impl<'a> Emitter<'a> {
 }
 
 impl Areas {
-    fn locate(&self, spot: Spot) -> Option<Base> {
+    fn locate(&self, spot: Operand) -> Option<Base> {
         let (Base(base, disp), offset) = match spot {
-            Spot::Entry(offset) => (self.entry, offset),
-            Spot::Target(offset) => (self.target, offset),
-            Spot::EntryResult(offset) => (self.entry_result, offset),
-            Spot::TargetResult(offset) => (self.target_result, offset),
-            Spot::Stage(offset) => (self.stage, offset),
-            Spot::At(Reg::Xreg(base), offset) => (Base(BaseReg::X(base), 0), offset),
+            Operand::Entry(offset) => (self.entry, offset),
+            Operand::Target(offset) => (self.target, offset),
+            Operand::EntryResult(offset) => (self.entry_result, offset),
+            Operand::TargetResult(offset) => (self.target_result, offset),
+            Operand::Staging(offset) => (self.stage, offset),
+            Operand::At(Reg::Xreg(base), offset) => (Base(BaseReg::X(base), 0), offset),
             _ => return None,
         };
         Some(Base(base, disp.checked_add_unsigned(offset)?))
@@ -340,8 +342,8 @@ impl Areas {
 
 /// Every register that a step reads or writes.
 fn registers(step: Step) -> RegSet {
-    let of = |spot: Spot| match spot {
-        Spot::At(base, _) => Some(base),
+    let of = |spot: Operand| match spot {
+        Operand::At(base, _) => Some(base),
         _ => spot.reg(),
     };
     let read = match step {
@@ -392,15 +394,15 @@ mod tests {
         Some(lines.join("; "))
     }
 
-    fn x(index: u8) -> Spot {
-        Spot::Xreg(Xreg::new(index))
+    fn x(index: u8) -> Operand {
+        Operand::Xreg(Xreg::new(index))
     }
 
-    fn v(index: u8) -> Spot {
-        Spot::Vreg(Vreg::new(index))
+    fn v(index: u8) -> Operand {
+        Operand::Vreg(Vreg::new(index))
     }
 
-    fn moves(from: Spot, to: Spot, width: Width, extend: Extend) -> Option<String> {
+    fn moves(from: Operand, to: Operand, width: Width, extend: Extend) -> Option<String> {
         listing(Step::Move { from, to, width, extend })
     }
 
@@ -412,7 +414,7 @@ mod tests {
     #[test]
     fn each_move_is_the_instruction_that_it_says() {
         use crate::abi::Extend::{None as N, Sign, Zero};
-        let odd = Spot::At(Reg::Xreg(Xreg::X9), 3);
+        let odd = Operand::At(Reg::Xreg(Xreg::X9), 3);
         for (from, to, width, extend, expected) in [
             (x(1), x(30), B1, Zero, "uxtb w30, w1"),
             (x(1), x(30), B1, Sign, "sxtb w30, w1"),
@@ -427,23 +429,23 @@ mod tests {
             (x(1), v(30), B8, N, "fmov d30, x1"),
             (v(1), x(30), B4, N, "fmov w30, s1"),
             (v(1), x(30), B8, N, "fmov x30, d1"),
-            (Spot::Context, x(5), B8, N, "ldr x5, $+0x8"),
-            (Spot::Entry(1), x(5), B1, Zero, "ldrb w5, [x29, #0x11]"),
-            (Spot::Entry(1), x(5), B1, Sign, "ldrsb w5, [x29, #0x11]"),
-            (Spot::Entry(2), x(5), B2, Zero, "ldrh w5, [x29, #0x12]"),
-            (Spot::Entry(2), x(5), B2, Sign, "ldrsh w5, [x29, #0x12]"),
-            (Spot::Entry(4), x(5), B4, N, "ldr w5, [x29, #0x14]"),
-            (Spot::Entry(8), x(5), B8, N, "ldr x5, [x29, #0x18]"),
-            (x(5), Spot::Target(1), B1, N, "strb w5, [sp, #0x1]"),
-            (x(5), Spot::Target(2), B2, N, "strh w5, [sp, #0x2]"),
-            (x(5), Spot::Target(4), B4, N, "str w5, [sp, #0x4]"),
-            (x(5), Spot::Target(8), B8, N, "str x5, [sp, #0x8]"),
-            (Spot::TargetResult(4), v(5), B4, N, "ldr s5, [sp, #0xc]"),
-            (Spot::TargetResult(8), v(5), B8, N, "ldr d5, [sp, #0x10]"),
-            (Spot::TargetResult(8), v(5), B16, N, "ldr q5, [sp, #0x10]"),
-            (v(5), Spot::EntryResult(4), B4, N, "str s5, [x29, #0x1c]"),
-            (v(5), Spot::EntryResult(8), B8, N, "str d5, [x29, #0x20]"),
-            (v(5), Spot::EntryResult(8), B16, N, "str q5, [x29, #0x20]"),
+            (Operand::Context, x(5), B8, N, "ldr x5, $+0x8"),
+            (Operand::Entry(1), x(5), B1, Zero, "ldrb w5, [x29, #0x11]"),
+            (Operand::Entry(1), x(5), B1, Sign, "ldrsb w5, [x29, #0x11]"),
+            (Operand::Entry(2), x(5), B2, Zero, "ldrh w5, [x29, #0x12]"),
+            (Operand::Entry(2), x(5), B2, Sign, "ldrsh w5, [x29, #0x12]"),
+            (Operand::Entry(4), x(5), B4, N, "ldr w5, [x29, #0x14]"),
+            (Operand::Entry(8), x(5), B8, N, "ldr x5, [x29, #0x18]"),
+            (x(5), Operand::Target(1), B1, N, "strb w5, [sp, #0x1]"),
+            (x(5), Operand::Target(2), B2, N, "strh w5, [sp, #0x2]"),
+            (x(5), Operand::Target(4), B4, N, "str w5, [sp, #0x4]"),
+            (x(5), Operand::Target(8), B8, N, "str x5, [sp, #0x8]"),
+            (Operand::TargetResult(4), v(5), B4, N, "ldr s5, [sp, #0xc]"),
+            (Operand::TargetResult(8), v(5), B8, N, "ldr d5, [sp, #0x10]"),
+            (Operand::TargetResult(8), v(5), B16, N, "ldr q5, [sp, #0x10]"),
+            (v(5), Operand::EntryResult(4), B4, N, "str s5, [x29, #0x1c]"),
+            (v(5), Operand::EntryResult(8), B8, N, "str d5, [x29, #0x20]"),
+            (v(5), Operand::EntryResult(8), B16, N, "str q5, [x29, #0x20]"),
             (odd, x(5), B1, Zero, "ldrb w5, [x9, #0x3]"),
             (odd, x(5), B1, Sign, "ldrsb w5, [x9, #0x3]"),
             (odd, x(5), B2, Zero, "ldurh w5, [x9, #0x3]"),
@@ -485,18 +487,18 @@ mod tests {
             (0xff_ffff, Some("add x3, sp, #0xfff, lsl #12; add x3, x3, #0xfff")),
             (0x100_0000, None),
         ] {
-            let step = Step::Address { of: Spot::Stage(0), to };
+            let step = Step::Address { of: Operand::Staging(0), to };
             assert_eq!(listing_at(step, &stage_at(disp)).as_deref(), expected, "{disp:#x}");
         }
         // The base may be the register that gets the address.
-        let step = Step::Address { of: Spot::At(to, 0x1004), to };
+        let step = Step::Address { of: Operand::At(to, 0x1004), to };
         let expected = "add x3, x3, #0x1, lsl #12; add x3, x3, #0x4";
         assert_eq!(listing(step).as_deref(), Some(expected));
     }
 
     #[test]
     fn each_offset_is_in_the_instruction_or_in_the_address_register() {
-        let stage = Spot::Stage(0);
+        let stage = Operand::Staging(0);
         for (disp, from, to, width, extend, expected) in [
             (-257, stage, v(2), B8, Extend::None, None),
             (-256, stage, v(2), B8, Extend::None, Some("ldur d2, [sp, #-0x100]")),
@@ -576,32 +578,32 @@ mod tests {
             (x(1), x(2), B16, none),
             (v(1), v(2), B2, none),
             (v(1), v(2), Width::B32, none),
-            (v(1), Spot::Target(0), Width::B32, none),
-            (Spot::Entry(0), v(1), Width::B64, none),
-            (Spot::Entry(0), v(1), B2, none),
-            (Spot::Entry(0), x(1), B2, none),
-            (Spot::Entry(0), x(1), B4, Extend::Sign),
-            (Spot::Context, x(1), B4, none),
-            (Spot::Context, v(1), B8, none),
-            (x(1), Spot::Context, B8, none),
-            (Spot::Entry(0), Spot::Target(0), B8, none),
-            (Spot::Gpr(Gpr::RDI), x(1), B8, none),
-            (x(1), Spot::At(Reg::Gpr(Gpr::RDI), 0), B8, none),
-            (Spot::Xmm(Xmm::XMM1), v(1), B8, none),
+            (v(1), Operand::Target(0), Width::B32, none),
+            (Operand::Entry(0), v(1), Width::B64, none),
+            (Operand::Entry(0), v(1), B2, none),
+            (Operand::Entry(0), x(1), B2, none),
+            (Operand::Entry(0), x(1), B4, Extend::Sign),
+            (Operand::Context, x(1), B4, none),
+            (Operand::Context, v(1), B8, none),
+            (x(1), Operand::Context, B8, none),
+            (Operand::Entry(0), Operand::Target(0), B8, none),
+            (Operand::Gpr(Gpr::RDI), x(1), B8, none),
+            (x(1), Operand::At(Reg::Gpr(Gpr::RDI), 0), B8, none),
+            (Operand::Xmm(Xmm::XMM1), v(1), B8, none),
             // The address register is the stub's.
             (x(17), x(1), B8, none),
             (x(1), x(17), B8, none),
-            (Spot::At(Reg::Xreg(Xreg::X17), 0), x(1), B8, none),
-            (v(1), Spot::At(Reg::Xreg(Xreg::X17), 0), B8, none),
+            (Operand::At(Reg::Xreg(Xreg::X17), 0), x(1), B8, none),
+            (v(1), Operand::At(Reg::Xreg(Xreg::X17), 0), B8, none),
         ] {
             assert_eq!(moves(from, to, width, extend), None, "{from} {to}");
         }
         assert_eq!(listing(Step::SwapGpr(Gpr::RCX, Gpr::R8)), None);
-        assert_eq!(listing(Step::PopX87 { to: Spot::Stage(0) }), None);
-        assert_eq!(listing(Step::PushX87 { from: Spot::Stage(0) }), None);
+        assert_eq!(listing(Step::PopX87 { to: Operand::Staging(0) }), None);
+        assert_eq!(listing(Step::PushX87 { from: Operand::Staging(0) }), None);
         let to = Reg::Gpr(Gpr::RAX);
         assert_eq!(listing(Step::Constant { to, value: 1 }), None);
-        assert_eq!(listing(Step::Address { of: Spot::Stage(0), to }), None);
+        assert_eq!(listing(Step::Address { of: Operand::Staging(0), to }), None);
     }
 
     #[test]
@@ -609,7 +611,7 @@ mod tests {
         let refusal = |convention: Convention, text: &str, scratch: Reg| {
             let signature: Signature = text.parse().expect("a signature");
             let target = convention.assign(&signature).expect("assignable");
-            let entry = Assignment::words(&signature);
+            let entry = Assignment::packed(&signature);
             let scratch = RegSet::EMPTY.with(scratch);
             let plan = Plan::new(&PlanRequest {
                 entry: &entry,

@@ -8,7 +8,7 @@ use std::ops::Range;
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
-use crate::abi::{Extend, Gpr, Plan, Reg, Spot, Step, Width, Xmm};
+use crate::abi::{Extend, Gpr, Operand, Plan, Reg, Step, Width, Xmm};
 use crate::jit::error::JitError;
 use crate::jit::frame::{FrameReport, PAGE_BYTES, REL32_REACH_BYTES};
 
@@ -242,17 +242,17 @@ impl<'a> Emitter<'a> {
 
     fn one_move(
         &mut self,
-        from: Spot,
-        to: Spot,
+        from: Operand,
+        to: Operand,
         width: Width,
         extend: Extend,
         areas: &Areas,
         context: Context,
     ) -> Option<()> {
         match (from, to) {
-            (Spot::Gpr(from), Spot::Gpr(to)) => self.gpr_to_gpr(from, to, width, extend),
-            (Spot::Xmm(from), Spot::Xmm(to)) => self.xmm_to_xmm(from, to, width),
-            (Spot::Gpr(from), Spot::Xmm(to)) => {
+            (Operand::Gpr(from), Operand::Gpr(to)) => self.gpr_to_gpr(from, to, width, extend),
+            (Operand::Xmm(from), Operand::Xmm(to)) => self.xmm_to_xmm(from, to, width),
+            (Operand::Gpr(from), Operand::Xmm(to)) => {
                 match width {
                     Width::B4 => dynasm!(self.ops; .arch x64; movd Rx(to), Rd(from)),
                     Width::B8 => dynasm!(self.ops; .arch x64; movq Rx(to), Rq(from)),
@@ -260,7 +260,7 @@ impl<'a> Emitter<'a> {
                 }
                 Some(())
             }
-            (Spot::Xmm(from), Spot::Gpr(to)) => {
+            (Operand::Xmm(from), Operand::Gpr(to)) => {
                 match width {
                     Width::B4 => dynasm!(self.ops; .arch x64; movd Rd(to), Rx(from)),
                     Width::B8 => dynasm!(self.ops; .arch x64; movq Rq(to), Rx(from)),
@@ -268,21 +268,21 @@ impl<'a> Emitter<'a> {
                 }
                 Some(())
             }
-            (Spot::Context, Spot::Gpr(to)) => {
+            (Operand::Context, Operand::Gpr(to)) => {
                 self.context(to, context);
                 Some(())
             }
-            (Spot::Gpr(from), memory) => self.store(from, areas.locate(memory)?, width),
-            (memory, Spot::Gpr(to)) => self.load(areas.locate(memory)?, to, width, extend),
-            (Spot::Xmm(from), memory) => self.store_xmm(from, areas.locate(memory)?, width),
-            (memory, Spot::Xmm(to)) => self.load_xmm(areas.locate(memory)?, to, width),
+            (Operand::Gpr(from), memory) => self.store(from, areas.locate(memory)?, width),
+            (memory, Operand::Gpr(to)) => self.load(areas.locate(memory)?, to, width, extend),
+            (Operand::Xmm(from), memory) => self.store_xmm(from, areas.locate(memory)?, width),
+            (memory, Operand::Xmm(to)) => self.load_xmm(areas.locate(memory)?, to, width),
             _ => None,
         }
     }
 
     fn xmm_to_xmm(&mut self, from: Xmm, to: Xmm, width: Width) -> Option<()> {
         match width {
-            Width::B64 => self.evex_move(LOAD_ZMM, to, Operand::Register(from)),
+            Width::B64 => self.evex_move(LOAD_ZMM, to, XmmMem::Register(from)),
             Width::B32 => dynasm!(self.ops; .arch x64; vmovaps Ry(to), Ry(from)),
             Width::B4 | Width::B8 | Width::B16 => {
                 dynasm!(self.ops; .arch x64; movaps Rx(to), Rx(from));
@@ -349,7 +349,7 @@ impl<'a> Emitter<'a> {
             Width::B8 => dynasm!(ops; .arch x64; movsd QWORD [Rq(base) + disp], Rx(from)),
             Width::B16 => dynasm!(ops; .arch x64; movups OWORD [Rq(base) + disp], Rx(from)),
             Width::B32 => dynasm!(ops; .arch x64; vmovups YWORD [Rq(base) + disp], Ry(from)),
-            Width::B64 => self.evex_move(STORE_ZMM, from, Operand::Memory(Base(base, disp))),
+            Width::B64 => self.evex_move(STORE_ZMM, from, XmmMem::Memory(Base(base, disp))),
             _ => return None,
         }
         Some(())
@@ -362,7 +362,7 @@ impl<'a> Emitter<'a> {
             Width::B8 => dynasm!(ops; .arch x64; movsd Rx(to), QWORD [Rq(base) + disp]),
             Width::B16 => dynasm!(ops; .arch x64; movups Rx(to), OWORD [Rq(base) + disp]),
             Width::B32 => dynasm!(ops; .arch x64; vmovups Ry(to), YWORD [Rq(base) + disp]),
-            Width::B64 => self.evex_move(LOAD_ZMM, to, Operand::Memory(Base(base, disp))),
+            Width::B64 => self.evex_move(LOAD_ZMM, to, XmmMem::Memory(Base(base, disp))),
             _ => return None,
         }
         Some(())
@@ -371,7 +371,7 @@ impl<'a> Emitter<'a> {
     /// `vmovups` of a zmm register, which dynasm does not know. Intel SDM volume 2, sections 2.7.1
     /// (EVEX) and 2.1.5 (ModRM, SIB); the displacement is always 32 bits, which EVEX does not
     /// scale.
-    fn evex_move(&mut self, opcode: u8, register: Xmm, operand: Operand) {
+    fn evex_move(&mut self, opcode: u8, register: Xmm, operand: XmmMem) {
         let inverted_bit3 = |number: u8| (number >> 3 & 1) ^ 1;
         let (reg, rm) = (u8::from(register), operand.number());
         // R, X, B, R', all inverted; then the opcode map, 0F.
@@ -383,8 +383,8 @@ impl<'a> Emitter<'a> {
         self.ops.extend([0x62, p0, p1, p2, opcode]);
         let fields = (reg & 7) << 3 | rm & 7;
         match operand {
-            Operand::Register(_) => self.ops.push(0b11 << 6 | fields),
-            Operand::Memory(Base(_, disp)) => {
+            XmmMem::Register(_) => self.ops.push(0b11 << 6 | fields),
+            XmmMem::Memory(Base(_, disp)) => {
                 self.ops.push(0b10 << 6 | fields);
                 if rm & 7 == 4 {
                     // rsp and r12 as a base need a SIB byte: no index, this base.
@@ -421,29 +421,29 @@ const STORE_ZMM: u8 = 0x11;
 
 /// The other operand of an instruction.
 #[derive(Clone, Copy)]
-enum Operand {
+enum XmmMem {
     Register(Xmm),
     Memory(Base),
 }
 
-impl Operand {
+impl XmmMem {
     fn number(self) -> u8 {
         match self {
-            Operand::Register(xmm) => xmm.into(),
-            Operand::Memory(Base(gpr, _)) => gpr.into(),
+            XmmMem::Register(xmm) => xmm.into(),
+            XmmMem::Memory(Base(gpr, _)) => gpr.into(),
         }
     }
 }
 
 impl Areas {
-    fn locate(&self, spot: Spot) -> Option<Base> {
+    fn locate(&self, spot: Operand) -> Option<Base> {
         let (Base(base, disp), offset) = match spot {
-            Spot::Entry(offset) => (self.entry, offset),
-            Spot::Target(offset) => (self.target, offset),
-            Spot::EntryResult(offset) => (self.entry_result, offset),
-            Spot::TargetResult(offset) => (self.target_result, offset),
-            Spot::Stage(offset) => (self.stage, offset),
-            Spot::At(Reg::Gpr(base), offset) => (Base(base, 0), offset),
+            Operand::Entry(offset) => (self.entry, offset),
+            Operand::Target(offset) => (self.target, offset),
+            Operand::EntryResult(offset) => (self.entry_result, offset),
+            Operand::TargetResult(offset) => (self.target_result, offset),
+            Operand::Staging(offset) => (self.stage, offset),
+            Operand::At(Reg::Gpr(base), offset) => (Base(base, 0), offset),
             _ => return None,
         };
         Some(Base(base, disp + offset as i32))
@@ -559,12 +559,12 @@ mod tests {
 
     #[test]
     fn each_step_is_the_instruction_that_it_says() {
-        let moves = |from: Spot, to: Spot, width| {
+        let moves = |from: Operand, to: Operand, width| {
             listing(Step::Move { from, to, width, extend: Extend::None })
         };
-        let (rdi, r9) = (Spot::Gpr(Gpr::RDI), Spot::Gpr(Gpr::R9));
-        let (xmm1, xmm9) = (Spot::Xmm(Xmm::XMM1), Spot::Xmm(Xmm::XMM9));
-        let odd = Spot::At(Reg::Gpr(Gpr::R12), 3);
+        let (rdi, r9) = (Operand::Gpr(Gpr::RDI), Operand::Gpr(Gpr::R9));
+        let (xmm1, xmm9) = (Operand::Xmm(Xmm::XMM1), Operand::Xmm(Xmm::XMM9));
+        let odd = Operand::At(Reg::Gpr(Gpr::R12), 3);
         for (from, to, width, expected) in [
             (rdi, xmm9, Width::B8, "movq xmm9,rdi"),
             (r9, xmm1, Width::B4, "movd xmm1,r9d"),
@@ -573,37 +573,40 @@ mod tests {
             (xmm9, xmm1, Width::B8, "movaps xmm1,xmm9"),
             (xmm9, xmm1, Width::B16, "movaps xmm1,xmm9"),
             (xmm9, xmm1, Width::B32, "vmovaps ymm1,ymm9"),
-            (xmm9, Spot::Stage(8), Width::B16, "movups [rsp+28h],xmm9"),
-            (Spot::Entry(0), xmm9, Width::B16, "movups xmm9,[rbp+10h]"),
-            (Spot::Entry(0), xmm9, Width::B32, "vmovups ymm9,[rbp+10h]"),
+            (xmm9, Operand::Staging(8), Width::B16, "movups [rsp+28h],xmm9"),
+            (Operand::Entry(0), xmm9, Width::B16, "movups xmm9,[rbp+10h]"),
+            (Operand::Entry(0), xmm9, Width::B32, "vmovups ymm9,[rbp+10h]"),
             (xmm1, odd, Width::B32, "vmovups [r12+3],ymm1"),
             (odd, rdi, Width::B8, "mov rdi,[r12+3]"),
             (rdi, odd, Width::B1, "mov [r12+3],dil"),
-            (Spot::TargetResult(8), r9, Width::B4, "mov r9d,[rsp+8]"),
+            (Operand::TargetResult(8), r9, Width::B4, "mov r9d,[rsp+8]"),
             (xmm9, xmm1, Width::B64, "vmovups zmm1,zmm9"),
             (xmm1, xmm9, Width::B64, "vmovups zmm9,zmm1"),
-            (xmm9, Spot::Stage(8), Width::B64, "vmovups [rsp+28h],zmm9"),
+            (xmm9, Operand::Staging(8), Width::B64, "vmovups [rsp+28h],zmm9"),
             (odd, xmm1, Width::B64, "vmovups zmm1,[r12+3]"),
-            (Spot::Entry(0), xmm9, Width::B64, "vmovups zmm9,[rbp+10h]"),
-            (xmm1, Spot::EntryResult(5), Width::B64, "vmovups [r13+5],zmm1"),
+            (Operand::Entry(0), xmm9, Width::B64, "vmovups zmm9,[rbp+10h]"),
+            (xmm1, Operand::EntryResult(5), Width::B64, "vmovups [r13+5],zmm1"),
         ] {
             assert_eq!(moves(from, to, width).as_deref(), Some(expected));
         }
         for (step, expected) in [
-            (Step::Address { of: Spot::Stage(16), to: Reg::Gpr(Gpr::RDX) }, "lea rdx,[rsp+30h]"),
+            (
+                Step::Address { of: Operand::Staging(16), to: Reg::Gpr(Gpr::RDX) },
+                "lea rdx,[rsp+30h]",
+            ),
             (Step::Constant { to: Reg::Gpr(Gpr::RAX), value: 3 }, "mov eax,3"),
             (Step::PopX87 { to: odd }, "fstp tbyte ptr [r12+3],st"),
-            (Step::PushX87 { from: Spot::Stage(0) }, "fld st,tbyte ptr [rsp+20h]"),
+            (Step::PushX87 { from: Operand::Staging(0) }, "fld st,tbyte ptr [rsp+20h]"),
             (Step::SwapGpr(Gpr::RCX, Gpr::R8), "xchg r8,rcx"),
         ] {
             assert_eq!(listing(step).as_deref(), Some(expected));
         }
-        let vreg = Spot::Vreg(Vreg::V0);
+        let vreg = Operand::Vreg(Vreg::V0);
         for (from, to, width) in [
             (rdi, xmm1, Width::B2),
             (rdi, vreg, Width::B8),
-            (vreg, Spot::Target(0), Width::B8),
-            (Spot::Entry(0), Spot::Target(0), Width::B8),
+            (vreg, Operand::Target(0), Width::B8),
+            (Operand::Entry(0), Operand::Target(0), Width::B8),
         ] {
             assert_eq!(moves(from, to, width), None, "{from} {to}");
         }

@@ -8,13 +8,13 @@ pub(crate) struct StubEnv {
     /// Where the anchor is in a goroutine: fp, and pc in the next word.
     pub(crate) g_anchor_off: i32,
     /// Where the stack limit is in a goroutine: code whose rsp is not above it calls the poll stub.
-    pub(crate) g_guard_off: i32,
+    pub(crate) g_stack_limit_off: i32,
     /// Where the lowest address of its stack is in a goroutine.
     pub(crate) g_stack_lo_off: i32,
     /// Where the end of its stack is in a goroutine.
     pub(crate) g_stack_hi_off: i32,
     /// Where the stack limit of the current goroutine is, from the base of `fs`.
-    pub(crate) tls_guard_off: i32,
+    pub(crate) tls_stack_limit_off: i32,
     /// Where the address of the poll stub is, from the base of `fs`.
     pub(crate) tls_poll_off: i32,
     /// Where the address of the stack check stub is, from the base of `fs`.
@@ -23,7 +23,7 @@ pub(crate) struct StubEnv {
     pub(crate) tls_resume_off: i32,
     /// Where the floating-point control state of the thread is, from the base of `fs`: MXCSR, and
     /// four bytes further the x87 control word.
-    pub(crate) tls_float_modes_off: i32,
+    pub(crate) tls_fp_control_off: i32,
     /// Called where code runs that needs a goroutine and there is none. Does not return.
     pub(crate) no_goroutine: usize,
     /// Called where a stub of a checked `Jit` finds that its caller breaks a contract, with a
@@ -39,8 +39,8 @@ pub(crate) const ANCHOR_PC: i32 = 8;
 pub(crate) struct GobufLayout {
     pub(crate) sp: i32,
     pub(crate) pc: i32,
-    pub(crate) bp: i32,
-    pub(crate) bx: i32,
+    pub(crate) fp: i32,
+    pub(crate) base: i32,
 }
 
 /// What a stub of a checked `Jit` finds wrong: the arguments of `StubEnv::broken_call`, which are

@@ -20,7 +20,7 @@ pub(crate) fn unsupported(what: &'static str) -> JitError {
 
 /// Refuses targets in the first page, which is never mapped: null, and offsets from null.
 pub(crate) fn require_target(stub: &'static str, address: usize) -> Result<(), JitError> {
-    if address < PAGE_BYTES as usize {
+    if address < PAGE_BYTES {
         return Err(JitError::NullTarget { stub, address });
     }
     Ok(())

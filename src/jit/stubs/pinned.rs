@@ -39,8 +39,8 @@ impl StackLimit {
     /// thread-local storage, which every switch renews.
     pub(crate) fn of(convention: Convention, env: &StubEnv) -> Self {
         match goroutine_of(convention) {
-            Some(g) => Self::InGoroutine(g, env.g_guard_off),
-            None => Self::InThread(env.tls_guard_off),
+            Some(g) => Self::InGoroutine(g, env.g_stack_limit_off),
+            None => Self::InThread(env.tls_stack_limit_off),
         }
     }
 }

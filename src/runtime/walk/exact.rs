@@ -16,23 +16,12 @@ use crate::jit::stubs::preempt;
 use crate::jit::{
     FrameClass, FrameState, RED_ZONE_BYTES, StubInfo, StubKind, entry_frame, lookup, lookup_return,
 };
-use crate::runtime::g::G;
+use crate::runtime::arch::{Registers, tls};
+use crate::runtime::gmp::g::G;
 use crate::runtime::stack::LARGEST_BYTES;
-use crate::runtime::tls;
 
 /// More frames than any stack has: only a broken stack has as many.
 const MAX_FRAMES: usize = LARGEST_BYTES / size_of::<usize>();
-
-/// Registers that a walk starts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Registers {
-    /// rip.
-    pub pc: usize,
-    /// rsp.
-    pub sp: usize,
-    /// rbp.
-    pub fp: usize,
-}
 
 /// A frame of JIT code.
 #[derive(Clone, Copy, Debug)]
@@ -114,7 +103,7 @@ impl Bounds {
 }
 
 /// One step out of a JIT frame.
-pub(super) enum Out {
+pub(crate) enum Out {
     /// The caller.
     Caller(Registers),
     /// Native code entered here: the previous anchor (`None`: it still is the goroutine's), and the
@@ -134,7 +123,7 @@ pub(super) enum Out {
 /// How far the frame of a stub is made. With a return address it is complete: code calls only then.
 /// `exact_pc`: the pc is that of an interruption.
 #[inline]
-pub(super) fn state_of(stub: &StubInfo, exact_pc: bool) -> FrameState {
+pub(crate) fn state_of(stub: &StubInfo, exact_pc: bool) -> FrameState {
     match exact_pc {
         true => stub.frame_state(),
         // A leaf calls nothing but the poll stub, and is an interruption to walks then.
@@ -145,7 +134,7 @@ pub(super) fn state_of(stub: &StubInfo, exact_pc: bool) -> FrameState {
 
 /// Leaves a JIT frame. `current`: the anchor as far as the walk has come.
 #[inline(never)]
-pub(super) fn step_out(
+pub(crate) fn step_out(
     r: Registers,
     stub: &StubInfo,
     exact_pc: bool,

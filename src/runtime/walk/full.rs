@@ -6,9 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use framehop::x86_64::{CacheX86_64, Reg, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{FrameAddress, Unwinder};
 
-use super::exact::{Bounds, Out, Registers, state_of, step_out};
-use super::modules::loaded_modules;
 use crate::jit::{FrameClass, StubInfo, lookup, lookup_return, saved_registers};
+use crate::runtime::arch::Registers;
+use crate::runtime::os::modules::loaded_modules;
+use crate::runtime::walk::exact::{Bounds, Out, state_of, step_out};
 
 /// A traceback of more frames is not read to its end.
 const MAX_TRACED_FRAMES: usize = 10_000;

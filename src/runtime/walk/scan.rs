@@ -13,15 +13,15 @@
 use std::fmt;
 use std::ops::ControlFlow;
 
-use super::exact::{Bounds, JitFrame, Start, WalkEnd, exact_walk};
 use crate::abi::Gpr;
 use crate::jit::stubs::preempt;
 use crate::jit::{
     FARTHEST_BYTES, FrameClass, FrameState, LiveSlot, RED_ZONE_BYTES, StubInfo, StubKind,
 };
-use crate::runtime::bridge::stub_env;
+use crate::runtime::gmp::current::getg;
+use crate::runtime::gmp::stub_env::stub_env;
 use crate::runtime::stack::LARGEST_BYTES;
-use crate::runtime::tls::getg;
+use crate::runtime::walk::exact::{Bounds, JitFrame, Start, WalkEnd, exact_walk};
 
 const _: () = assert!(LARGEST_BYTES <= FARTHEST_BYTES as usize);
 

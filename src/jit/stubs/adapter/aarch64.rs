@@ -133,8 +133,8 @@ struct Frame {
 impl Frame {
     fn new(base_off: u32, plan: &Plan) -> Frame {
         let area_end = base_off + plan.target_area_bytes;
-        let stage_off = area_end.next_multiple_of(plan.stage_align_bytes);
-        let end = if plan.stage_bytes == 0 { area_end } else { stage_off + plan.stage_bytes };
+        let stage_off = area_end.next_multiple_of(plan.staging_align_bytes);
+        let end = if plan.staging_bytes == 0 { area_end } else { stage_off + plan.staging_bytes };
         Frame {
             target: Base(BaseReg::Sp, base_off as i32),
             stage: Base(BaseReg::Sp, stage_off as i32),
@@ -145,9 +145,9 @@ impl Frame {
 
 /// Makes room for `bytes`, a multiple of what sp is aligned to.
 fn reserve(e: &mut Emitter<'_>, mut bytes: u32) {
-    while bytes >= PAGE_BYTES {
+    while bytes >= PAGE_BYTES as u32 {
         dynasm!(e.ops; .arch aarch64; sub sp, sp, 1, lsl 12; str xzr, [sp]);
-        bytes -= PAGE_BYTES;
+        bytes -= PAGE_BYTES as u32;
     }
     if bytes > 0 {
         dynasm!(e.ops; .arch aarch64; sub sp, sp, bytes);

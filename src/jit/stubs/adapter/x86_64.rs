@@ -95,7 +95,7 @@ pub(super) fn emit(
             target: own,
             entry_result: caller,
             target_result: own,
-            stage: Base(Gpr::RSP, plan.stage_off() as i32),
+            stage: Base(Gpr::RSP, plan.staging_off() as i32),
         };
         e.steps(&plan.args, &areas, bound);
         set_before(&mut e, adapter, g_tls_off, no_goroutine, bound);

@@ -29,7 +29,7 @@ impl EnterPlan {
         let callee = convention.assign(signature)?;
         let entry = match side {
             EntrySide::Typed => Convention::SystemV.assign(signature)?,
-            EntrySide::Words => Assignment::words(signature),
+            EntrySide::Words => Assignment::packed(signature),
         };
         // rbx and r13 (and r12, where it holds no record) are saved by the frame and hold nothing;
         // r14 is the goroutine. r12 and r13 are where the records are.

@@ -23,7 +23,7 @@ pub(super) fn emit(
 ) -> FrameReport {
     let EnterPlan { side, convention, ref plan } = *enter;
     let own = Base(Gpr::RSP, 0);
-    let stage = Base(Gpr::RSP, plan.stage_off() as i32);
+    let stage = Base(Gpr::RSP, plan.staging_off() as i32);
     let areas = match side {
         EntrySide::Typed => {
             let caller = Base(Gpr::RBP, 16);

@@ -17,7 +17,7 @@ pub(crate) fn areas(call: &NativeCall) -> Areas {
         target: own,
         entry_result: caller,
         target_result: own,
-        stage: Base(Gpr::RSP, call.plan.stage_off() as i32),
+        stage: Base(Gpr::RSP, call.plan.staging_off() as i32),
     }
 }
 

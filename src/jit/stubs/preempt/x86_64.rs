@@ -174,7 +174,7 @@ fn save(e: &mut Emitter<'_>, env: &StubEnv, area: SaveArea) {
             dynasm!(e.ops; .arch x64; mov eax, mask as i32; xsave64 [rsp]);
         }
     }
-    let modes = env.tls_float_modes_off;
+    let modes = env.tls_fp_control_off;
     dynasm!(e.ops
         ; .arch x64
         // No exception is pending after this, whatever the control word lets through.

@@ -38,7 +38,7 @@ pub(crate) fn emit(
     static SHAPES: Shapes<Convention, NativeCall> = Shapes::new();
     let call = SHAPES.get_or_plan(convention, signature, || {
         let entry = convention.assign(signature)?;
-        let call = NativeCall::plan(convention, &entry, &Assignment::words(signature), None)?;
+        let call = NativeCall::plan(convention, &entry, &Assignment::packed(signature), None)?;
         check_processor(&call.plan)?;
         Ok(call)
     })?;

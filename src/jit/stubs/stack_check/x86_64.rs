@@ -127,14 +127,14 @@ mod tests {
     const ENV: StubEnv = StubEnv {
         tls_g_off: -8,
         g_anchor_off: 16,
-        g_guard_off: 32,
+        g_stack_limit_off: 32,
         g_stack_lo_off: 40,
         g_stack_hi_off: 48,
-        tls_guard_off: -16,
+        tls_stack_limit_off: -16,
         tls_poll_off: -24,
         tls_stack_check_off: -32,
         tls_resume_off: -40,
-        tls_float_modes_off: -56,
+        tls_fp_control_off: -56,
         no_goroutine: 0,
         broken_call: 0,
     };
@@ -144,8 +144,8 @@ mod tests {
     fn slow_paths_lead_back_and_rax_is_pushed_between_push_and_pop() {
         for convention in [Convention::SystemV, Convention::GoAbiInternal] {
             // A stack limit that is near in the goroutine, and one that is far.
-            for g_guard_off in [32, 512] {
-                let env = StubEnv { g_guard_off, ..ENV };
+            for g_stack_limit_off in [32, 512] {
+                let env = StubEnv { g_stack_limit_off, ..ENV };
                 let stubs_from_fs = [env.tls_poll_off, env.tls_stack_check_off];
                 let mut ops = Ops::new_with_capacity(0x1000, 256, 0, 0, 8, 0, 8);
                 let mut backs = Vec::new();

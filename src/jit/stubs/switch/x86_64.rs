@@ -27,8 +27,8 @@ pub(super) fn gogo(ops: &mut Ops, gobuf: GobufLayout) -> FrameReport {
         ; .arch x64
         ; mov rcx, [rsi + gobuf.pc]
         ; mov rsp, [rsi + gobuf.sp]
-        ; mov rbp, [rsi + gobuf.bp]
-        ; mov rbx, [rsi + gobuf.bx]
+        ; mov rbp, [rsi + gobuf.fp]
+        ; mov rbx, [rsi + gobuf.base]
         ; mov QWORD [rsi + gobuf.pc], 0
         ; jmp rcx
     );
@@ -42,8 +42,8 @@ pub(super) fn mcall(ops: &mut Ops, gobuf: GobufLayout) -> FrameReport {
     dynasm!(ops
         ; .arch x64
         ; mov [rdi + gobuf.sp], rsp
-        ; mov [rdi + gobuf.bp], rbp
-        ; mov [rdi + gobuf.bx], rbx
+        ; mov [rdi + gobuf.fp], rbp
+        ; mov [rdi + gobuf.base], rbx
         ; mov [rdi + gobuf.pc], rcx
     );
     // Now on the system stack, from its top: what an earlier mcall left there is dead. rbp = 0 ends

@@ -1,0 +1,201 @@
+//! Polls for those who emit code.
+
+use crate::abi::Convention;
+use crate::jit::stubs::{poll, stack_check};
+use crate::jit::{Jit, JitError, Ops};
+use crate::runtime::gmp::stub_env::stub_env;
+use crate::runtime::stack::LARGEST_BYTES;
+
+/// Emits polls: places at which code gives way to other goroutines if its time slice is over. Made
+/// by [`Jit::polls`], for one piece of code.
+///
+/// A poll is one compare and a branch that is not taken. It changes flags and nothing else: no
+/// register, not the red zone. Code that loops should poll at its back-edges, and code that
+/// recurses behind its prologue, even if it is preemptible: a poll costs less than a signal.
+///
+/// ```
+/// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
+/// use footbridge::abi::Convention;
+/// use footbridge::jit::{FrameClass, Jit};
+/// use footbridge::runtime;
+///
+/// let jit = Jit::new()?;
+/// let mut polls = jit.polls(Convention::SystemV)?;
+/// // SAFETY: a System V leaf that changes rax only, apart from polls.
+/// let count = unsafe {
+///     jit.install("count", FrameClass::Leaf, |ops| {
+///         dynasm!(ops; .arch x64; xor eax, eax; again: ; inc rax);
+///         polls.poll(ops);
+///         dynasm!(ops; .arch x64; cmp rax, rdi; jb <again; ret);
+///         polls.finish(ops);
+///     })?
+/// };
+/// // SAFETY: that is its convention and type.
+/// let count = unsafe { count.enter::<fn(u64) -> u64>(Convention::SystemV)? };
+/// // SAFETY: on a goroutine.
+/// assert_eq!(runtime::run(|| unsafe { count.call(1000) }), 1000);
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
+#[must_use = "polls whose slow paths are not emitted do not assemble"]
+pub struct Polls {
+    convention: Convention,
+    pending: Vec<poll::Pending>,
+    pending_checks: Vec<stack_check::Pending>,
+}
+
+impl Polls {
+    /// Emits a poll. In code with a frame that is behind `mov rbp, rsp` and before the frame is
+    /// dropped; in a leaf it may be anywhere.
+    ///
+    /// In `GoAbiInternal` r14 is the goroutine here, as everywhere.
+    pub fn poll(&mut self, ops: &mut Ops) {
+        self.pending.push(poll::emit(ops, stub_env(), self.convention));
+    }
+
+    /// Emits a check of the stack, and a poll with it, for code that is about to make a frame of
+    /// `frame_bytes` bytes below rsp, what it calls not included. If so much is not left, with some
+    /// reserve for the panic itself, the code panics with `goroutine N overflowed its S stack in
+    /// JIT code NAME`; whoever joins the goroutine, or catches it before, gets the message.
+    /// Without a check the overflow meets the guard of the stack, and ends the process.
+    ///
+    /// It belongs behind the prologue of the frame class (in `Saved` behind the five pushes) and
+    /// before rsp is lowered further. Code of frame class `Leaf` cannot have one. Like a poll it
+    /// changes flags and nothing else.
+    ///
+    /// ```
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::{FrameClass, Jit};
+    /// use footbridge::runtime::{self, go};
+    ///
+    /// let jit = Jit::new()?;
+    /// let mut polls = jit.polls(Convention::SystemV)?;
+    /// // SAFETY: a standard frame; it calls itself only.
+    /// let endless = unsafe {
+    ///     jit.install("endless", FrameClass::Standard, |ops| {
+    ///         dynasm!(ops; .arch x64; again: ; push rbp; mov rbp, rsp);
+    ///         polls.check_stack(ops, 0);
+    ///         dynasm!(ops; .arch x64; call <again; pop rbp; ret);
+    ///         polls.finish(ops);
+    ///     })?
+    /// };
+    /// // SAFETY: that is its convention and type.
+    /// let endless = unsafe { endless.enter::<fn()>(Convention::SystemV)? };
+    /// // SAFETY: on a goroutine.
+    /// let end = runtime::run(|| go(move || unsafe { endless.call() }).join());
+    /// let text = end.expect_err("it panics");
+    /// let text = text.downcast_ref::<String>().expect("a text");
+    /// assert!(text.ends_with("overflowed its 64 KiB stack in JIT code endless"), "{text}");
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    ///
+    /// # Panics
+    /// `frame_bytes` is larger than any stack.
+    pub fn check_stack(&mut self, ops: &mut Ops, frame_bytes: usize) {
+        assert!(
+            frame_bytes <= LARGEST_BYTES,
+            "a frame of {frame_bytes} bytes fits in no stack: the largest has 8 MiB"
+        );
+        let check = stack_check::emit_check(ops, stub_env(), self.convention, frame_bytes as i32);
+        self.pending_checks.push(check);
+    }
+
+    /// Emits the slow paths of all polls and checks so far. Execution must not come here by itself: behind the
+    /// last `ret`, for example. Without this the code does not assemble.
+    pub fn finish(&mut self, ops: &mut Ops) {
+        for pending in self.pending.drain(..) {
+            poll::emit_slow_path(ops, stub_env(), pending);
+        }
+        for pending in self.pending_checks.drain(..) {
+            stack_check::emit_slow_path(ops, stub_env(), pending);
+        }
+    }
+}
+
+/// Where polls find their words, for those who do not emit with dynasm. Displacements in bytes.
+///
+/// ```text
+///         cmp rsp, fs:[stack_limit_from_fs]         or, where a register is the goroutine,
+///         jbe slow                            cmp rsp, [g + stack_limit_in_goroutine]
+///     back:
+///         ...
+///     slow:
+///         lea rsp, [rsp - 128]
+///         call QWORD PTR fs:[stub_from_fs]    returns with rsp as it was before the lea
+///         jmp back
+/// ```
+///
+/// A check of the stack ([`Polls::check_stack`]) has another slow path:
+///
+/// ```text
+///     slow:
+///         lea rsp, [rsp - 128]
+///         push frame_bytes                    what the compare has counted
+///         call QWORD PTR fs:[stack_check_from_fs]
+///         lea rsp, [rsp + 136]
+///         jmp back
+/// ```
+///
+/// For a frame of up to 256 bytes its compare is that of a poll, and `frame_bytes` is 0: such a frame
+/// has room below the guard. For a larger one it compares what rsp will be in the frame to come, in
+/// a register that is free,
+///
+/// ```text
+///         lea reg, [rsp - frame_bytes]
+///         cmp reg, fs:[stack_limit_from_fs]         or cmp reg, [g + stack_limit_in_goroutine]
+///         jbe slow
+/// ```
+///
+/// or, as [`Polls::check_stack`] does, without one. rsp itself must not be lowered by the frame for
+/// that: it would leave the stack, and signals use what is below it.
+///
+/// ```text
+///         lea rsp, [rsp - 128]                48 8d a4 24 80 ff ff ff
+///         push rax                            50
+///         lea rax, [rsp + 136 - frame_bytes]  48 8d 84 24 disp32
+///         cmp rax, fs:[stack_limit_from_fs]         64 48 3b 04 25 disp32, or, with r14,
+///                                             49 3b 84 26 disp32
+///         pop rax                             58
+///         lea rsp, [rsp + 128]
+///         jbe slow
+/// ```
+///
+/// Where code has a [stack map](crate::jit::LiveAt), the instructions of a slow path are how it is
+/// known as one, whose pointers are those at `back`. That a pointer in rax is on the stack between
+/// `push rax` and `pop rax` is known in exactly these bytes only: with others in between, or with
+/// shorter displacements, a scan takes the address in rax for it if the code is interrupted there.
+/// Preemptible code that does it otherwise declares that range unsafe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PollLayout {
+    /// Of the guard, in the goroutine that r14 points to in `GoAbiInternal`.
+    pub stack_limit_in_goroutine: i32,
+    /// Of the guard of the goroutine that runs, from the base of `fs`.
+    pub stack_limit_from_fs: i32,
+    /// Of the address of the poll stub, from the base of `fs`.
+    pub stub_from_fs: i32,
+    /// Of the address of the stack check stub, from the base of `fs`.
+    pub stack_check_from_fs: i32,
+}
+
+/// The layout in this process.
+pub fn poll_layout() -> PollLayout {
+    let env = stub_env();
+    PollLayout {
+        stack_limit_in_goroutine: env.g_stack_limit_off,
+        stack_limit_from_fs: env.tls_stack_limit_off,
+        stub_from_fs: env.tls_poll_off,
+        stack_check_from_fs: env.tls_stack_check_off,
+    }
+}
+
+impl Jit {
+    /// What emits polls into code of this convention.
+    ///
+    /// # Errors
+    /// The convention is one of another machine.
+    pub fn polls(&self, convention: Convention) -> Result<Polls, JitError> {
+        poll::check(convention)?;
+        Ok(Polls { convention, pending: Vec::new(), pending_checks: Vec::new() })
+    }
+}

@@ -1,0 +1,205 @@
+#![allow(unsafe_code, reason = "waiters lie in the stacks of those that wait")]
+//! The goroutines that wait at a channel, and the lock that guards their queues.
+
+use std::cell::Cell;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::runtime::gmp::timers::ParkClaim;
+use crate::runtime::sched::park::current;
+use crate::runtime::sched::ready::goready;
+use crate::runtime::sync::Claim;
+
+/// A lock for a few dozen instructions: taken by one exchange, released by a plain store.
+pub(crate) struct SpinLock(AtomicBool);
+
+impl SpinLock {
+    pub(super) const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    #[inline(always)]
+    pub(super) fn lock(&self) {
+        if self.0.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            self.contended();
+        }
+    }
+
+    #[cold]
+    fn contended(&self) {
+        let mut spins = 0u32;
+        loop {
+            while self.0.load(Ordering::Relaxed) {
+                // The holder may have lost its processor; it never parks with the lock.
+                spins += 1;
+                if spins.is_multiple_of(64) {
+                    std::thread::yield_now()
+                } else {
+                    std::hint::spin_loop()
+                }
+            }
+            if !self.0.swap(true, Ordering::Acquire) {
+                return;
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn unlock(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// What the waiters of one `send`, `recv` or `select` share.
+pub(crate) struct Wait {
+    /// Which case ended the wait, and the goroutine to ready then.
+    pub(super) park: ParkClaim,
+    /// Whether a value passed; otherwise the channel was closed. Written with the claim.
+    passed: Cell<bool>,
+    /// Several peers may compete for the claim: there are several cases, or there is a timer.
+    shared: bool,
+}
+
+impl Wait {
+    /// A wait of the calling goroutine (or thread) for one case, without a limit of time.
+    #[inline(always)]
+    pub(super) fn alone() -> Self {
+        Self::new(Claim::open(), false)
+    }
+
+    /// For several cases, without a limit of time.
+    pub(super) fn shared() -> Self {
+        Self::new(Claim::open(), true)
+    }
+
+    /// For any number of cases, to park with a [`Limit`](super::super::task::Limit).
+    pub(super) fn limited() -> Self {
+        Self::new(Claim::arming(), true)
+    }
+
+    #[inline(always)]
+    fn new(claim: Claim, shared: bool) -> Self {
+        Self { park: ParkClaim { parker: current(), claim }, passed: Cell::new(false), shared }
+    }
+
+    /// Whether a value passed. Owner only, after the wait.
+    #[inline(always)]
+    pub(super) fn passed(&self) -> bool {
+        self.passed.get()
+    }
+}
+
+/// A goroutine in one queue.
+pub(crate) struct Waiter {
+    wait: *const Wait,
+    case: usize,
+    /// Where the value is (senders) or goes (receivers).
+    pub(super) value: *mut (),
+    next: Cell<*const Waiter>,
+    previous: Cell<*const Waiter>,
+    queued: Cell<bool>,
+}
+
+impl Waiter {
+    pub(super) fn new(wait: &Wait, case: usize, value: *mut ()) -> Self {
+        Self {
+            wait,
+            case,
+            value,
+            next: Cell::new(ptr::null()),
+            previous: Cell::new(ptr::null()),
+            queued: Cell::new(false),
+        }
+    }
+}
+
+/// A queue of waiters, guarded by the channel's lock.
+pub(crate) struct Waiters {
+    first: Cell<*const Waiter>,
+    last: Cell<*const Waiter>,
+}
+
+impl Waiters {
+    pub(super) const fn new() -> Self {
+        Self { first: Cell::new(ptr::null()), last: Cell::new(ptr::null()) }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.get().is_null()
+    }
+
+    /// # Safety
+    /// The lock is held, and the waiter stays where it is until it is out of the queue.
+    pub(super) unsafe fn push(&self, waiter: &Waiter) {
+        let last = self.last.replace(waiter);
+        waiter.previous.set(last);
+        waiter.next.set(ptr::null());
+        waiter.queued.set(true);
+        if last.is_null() {
+            self.first.set(waiter);
+        } else {
+            // SAFETY: queued waiters are where they were.
+            unsafe { (*last).next.set(waiter) };
+        }
+    }
+
+    /// Takes a waiter out, if it is still in the queue.
+    ///
+    /// # Safety
+    /// The lock is held, and the waiter is in this queue or in none.
+    pub(super) unsafe fn remove(&self, waiter: &Waiter) {
+        if !waiter.queued.replace(false) {
+            return;
+        }
+        let (previous, next) = (waiter.previous.get(), waiter.next.get());
+        // SAFETY: neighbours are queued, so they are where they were.
+        unsafe {
+            if previous.is_null() {
+                self.first.set(next)
+            } else {
+                (*previous).next.set(next)
+            }
+            if next.is_null() { self.last.set(previous) } else { (*next).previous.set(previous) }
+        }
+    }
+
+    /// Takes the first waiter whose wait can still be claimed, and claims it. Others are dropped on
+    /// the way: those that lost to another case or to their timer, and abandoned ones.
+    ///
+    /// # Safety
+    /// The lock is held. The caller passes the value or not, and then calls [`fire`].
+    pub(super) unsafe fn take<'a>(&self) -> Option<&'a Waiter> {
+        loop {
+            // SAFETY: queued waiters are where they were; a claimed one stays until it is readied,
+            // which is the caller's next act.
+            let waiter = unsafe { self.first.get().as_ref()? };
+            // SAFETY: the lock is held.
+            unsafe { self.remove(waiter) };
+            // SAFETY: it lives as long as its waiters.
+            let wait = unsafe { &*waiter.wait };
+            if wait.park.parker.is_abandoned() {
+                continue;
+            }
+            if !wait.shared {
+                wait.park.claim.claim_alone(waiter.case);
+                return Some(waiter);
+            }
+            if wait.park.claim.claim(waiter.case) {
+                return Some(waiter);
+            }
+        }
+    }
+}
+
+/// Readies a waiter that was taken, after its value passed or the channel was closed.
+///
+/// # Safety
+/// The caller took the waiter, and does not use it afterwards.
+pub(super) unsafe fn fire(waiter: &Waiter, passed: bool) {
+    // SAFETY: alive until readied.
+    unsafe {
+        (*waiter.wait).passed.set(passed);
+        let parker = (*waiter.wait).park.parker;
+        goready(parker);
+    }
+}

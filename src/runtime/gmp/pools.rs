@@ -1,0 +1,513 @@
+#![allow(unsafe_code, reason = "links raw, immortal structures")]
+//! Dead goroutines with their stacks, to be used again.
+//!
+//! Each P has two *chains* of a size class, the current one and the one before, and works on the
+//! current one as a stack: the goroutine that died last starts next, while its stack is in the
+//! cache. When the current chain is full, the one before goes as a whole to the list that all
+//! threads share; when both are empty, a whole chain comes from there. So a lock is taken once for
+//! as many goroutines as a chain has, in both directions, and a program that starts and ends
+//! goroutines around the border between two chains does not go to the list each time.
+//!
+//! The shared list of a class has two sides: *warm* chains, whose stacks have memory, and *cold*
+//! ones, whose memory was given back. Memory is given back where nobody waits: by an M that has had
+//! nothing to do for a while, at the end of a run, and by sysmon, where all are busy: what nobody has
+//! needed for a whole period. Stacks that lie side by side go in one system call; guards between
+//! them stay.
+//!
+//! Chains are linked through the goroutines themselves (`G::link`, and for the first one of each
+//! `G::next_chain` and `G::chain_len`): nothing here allocates, so that a goroutine can end when
+//! there is no memory.
+
+use std::cell::Cell;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::runtime::gmp::g;
+use crate::runtime::gmp::g::G;
+use crate::runtime::gmp::m::M;
+use crate::runtime::stack;
+use crate::runtime::stack::{SizeClass, StackError};
+
+/// The most goroutines that a chain has, of any class.
+const MAX_CHAIN: usize = 512;
+
+/// Address space that the stacks of a chain take at most.
+const CHAIN_BYTES: usize = 32 << 20;
+
+/// How many goroutines of a class a full chain has.
+const fn full(class_bytes: usize) -> usize {
+    let fit = CHAIN_BYTES / class_bytes;
+    if fit < MAX_CHAIN { fit } else { MAX_CHAIN }
+}
+
+/// Goroutines linked through `G::link`.
+#[derive(Clone, Copy)]
+struct Chain {
+    head: *mut G,
+    len: usize,
+}
+
+impl Chain {
+    const EMPTY: Self = Self { head: ptr::null_mut(), len: 0 };
+
+    /// # Safety
+    /// The goroutine is idle and the caller's.
+    #[inline(always)]
+    unsafe fn push(&mut self, g: *mut G) {
+        // SAFETY: the caller's promise.
+        unsafe { (*g).link.set(self.head) };
+        *self = Self { head: g, len: self.len + 1 };
+    }
+
+    #[inline(always)]
+    fn pop(&mut self) -> *mut G {
+        let g = self.head;
+        if !g.is_null() {
+            // SAFETY: immortal, and in this chain.
+            let next = unsafe { (*g).link.get() };
+            *self = Self { head: next, len: self.len - 1 };
+        }
+        g
+    }
+}
+
+/// What a P keeps for itself. Touched by its thread only, but for the counts.
+pub(crate) struct Pools([Pool; SizeClass::COUNT]);
+
+struct Pool {
+    current: Cell<Chain>,
+    before: Cell<Chain>,
+    /// Goroutines in both, for others to read.
+    len: AtomicUsize,
+}
+
+impl Pools {
+    pub(crate) const fn new() -> Self {
+        Self([const { Pool::new() }; SizeClass::COUNT])
+    }
+}
+
+impl Pool {
+    const fn new() -> Self {
+        Self {
+            current: Cell::new(Chain::EMPTY),
+            before: Cell::new(Chain::EMPTY),
+            len: AtomicUsize::new(0),
+        }
+    }
+
+    fn update_len(&self) {
+        self.len.store(self.current.get().len + self.before.get().len, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn take(&self) -> *mut G {
+        let mut current = self.current.get();
+        if current.head.is_null() {
+            current = self.before.replace(Chain::EMPTY);
+        }
+        let g = current.pop();
+        self.current.set(current);
+        self.update_len();
+        g
+    }
+
+    /// # Safety
+    /// The goroutine is idle, of this class, and the caller's.
+    #[inline(always)]
+    unsafe fn put(&self, class: SizeClass, g: *mut G) {
+        let mut current = self.current.get();
+        if current.len == full(class.bytes()) {
+            let before = self.before.replace(current);
+            shared(class).push_committed(before);
+            current = Chain::EMPTY;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { current.push(g) };
+        self.current.set(current);
+        self.update_len();
+    }
+
+    /// Whether it has much, for a P that has nothing to do.
+    fn has_surplus(&self, class: SizeClass) -> bool {
+        self.current.get().len > full(class.bytes()) / 8 || self.before.get().len != 0
+    }
+
+    /// Moves everything to the shared list.
+    fn flush(&self, class: SizeClass) {
+        let mut list = shared(class);
+        list.push_committed(self.before.replace(Chain::EMPTY));
+        list.push_committed(self.current.replace(Chain::EMPTY));
+        self.update_len();
+    }
+}
+
+/// What all threads share of a class.
+struct Shared {
+    committed: Chains,
+    decommitted: Chains,
+    /// Warm goroutines that came one by one, from threads that have no P.
+    loose: Chain,
+    /// The fewest that were warm since a [`Scavenger`] looked.
+    unused: usize,
+    /// Goroutines in chains that are being cooled.
+    decommitting: usize,
+}
+
+// SAFETY: behind a lock; idle goroutines in it are whoever's takes them out.
+unsafe impl Send for Shared {}
+
+/// Chains linked through their first goroutines.
+struct Chains {
+    head: *mut G,
+    /// Goroutines in all of them.
+    len: usize,
+}
+
+impl Chains {
+    const EMPTY: Self = Self { head: ptr::null_mut(), len: 0 };
+
+    fn push(&mut self, chain: Chain) {
+        // SAFETY: immortal, and of this list from now on; an empty chain has none.
+        let Some(first) = (unsafe { chain.head.as_ref() }) else {
+            return;
+        };
+        first.next_chain.set(self.head);
+        first.chain_len.set(chain.len as u32);
+        *self = Self { head: chain.head, len: self.len + chain.len };
+    }
+
+    fn pop(&mut self) -> Chain {
+        // SAFETY: immortal, and of this list.
+        let Some(first) = (unsafe { self.head.as_ref() }) else {
+            return Chain::EMPTY;
+        };
+        let chain = Chain { head: self.head, len: first.chain_len.get() as usize };
+        *self = Self { head: first.next_chain.get(), len: self.len - chain.len };
+        chain
+    }
+}
+
+static SHARED: [Mutex<Shared>; SizeClass::COUNT] = [const {
+    Mutex::new(Shared {
+        committed: Chains::EMPTY,
+        decommitted: Chains::EMPTY,
+        loose: Chain::EMPTY,
+        decommitting: 0,
+        unused: 0,
+    })
+}; SizeClass::COUNT];
+
+/// How many goroutines of all classes are warm in the shared lists.
+static COMMITTED: AtomicUsize = AtomicUsize::new(0);
+
+fn shared(class: SizeClass) -> MutexGuard<'static, Shared> {
+    SHARED[class.index()].lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn push_committed(&mut self, chain: Chain) {
+        self.committed.push(chain);
+        COMMITTED.fetch_add(chain.len, Ordering::Relaxed);
+    }
+
+    fn committed_len(&self) -> usize {
+        self.committed.len + self.loose.len
+    }
+
+    fn take_committed(&mut self) -> Chain {
+        let mut chain = self.committed.pop();
+        if chain.len == 0 {
+            chain = std::mem::replace(&mut self.loose, Chain::EMPTY);
+        }
+        COMMITTED.fetch_sub(chain.len, Ordering::Relaxed);
+        self.unused = self.unused.min(self.committed_len());
+        chain
+    }
+
+    /// Takes a warm chain for [`decommit_chain`].
+    fn take_to_decommit(&mut self) -> Chain {
+        let chain = self.take_committed();
+        self.decommitting += chain.len;
+        chain
+    }
+
+    /// # Safety
+    /// The goroutine is idle, of this class, and the caller's.
+    unsafe fn push_loose(&mut self, class: SizeClass, g: *mut G) {
+        // SAFETY: the caller's promise.
+        unsafe { self.loose.push(g) };
+        COMMITTED.fetch_add(1, Ordering::Relaxed);
+        if self.loose.len == full(class.bytes()) {
+            let chain = std::mem::replace(&mut self.loose, Chain::EMPTY);
+            self.committed.push(chain);
+        }
+    }
+}
+
+/// A G with a stack of the class, used before or new. Idle. `pools`: those of this thread's P.
+pub(crate) fn take(pools: Option<&Pools>, class: SizeClass) -> Result<*mut G, StackError> {
+    if let Some(pools) = pools {
+        let g = pools.0[class.index()].take();
+        if !g.is_null() {
+            return Ok(g);
+        }
+    }
+    take_shared(pools, class)
+}
+
+#[inline(never)]
+fn take_shared(pools: Option<&Pools>, class: SizeClass) -> Result<*mut G, StackError> {
+    let mut list = shared(class);
+    let committed = list.take_committed();
+    let is_committed = committed.len != 0;
+    let mut chain = if is_committed { committed } else { list.decommitted.pop() };
+    let g = chain.pop();
+    if g.is_null() {
+        drop(list);
+        return new(class);
+    }
+    match pools {
+        Some(pools) => {
+            // The P's own chains are empty: it came here for that.
+            let pool = &pools.0[class.index()];
+            pool.current.set(chain);
+            pool.update_len();
+        }
+        None if is_committed => list.push_committed(chain),
+        None => list.decommitted.push(chain),
+    }
+    Ok(g)
+}
+
+/// A G that was never used, with a stack of its own.
+fn new(class: SizeClass) -> Result<*mut G, StackError> {
+    let stack = stack::allocate_slot(class)?;
+    let g = g::allocate();
+    g.stack.set(stack);
+    Ok(ptr::from_ref(g).cast_mut())
+}
+
+/// Takes an idle goroutine back. `pools`: those of this thread's P.
+///
+/// # Safety
+/// Nobody else refers to the goroutine.
+pub(crate) unsafe fn put(pools: Option<&Pools>, g: *mut G) {
+    // SAFETY: immortal, and of the class of its stack.
+    unsafe {
+        let class = (*g).stack.get().class();
+        match pools {
+            Some(pools) => pools.0[class.index()].put(class, g),
+            None => shared(class).push_loose(class, g),
+        }
+    }
+}
+
+/// Gives the memory of the stacks in a chain back, and the chain, which [`Shared::take_to_decommit`] has
+/// taken, to the cold ones.
+fn decommit_chain(class: SizeClass, chain: Chain) {
+    let mut stacks = [(0, 0); MAX_CHAIN];
+    let (mut count, mut g) = (0, chain.head);
+    // SAFETY: immortal; the chain is ours.
+    while let Some(gr) = unsafe { g.as_ref() } {
+        let stack = gr.stack.get();
+        stacks[count] = (stack.guard(), stack.hi);
+        count += 1;
+        g = gr.link.get();
+    }
+    debug_assert_eq!(count, chain.len);
+    let stacks = &mut stacks[..count];
+    stacks.sort_unstable();
+    // Slots that touch are one range.
+    let mut range = (0, 0);
+    for &mut (from, to) in stacks {
+        if from == range.1 {
+            range.1 = to;
+        } else {
+            stack::decommit(range.0, range.1);
+            range = (from, to);
+        }
+    }
+    stack::decommit(range.0, range.1);
+    let mut list = shared(class);
+    list.decommitting -= chain.len;
+    list.decommitted.push(chain);
+}
+
+/// Whether [`decommit_idle`] has something to do on this M, which is about to sleep.
+pub(crate) fn has_surplus(pools: &Pools) -> bool {
+    COMMITTED.load(Ordering::Relaxed) != 0
+        || SizeClass::all().any(|class| pools.0[class.index()].has_surplus(class))
+}
+
+/// Gives back the memory of dead goroutines. Called by the thread of an M that has had nothing to
+/// do for a while; `go_on` says that this is still so.
+pub(crate) fn decommit_idle(pools: &Pools, go_on: impl Fn() -> bool) {
+    for class in SizeClass::all() {
+        let pool = &pools.0[class.index()];
+        if pool.has_surplus(class) {
+            pool.flush(class);
+        }
+        while go_on() {
+            // The lock is not held while the chain is cooled: others find fewer goroutines, no more.
+            let chain = shared(class).take_to_decommit();
+            if chain.len == 0 {
+                break;
+            }
+            decommit_chain(class, chain);
+        }
+    }
+}
+
+/// Gives back, while all are busy, what nobody needs. Owned by sysmon.
+pub(crate) struct Scavenger {
+    next_look: Instant,
+    /// How many goroutines of each class are to be cooled before the next look.
+    quota: [usize; SizeClass::COUNT],
+}
+
+impl Scavenger {
+    /// So long a goroutine is warm in vain.
+    const PERIOD: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { next_look: now, quota: [0; SizeClass::COUNT] }
+    }
+
+    /// Called from time to time. Cools one chain at most: who calls has other things to do.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        if now >= self.next_look {
+            self.next_look = now + Self::PERIOD;
+            for class in SizeClass::all() {
+                let mut list = shared(class);
+                let warm = list.committed_len();
+                self.quota[class.index()] = std::mem::replace(&mut list.unused, warm);
+            }
+        }
+        for class in SizeClass::all() {
+            let quota = &mut self.quota[class.index()];
+            if *quota == 0 {
+                continue;
+            }
+            let chain = shared(class).take_to_decommit();
+            *quota = quota.saturating_sub(chain.len.max(1));
+            if chain.len != 0 {
+                return decommit_chain(class, chain);
+            }
+        }
+    }
+}
+
+/// The end of a run: takes what its P had, and gives memory back beyond a chain of each class.
+pub(crate) fn close<'a>(all: impl Iterator<Item = &'a Pools>) {
+    for pools in all {
+        for class in SizeClass::all() {
+            pools.0[class.index()].flush(class);
+        }
+    }
+    for class in SizeClass::all() {
+        loop {
+            let mut list = shared(class);
+            if list.committed_len() <= full(class.bytes()) {
+                break;
+            }
+            let chain = list.take_to_decommit();
+            drop(list);
+            decommit_chain(class, chain);
+        }
+    }
+}
+
+/// How guards are made here, for `environment()`. The first call makes a stack to find out.
+pub(crate) fn probe_guards() -> Result<String, StackError> {
+    static PROBED: AtomicBool = AtomicBool::new(false);
+    if !PROBED.load(Ordering::Relaxed) {
+        let g = new(SizeClass::for_request(0)?)?;
+        // SAFETY: ours since the line above.
+        unsafe { put(None, g) };
+        PROBED.store(true, Ordering::Relaxed);
+    }
+    Ok(stack::guards_report())
+}
+
+/// Goroutine stacks of one size class, in the whole process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StackUsage {
+    /// Usable bytes of a stack of this class.
+    pub stack_bytes: usize,
+    /// Stacks that were ever made. Their address space is never given back.
+    pub made: usize,
+    /// Stacks that wait for the next goroutine, with the memory that the last one used.
+    pub pooled: usize,
+    /// Stacks that wait for the next goroutine, whose memory was given back.
+    pub decommitted: usize,
+}
+
+/// How many goroutine stacks there are, by size class, smallest first.
+///
+/// What is neither `pooled` nor `returned` is in use. Where other threads start and end
+/// goroutines meanwhile, the numbers are of no single moment.
+pub fn stack_usage() -> Vec<StackUsage> {
+    // Those that serve no run have nothing.
+    let ms = M::all();
+    SizeClass::all()
+        .map(|class| {
+            let own = |m: &&M| m.p.pools.0[class.index()].len.load(Ordering::Relaxed);
+            let list = shared(class);
+            StackUsage {
+                stack_bytes: class.bytes(),
+                made: stack::allocated_slots(class),
+                pooled: list.committed_len()
+                    + list.decommitting
+                    + ms.iter().map(own).sum::<usize>(),
+                decommitted: list.decommitted.len,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_needed_within_a_period_stays_warm() {
+        // No other unit test uses this class.
+        let class = SizeClass::for_bytes(8 << 20).expect("a class");
+        let put_all = |gs: Vec<*mut G>| {
+            // SAFETY: ours, and idle.
+            gs.into_iter().for_each(|g| unsafe { put(None, g) });
+        };
+        put_all((0..12).map(|_| new(class).expect("address space")).collect());
+        let count = || {
+            let list = shared(class);
+            (list.committed_len(), list.decommitted.len)
+        };
+        let start = Instant::now();
+        let mut scavenger = Scavenger::new(start);
+        let mut pass = |periods: u32| {
+            for _ in 0..5 {
+                scavenger.tick(start + Scavenger::PERIOD * periods);
+            }
+        };
+        pass(0);
+        assert_eq!(count(), (12, 0), "nothing is known yet");
+        // Five of twelve are needed for a while.
+        put_all((0..5).map(|_| take(None, class).expect("a warm one")).collect());
+        assert_eq!(count(), (12, 0));
+        pass(1);
+        let (warm, cooled) = count();
+        assert!((4..=8).contains(&cooled), "{cooled}");
+        assert_eq!(warm, 12 - cooled);
+        // None is needed.
+        pass(2);
+        assert_eq!(count(), (0, 12));
+        // Cold ones come back when there are no others.
+        let all: Vec<_> = (0..12).map(|_| take(None, class).expect("a cold one")).collect();
+        assert_eq!(count(), (0, 0));
+        put_all(all);
+    }
+}

@@ -1,0 +1,155 @@
+//! What a goroutine does, and why it waits.
+
+use crate::runtime::os::throw;
+use crate::runtime::sync::suspend;
+
+/// What a goroutine does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum Status {
+    /// Not in use.
+    Idle = 0,
+    /// In a run queue.
+    Runnable = suspend::RUNNABLE as u8,
+    /// On an M, running code.
+    Running = suspend::RUNNING as u8,
+    /// Parked; somebody will make it runnable.
+    Waiting = suspend::WAITING as u8,
+    /// Finished; its result may not have been taken yet.
+    Dead = 6,
+}
+
+impl Status {
+    pub(crate) fn from_u32(value: u32) -> Self {
+        match value {
+            0 => Self::Idle,
+            suspend::RUNNABLE => Self::Runnable,
+            suspend::RUNNING => Self::Running,
+            suspend::WAITING => Self::Waiting,
+            6 => Self::Dead,
+            other => throw(format_args!("a goroutine has the status {other}, which none is")),
+        }
+    }
+
+    /// The word that tracebacks print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Runnable => "runnable",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Dead => "dead",
+        }
+    }
+
+    pub(crate) fn may_become(self, next: Self) -> bool {
+        use Status::{Dead, Idle, Runnable, Running, Waiting};
+        matches!(
+            (self, next),
+            (Idle, Runnable)
+                | (Runnable, Running)
+                | (Running, Runnable | Waiting | Dead)
+                | (Waiting, Runnable)
+                | (Dead, Idle)
+        )
+    }
+}
+
+/// Why a goroutine waits. The names are Go's where Go has the thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum WaitReason {
+    /// Not waiting.
+    None,
+    /// In `Chan::send`.
+    ChanSend,
+    /// In `Chan::recv`.
+    ChanReceive,
+    /// In `select`.
+    Select,
+    /// In `select` without cases: for ever.
+    SelectNoCases,
+    /// In `sleep`.
+    Sleep,
+    /// In `JoinHandle::join`.
+    Join,
+    /// At the end of a `scope`.
+    Scope,
+    /// In `gopark` by code outside of this crate.
+    Other,
+}
+
+impl WaitReason {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::None,
+        Self::ChanSend,
+        Self::ChanReceive,
+        Self::Select,
+        Self::SelectNoCases,
+        Self::Sleep,
+        Self::Join,
+        Self::Scope,
+        Self::Other,
+    ];
+
+    /// The words that tracebacks print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::ChanSend => "chan send",
+            Self::ChanReceive => "chan receive",
+            Self::Select => "select",
+            Self::SelectNoCases => "select (no cases)",
+            Self::Sleep => "sleep",
+            Self::Join => "join",
+            Self::Scope => "scope",
+            Self::Other => "parked",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queue_is_first_in_first_out() {
+        let queue = GQueue::new();
+        let gs: Vec<*mut G> = (0..5).map(|_| ptr::from_ref(allocate()).cast_mut()).collect();
+        assert!(queue.pop().is_null());
+        for &g in &gs {
+            queue.push(g);
+        }
+        for &g in &gs {
+            assert_eq!(queue.pop(), g);
+        }
+        assert!(queue.pop().is_null());
+        queue.push(gs[3]);
+        assert_eq!(queue.pop(), gs[3]);
+    }
+
+    #[test]
+    fn transitions_are_those_of_the_machine() {
+        use Status::{Dead, Idle, Runnable, Running, Waiting};
+        let all = [Idle, Runnable, Running, Waiting, Dead];
+        let legal: Vec<_> = all
+            .iter()
+            .flat_map(|&a| all.iter().map(move |&b| (a, b)))
+            .filter(|&(a, b)| a.may_become(b))
+            .collect();
+        assert_eq!(
+            legal,
+            [
+                (Idle, Runnable),
+                (Runnable, Running),
+                (Running, Runnable),
+                (Running, Waiting),
+                (Running, Dead),
+                (Waiting, Runnable),
+                (Dead, Idle),
+            ]
+        );
+    }
+}

@@ -1,0 +1,94 @@
+//! Counters of a run.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::runtime::gmp::current::this_sched;
+use crate::runtime::gmp::preempt_state::{Counters, Refusal};
+
+/// What happened in a run so far. Threads count for themselves, so that the numbers are of no single
+/// moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Goroutines that were chosen to run: their beginnings, and what they went on from.
+    pub switches: u64,
+    /// Of these: goroutines that ran on in the time slice of the one that readied them.
+    pub inherited: u64,
+    /// Times that a processor without work took some from another one.
+    pub steals: u64,
+    /// Goroutines that were taken so.
+    pub stolen: u64,
+    /// Goroutines whose `sleep` ended.
+    pub timers: u64,
+    /// Times that a thread found nothing to run and slept.
+    pub sleeps: u64,
+    /// Requests that goroutines give way.
+    pub requested: u64,
+    /// Signals sent for them: not more than one is on its way to a thread.
+    pub signals: u64,
+    /// Goroutines that gave way at a poll.
+    pub cooperative: u64,
+    /// Goroutines that were interrupted in JIT code.
+    pub asynchronous: u64,
+    /// Signals and polls that put no goroutine aside.
+    pub refused: Refused,
+}
+
+/// Why goroutines were not put aside where a signal or a poll found them. The request stands
+/// meanwhile.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refused {
+    /// The goroutine had given way already.
+    pub stale: u64,
+    /// In [`without_preemption`](super::without_preemption), on the system stack, or about to park.
+    pub disabled: u64,
+    /// Too little stack was left, or rsp was not in the goroutine's.
+    pub stack: u64,
+    /// In Rust or C code.
+    pub native_code: u64,
+    /// In JIT code that is not registered as preemptible, or in a stub of this crate.
+    pub not_preemptible: u64,
+    /// In an unsafe range of preemptible code.
+    pub unsafe_range: u64,
+}
+
+impl Stats {
+    /// Adds what happened here to what happened elsewhere.
+    fn add(&mut self, counters: &Counters) {
+        let Counters { requested, signals, cooperative, asynchronous, refused } = counters;
+        let add = |sum: &mut u64, counter: &AtomicU64| *sum += counter.load(Ordering::Relaxed);
+        add(&mut self.requested, requested);
+        add(&mut self.signals, signals);
+        add(&mut self.cooperative, cooperative);
+        add(&mut self.asynchronous, asynchronous);
+        let sums = &mut self.refused;
+        add(&mut sums.stale, &refused[Refusal::Stale as usize]);
+        add(&mut sums.disabled, &refused[Refusal::Disabled as usize]);
+        add(&mut sums.stack, &refused[Refusal::Stack as usize]);
+        add(&mut sums.native_code, &refused[Refusal::NativeCode as usize]);
+        add(&mut sums.not_preemptible, &refused[Refusal::NotPreemptible as usize]);
+        add(&mut sums.unsafe_range, &refused[Refusal::UnsafeRange as usize]);
+    }
+}
+
+/// Counts of the run that the calling thread belongs to.
+///
+/// # Panics
+/// On a thread that no run owns.
+pub fn stats() -> Stats {
+    let sched = this_sched().expect("stats must be called on a thread of a run, and this is none");
+    let mut stats = Stats::default();
+    for m in sched.ms() {
+        let (ticks, counts) = (&m.p.ticks, &m.p.counts);
+        let add = |sum: &mut u64, counter: &AtomicU64| *sum += counter.load(Ordering::Relaxed);
+        stats.switches += ticks.all();
+        stats.inherited += ticks.inherited();
+        add(&mut stats.steals, &counts.steals);
+        add(&mut stats.stolen, &counts.stolen);
+        add(&mut stats.timers, &counts.timers);
+        add(&mut stats.sleeps, &counts.sleeps);
+        stats.add(&m.preempt.counters);
+    }
+    stats
+}

@@ -1,0 +1,113 @@
+//! Why a stack could not be had.
+
+use std::fmt;
+
+use crate::runtime::os::memory;
+
+/// Why a goroutine stack could not be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StackError {
+    /// More was asked for than the largest class has.
+    TooLarge {
+        /// Bytes that were asked for.
+        requested: usize,
+    },
+    /// The kernel refused more address space.
+    Reserve {
+        /// Bytes that were asked for.
+        bytes: usize,
+        /// The value of `errno` after mmap(2).
+        errno: i32,
+        /// What stands in the way, as far as the kernel tells.
+        shortage: Shortage,
+    },
+    /// The guard could not be set.
+    Guard {
+        /// The value of `errno` after mprotect(2).
+        errno: i32,
+    },
+    /// Each guard is a mapping here, and the process has nearly as many as it may have.
+    MapCount {
+        /// Mappings that the process has.
+        mappings: usize,
+        /// The value of vm.max_map_count.
+        limit: usize,
+    },
+}
+
+/// Why the kernel refuses address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Shortage {
+    /// The process would exceed its limit of address space, RLIMIT_AS.
+    AddressSpace {
+        /// Bytes that it uses.
+        used: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// vm.overcommit_memory is 2: the kernel counts address space as if all of it were touched.
+    StrictOvercommit,
+    /// None of these.
+    Unknown,
+}
+
+impl Shortage {
+    /// Asks the kernel what the limits are.
+    pub(crate) fn of_reserving(bytes: usize) -> Self {
+        if let Some(limit) = memory::address_space_limit() {
+            let used = memory::address_space_used();
+            if used.saturating_add(bytes) > limit {
+                return Self::AddressSpace { used, limit };
+            }
+        }
+        if memory::is_overcommit_strict() { Self::StrictOvercommit } else { Self::Unknown }
+    }
+}
+
+impl fmt::Display for StackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |errno: &i32| std::io::Error::from_raw_os_error(*errno);
+        match self {
+            Self::TooLarge { requested } => write!(
+                f,
+                "a stack of {requested} bytes was asked for, and the largest has 8 MiB; systemstack \
+                 runs a function on the stack of a thread"
+            ),
+            Self::Reserve { bytes, errno, shortage } => {
+                let errno = text(errno);
+                write!(f, "no address space for {bytes} bytes of goroutine stacks: {errno}; ")?;
+                match shortage {
+                    Shortage::AddressSpace { used, limit } => write!(
+                        f,
+                        "RLIMIT_AS is {limit} bytes and {used} are used: raise it (ulimit -v)"
+                    ),
+                    Shortage::StrictOvercommit => f.write_str(
+                        "vm.overcommit_memory is 2, so that untouched stacks count as used: set it \
+                         to 0, or raise vm.overcommit_ratio",
+                    ),
+                    Shortage::Unknown => f.write_str(
+                        "RLIMIT_AS and vm.overcommit_memory allow it: check vm.max_map_count and \
+                         the limits of the container",
+                    ),
+                }
+            }
+            Self::Guard { errno } => write!(
+                f,
+                "no guard page for a goroutine stack: {}; this kernel has no MADV_GUARD_INSTALL, \
+                 so that each guard is a mapping: raise vm.max_map_count",
+                text(errno)
+            ),
+            Self::MapCount { mappings, limit } => write!(
+                f,
+                "no guard page for a goroutine stack: the process has {mappings} mappings, and \
+                 vm.max_map_count is {limit}; this kernel has no MADV_GUARD_INSTALL, so that each \
+                 stack takes two: raise vm.max_map_count (sysctl -w vm.max_map_count={})",
+                limit.saturating_mul(4)
+            ),
+        }
+    }
+}
+
+impl std::error::Error for StackError {}

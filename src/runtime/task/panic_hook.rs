@@ -1,0 +1,44 @@
+#![allow(unsafe_code, reason = "reads the running goroutine")]
+//! The name of the goroutine above the message of a panic.
+//!
+//! The standard library prints the name of the thread, which is the M and says little. It has no
+//! other place for a name than its hook, so the first goroutine that gets a name puts a hook in front
+//! of the one that is there. A program without names keeps its hook as it is.
+
+use std::io::Write;
+use std::panic;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::runtime::gmp::current::getg;
+use crate::runtime::gmp::name::Label;
+
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// Called before a goroutine with a name starts.
+pub(super) fn install() {
+    // In a panic hooks cannot be replaced: a later goroutine does it.
+    if INSTALLED.load(Ordering::Relaxed)
+        || std::thread::panicking()
+        || INSTALLED.swap(true, Ordering::Relaxed)
+    {
+        return;
+    }
+    let previous = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        print_name();
+        previous(info);
+    }));
+}
+
+fn print_name() {
+    // SAFETY: null, or immortal.
+    let Some(g) = (unsafe { getg().as_ref() }) else {
+        return;
+    };
+    // SAFETY: this thread runs it, so it has not ended.
+    if let name @ Some(_) = unsafe { g.name.get() } {
+        let label = Label { id: g.goid.load(Ordering::Relaxed), name };
+        // Nothing can be done about a standard error that is closed.
+        let _ = writeln!(std::io::stderr(), "in {label}:");
+    }
+}
