@@ -37,8 +37,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
+use footbridge::dynasm::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::{FrameClass, Jit, JitError, Ops};
 use footbridge::runtime::{
     self, Chan, Config, Entry, GoroutineFn, MAX_PROCESSORS, RecvError, TryRecvError,

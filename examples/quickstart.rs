@@ -23,8 +23,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
+use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::{FrameClass, Jit, JitError};
 use footbridge::runtime::{self, Chan, Entry};
 

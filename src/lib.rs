@@ -36,6 +36,8 @@ pub(crate) use on_executing_host;
 pub mod abi;
 pub mod jit;
 
+pub use jit::dynasm;
+
 on_executing_host! {
     mod environment;
     pub mod runtime;

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{FrameClass, Jit, Ops};
+use footbridge::jit::{Annotations, FrameClass, Jit, Ops};
 use footbridge::runtime::{Config, Entry, gosched, request_preemption, scope, stats};
 
 use crate::meter::Subject;
@@ -119,9 +119,9 @@ fn waiter() -> &'static Entry<fn(*const AtomicU32)> {
         let jit = Jit::new().expect("code memory");
         // SAFETY: a leaf that only reads.
         let code = unsafe {
-            jit.install_preemptible("waiter", FrameClass::Leaf, |ops| {
+            jit.install("waiter", FrameClass::Leaf, |ops| {
                 dynasm!(ops; .arch x64; again: ; cmp DWORD [rdi], 0; je <again; ret);
-                vec![]
+                Annotations::preemptible()
             })
         };
         // SAFETY: System V, of this type.
@@ -300,9 +300,9 @@ impl Effort {
         let jit = Jit::new().expect("code memory");
         // SAFETY: a leaf.
         let code = unsafe {
-            jit.install_preemptible("work", FrameClass::Leaf, |ops| {
+            jit.install("work", FrameClass::Leaf, |ops| {
                 dynasm!(ops; .arch x64; mov eax, 1; again: ; imul rax, rax, 3; dec rdi; jnz <again; ret);
-                vec![]
+                Annotations::preemptible()
             })
         };
         // SAFETY: System V, of this type.

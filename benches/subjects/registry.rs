@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::ops::ControlFlow;
 use std::sync::{OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
@@ -262,7 +263,7 @@ fn at_the_bottom(_depth: u64, walks: u64, bare: u64) -> u64 {
     let mut innermost = 0;
     let end = jit_frames(|frame| {
         innermost = frame.fp;
-        false
+        ControlFlow::Break(())
     });
     assert_eq!(end, WalkEnd::Stopped);
     let start = Instant::now();
@@ -273,7 +274,7 @@ fn at_the_bottom(_depth: u64, walks: u64, bare: u64) -> u64 {
         } else {
             let end = jit_frames(|frame| {
                 frames += u64::from(frame.fp != 0);
-                true
+                ControlFlow::Continue(())
             });
             assert_eq!(end, WalkEnd::Complete);
         }

@@ -1,10 +1,10 @@
-//! Hands out code memory: one sub-arena per frame class, windows for those who emit at the same
-//! time, and the way of a stub from its bytes to the registry.
+//! Code memory and the way of a stub from its bytes to the registry: one sub-arena per frame class,
+//! and windows for threads that emit at the same time.
 //!
-//! Code is emitted at its final address, so the place must be known before the length is. Whoever
-//! emits leases a *window* that has room for the largest piece it may emit (towards the end of a
-//! sub-arena, as much room as there is); no lock is held while code is emitted. A window whose neighbour is still free grows into it, so that one thread that
-//! emits leaves no holes.
+//! Code is emitted at its final address, so the place must be known before the length is. A thread
+//! that emits leases a *window* that has room for the largest piece it may emit (towards the end of
+//! a sub-arena, as much room as there is); no lock is held while code is emitted. A window before
+//! free space grows into it, so that a single thread that emits leaves no holes.
 
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -47,7 +47,7 @@ struct SubArena {
 struct Space {
     /// Where the next window is cut.
     next: usize,
-    /// Windows that nobody leases now.
+    /// Windows that are not leased now.
     open: Vec<Window>,
 }
 
@@ -290,7 +290,7 @@ impl SubArena {
     }
 }
 
-/// A window while somebody emits into it. It goes back when this is dropped, also by a panic.
+/// A window while a thread emits into it. It becomes free when this is dropped, also by a panic.
 struct Lease {
     sub: &'static SubArena,
     window: Option<Window>,

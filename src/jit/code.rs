@@ -10,12 +10,23 @@ use super::error::JitError;
 use super::frame::FrameClass;
 use super::mem::{MemoryMode, Placement};
 use super::registry::{StubId, StubKind, lookup};
-use super::safe_point::UnsafePointRange;
 
 /// Default size of the reservation.
 const DEFAULT_RESERVE_BYTES: usize = 1 << 30;
 
 /// How a [`Jit`] is made.
+///
+/// ```
+/// use footbridge::jit::{Jit, MemoryMode, Placement};
+///
+/// let jit = Jit::builder()
+///     .reserve_bytes(16 << 20)
+///     .memory(MemoryMode::Auto)
+///     .placement(Placement::Near)
+///     .build()?;
+/// println!("{}", jit.memory_report());
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct JitBuilder {
     reserve_bytes: usize,
@@ -29,20 +40,42 @@ impl JitBuilder {
     ///
     /// The space is divided by frame class: a bit less than half of it is for
     /// [`FrameClass::Standard`], a quarter for [`FrameClass::Saved`].
+    ///
+    /// ```
+    /// let jit = footbridge::jit::Jit::builder().reserve_bytes(16 << 20).build()?;
+    /// assert!(jit.memory_report().contains("16 MiB"));
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     #[must_use]
     pub fn reserve_bytes(mut self, bytes: usize) -> Self {
         self.reserve_bytes = bytes;
         self
     }
 
-    /// How code memory is mapped.
+    /// How code memory is mapped. The default is [`MemoryMode::Auto`].
+    ///
+    /// ```
+    /// use footbridge::jit::{Jit, MemoryMode};
+    ///
+    /// let batches = Jit::builder().reserve_bytes(4 << 20).memory(MemoryMode::MprotectBatch);
+    /// assert!(batches.build()?.memory_report().starts_with("mprotect batch"));
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     #[must_use]
     pub fn memory(mut self, mode: MemoryMode) -> Self {
         self.memory = mode;
         self
     }
 
-    /// Where the reservation goes.
+    /// Where the reservation goes. The default is [`Placement::Near`].
+    ///
+    /// ```
+    /// use footbridge::jit::{Jit, Placement};
+    ///
+    /// let jit = Jit::builder().reserve_bytes(4 << 20).placement(Placement::Anywhere).build()?;
+    /// println!("it is near: {}", jit.is_near_text());
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     #[must_use]
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = placement;
@@ -52,20 +85,22 @@ impl JitBuilder {
     /// Whether contracts are checked that code and its callers must keep, at the price of some time
     /// for each installation and each call. The default is no.
     ///
-    /// * At installation (in debug builds always): code of [`FrameClass::Leaf`] that calls is refused
-    ///   ([`JitError::LeafCalls`]).
-    /// * In each goroutine function and spawn stub: the caller has rsp at a multiple of 16 where its
-    ///   convention demands that, and in `GoAbiInternal` r14 is the goroutine that runs. Otherwise the
-    ///   process ends with a message that names the stub.
+    /// * At installation (in debug builds always): code of [`FrameClass::Leaf`] that calls is
+    ///   refused ([`JitError::LeafCalls`]).
+    /// * In each goroutine function and spawn stub: the caller has rsp at a multiple of 16 where
+    ///   its convention demands that, and in `GoAbiInternal` r14 is the goroutine that runs.
+    ///   Otherwise the process ends with a message that names the stub.
     ///
     /// ```
-    /// use dynasmrt::{DynasmApi, dynasm};
+    /// use footbridge::dynasm::{DynasmApi, dynasm};
     /// use footbridge::jit::{FrameClass, Jit, JitError};
     ///
     /// let jit = Jit::builder().reserve_bytes(4 << 20).checked(true).build()?;
     /// // SAFETY: it is refused.
     /// let leaf = unsafe {
-    ///     jit.install("no leaf", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; nop; call rax; ret))
+    ///     jit.install("no leaf", FrameClass::Leaf, |ops| {
+    ///         dynasm!(ops; .arch x64; nop; call rax; ret);
+    ///     })
     /// };
     /// assert!(matches!(leaf, Err(JitError::LeafCalls { offset_bytes: 1, .. })));
     /// # Ok::<(), JitError>(())
@@ -77,6 +112,12 @@ impl JitBuilder {
     }
 
     /// Makes an arena of its own. Arenas are never freed, and a process can have about 60.
+    ///
+    /// ```
+    /// let jit = footbridge::jit::Jit::builder().reserve_bytes(4 << 20).build()?;
+    /// println!("{jit:?}");
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     ///
     /// # Errors
     /// A mapping was refused ([`JitError::System`]), or there are too many arenas.
@@ -95,6 +136,13 @@ pub struct Jit {
 impl Jit {
     /// The process's shared arena, made by the first call.
     ///
+    /// ```
+    /// use footbridge::jit::Jit;
+    ///
+    /// assert_eq!(Jit::new()?.memory_report(), Jit::new()?.memory_report());
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    ///
     /// # Errors
     /// A mapping was refused ([`JitError::System`]). A later call tries again.
     pub fn new() -> Result<Self, JitError> {
@@ -111,7 +159,13 @@ impl Jit {
         Ok(*SHARED.get_or_init(|| jit))
     }
 
-    /// Settings for an arena of its own.
+    /// Settings for an arena of its own: see [`JitBuilder`].
+    ///
+    /// ```
+    /// let jit = footbridge::jit::Jit::builder().reserve_bytes(4 << 20).build()?;
+    /// assert!(jit.memory_report().contains("4 MiB"));
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     pub fn builder() -> JitBuilder {
         JitBuilder {
             reserve_bytes: DEFAULT_RESERVE_BYTES,
@@ -123,175 +177,128 @@ impl Jit {
 
     /// Emits code with dynasm, at its final address, and publishes it under a name.
     ///
-    /// `body` may emit other stubs and install other code. Targets are reached with
+    /// `body` emits, and returns what is to be known of the code besides: `()`, or
+    /// [`Annotations`]. It may emit other stubs and install other code. Targets are reached with
     /// `call extern address`; the address of any stub of the same arena is in reach.
     ///
     /// ```
-    /// use dynasmrt::{DynasmApi, dynasm};
+    /// use footbridge::dynasm::{DynasmApi, dynasm};
     /// use footbridge::jit::{FrameClass, Jit};
     ///
     /// let jit = Jit::new()?;
     /// // SAFETY: a System V leaf that changes rax only.
     /// let answer = unsafe {
-    ///     jit.install("answer", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; mov eax, 42; ret))?
+    ///     jit.install("answer", FrameClass::Leaf, |ops| {
+    ///         dynasm!(ops; .arch x64; mov eax, 42; ret);
+    ///     })?
     /// };
-    /// assert_eq!(footbridge::jit::lookup(answer.address()).map(|stub| stub.name()), Some("answer"));
+    /// let found = footbridge::jit::lookup(answer.address()).expect("it is installed");
+    /// assert_eq!(found.name(), "answer");
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
     ///
     /// # Errors
-    /// The code does not assemble, breaks the prologue rule of its frame class, is longer than
-    /// 1 MiB, or there is no room; nothing is published then.
+    /// Nothing is published if
+    /// * the code does not assemble ([`JitError::Assemble`], [`JitError::OutOfReach`]);
+    /// * it breaks a rule of its frame class ([`JitError::FrameContract`],
+    ///   [`JitError::LeafCalls`]);
+    /// * it is longer than 1 MiB ([`JitError::CodeTooLarge`]), or there is no room;
+    /// * a range of unsafe points is empty, leaves the code, overlaps another one, or restarts in
+    ///   the prologue ([`JitError::UnsafePointRange`]);
+    /// * an entry of the stack map is empty, leaves the code or overlaps another one, or a slot of
+    ///   it is no place for a pointer in a frame of this class ([`JitError::StackMap`]).
     ///
     /// # Safety
-    /// 1. All frames of the code keep the law of `class` (see [`FrameClass`]) whenever it calls.
+    /// Of all code:
+    /// 1. All frames of the code keep the contract of `class` (see [`FrameClass`]) whenever it
+    ///    calls.
     /// 2. `class` is not `Entry` or `Root`.
-    /// 3. Whoever calls the code does so in the convention that it was written for.
-    /// 4. It returns directly after it dropped its frame (`pop rbp; ret` or `leave; ret`), and calls
-    ///    native code that may park, panic or walk stacks through goroutine functions only: other
-    ///    calls leave no anchor, so that walks from there miss this code.
-    /// 5. It returns with the floating-point control modes (MXCSR, x87 control word) that it was
-    ///    entered with, and has them whenever it calls: a goroutine that is suspended in what it
-    ///    calls hands its modes to the next one. On a goroutine that keeps modes of its own
+    /// 3. The code is called in the convention that it was written for.
+    /// 4. It returns directly after it dropped its frame (`pop rbp; ret` or `leave; ret`), and
+    ///    calls native code that may park, panic or walk stacks through goroutine functions only:
+    ///    other calls leave no anchor, so that walks from there miss this code.
+    /// 5. It returns with the floating-point control state (MXCSR, x87 control word) that it was
+    ///    entered with, and has it whenever it calls: a goroutine that is suspended in what it
+    ///    calls hands its state to the next one. On a goroutine that keeps a state of its own
     ///    ([`keep_fp_control`](crate::runtime::keep_fp_control)) that does not happen, and it may
-    ///    call in other modes, if the called function works in them and keeps them; native code
+    ///    call in another state, if the called function works in that and keeps it; native code
     ///    that computes with floating-point numbers mostly relies on the default. A poll may be
-    ///    reached in any modes on any goroutine, since its stub saves them; a check of the stack,
+    ///    reached in any state on any goroutine, since its stub saves it; a check of the stack,
     ///    which may panic, counts as a call.
-    pub unsafe fn install(
-        &self,
-        name: &str,
-        class: FrameClass,
-        body: impl FnOnce(&mut Ops),
-    ) -> Result<Code, JitError> {
-        let body = |ops: &mut Ops| {
-            body(ops);
-            Annotations::default()
-        };
-        // SAFETY: the caller's promises; nothing more is said of the code.
-        unsafe { self.install_with(name, class, body) }
-    }
-
-    /// As [`Self::install`], for code that may be interrupted for another goroutine when its time
-    /// slice ends, at any instruction but those in the ranges that `body` returns.
     ///
-    /// All of the machine state survives: flags, registers, the 128 bytes below rsp, and what
-    /// XSAVE keeps on this CPU, but for the tiles of AMX.
-    ///
-    /// ```
-    /// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-    /// use footbridge::jit::{FrameClass, Jit};
-    ///
-    /// let jit = Jit::new()?;
-    /// // SAFETY: a System V leaf that changes rax only, and is as good anywhere.
-    /// let count = unsafe {
-    ///     jit.install_preemptible("count", FrameClass::Leaf, |ops| {
-    ///         dynasm!(ops; .arch x64; xor eax, eax; again: ; inc rax; cmp rax, rdi; jb <again; ret);
-    ///         vec![]
-    ///     })?
-    /// };
-    /// let found = footbridge::jit::lookup(count.address()).expect("installed");
-    /// assert!(found.is_preemptible());
-    /// # Ok::<(), footbridge::jit::JitError>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Self::install`]; an unsafe range is empty, leaves the code, overlaps another one, or
-    /// restarts in the prologue.
-    ///
-    /// # Safety
-    /// 1. As for [`Self::install`].
-    /// 2. The frame of a framed class is complete from `mov rbp, rsp` to the last `pop rbp` or
+    /// With [`Annotations::preemptible`], and its [`unsafe_points`](Annotations::unsafe_points):
+    /// 6. The frame of a framed class is complete from `mov rbp, rsp` to the last `pop rbp` or
     ///    `leave`, which a `ret` follows directly; rbp is not used for anything else in between.
-    /// 3. The code runs on a goroutine's stack with at least 8 KiB left, or it polls
-    ///    ([`Jit::polls`]) where it calls. (With less left it is not interrupted.)
-    /// 4. At each instruction outside of the unsafe ranges another goroutine may run on this thread,
-    ///    and a migratable goroutine may go on on another: there the code has no lock, no address
-    ///    that it got from `fs`, no borrow of a thread-local and no half-made state that others on
-    ///    the thread can see.
-    ///    Nor does anybody who calls it hold a lock that others on the thread may want
-    ///    ([`without_preemption`](crate::runtime::without_preemption) is for those who do): that
-    ///    would be a deadlock.
-    /// 5. From any instruction of a range that restarts, the code may go on at its first one.
-    /// 6. Native code reaches it through an entry ([`Code::enter`]). By its bare address it may call
-    ///    what calls no goroutine function: interruptions, polls and checks of the stack leave the
-    ///    goroutine's anchor as it was, and exact walks go on there behind code that was put aside.
-    ///    A goroutine function leaves an anchor of its own, so that walks end, or go wrong, at native
-    ///    code without an entry; nor does a panic have anything to put back.
-    pub unsafe fn install_preemptible(
+    /// 7. The code runs on a goroutine's stack with at least 8 KiB left, or it polls
+    ///    ([`Jit::polls`]) where it calls. (With less left it is not preempted.)
+    /// 8. At each instruction outside of the unsafe points another goroutine may run on this
+    ///    thread, and a migratable goroutine may resume on another: there the code has no lock, no
+    ///    address that it got from `fs`, no borrow of a thread-local and no half-made state that
+    ///    others on the thread can see. Nor does a caller hold a lock that other goroutines of the
+    ///    thread may want ([`without_preemption`](crate::runtime::without_preemption) is for
+    ///    callers that do): that would be a deadlock.
+    /// 9. From any instruction of a range that restarts, the code may resume at its first one.
+    /// 10. Native code reaches it through an entry ([`Code::enter`]). By its bare address it may
+    ///     call code that calls no goroutine function: preemptions, polls and checks of the stack
+    ///     leave the goroutine's anchor as it was, and exact walks continue there after code that
+    ///     was descheduled. A goroutine function leaves an anchor of its own, so that walks end, or
+    ///     go wrong, at native code without an entry; nor does a panic have anything to restore.
+    ///
+    /// With [`Annotations::stack_map`]:
+    /// 11. What a visitor of the code's live slots does to a slot of the stack map is right for the
+    ///     code at that place: see [`LiveAt`](super::LiveAt) for which entry counts when.
+    ///     [`scan_own_stack`](crate::runtime::scan_own_stack) visits them.
+    ///
+    /// The machine state survives a preemption: flags, registers, the 128 bytes below rsp, and what
+    /// XSAVE keeps on this CPU, but for the tiles of AMX.
+    pub unsafe fn install<A: Into<Annotations>>(
         &self,
         name: &str,
         class: FrameClass,
-        body: impl FnOnce(&mut Ops) -> Vec<UnsafePointRange>,
-    ) -> Result<Code, JitError> {
-        let body =
-            |ops: &mut Ops| Annotations { preemptible: Some(body(ops)), ..Annotations::default() };
-        // SAFETY: the caller's promises.
-        unsafe { self.install_with(name, class, body) }
-    }
-
-    /// As [`Self::install`], for code of which `body` says more: where it may be interrupted, and
-    /// where it has pointers.
-    ///
-    /// ```
-    /// use dynasmrt::{DynasmApi, dynasm};
-    /// use footbridge::abi::Gpr;
-    /// use footbridge::jit::{Annotations, FrameClass, Jit, LiveAt, LiveSlot};
-    ///
-    /// let jit = Jit::new()?;
-    /// // SAFETY: a System V leaf that changes rax only.
-    /// let second = unsafe {
-    ///     jit.install_with("second", FrameClass::Leaf, |ops| {
-    ///         dynasm!(ops; .arch x64; mov rax, [rdi + 8]);
-    ///         let loaded = ops.offset().0;
-    ///         dynasm!(ops; .arch x64; ret);
-    ///         let (argument, result) = (LiveSlot::Register(Gpr::RDI), LiveSlot::Register(Gpr::RAX));
-    ///         Annotations {
-    ///             preemptible: Some(vec![]),
-    ///             stack_map: Some(vec![
-    ///                 LiveAt { bytes: 0..loaded, slots: vec![argument] },
-    ///                 LiveAt { bytes: loaded..ops.offset().0, slots: vec![result] },
-    ///             ]),
-    ///         }
-    ///     })?
-    /// };
-    /// let found = footbridge::jit::lookup(second.address()).expect("installed");
-    /// let map = found.stack_map().expect("it has one");
-    /// assert_eq!(map.live_at(0), [LiveSlot::Register(Gpr::RDI)]);
-    /// # Ok::<(), footbridge::jit::JitError>(())
-    /// ```
-    ///
-    /// Who walks the stack finds the slots with
-    /// [`scan_own_stack`](crate::runtime::scan_own_stack).
-    ///
-    /// # Errors
-    /// As [`Self::install`] and [`Self::install_preemptible`]. An entry of the stack map
-    /// ([`JitError::StackMap`]) is empty, leaves the code or overlaps another one; a slot of it is
-    /// no place for a pointer of the code's own in a frame of its class.
-    ///
-    /// # Safety
-    /// 1. As for [`Self::install`].
-    /// 2. If the annotations say that the code is preemptible, as for
-    ///    [`Self::install_preemptible`].
-    /// 3. Whatever a visitor of the code's live slots does to a slot of the stack map is right for
-    ///    the code at that place: see [`LiveAt`](super::LiveAt) for which entry counts when.
-    pub unsafe fn install_with(
-        &self,
-        name: &str,
-        class: FrameClass,
-        body: impl FnOnce(&mut Ops) -> Annotations,
+        body: impl FnOnce(&mut Ops) -> A,
     ) -> Result<Code, JitError> {
         let spec = user_code(name, class)?;
-        let id = self.arena.emit_annotated(&spec, self.arena.max_code_bytes(), body)?;
+        let bound_bytes = self.arena.max_code_bytes();
+        let id = self.arena.emit_annotated(&spec, bound_bytes, |ops| body(ops).into())?;
         Ok(Code { jit: *self, code: Arc::new(Installed(id)) })
     }
 
     /// How the code memory of this handle is mapped, in one sentence.
+    ///
+    /// ```
+    /// println!("{}", footbridge::jit::Jit::new()?.memory_report());
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     pub fn memory_report(&self) -> &str {
         self.arena.memory().report()
     }
 
     /// Whether code in this arena reaches the program's text with `call rel32`.
+    ///
+    /// ```
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    ///
+    /// extern "sysv64" fn seven() -> u64 {
+    ///     7
+    /// }
+    ///
+    /// let (jit, target) = (Jit::new()?, seven as usize);
+    /// // SAFETY: a System V function with a standard frame around a call.
+    /// let code = unsafe {
+    ///     jit.install("calls", FrameClass::Standard, |ops| {
+    ///         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+    ///         match jit.is_near_text() {
+    ///             true => dynasm!(ops; .arch x64; call extern target),
+    ///             false => dynasm!(ops; .arch x64; mov rax, QWORD target as i64; call rax),
+    ///         }
+    ///         dynasm!(ops; .arch x64; pop rbp; ret);
+    ///     })?
+    /// };
+    /// // SAFETY: its convention and types.
+    /// assert_eq!(unsafe { code.as_fn::<extern "sysv64" fn() -> u64>() }(), 7);
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     pub fn is_near_text(&self) -> bool {
         self.arena.memory().is_near()
     }
@@ -316,14 +323,17 @@ impl std::fmt::Debug for Jit {
     }
 }
 
-/// Code that was installed. When the handle and every entry to the code are dropped, the code is
-/// retired: it stays where it is, and stays recognisable, since frames may still return to it.
+/// Code that was installed. Clones are handles to the same code.
+///
+/// When the last handle and every entry to the code are dropped, the code is retired: it stays
+/// where it is, and stays recognisable, since frames may still return to it.
+#[derive(Clone)]
 pub struct Code {
     jit: Jit,
     code: Arc<Installed>,
 }
 
-/// Retires the code when the last one goes who enters it.
+/// Retires the code when the last handle and the last entry are dropped.
 pub(crate) struct Installed(StubId);
 
 impl Drop for Installed {
@@ -334,21 +344,98 @@ impl Drop for Installed {
 
 impl Code {
     /// Address of the first instruction.
+    ///
+    /// ```
+    /// use footbridge::dynasm::{DynasmApi, dynasm};
+    /// use footbridge::jit::{FrameClass, GRANULE_BYTES, Jit};
+    ///
+    /// let jit = Jit::new()?;
+    /// // SAFETY: a System V leaf that changes nothing.
+    /// let nothing = unsafe {
+    ///     jit.install("nothing", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret))?
+    /// };
+    /// assert!(nothing.address().is_multiple_of(GRANULE_BYTES));
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     pub fn address(&self) -> usize {
         self.code.0.start()
     }
 
-    /// Bytes of code.
+    /// The code as a function pointer of type `F`.
+    ///
+    /// ```
+    /// use footbridge::dynasm::{DynasmApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    ///
+    /// let jit = Jit::new()?;
+    /// // SAFETY: a System V leaf that changes rax only.
+    /// let double = unsafe {
+    ///     jit.install("double", FrameClass::Leaf, |ops| {
+    ///         dynasm!(ops; .arch x64; lea rax, [rdi + rdi]; ret);
+    ///     })?
+    /// };
+    /// // SAFETY: its convention and types; it is sound to call, and `double` outlives all calls.
+    /// let function = unsafe { double.as_fn::<extern "sysv64" fn(u64) -> u64>() };
+    /// assert_eq!(function(21), 42);
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    ///
+    /// # Safety
+    /// 1. `F` is a function pointer type of the convention and of the types that the code was
+    ///    written for (`extern "sysv64"`, `extern "win64"`), or its `-unwind` form.
+    /// 2. If the code may unwind, `F` is the `-unwind` form.
+    /// 3. No call of the pointer starts after the last handle to this code was dropped.
+    /// 4. `F` is an `unsafe fn`, unless every call of it is sound. A call by this pointer leaves no
+    ///    entry frame: code that calls goroutine functions is entered by [`Code::enter`] instead.
+    pub unsafe fn as_fn<F: Copy>(&self) -> F {
+        // SAFETY: 1. is the caller's promise, and so are 2. to 4., which are about calls.
+        unsafe { as_fn(self.address()) }
+    }
+
+    /// The bytes of the code. They do not change.
+    ///
+    /// ```
+    /// use footbridge::dynasm::{DynasmApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    ///
+    /// let jit = Jit::new()?;
+    /// // SAFETY: a System V leaf that changes rax only.
+    /// let zero = unsafe {
+    ///     jit.install("zero", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; xor eax, eax; ret))?
+    /// };
+    /// assert_eq!(zero.bytes(), [0x31, 0xc0, 0xc3]);
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: published code is readable and does not change, and stays while a handle does.
+        unsafe { std::slice::from_raw_parts(self.address() as *const u8, self.len()) }
+    }
+
+    /// Bytes of code: at least one.
+    ///
+    /// ```
+    /// use footbridge::dynasm::{DynasmApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    ///
+    /// let jit = Jit::new()?;
+    /// // SAFETY: a System V leaf that changes nothing.
+    /// let code = unsafe {
+    ///     jit.install("nothing", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; nop; ret))?
+    /// };
+    /// assert_eq!((code.len(), code.is_empty()), (2, false));
+    /// assert_eq!(code.jit().memory_report(), jit.memory_report());
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     pub fn len(&self) -> usize {
         self.code.0.len()
     }
 
-    /// Never: code that is installed has at least one byte.
+    /// Never: see [`Self::len`].
     pub fn is_empty(&self) -> bool {
-        self.code.0.len() == 0
+        self.len() == 0
     }
 
-    /// The code memory that this code is in.
+    /// The code memory that this code is in: see [`Self::len`] for an example.
     pub fn jit(&self) -> Jit {
         self.jit
     }

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::ops::Range;
 
-use dynasmrt::DynasmError;
+use dynasmrt::{DynasmError, TargetKind};
 
 use crate::abi::{AssignError, PlanError};
 
 /// Why code memory could not be made or a stub could not be emitted.
 ///
-/// After any of these nothing is published: no look-up finds a part of the stub that failed.
+/// After any of these nothing is published: no lookup finds a part of the stub that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum JitError {
@@ -24,7 +24,7 @@ pub enum JitError {
     },
     /// The reservation has no room left for a stub of this frame class.
     OutOfCodeSpace {
-        /// Bytes that were asked for.
+        /// Bytes that are needed.
         needed_bytes: usize,
         /// The sub-arena that is full.
         class: &'static str,
@@ -43,7 +43,7 @@ pub enum JitError {
         /// How many that is.
         limit: usize,
     },
-    /// The code that was emitted does not follow the law of the frame class it was declared with.
+    /// The code does not keep the contract of the frame class that it was declared with.
     FrameContract {
         /// Name of the code.
         name: String,
@@ -65,7 +65,14 @@ pub enum JitError {
         /// The address that was given.
         address: usize,
     },
-    /// dynasm could not resolve the code: an unknown label, or a target out of reach.
+    /// The code calls or jumps to an address that a displacement of 32 bits does not reach.
+    OutOfReach {
+        /// Name of the code.
+        name: String,
+        /// The address.
+        target: usize,
+    },
+    /// dynasm could not resolve the code: an unknown label, or one that is defined twice.
     Assemble {
         /// Name of the code.
         name: String,
@@ -125,7 +132,12 @@ pub enum JitError {
 impl JitError {
     /// What dynasm says of code that it could not resolve.
     pub(crate) fn assemble(name: &str, error: DynasmError) -> Self {
-        Self::Assemble { name: name.into(), reason: error.to_string() }
+        match error {
+            DynasmError::ImpossibleRelocation(TargetKind::Value(target)) => {
+                Self::OutOfReach { name: name.into(), target }
+            }
+            error => Self::Assemble { name: name.into(), reason: error.to_string() },
+        }
     }
 }
 
@@ -165,6 +177,13 @@ impl fmt::Display for JitError {
                 "{stub} stub: its target is the address {address:#x}, which is null or an offset \
                  from null; pass the address of a function"
             ),
+            Self::OutOfReach { name, target } => write!(
+                f,
+                "code {name:?} calls or jumps to {target:#x}, which is further away than a \
+                 displacement of 32 bits reaches; load the address into a register and call that, \
+                 or build the Jit with Placement::Near and a smaller JitBuilder::reserve_bytes, so \
+                 that it fits next to the program's text (Jit::is_near_text)"
+            ),
             Self::Assemble { name, reason } => {
                 write!(f, "code {name:?} does not assemble: {reason}")
             }
@@ -181,7 +200,7 @@ impl fmt::Display for JitError {
             }
             Self::UnsafePointRange { name, range, rule } => write!(
                 f,
-                "bytes {}..{} of preemptible code {name:?} cannot be an unsafe range: {rule}",
+                "bytes {}..{} of preemptible code {name:?} cannot be unsafe points: {rule}",
                 range.start, range.end
             ),
             Self::StackMap { name, range, slot: None, rule } => write!(
@@ -206,7 +225,15 @@ impl fmt::Display for JitError {
     }
 }
 
-impl std::error::Error for JitError {}
+impl std::error::Error for JitError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Assign(e) => Some(e),
+            Self::Plan(e) => Some(e),
+            _ => None,
+        }
+    }
+}
 
 impl From<AssignError> for JitError {
     fn from(e: AssignError) -> Self {

@@ -1,5 +1,5 @@
-//! The frame contract: what every frame of emitted code looks like, so that one unwind rule serves a
-//! whole range of code. Also the constants that emission, memory, unwinding and stack maps share.
+//! The frame contract: what every frame of emitted code looks like, so that one unwind rule serves
+//! a whole range of code. Also the constants that emission, memory, unwinding and stack maps share.
 //!
 //! The rules that unwinders derive from the contract are in `unwind/`.
 
@@ -16,8 +16,8 @@ pub const GRANULE_BYTES: usize = 64;
 /// Bytes below rsp that belong to the code that runs: System V psABI x86-64, section 3.2.2.
 pub(crate) const RED_ZONE_BYTES: usize = 128;
 
-/// The smallest page of any host, and so the smallest guard page. Code that lowers the stack pointer
-/// further than this touches each page on the way.
+/// The smallest page of any host, and so the smallest guard page. Code that lowers the stack
+/// pointer further than this touches each page on the way.
 pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// The reach of a `rel32` operand, less room for a reservation's last piece of code.
@@ -25,8 +25,8 @@ pub(crate) const REL32_REACH_BYTES: usize = (1 << 31) - (2 << 20);
 
 /// The contract that a frame of some code keeps, so that one unwind rule serves a whole sub-arena.
 ///
-/// Offsets are from rbp, and addresses grow upwards. `CFA`, the canonical frame address of DWARF, is
-/// the caller's rsp before the call.
+/// Offsets are from rbp, and addresses grow upwards. `CFA`, the canonical frame address of DWARF,
+/// is the caller's rsp before the call.
 ///
 /// On AArch64 x29 takes the place of rbp and `stp x29, x30, [sp, #-16]!; mov x29, sp` that of the
 /// prologue: the two saved words lie in the same order. `Saved` and `Entry` frames do not exist
@@ -74,8 +74,8 @@ pub(crate) mod entry_frame {
 
 /// `push rbp; mov rbp, rsp`, in both encodings of the `mov`.
 const AMD64_PROLOGUES: [&[u8]; 2] = [&[0x55, 0x48, 0x89, 0xe5], &[0x55, 0x48, 0x8b, 0xec]];
-/// The pushes of `Saved` that follow: rbx, which may have a REX prefix without effect, r12, r13, r14,
-/// r15.
+/// The pushes of `Saved` that follow: rbx, which may have a REX prefix without effect, r12, r13,
+/// r14, r15.
 const AMD64_SAVED_PUSHES: [&[u8]; 2] = [
     &[0x53, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57],
     &[0x40, 0x53, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57],
@@ -161,8 +161,8 @@ impl FrameClass {
     }
 }
 
-/// What the emitter of a stub reports of its frame, in bytes from the start of the code. With it the
-/// walks are right at each instruction of the crate's own stubs, without decoding them.
+/// What the emitter of a stub reports of its frame, in bytes from the start of the code. With it
+/// the walks are right at each instruction of the crate's own stubs, without decoding them.
 ///
 /// In a class with a prologue, the frame is half made at its instructions. From `complete_at` on it
 /// is complete, but at the instructions of `dropped_at` and `left_at`.

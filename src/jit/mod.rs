@@ -6,6 +6,7 @@
 //!
 //! Emission is for any machine on any host. What executes is for one host, and only there.
 
+pub mod dynasm;
 pub(crate) mod emit;
 mod error;
 mod frame;
@@ -33,7 +34,7 @@ crate::on_executing_host! {
     pub use frame::GRANULE_BYTES;
     pub use mem::{MemoryMode, Placement};
     pub use registry::{ForeignCode, ForeignRegion, StubInfo, StubKind, lookup};
-    pub use safe_point::{UnsafePointRange, WhenUnsafe};
+    pub use safe_point::WhenUnsafe;
     pub use stack_map::{LiveAt, LiveSlot, StackMap};
 
     pub(crate) use arena::StubSpec;

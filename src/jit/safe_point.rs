@@ -1,45 +1,47 @@
-//! Where code may be interrupted for another goroutine, as its author says when it is installed.
+//! Safe-points: where code may be interrupted for another goroutine, as its annotations say.
 //!
-//! Code is not preemptible unless its author promises that it is, at every instruction but those
-//! in unsafe ranges. The signal handler reads what is said here: it must stay plain data.
+//! Code is not preemptible unless its annotations promise that it is, at every instruction but the
+//! unsafe points. The signal handler reads what is said here: it must stay plain data.
 
 use std::ops::Range;
 
 use super::error::JitError;
 
-/// What a preemption does that comes while the pc is in an unsafe range.
+/// What a preemption does that comes while the pc is at an unsafe point: see
+/// [`Annotations::unsafe_points`](super::Annotations::unsafe_points).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum WhenUnsafe {
-    /// Nothing: the code goes on, and is interrupted later.
+    /// Nothing: the code continues, and is preempted later.
     Skip,
-    /// The code is interrupted, and goes on from the start of the range: what the range did so
-    /// far is done again.
+    /// The code is preempted, and resumes at the start of the range: what the range did so far is
+    /// done again.
     Restart,
 }
 
-/// Instructions at which code must not simply be interrupted and go on.
+/// Points at which code must not simply be descheduled and resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnsafePointRange {
+pub(crate) struct UnsafePointRange {
     /// Bytes from the start of the code: from the first instruction of the range to the first one
-    /// behind it. `ops.offset().0` while it is emitted.
-    pub bytes: Range<usize>,
-    /// What to do there.
-    pub when: WhenUnsafe,
+    /// after it.
+    pub(crate) bytes: Range<usize>,
+    /// What a preemption does there.
+    pub(crate) when: WhenUnsafe,
 }
 
 /// What a preemption finds at a pc.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SafePoint {
-    /// Code that never is.
+    /// The code is never preempted.
     NotPreemptible,
-    /// Not at this instruction.
+    /// The code is not preempted at this instruction.
     Unsafe,
-    /// The code may be interrupted, and goes on so many bytes from its start.
+    /// The code may be preempted, and resumes at this offset from its start.
     ResumeAt(usize),
 }
 
-/// Whether code with these (sorted) ranges may be interrupted so many bytes from its start.
-/// Called in signal handlers.
+/// Whether code with these (sorted) ranges may be preempted at this offset from its start. Called
+/// in signal handlers.
 pub(crate) fn point(ranges: &[UnsafePointRange], offset_bytes: usize) -> SafePoint {
     match ranges.iter().find(|range| range.bytes.contains(&offset_bytes)) {
         None => SafePoint::ResumeAt(offset_bytes),
@@ -66,7 +68,7 @@ pub(crate) fn check(
             return refuse(range, "it is empty: it ends where it starts, or before");
         }
         if range.bytes.end > code_bytes {
-            return refuse(range, "it ends behind the code; ranges count bytes from its start");
+            return refuse(range, "it ends after the code; ranges count bytes from its start");
         }
         if range.when == WhenUnsafe::Restart && range.bytes.start < prologue_bytes {
             return refuse(
@@ -121,7 +123,7 @@ mod tests {
             (vec![range(5..5, skip)], 5..5, "empty"),
             #[allow(clippy::reversed_empty_ranges, reason = "that is what is refused")]
             (vec![range(6..5, skip)], 6..5, "empty"),
-            (vec![range(90..101, skip)], 90..101, "behind the code"),
+            (vec![range(90..101, skip)], 90..101, "after the code"),
             (vec![range(3..8, restart)], 3..8, "frame twice"),
             (vec![range(20..30, skip), range(10..21, restart)], 20..30, "overlaps"),
         ] {

@@ -34,19 +34,19 @@ scalars! {
 unsafe impl<T> Scalar for *const T {
     const TYPE: Type = Type::Ptr;
 }
-// SAFETY: as above.
+// SAFETY: a thin pointer is an address.
 unsafe impl<T> Scalar for *mut T {
     const TYPE: Type = Type::Ptr;
 }
-// SAFETY: as above; that it is valid is the promise of whoever passes it.
+// SAFETY: a reference is passed as an address; that it is valid is the promise of the caller.
 unsafe impl<T> Scalar for &T {
     const TYPE: Type = Type::Ptr;
 }
-// SAFETY: as above, and null is `None`.
+// SAFETY: passed as an address, where null is `None`.
 unsafe impl<T> Scalar for Option<&T> {
     const TYPE: Type = Type::Ptr;
 }
-// SAFETY: as above.
+// SAFETY: an address, as the documentation of `NonNull` says.
 unsafe impl<T> Scalar for NonNull<T> {
     const TYPE: Type = Type::Ptr;
 }

@@ -1,8 +1,8 @@
-//! Where code has pointers that somebody wants to find and to change, as its author says when it is
-//! installed: for the roots of a precise collector.
+//! Where code has pointers that a walk is to find and may change, as its annotations say: for the
+//! roots of a precise collector.
 //!
-//! A map is checked once and then plain data. Look-ups allocate nothing, take no lock and do not
-//! panic: walks of stacks make them.
+//! A map is checked once and then plain data. Lookups in it allocate nothing, take no lock and do
+//! not panic: walks of stacks make them.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,14 +17,14 @@ pub(crate) const FARTHEST_BYTES: i32 = 8 << 20;
 /// A place that holds a live pointer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LiveSlot {
-    /// A word of the stack, so many bytes from rbp; in code of [`FrameClass::Leaf`], from rsp. A
-    /// multiple of 8.
+    /// A word of the stack, at this offset in bytes from rbp; in code of [`FrameClass::Leaf`], from
+    /// rsp. A multiple of 8.
     ///
     /// In a frame, `-8` is the first word below rbp and `16` the first stack argument. (In
-    /// [`FrameClass::Saved`] the first word of the code's own is `-48`.) In a leaf, `-8` to `-128` are
-    /// the red zone, and `8` is the first stack argument.
+    /// [`FrameClass::Saved`] the first word of the code's own is `-48`.) In a leaf, `-8` to `-128`
+    /// are the red zone, and `8` is the first stack argument.
     Frame(i32),
-    /// A general register, but not rsp or rbp. It counts where the code was interrupted or gave way
+    /// A general register, but not rsp or rbp. It counts where the code was interrupted or yielded
     /// itself, and not while it calls: see [`LiveAt`].
     Register(Gpr),
 }
@@ -42,38 +42,56 @@ impl fmt::Display for LiveSlot {
 ///
 /// Which entry of a map counts for a frame:
 ///
-/// * **It calls**: the one that contains the *last byte of the call*, as in unwind tables. Its frame
-///   slots are found; its registers are not, since whoever was called may have saved them
-///   anywhere. What must live over a call is in the frame.
-/// * **It was interrupted** ([`Jit::install_preemptible`](super::Jit::install_preemptible)): the one
-///   that contains the instruction at which it goes on (the first one of an unsafe range that
-///   restarts), with what is live *before* that instruction.
-///   Frame slots and registers are found, the latter where they were saved: a new value there is
-///   what the code goes on with.
-/// * **It gave way at a poll** or a check of its stack ([`Jit::polls`](super::Jit::polls)): as if it
-///   had been interrupted at the instruction behind the poll's branch. The slow path needs no entry.
-/// * **A stub that it called gave way**, a goroutine function that has returned: as if it had been
-///   interrupted at the instruction behind the call, where results are in their registers. A result
+/// * **It calls**: the entry that contains the *last byte of the call*, as in unwind tables. Its
+///   frame slots are found. Its registers are not, since the function that was called may have
+///   saved them anywhere. What must live over a call is in the frame.
+/// * **It was interrupted** ([`Annotations::preemptible`](super::Annotations::preemptible)): the
+///   entry that contains the instruction at which it resumes (the first one of unsafe points that
+///   restart), with what is live *before* that instruction. Frame slots and registers are found,
+///   the latter where they were saved: the code resumes with a new value that is written there.
+/// * **It yielded at a poll** or a check of its stack ([`Jit::polls`](super::Jit::polls)): as if it
+///   had been interrupted at the instruction after the poll's branch. The slow path needs no entry.
+/// * **A stub that it called yielded**, a goroutine function that has returned: as if it had been
+///   interrupted at the instruction after the call, where results are in their registers. A result
 ///   that is a pointer is found only if the entry for that instruction has its register.
 ///
 /// Where no entry is, no pointer is live. To say one thing for a call and another one for the
 /// moment before it, let an entry begin at the last byte of the call.
 ///
-/// In the prologue of a frame, and at the `ret` behind it, stack arguments are found, and nothing is
-/// below rbp.
+/// In the prologue of a frame, and at the `ret` that follows it, stack arguments are found, and
+/// nothing is below rbp.
 ///
-/// What a slot holds is between the code and whoever looks: a pointer to the middle of something, or
-/// none yet. Vector registers are no slots. What is passed to Rust or C is theirs while they run.
+/// What a slot holds is between the code and the visitor: a pointer to the middle of an object, or
+/// null. Vector registers are no slots. What is passed to Rust or C is theirs while they run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveAt {
-    /// Bytes from the start of the code: from the first instruction to the first one behind.
-    /// `ops.offset().0` while it is emitted.
+    /// Bytes from the start of the code: from the first instruction to the first one after them.
+    /// `ops.offset().0` is the offset of the next instruction while code is emitted.
     pub bytes: Range<usize>,
     /// What is live there, in any order.
     pub slots: Vec<LiveSlot>,
 }
 
 /// The map of a piece of code: entries that do not overlap, by their place.
+///
+/// ```
+/// use footbridge::dynasm::{DynasmApi, dynasm};
+/// use footbridge::jit::{Annotations, FrameClass, Jit, LiveAt, LiveSlot, lookup};
+///
+/// let jit = Jit::new()?;
+/// // SAFETY: a System V leaf that changes nothing; its first stack argument is a pointer.
+/// let code = unsafe {
+///     jit.install("ignores", FrameClass::Leaf, |ops| {
+///         dynasm!(ops; .arch x64; nop; ret);
+///         let slots = vec![LiveSlot::Frame(8)];
+///         Annotations::new().stack_map([LiveAt { bytes: 0..1, slots }])
+///     })?
+/// };
+/// let map = lookup(code.address()).and_then(|stub| stub.stack_map()).expect("it has one");
+/// assert_eq!(map.entries().len(), 1);
+/// assert_eq!((map.live_at(0), map.live_at(1)), (&[LiveSlot::Frame(8)][..], &[][..]));
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StackMap {
     entries: Box<[LiveAt]>,
@@ -101,7 +119,7 @@ impl StackMap {
                 return refuse(entry, None, "it is empty: it ends where it starts, or before");
             }
             if entry.bytes.end > code_bytes {
-                let rule = "it ends behind the code; entries count bytes from its start";
+                let rule = "it ends after the code; entries count bytes from its start";
                 return refuse(entry, None, rule);
             }
             entry.slots.sort_unstable();
@@ -125,10 +143,10 @@ impl StackMap {
         &self.entries
     }
 
-    /// What is live at the instruction with the byte that is so many from the start of the code.
+    /// What is live at the instruction that has the byte at this offset from the start of the code.
     pub fn live_at(&self, offset_bytes: usize) -> &[LiveSlot] {
-        let behind = self.entries.partition_point(|entry| entry.bytes.start <= offset_bytes);
-        let entry = behind.checked_sub(1).and_then(|last| self.entries.get(last));
+        let next = self.entries.partition_point(|entry| entry.bytes.start <= offset_bytes);
+        let entry = next.checked_sub(1).and_then(|last| self.entries.get(last));
         match entry {
             Some(entry) if offset_bytes < entry.bytes.end => &entry.slots,
             _ => &[],
@@ -226,7 +244,7 @@ mod tests {
         let ranges = [
             (vec![entry(5..5, &[rax])], 5..5, "empty"),
             (vec![entry(6..5, &[rax])], 6..5, "empty"),
-            (vec![entry(90..101, &[rax])], 90..101, "behind the code"),
+            (vec![entry(90..101, &[rax])], 90..101, "after the code"),
             (vec![entry(20..30, &[]), entry(10..21, &[])], 20..30, "overlaps"),
             (vec![entry(10..20, &[]), entry(10..20, &[])], 10..20, "overlaps"),
         ];

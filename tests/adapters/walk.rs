@@ -18,6 +18,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::child;
 use support::native_unwind;
@@ -161,7 +162,7 @@ fn walked() -> (Vec<String>, WalkEnd) {
     let mut names = Vec::new();
     let end = jit_frames(|frame| {
         names.push(frame.stub.name().to_owned());
-        true
+        ControlFlow::Continue(())
     });
     (names, end)
 }

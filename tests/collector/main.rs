@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Gpr};
 use footbridge::jit::{
     Annotations, Code, ForeignRegion, FrameClass, Jit, JitError, LiveAt, LiveSlot, Ops, StubKind,
-    UnsafePointRange, WhenUnsafe, lookup,
+    WhenUnsafe, lookup,
 };
 use footbridge::runtime::{
     self, Chan, Config, Entry, ScanFrame, WalkEnd, gosched, request_preemption, scan_own_stack,
@@ -189,13 +190,14 @@ fn install(
     let jit = Jit::new().expect("code memory");
     // SAFETY: whoever calls this keeps the laws of the class; nothing depends on the thread.
     let code = unsafe {
-        jit.install_with(name, class, |ops| {
+        jit.install(name, class, |ops| {
             let mut marks = Marks::default();
             body(ops, &mut marks);
-            Annotations {
-                preemptible: (interrupted == Where::Anywhere).then(Vec::new),
-                stack_map: Some(marks.map(ops)),
-            }
+            let annotations = match interrupted {
+                Where::Anywhere => Annotations::preemptible(),
+                _ => Annotations::new(),
+            };
+            annotations.stack_map(marks.map(ops))
         })
     };
     code.expect("it installs")
@@ -256,7 +258,7 @@ fn ask_and_move(pc: usize) {
     let mut aside = false;
     scan_own_stack(|frame| {
         aside |= frame.stub.kind() == StubKind::Preempt;
-        false
+        ControlFlow::Break(())
     });
     if !aside {
         return;
@@ -269,7 +271,7 @@ fn ask_and_move(pc: usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         heap.update(frame);
-        true
+        ControlFlow::Continue(())
     });
     if end != WalkEnd::Complete {
         heap.strays.fetch_add(1000, Ordering::Relaxed);
@@ -640,7 +642,10 @@ fn ask_and_read(pc: usize) {
     }
     scan_own_stack(|frame| {
         if !frame.interrupted {
-            return frame.stub.kind() == StubKind::Preempt;
+            return match frame.stub.kind() {
+                StubKind::Preempt => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            };
         }
         for register in Gpr::ALL {
             let found = frame.saved_register(register).map_or(1, |place| {
@@ -654,7 +659,7 @@ fn ask_and_read(pc: usize) {
             FOUND[usize::from(register.index())].store(found, Ordering::Relaxed);
         }
         READ.store(true, Ordering::Relaxed);
-        false
+        ControlFlow::Break(())
     });
 }
 
@@ -796,7 +801,10 @@ fn frames_of_tower(heap: &Heap) -> Vec<Found> {
 }
 
 /// Checks every frame, and moves every object.
-fn check_and_move(heap: &Heap, scan: impl FnOnce(&mut dyn FnMut(&ScanFrame) -> bool) -> WalkEnd) {
+fn check_and_move(
+    heap: &Heap,
+    scan: impl FnOnce(&mut dyn FnMut(&ScanFrame) -> ControlFlow<()>) -> WalkEnd,
+) {
     let expected = frames_of_tower(heap);
     let mut frames = Vec::new();
     heap.move_all();
@@ -804,7 +812,7 @@ fn check_and_move(heap: &Heap, scan: impl FnOnce(&mut dyn FnMut(&ScanFrame) -> b
         assert!(frame.saved_register(Gpr::RBX).is_none());
         frames.push(found(frame));
         heap.update(frame);
-        true
+        ControlFlow::Continue(())
     });
     assert_eq!(end, WalkEnd::Complete);
     // A Vec of tuples that differ says less than the first that does.
@@ -836,7 +844,7 @@ fn the_visitor_may_stop() {
         let mut visits = 0;
         let end = scan_own_stack(|_| {
             visits += 1;
-            visits < 3
+            if visits < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         assert_eq!((end, visits), (WalkEnd::Stopped, 3));
     });
@@ -907,7 +915,7 @@ fn wait_for_parked(id: &AtomicU64, name: &str) -> runtime::Goroutine {
         let scan = it.map(|it| {
             it.scan_stack(LONG, |frame| {
                 is_there = frame.stub.name() == name;
-                false
+                ControlFlow::Break(())
             })
         });
         if let (Some(it), Some(Ok(_)), true) = (it, scan, is_there) {
@@ -1033,7 +1041,7 @@ fn a_moving_collector_and_code_that_does_not_stop_for_it() {
                             assert!(frame.live_slots().is_some());
                         }
                         heap.update(frame);
-                        true
+                        ControlFlow::Continue(())
                     });
                     assert_eq!(scan, Ok(WalkEnd::Complete));
                     assert_eq!(Heap::load(&heap.strays), 0);
@@ -1073,7 +1081,7 @@ fn a_slot_outside_of_the_stack_ends_the_walk() {
         let mut names = Vec::new();
         let end = scan_own_stack(|frame| {
             names.push(frame.stub.name());
-            true
+            ControlFlow::Continue(())
         });
         let WalkEnd::Broken { at } = end else { panic!("{end:?}") };
         BROKEN.store(at, Ordering::Relaxed);
@@ -1100,14 +1108,14 @@ fn maps_that_make_no_sense_are_refused_when_code_is_installed() {
     let install = |class, entries: Vec<LiveAt>| {
         // SAFETY: never called.
         let code = unsafe {
-            jit.install_with("wrong map", class, |ops| {
+            jit.install("wrong map", class, |ops| {
                 dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
                 match class {
                     FrameClass::Saved => dynasm!(ops
                         ; .arch x64; push rbx; push r12; push r13; push r14; push r15; leave; ret),
                     _ => dynasm!(ops; .arch x64; nop; pop rbp; ret),
                 }
-                Annotations { stack_map: Some(entries), ..Annotations::default() }
+                Annotations::new().stack_map(entries)
             })
         };
         code.map(|code| lookup(code.address()).and_then(|stub| stub.stack_map()))
@@ -1120,7 +1128,7 @@ fn maps_that_make_no_sense_are_refused_when_code_is_installed() {
         (
             FrameClass::Standard,
             vec![entry(4..8, &[])],
-            "bytes 4..8 of code \"wrong map\" cannot be an entry of its stack map: it ends behind the \
+            "bytes 4..8 of code \"wrong map\" cannot be an entry of its stack map: it ends after the \
              code; entries count bytes from its start",
         ),
         (
@@ -1141,12 +1149,11 @@ fn maps_that_make_no_sense_are_refused_when_code_is_installed() {
         assert_eq!(error.to_string(), text);
     }
     // Both kinds of annotations are looked at.
-    let range = UnsafePointRange { bytes: 0..1, when: WhenUnsafe::Restart };
     // SAFETY: never called.
     let refused = unsafe {
-        jit.install_with("wrong", FrameClass::Standard, |ops| {
+        jit.install("wrong", FrameClass::Standard, |ops| {
             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; pop rbp; ret);
-            Annotations { preemptible: Some(vec![range]), stack_map: Some(vec![]) }
+            Annotations::preemptible().unsafe_points(0..1, WhenUnsafe::Restart).stack_map([])
         })
     };
     assert!(matches!(refused, Err(JitError::UnsafePointRange { .. })), "{refused:?}");
@@ -1160,16 +1167,16 @@ fn code_without_a_map_has_none_and_an_empty_map_is_one() {
     let codes = unsafe {
         let preemptible = |ops: &mut Ops| {
             body(ops);
-            vec![]
+            Annotations::preemptible()
         };
         let mapped = |ops: &mut Ops| {
             body(ops);
-            Annotations { preemptible: None, stack_map: Some(vec![]) }
+            Annotations::new().stack_map([])
         };
         [
             jit.install("no map", FrameClass::Leaf, body),
-            jit.install_preemptible("no map", FrameClass::Leaf, preemptible),
-            jit.install_with("a map", FrameClass::Leaf, mapped),
+            jit.install("no map", FrameClass::Leaf, preemptible),
+            jit.install("a map", FrameClass::Leaf, mapped),
         ]
     };
     let said = codes.map(|code| {
@@ -1197,10 +1204,10 @@ fn foreign_code_can_have_a_map() {
     let region = unsafe { ForeignRegion::new(at..at + 4096, FrameClass::Leaf) };
     let region = region.expect("it is registered");
     let publish = |name, bytes, slot| {
-        let stack_map = Some(vec![LiveAt { bytes, slots: vec![slot] }]);
-        let annotations = Annotations { preemptible: Some(vec![]), stack_map };
+        let entry = LiveAt { bytes, slots: vec![slot] };
+        let annotations = Annotations::preemptible().stack_map([entry]);
         // SAFETY: the bytes are in place, and can be interrupted anywhere.
-        unsafe { region.publish_with(name, at..at + 10, annotations) }
+        unsafe { region.publish(name, at..at + 10, annotations) }
     };
     let refused = publish("foreign", 0..10, Frame(-136)).err();
     let Some(JitError::StackMap { rule, .. }) = refused else { panic!("{refused:?}") };
@@ -1230,7 +1237,11 @@ fn foreign_code_can_have_a_map() {
                         found += 1;
                     }
                     heap.update(frame);
-                    frame.stub.kind() != StubKind::Foreign
+                    if frame.stub.kind() != StubKind::Foreign {
+                        ControlFlow::Continue(())
+                    } else {
+                        ControlFlow::Break(())
+                    }
                 });
                 assert_eq!((end, found), (Ok(WalkEnd::Stopped), 1));
             }
@@ -1258,7 +1269,7 @@ fn foreign_code_of_four_gigabytes_is_refused() {
     let region = unsafe { ForeignRegion::new(at..at + LEN + 64, FrameClass::Leaf) };
     let region = region.expect("it is registered");
     // SAFETY: as above; no byte is read without annotations.
-    let refused = unsafe { region.publish("too long", at..at + LEN) }.err();
+    let refused = unsafe { region.publish("too long", at..at + LEN, ()) }.err();
     let Some(JitError::ForeignRange { rule, .. }) = refused else { panic!("{refused:?}") };
     assert!(rule.contains("4 GiB"), "{rule}");
 }
@@ -1273,7 +1284,7 @@ fn no_frame_of_a_deep_stack_is_left_out() {
         let mut seen = 0;
         let end = scan_own_stack(|frame| {
             seen += frame.live_slots().expect("a map").count();
-            true
+            ControlFlow::Continue(())
         });
         assert_eq!(end, WalkEnd::Complete);
         SEEN.store(seen, Ordering::Relaxed);
@@ -1282,7 +1293,7 @@ fn no_frame_of_a_deep_stack_is_left_out() {
     let target = look.address();
     // SAFETY: System V code with a standard frame, fn(pointer, depth).
     let code = unsafe {
-        jit.install_with("deep", FrameClass::Standard, |ops| {
+        jit.install("deep", FrameClass::Standard, |ops| {
             dynasm!(ops
                 ; .arch x64
                 ; entry:
@@ -1305,8 +1316,7 @@ fn no_frame_of_a_deep_stack_is_left_out() {
             );
             let bytes = from..ops.offset().0;
             dynasm!(ops; .arch x64; leave; ret);
-            let stack_map = Some(vec![LiveAt { bytes, slots: vec![LiveSlot::Frame(-8)] }]);
-            Annotations { stack_map, ..Annotations::default() }
+            Annotations::new().stack_map([LiveAt { bytes, slots: vec![LiveSlot::Frame(-8)] }])
         })
     };
     // SAFETY: of that convention and type.

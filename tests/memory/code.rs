@@ -283,6 +283,22 @@ fn code_that_is_refused_leaves_nothing_behind() {
         assert!(text.starts_with("code \"undefined\" does not assemble: "), "{text}");
         assert!(text.to_lowercase().contains("unknown") && text.contains("label"), "{text}");
 
+        let far = first.address() + (1 << 32);
+        let unreachable = install(&jit, "unreachable", |ops| {
+            dynasm!(ops; .arch x64; jmp extern far);
+        });
+        let error = unreachable.expect_err("out of reach");
+        assert_eq!(error, JitError::OutOfReach { name: "unreachable".into(), target: far });
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "code \"unreachable\" calls or jumps to {far:#x}, which is further away than a \
+                 displacement of 32 bits reaches; load the address into a register and call that, or \
+                 build the Jit with Placement::Near and a smaller JitBuilder::reserve_bytes, so that \
+                 it fits next to the program's text (Jit::is_near_text)"
+            )
+        );
+
         for class in [FrameClass::Standard, FrameClass::Saved] {
             // SAFETY: never called.
             let wrong = unsafe {

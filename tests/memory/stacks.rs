@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::hint::black_box;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use support::child;
@@ -1114,7 +1115,7 @@ fn a_panic_of_a_check_runs_destructors_and_the_goroutine_goes_on() {
                     let mut frames = 0;
                     runtime::jit_frames(|_| {
                         frames += 1;
-                        true
+                        ControlFlow::Continue(())
                     });
                     assert_eq!(frames, 0);
                     gosched();
@@ -1138,7 +1139,7 @@ fn walks_from_the_panic_of_a_check_see_every_frame() {
             let mut exact = Vec::new();
             let end = runtime::jit_frames(|frame| {
                 exact.push(frame.stub.to_string());
-                true
+                ControlFlow::Continue(())
             });
             assert_eq!(end, runtime::WalkEnd::Complete);
             let full = runtime::traceback().to_string();
@@ -1420,7 +1421,7 @@ fn a_check_that_panics_leaves_the_anchor_as_it_was() {
                 let mut found = Vec::new();
                 let end = runtime::jit_frames(|frame| {
                     found.push((frame.stub.to_string(), frame.pc, frame.fp));
-                    true
+                    ControlFlow::Continue(())
                 });
                 assert_eq!(end, runtime::WalkEnd::Complete);
                 found

@@ -12,7 +12,7 @@ use support::runs::wait_for;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit, JitError, Ops, UnsafePointRange, WhenUnsafe, lookup};
+use footbridge::jit::{Annotations, Code, FrameClass, Jit, JitError, Ops, WhenUnsafe, lookup};
 use footbridge::runtime::{
     self, Builder, Chan, Config, Entry, RunError, Stats, VectorState, checkpoint, go, gosched,
     scope, stats, systemstack, without_preemption,
@@ -69,9 +69,9 @@ impl Waiter {
         // SAFETY: a leaf that changes rax and rdi, and is as good anywhere.
         let code = unsafe {
             match kind {
-                Loop::Preemptible => jit.install_preemptible("waiter", FrameClass::Leaf, |ops| {
+                Loop::Preemptible => jit.install("waiter", FrameClass::Leaf, |ops| {
                     body(ops);
-                    vec![]
+                    Annotations::preemptible()
                 }),
                 _ => jit.install("waiter", FrameClass::Leaf, body),
             }
@@ -128,7 +128,7 @@ fn code_with_little_stack_left_is_not_interrupted() {
     for (used, expected) in [(40 << 10, true), (60 << 10, false)] {
         // SAFETY: a standard frame; what it reserves it does not touch.
         let code = unsafe {
-            jit.install_preemptible("low", FrameClass::Standard, |ops| {
+            jit.install("low", FrameClass::Standard, |ops| {
                 dynasm!(ops
                     ; .arch x64
                     ; push rbp
@@ -140,7 +140,7 @@ fn code_with_little_stack_left_is_not_interrupted() {
                     ; leave
                     ; ret
                 );
-                vec![]
+                Annotations::preemptible()
             })
         };
         let code = code.expect("it installs");
@@ -289,13 +289,13 @@ fn goroutine_functions_poll_when_they_return() {
 
 /// Adds one to a number so many times, by a load and a store: `fn(&mut u64, rounds)`. Goroutines of
 /// one thread that do it together lose none if the pair is not torn apart.
-fn increments(ranges: impl Fn(std::ops::Range<usize>) -> Vec<UnsafePointRange>) -> (u64, Stats) {
+fn increments(annotations: impl Fn(std::ops::Range<usize>) -> Annotations) -> (u64, Stats) {
     const ROUNDS: u64 = 2_000_000;
     const ADDERS: u64 = 4;
     let jit = Jit::new().expect("code memory");
     // SAFETY: a leaf. What is lost by interruptions is what the test is about.
     let code = unsafe {
-        jit.install_preemptible("adds", FrameClass::Leaf, |ops| {
+        jit.install("adds", FrameClass::Leaf, |ops| {
             // Each part waits for the one before it, so that signals come in both.
             dynasm!(ops; .arch x64; again: ; mov rdx, rsi);
             for _ in 0..6 {
@@ -311,7 +311,7 @@ fn increments(ranges: impl Fn(std::ops::Range<usize>) -> Vec<UnsafePointRange>) 
             // Up to the store, which ends the pair.
             let end = ops.offset().0;
             dynasm!(ops; .arch x64; and rax, 0; sub rsi, rax; dec rsi; jnz <again; ret);
-            ranges(start..end)
+            annotations(start..end)
         })
     };
     let code = code.expect("it installs");
@@ -337,10 +337,11 @@ fn increments(ranges: impl Fn(std::ops::Range<usize>) -> Vec<UnsafePointRange>) 
 
 #[test]
 fn unsafe_ranges_keep_pairs_of_instructions_together() {
-    let (lost, stats) = increments(|_| vec![]);
+    let (lost, stats) = increments(|_| Annotations::preemptible());
     assert!(lost > 0, "nothing is lost without ranges: the test is blind. {stats:?}");
     for when in [WhenUnsafe::Skip, WhenUnsafe::Restart] {
-        let (lost, stats) = increments(|bytes| vec![UnsafePointRange { bytes, when }]);
+        let (lost, stats) =
+            increments(|bytes| Annotations::preemptible().unsafe_points(bytes, when));
         assert_eq!(lost, 0, "{when:?}: {stats:?}");
         assert!(stats.asynchronous > 0, "{when:?}: {stats:?}");
         let skipped = stats.refused.unsafe_range;
@@ -837,12 +838,12 @@ fn ranges_that_make_no_sense_are_refused_when_code_is_installed() {
     let install = |class: FrameClass, bytes: std::ops::Range<usize>, when| {
         // SAFETY: it is never called.
         let code = unsafe {
-            jit.install_preemptible("ranged", class, |ops| {
+            jit.install("ranged", class, |ops| {
                 if class == FrameClass::Standard {
                     dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; pop rbp);
                 }
                 dynasm!(ops; .arch x64; ret);
-                vec![UnsafePointRange { bytes, when }]
+                Annotations::preemptible().unsafe_points(bytes, when)
             })
         };
         code.err().map(|error| error.to_string())
@@ -851,13 +852,13 @@ fn ranges_that_make_no_sense_are_refused_when_code_is_installed() {
     let (skip, restart) = (WhenUnsafe::Skip, WhenUnsafe::Restart);
     let text = |bytes: &str, rule: &str| {
         Some(format!(
-            "bytes {bytes} of preemptible code \"ranged\" cannot be an unsafe range: {rule}"
+            "bytes {bytes} of preemptible code \"ranged\" cannot be unsafe points: {rule}"
         ))
     };
     assert_eq!(install(leaf, 0..1, restart), None);
     assert_eq!(install(standard, 0..6, skip), None);
     assert_eq!(install(standard, 4..6, restart), None);
-    let behind = "it ends behind the code; ranges count bytes from its start";
+    let behind = "it ends after the code; ranges count bytes from its start";
     assert_eq!(install(leaf, 0..2, skip), text("0..2", behind));
     let empty = "it is empty: it ends where it starts, or before";
     assert_eq!(install(leaf, 1..1, skip), text("1..1", empty));
@@ -869,9 +870,9 @@ fn ranges_that_make_no_sense_are_refused_when_code_is_installed() {
         [FrameClass::Root, FrameClass::Standard].map(|class| {
             let body = |ops: &mut Ops| {
                 dynasm!(ops; .arch x64; ret);
-                vec![]
+                Annotations::preemptible()
             };
-            jit.install_preemptible("no frame", class, body).err()
+            jit.install("no frame", class, body).err()
         })
     };
     for error in refused {
@@ -945,12 +946,13 @@ fn foreign_code_can_be_preemptible() {
     // SAFETY: the mapping stays, and holds leaves.
     let region = unsafe { footbridge::jit::ForeignRegion::new(at..at + 4096, FrameClass::Leaf) };
     let region = region.expect("it is registered");
-    let too_long = UnsafePointRange { bytes: 0..7, when: WhenUnsafe::Skip };
+    let too_long = Annotations::preemptible().unsafe_points(0..7, WhenUnsafe::Skip);
     // SAFETY: the bytes are in place, and can be interrupted anywhere.
     let _code = unsafe {
-        let refused = region.publish_preemptible("foreign", at..at + 6, vec![too_long]).err();
+        let refused = region.publish("foreign", at..at + 6, too_long).err();
         assert!(matches!(refused, Some(JitError::UnsafePointRange { .. })), "{refused:?}");
-        region.publish_preemptible("foreign", at..at + 6, vec![]).expect("it is published")
+        let anywhere = Annotations::preemptible();
+        region.publish("foreign", at..at + 6, anywhere).expect("it is published")
     };
     assert!(lookup(at).expect("published").is_preemptible());
     run(1, || {

@@ -213,7 +213,7 @@ fn foreign_code_is_found_and_retired_like_our_own() {
     let region = unsafe { ForeignRegion::new(range, FrameClass::Saved) }.expect("registers");
     assert!(lookup(base).is_none(), "a region without code");
     // SAFETY: there are no bytes that could change.
-    let code = unsafe { region.publish("theirs", base + 128..base + 328) }.expect("publishes");
+    let code = unsafe { region.publish("theirs", base + 128..base + 328, ()) }.expect("publishes");
     let found = lookup(base + 128 + 0x77).expect("published");
     assert_eq!((found.kind(), found.frame_class()), (StubKind::Foreign, FrameClass::Saved));
     assert_eq!((found.name(), found.start(), found.len()), ("theirs", base + 128, 200));
@@ -272,7 +272,7 @@ fn foreign_ranges_that_break_a_rule_are_refused_with_the_rule() {
     assert_eq!(refused(code.address()..code.address() + 64, standard), overlap);
 
     // SAFETY: there are no bytes that could change.
-    let publish = |range: Range<usize>| unsafe { known.publish("piece", range) };
+    let publish = |range: Range<usize>| unsafe { known.publish("piece", range, ()) };
     let refused = |range| rule(publish(range).err().expect("refused"));
     let start = middle.start;
     let aligned = "it must start at a multiple of 64 bytes and not be empty";
@@ -315,7 +315,7 @@ fn a_process_has_64_regions() {
         for (i, region) in regions.iter().enumerate() {
             let at = base + i * 64;
             // SAFETY: there are no bytes that could change.
-            let _code = unsafe { region.publish("one", at..at + 1) }.expect("publishes");
+            let _code = unsafe { region.publish("one", at..at + 1, ()) }.expect("publishes");
             assert_eq!(lookup(at + 5).expect("published").start(), at);
         }
     })
@@ -357,7 +357,7 @@ fn code_too_long_for_the_way_back_of_a_word_is_found_from_its_middle() {
     let region = region.expect("registers");
     let start = base + 4096;
     // SAFETY: there are no bytes that could change.
-    let code = unsafe { region.publish("long", start..start + LEN) }.expect("publishes");
+    let code = unsafe { region.publish("long", start..start + LEN, ()) }.expect("publishes");
     let check = |offset: usize, retired: bool| {
         let found = lookup(start + offset).expect("inside");
         assert_eq!((found.start(), found.offset_bytes(), found.len()), (start, offset, LEN));

@@ -19,7 +19,7 @@ use support::settings::seed_or;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{FrameClass, Jit, Ops};
+use footbridge::jit::{Annotations, FrameClass, Jit, Ops};
 use footbridge::runtime::{
     Builder, Case, Chan, Config, Entry, checkpoint, go, gosched, keep_fp_control,
     request_preemption, scope, select, sleep, stats, systemstack,
@@ -169,9 +169,9 @@ impl Waiter {
         // SAFETY: a leaf that changes rdi only.
         let code = unsafe {
             match kind {
-                Loop::Preemptible => jit.install_preemptible("waits", FrameClass::Leaf, |ops| {
+                Loop::Preemptible => jit.install("waits", FrameClass::Leaf, |ops| {
                     body(ops);
-                    vec![]
+                    Annotations::preemptible()
                 }),
                 Loop::Polls(_) => jit.install("waits", FrameClass::Leaf, body),
             }

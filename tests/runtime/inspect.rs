@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "calls emitted code")]
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -12,7 +13,7 @@ use support::settings::stress_or;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{FrameClass, Jit, Ops};
+use footbridge::jit::{Annotations, FrameClass, Jit, Ops};
 use footbridge::runtime::{
     Builder, Chan, Config, Entry, Goroutine, ScanError, Status, Traceback, WaitReason, WalkEnd,
     checkpoint, current, go, gopark, goready, goroutines, gosched, jit_frames, scope, sleep,
@@ -81,9 +82,9 @@ fn nested_loop(polls: bool) -> Loop {
         if polls {
             jit.install(name, FrameClass::Standard, body)
         } else {
-            jit.install_preemptible(name, FrameClass::Standard, |ops| {
+            jit.install(name, FrameClass::Standard, |ops| {
                 body(ops);
-                vec![]
+                Annotations::preemptible()
             })
         }
     };
@@ -162,7 +163,7 @@ fn scan(goroutine: Goroutine) -> Result<(Vec<&'static str>, WalkEnd), ScanError>
     let mut names = Vec::with_capacity(16);
     let end = goroutine.scan_stack(LONG, |frame| {
         names.push(frame.stub.name());
-        true
+        ControlFlow::Continue(())
     })?;
     Ok((names, end))
 }
@@ -175,7 +176,7 @@ fn a_parked_goroutine_is_read_as_it_would_read_itself() {
         let mut own = Vec::new();
         let end = jit_frames(|frame| {
             own.push((frame.pc, frame.fp, frame.stub.name()));
-            true
+            ControlFlow::Continue(())
         });
         assert_eq!(end, WalkEnd::Complete);
         *OWN.lock().expect("not poisoned") = own;
@@ -193,7 +194,7 @@ fn a_parked_goroutine_is_read_as_it_would_read_itself() {
                 let mut seen = Vec::new();
                 let end = other.scan_stack(LONG, |frame| {
                     seen.push((frame.pc, frame.fp, frame.stub.name()));
-                    true
+                    ControlFlow::Continue(())
                 });
                 assert_eq!(end, Ok(WalkEnd::Complete));
                 assert_eq!(seen, *OWN.lock().expect("not poisoned"));
@@ -203,7 +204,7 @@ fn a_parked_goroutine_is_read_as_it_would_read_itself() {
                 let mut count = 0;
                 let end = other.scan_stack(LONG, |_| {
                     count += 1;
-                    count < 2
+                    if count < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 });
                 assert_eq!((end, count), (Ok(WalkEnd::Stopped), 2));
                 channel.send(7).expect("open");
@@ -270,7 +271,7 @@ fn a_goroutine_that_is_looked_at_stays_where_it_is() {
                 let before = words.count.load(Ordering::Relaxed);
                 std::thread::sleep(LOOK);
                 assert_eq!(words.count.load(Ordering::Relaxed), before);
-                false
+                ControlFlow::Break(())
             });
             assert_eq!(visited, Ok(WalkEnd::Stopped));
         });
@@ -305,7 +306,7 @@ fn a_goroutine_that_is_looked_at_stays_where_it_is() {
                 }
                 looked += 1;
                 assert!(!received.load(Ordering::Relaxed));
-                true
+                ControlFlow::Continue(())
             });
             assert_eq!(visited, Ok(WalkEnd::Complete));
             assert!(looked > 2, "{looked} frames");
@@ -478,7 +479,7 @@ fn a_visit_that_must_not_is_told_so_and_lets_go() {
                 let visited = catch_unwind(AssertUnwindSafe(|| {
                     other.scan_stack(LONG, |_| {
                         visit();
-                        true
+                        ControlFlow::Continue(())
                     })
                 }));
                 let payload = visited.expect_err("a panic");
@@ -519,15 +520,15 @@ fn who_waits_for_others_that_look_gives_up_in_time() {
                         while !done.load(Ordering::Relaxed) {
                             std::thread::yield_now();
                         }
-                        false
+                        ControlFlow::Break(())
                     });
                     assert_eq!(visited, Ok(WalkEnd::Stopped));
                 });
                 wait_until("the thread looks", || looking.load(Ordering::Relaxed));
                 let wait = Duration::from_millis(10);
                 let looks: [&dyn Fn() -> Result<WalkEnd, ScanError>; 2] =
-                    [&|| other.scan_stack(wait, |_| true), &|| {
-                        systemstack(|| other.scan_stack(wait, |_| true))
+                    [&|| other.scan_stack(wait, |_| ControlFlow::Continue(())), &|| {
+                        systemstack(|| other.scan_stack(wait, |_| ControlFlow::Continue(())))
                     }];
                 for look in looks {
                     match look() {
@@ -586,7 +587,11 @@ fn any_goroutine_can_be_named() {
         }
         let wait = Duration::from_secs(1);
         assert!(traceback_all().iter().any(|trace| !trace.frames.is_empty()));
-        assert!(goroutines().iter().any(|goroutine| goroutine.scan_stack(wait, |_| true).is_ok()));
+        assert!(
+            goroutines()
+                .iter()
+                .any(|goroutine| goroutine.scan_stack(wait, |_| ControlFlow::Continue(())).is_ok())
+        );
         // What an earlier run left behind does not belong to any.
         let left = run(1, || {
             let left = go(|| Chan::<()>::new(0).recv());

@@ -1,11 +1,14 @@
-//! Contracts that can be checked are checked: when code is installed, when a stub is made, and, in a
-//! checked `Jit`, when a stub is called.
+//! Contracts that can be checked are checked: when code is installed, when a stub is made, and, in
+//! a checked `Jit`, when a stub is called.
 
+use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Signature};
-use footbridge::jit::{Bind, Code, FrameClass, Jit, JitError, Ops, StubKind, lookup};
+use footbridge::jit::{
+    Annotations, Bind, Code, FrameClass, Jit, JitError, Ops, StubKind, WhenUnsafe, lookup,
+};
 use footbridge::runtime::{GoroutineFn, run};
 use support::child;
 
@@ -200,4 +203,49 @@ fn an_unchecked_jit_emits_nothing_more() {
     assert!(!has_check(&Jit::new().expect("code memory")));
     let unchecked = Jit::builder().reserve_bytes(8 << 20).build().expect("an arena");
     assert!(!has_check(&unchecked));
+}
+
+#[test]
+fn unsafe_points_of_code_that_is_not_preemptible_are_refused() {
+    let jit = Jit::new().expect("code memory");
+    // SAFETY: it is refused.
+    let refused = unsafe {
+        jit.install("code", FrameClass::Leaf, |ops| {
+            dynasm!(ops; .arch x64; ret);
+            Annotations::new().unsafe_points(0..1, WhenUnsafe::Skip)
+        })
+    };
+    assert_eq!(
+        refused.expect_err("nothing is safe there").to_string(),
+        "bytes 0..1 of preemptible code \"code\" cannot be unsafe points: the code is not \
+         preemptible, so that all of its points are unsafe; begin with Annotations::preemptible()"
+    );
+}
+
+#[test]
+fn code_is_retired_with_its_last_handle() {
+    let jit = Jit::new().expect("code memory");
+    let code = install(&jit, FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret)).expect("a leaf");
+    let (clone, address) = (code.clone(), code.address());
+    let is_retired = || lookup(address).expect("it stays").is_retired();
+    drop(code);
+    assert!(!is_retired());
+    assert_eq!((clone.address(), clone.bytes()), (address, &[0xc3][..]));
+    drop(clone);
+    assert!(is_retired());
+}
+
+#[test]
+fn errors_have_sources_where_they_wrap_one() {
+    let jit = Jit::new().expect("code memory");
+    let signature: Signature = "fn(i64) -> i64".parse().expect("a signature");
+    // SAFETY: it is refused.
+    let refused = unsafe { jit.adapter(&signature, SystemV, Win64, 0) }.expect_err("null");
+    assert!(refused.source().is_none());
+    let wide: Signature = "fn(v512)".parse().expect("a signature");
+    // SAFETY: it is refused.
+    let refused = unsafe { jit.adapter(&wide, GoAbi0, SystemV, 0x1000) }.expect_err("no vectors");
+    assert!(matches!(refused, JitError::Assign(_) | JitError::Plan(_)), "{refused:?}");
+    let source = refused.source().expect("the error of the assignment");
+    assert_eq!(source.to_string(), refused.to_string());
 }

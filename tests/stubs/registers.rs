@@ -29,8 +29,7 @@ use super::probe::{
 use footbridge::abi::{AssignError, Assignment, Convention, Gpr, RegSet, Signature, Xmm};
 use footbridge::jit::{Code, FrameClass, GRANULE_BYTES, Jit, JitError, StubInfo, StubKind, lookup};
 use footbridge::runtime::{
-    self, Builder, GoroutineFn, WaitReason, current, go, gopark, goready, gosched,
-    systemstack,
+    self, Builder, GoroutineFn, WaitReason, current, go, gopark, goready, gosched, systemstack,
 };
 
 const CONVENTIONS: [Convention; 2] = [Convention::SystemV, Convention::GoAbiInternal];

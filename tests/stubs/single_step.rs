@@ -29,6 +29,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use support::native_unwind;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -438,7 +439,7 @@ fn look_around(place: usize) {
     let mut frames = Vec::new();
     let end = jit_frames(|frame| {
         frames.push((frame.stub.kind(), frame.stub.name()));
-        true
+        ControlFlow::Continue(())
     });
     let seen = Seen {
         place,

@@ -10,15 +10,14 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::code::{pop_saved, push_saved};
 use support::runs::alone_and_preemptible as run;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{
-    FrameClass, Jit, Ops, StubInfo, StubKind, UnsafePointRange, WhenUnsafe, lookup,
-};
+use footbridge::jit::{Annotations, FrameClass, Jit, Ops, StubInfo, StubKind, WhenUnsafe, lookup};
 use footbridge::runtime::{
     self, Entry, Stats, TraceFrame, WalkEnd, gosched, request_preemption, stats,
 };
@@ -123,9 +122,9 @@ fn adder(name: &'static str, class: FrameClass, convention: Convention, polls: b
             jit.install(name, class, body)
         } else {
             let mut body = body;
-            jit.install_preemptible(name, class, |ops| {
+            jit.install(name, class, |ops| {
                 body(ops);
-                vec![]
+                Annotations::preemptible()
             })
         }
     };
@@ -138,7 +137,7 @@ fn adder_with_both(name: &'static str) -> Scene {
     let mut points = jit.polls(Convention::SystemV).expect("of this machine");
     // SAFETY: a leaf; nothing depends on the thread.
     let code = unsafe {
-        jit.install_preemptible(name, FrameClass::Leaf, |ops| {
+        jit.install(name, FrameClass::Leaf, |ops| {
             dynasm!(ops; .arch x64; mov ecx, 7; mov QWORD [rsp - 64], 0; again:);
             points.poll(ops);
             dynasm!(ops
@@ -150,7 +149,7 @@ fn adder_with_both(name: &'static str) -> Scene {
                 ; ret
             );
             points.finish(ops);
-            vec![]
+            Annotations::preemptible()
         })
     };
     Scene::enter(code.expect("it installs"), name, Convention::SystemV)
@@ -185,7 +184,7 @@ impl Walk {
                 *slot = (frame.pc, frame.fp);
             }
             len += 1;
-            true
+            ControlFlow::Continue(())
         });
         Self(frames, len, end)
     }
@@ -544,13 +543,13 @@ fn unsafe_ranges_are_skipped_or_begun_anew() {
         let mut range = 0..0;
         // SAFETY: a leaf that can be begun anew at the start of the range.
         let code = unsafe {
-            jit.install_preemptible("ranged", FrameClass::Leaf, |ops| {
+            jit.install("ranged", FrameClass::Leaf, |ops| {
                 dynasm!(ops; .arch x64; mov rcx, rdi; nop);
                 range.start = ops.offset().0;
                 dynasm!(ops; .arch x64; lea rax, [rcx + rcx]; lea rax, [rax + rax + 5]);
                 range.end = ops.offset().0;
                 dynasm!(ops; .arch x64; lea rax, [rax + 2 * rcx]; ret);
-                vec![UnsafePointRange { bytes: range.clone(), when }]
+                Annotations::preemptible().unsafe_points(range.clone(), when)
             })
         };
         let scene = Scene::enter(code.expect("it installs"), "ranged", SYSTEM_V);

@@ -1,5 +1,6 @@
 //! JIT code, Rust functions and the scheduler on one goroutine, end to end.
 
+use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -180,7 +181,7 @@ fn a_panic_crosses_three_jit_frames_and_a_system_stack() {
                 let mut frames = 0;
                 let end = runtime::jit_frames(|_| {
                     frames += 1;
-                    true
+                    ControlFlow::Continue(())
                 });
                 assert_eq!((frames, end), (0, runtime::WalkEnd::Complete));
                 // SAFETY: as above; 0 does not panic.
@@ -204,7 +205,7 @@ fn a_panic_caught_between_jit_segments_leaves_the_outer_anchor() {
             let mut names = Vec::new();
             let end = runtime::jit_frames(|frame| {
                 names.push(frame.stub.name());
-                true
+                ControlFlow::Continue(())
             });
             assert_eq!((names.as_slice(), end), (expected, runtime::WalkEnd::Complete));
         };
@@ -271,7 +272,7 @@ fn ten_thousand_goroutines_park_and_wake_under_jit_frames() {
                         assert_eq!(home, std::thread::current().id());
                         let count = hops.fetch_add(1, Ordering::Relaxed);
                         if count.is_multiple_of(1 << 12) {
-                            let end = runtime::jit_frames(|_| true);
+                            let end = runtime::jit_frames(|_| ControlFlow::Continue(()));
                             assert_eq!(end, runtime::WalkEnd::Complete);
                             walks.fetch_add(1, Ordering::Relaxed);
                         }

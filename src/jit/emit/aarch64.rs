@@ -1,8 +1,8 @@
 //! The AArch64 emitter: one step of a plan, one instruction; up to three where an offset is far.
 //!
-//! It owns no register. Whatever a stub writes is named in its plan or in the stub's own file. That
-//! file also names the register in which addresses are made that no load or store can hold, and
-//! never offers it to the plan. The code runs anywhere: constants are in cells behind it.
+//! It owns no register. Every register that a stub writes is named in its plan or in the stub's own
+//! file. That file also names the register in which addresses are made that no load or store can
+//! hold, and never offers it to the plan. The code runs anywhere: constants are in cells after it.
 
 use dynasmrt::aarch64::Aarch64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
@@ -54,7 +54,7 @@ pub(crate) struct Emitter<'a> {
     pub(crate) ops: &'a mut Ops,
     /// Where addresses are made that no load or store can hold.
     address: Xreg,
-    /// Data behind the code, which the stub's maker fills in.
+    /// Data after the code, which the stub's maker fills in.
     cells: Vec<DynamicLabel>,
 }
 
@@ -73,7 +73,7 @@ impl<'a> Emitter<'a> {
         Self { ops, address, cells: Vec::new() }
     }
 
-    /// A new cell behind the code: eight bytes, aligned.
+    /// A new cell after the code: eight bytes, aligned.
     pub(crate) fn cell(&mut self) -> DynamicLabel {
         let cell = self.ops.new_dynamic_label();
         self.cells.push(cell);
@@ -97,7 +97,7 @@ impl<'a> Emitter<'a> {
     /// Emits the cells, and says at which offset each is, in the order in which they were made.
     /// Call once, at the end.
     pub(crate) fn finish(self) -> Vec<usize> {
-        // Not executed: data behind the last instruction.
+        // Not executed: data after the last instruction.
         while !self.ops.offset().0.is_multiple_of(8) {
             dynasm!(self.ops; .arch aarch64; udf 0);
         }
@@ -414,7 +414,7 @@ mod tests {
     #[test]
     fn each_move_is_the_instruction_that_it_says() {
         use crate::abi::Extend::{None as N, Sign, Zero};
-        let behind = Operand::At(Reg::Xreg(Xreg::X9), 3);
+        let odd = Operand::At(Reg::Xreg(Xreg::X9), 3);
         for (from, to, width, extend, expected) in [
             (x(1), x(30), B1, Zero, "uxtb w30, w1"),
             (x(1), x(30), B1, Sign, "sxtb w30, w1"),
@@ -446,22 +446,22 @@ mod tests {
             (v(5), Operand::EntryResult(4), B4, N, "str s5, [x29, #0x1c]"),
             (v(5), Operand::EntryResult(8), B8, N, "str d5, [x29, #0x20]"),
             (v(5), Operand::EntryResult(8), B16, N, "str q5, [x29, #0x20]"),
-            (behind, x(5), B1, Zero, "ldrb w5, [x9, #0x3]"),
-            (behind, x(5), B1, Sign, "ldrsb w5, [x9, #0x3]"),
-            (behind, x(5), B2, Zero, "ldurh w5, [x9, #0x3]"),
-            (behind, x(5), B2, Sign, "ldursh w5, [x9, #0x3]"),
-            (behind, x(5), B4, N, "ldur w5, [x9, #0x3]"),
-            (behind, x(5), B8, N, "ldur x5, [x9, #0x3]"),
-            (x(5), behind, B1, N, "strb w5, [x9, #0x3]"),
-            (x(5), behind, B2, N, "sturh w5, [x9, #0x3]"),
-            (x(5), behind, B4, N, "stur w5, [x9, #0x3]"),
-            (x(5), behind, B8, N, "stur x5, [x9, #0x3]"),
-            (behind, v(5), B4, N, "ldur s5, [x9, #0x3]"),
-            (behind, v(5), B8, N, "ldur d5, [x9, #0x3]"),
-            (behind, v(5), B16, N, "ldur q5, [x9, #0x3]"),
-            (v(5), behind, B4, N, "stur s5, [x9, #0x3]"),
-            (v(5), behind, B8, N, "stur d5, [x9, #0x3]"),
-            (v(5), behind, B16, N, "stur q5, [x9, #0x3]"),
+            (odd, x(5), B1, Zero, "ldrb w5, [x9, #0x3]"),
+            (odd, x(5), B1, Sign, "ldrsb w5, [x9, #0x3]"),
+            (odd, x(5), B2, Zero, "ldurh w5, [x9, #0x3]"),
+            (odd, x(5), B2, Sign, "ldursh w5, [x9, #0x3]"),
+            (odd, x(5), B4, N, "ldur w5, [x9, #0x3]"),
+            (odd, x(5), B8, N, "ldur x5, [x9, #0x3]"),
+            (x(5), odd, B1, N, "strb w5, [x9, #0x3]"),
+            (x(5), odd, B2, N, "sturh w5, [x9, #0x3]"),
+            (x(5), odd, B4, N, "stur w5, [x9, #0x3]"),
+            (x(5), odd, B8, N, "stur x5, [x9, #0x3]"),
+            (odd, v(5), B4, N, "ldur s5, [x9, #0x3]"),
+            (odd, v(5), B8, N, "ldur d5, [x9, #0x3]"),
+            (odd, v(5), B16, N, "ldur q5, [x9, #0x3]"),
+            (v(5), odd, B4, N, "stur s5, [x9, #0x3]"),
+            (v(5), odd, B8, N, "stur d5, [x9, #0x3]"),
+            (v(5), odd, B16, N, "stur q5, [x9, #0x3]"),
         ] {
             assert_eq!(moves(from, to, width, extend).as_deref(), Some(expected), "{from} {to}");
         }

@@ -1,7 +1,7 @@
 //! The x86-64 emitter: one step of a plan, one or two instructions.
 //!
-//! It owns no register. Whatever a stub writes is named in its plan or in the stub's own file; a
-//! call out of reach goes through a cell behind the code instead of through a register.
+//! It owns no register. Every register that a stub writes is named in its plan or in the stub's own
+//! file; a call out of reach goes through a cell after the code instead of through a register.
 
 use std::ops::Range;
 
@@ -12,7 +12,8 @@ use crate::abi::{Extend, Gpr, Operand, Plan, Reg, Step, Width, Xmm};
 use crate::jit::error::JitError;
 use crate::jit::frame::{FrameReport, PAGE_BYTES, REL32_REACH_BYTES};
 
-/// dynasm's assembler for x86-64 that writes to a vector, set to the address at which the code will run.
+/// dynasm's assembler for x86-64 that writes to a vector, set to the address at which the code will
+/// run.
 pub(crate) type Ops = VecAssembler<X64Relocation>;
 
 /// A base register and a displacement.
@@ -34,7 +35,7 @@ pub(crate) struct Areas {
 pub(crate) enum Context {
     /// In the instruction.
     Value(u64),
-    /// In a cell behind the code.
+    /// In a cell after the code.
     Cell(DynamicLabel),
 }
 
@@ -43,7 +44,7 @@ pub(crate) struct Emitter<'a> {
     pub(crate) ops: &'a mut Ops,
     /// The memory in which the code will be, where that is known: calls may be relative to it.
     memory: Option<Range<usize>>,
-    /// Data behind the code: constants, and addresses for calls that reach no other way.
+    /// Data after the code: constants, and addresses for calls that reach no other way.
     cells: Vec<(DynamicLabel, u64)>,
     /// Where code goes that needs a goroutine and has none.
     no_goroutine: Option<DynamicLabel>,
@@ -51,7 +52,7 @@ pub(crate) struct Emitter<'a> {
     report: FrameReport,
 }
 
-/// What an emitter leaves behind.
+/// What an emitter leaves to the stub's maker.
 pub(crate) struct Finished {
     /// Offsets of the cells, in the order in which they were made.
     pub(crate) cells: Vec<usize>,
@@ -114,8 +115,8 @@ impl<'a> Emitter<'a> {
     pub(crate) fn reserve(&mut self, bytes: u32, align_bytes: u32, entry_align_bytes: u32) {
         const PAGE: i32 = PAGE_BYTES as i32;
         let mut bytes = bytes as i32;
-        // No page is skipped: the next one may be the guard. What is touched for certain after this
-        // is the word below rsp, by the call.
+        // No page is skipped: the next one may be the guard page. What is touched for certain after
+        // this is the word below rsp, by the call.
         while bytes >= PAGE {
             dynasm!(self.ops; .arch x64; sub rsp, PAGE; test [rsp], rsp);
             bytes -= PAGE;
@@ -143,7 +144,7 @@ impl<'a> Emitter<'a> {
     /// Where [`Self::require_goroutine`] leads, out of line: calls a function that does not return.
     pub(crate) fn no_goroutine(&mut self, target: usize) {
         if let Some(label) = self.no_goroutine {
-            // With a frame, though it never returns: who looks at the stack finds what called.
+            // With a frame, though it never returns: a debugger finds what called.
             dynasm!(self.ops; .arch x64; =>label; push rbp; mov rbp, rsp; and rsp, -16);
             self.call(target);
             dynasm!(self.ops; .arch x64; ud2);
@@ -166,7 +167,7 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// A cell behind the code that holds the address, unless `rel32` reaches it.
+    /// A cell after the code that holds the address, unless `rel32` reaches it.
     fn cell_for(&mut self, target: usize) -> Option<DynamicLabel> {
         let reaches = |memory: &Range<usize>| {
             target.abs_diff(memory.start).max(target.abs_diff(memory.end)) < REL32_REACH_BYTES
@@ -177,7 +178,7 @@ impl<'a> Emitter<'a> {
         Some(self.cell(target as u64))
     }
 
-    /// A new cell behind the code: eight bytes, aligned.
+    /// A new cell after the code: eight bytes, aligned.
     pub(crate) fn cell(&mut self, value: u64) -> DynamicLabel {
         let cell = self.ops.new_dynamic_label();
         self.cells.push((cell, value));
@@ -368,7 +369,8 @@ impl<'a> Emitter<'a> {
     }
 
     /// `vmovups` of a zmm register, which dynasm does not know. Intel SDM volume 2, sections 2.7.1
-    /// (EVEX) and 2.1.5 (ModRM, SIB); the displacement is always 32 bits, which EVEX does not scale.
+    /// (EVEX) and 2.1.5 (ModRM, SIB); the displacement is always 32 bits, which EVEX does not
+    /// scale.
     fn evex_move(&mut self, opcode: u8, register: Xmm, operand: XmmMem) {
         let inverted_bit3 = |number: u8| (number >> 3 & 1) ^ 1;
         let (reg, rm) = (u8::from(register), operand.number());
@@ -400,7 +402,7 @@ impl<'a> Emitter<'a> {
         if self.cells.is_empty() {
             return Finished { cells: Vec::new(), report };
         }
-        // Not executed: data behind the last instruction.
+        // Not executed: data after the last instruction.
         while !self.ops.offset().0.is_multiple_of(8) {
             dynasm!(self.ops; .arch x64; int3);
         }
@@ -562,7 +564,7 @@ mod tests {
         };
         let (rdi, r9) = (Operand::Gpr(Gpr::RDI), Operand::Gpr(Gpr::R9));
         let (xmm1, xmm9) = (Operand::Xmm(Xmm::XMM1), Operand::Xmm(Xmm::XMM9));
-        let behind = Operand::At(Reg::Gpr(Gpr::R12), 3);
+        let odd = Operand::At(Reg::Gpr(Gpr::R12), 3);
         for (from, to, width, expected) in [
             (rdi, xmm9, Width::B8, "movq xmm9,rdi"),
             (r9, xmm1, Width::B4, "movd xmm1,r9d"),
@@ -574,14 +576,14 @@ mod tests {
             (xmm9, Operand::Staging(8), Width::B16, "movups [rsp+28h],xmm9"),
             (Operand::Entry(0), xmm9, Width::B16, "movups xmm9,[rbp+10h]"),
             (Operand::Entry(0), xmm9, Width::B32, "vmovups ymm9,[rbp+10h]"),
-            (xmm1, behind, Width::B32, "vmovups [r12+3],ymm1"),
-            (behind, rdi, Width::B8, "mov rdi,[r12+3]"),
-            (rdi, behind, Width::B1, "mov [r12+3],dil"),
+            (xmm1, odd, Width::B32, "vmovups [r12+3],ymm1"),
+            (odd, rdi, Width::B8, "mov rdi,[r12+3]"),
+            (rdi, odd, Width::B1, "mov [r12+3],dil"),
             (Operand::TargetResult(8), r9, Width::B4, "mov r9d,[rsp+8]"),
             (xmm9, xmm1, Width::B64, "vmovups zmm1,zmm9"),
             (xmm1, xmm9, Width::B64, "vmovups zmm9,zmm1"),
             (xmm9, Operand::Staging(8), Width::B64, "vmovups [rsp+28h],zmm9"),
-            (behind, xmm1, Width::B64, "vmovups zmm1,[r12+3]"),
+            (odd, xmm1, Width::B64, "vmovups zmm1,[r12+3]"),
             (Operand::Entry(0), xmm9, Width::B64, "vmovups zmm9,[rbp+10h]"),
             (xmm1, Operand::EntryResult(5), Width::B64, "vmovups [r13+5],zmm1"),
         ] {
@@ -593,7 +595,7 @@ mod tests {
                 "lea rdx,[rsp+30h]",
             ),
             (Step::Constant { to: Reg::Gpr(Gpr::RAX), value: 3 }, "mov eax,3"),
-            (Step::PopX87 { to: behind }, "fstp tbyte ptr [r12+3],st"),
+            (Step::PopX87 { to: odd }, "fstp tbyte ptr [r12+3],st"),
             (Step::PushX87 { from: Operand::Staging(0) }, "fld st,tbyte ptr [rsp+20h]"),
             (Step::SwapGpr(Gpr::RCX, Gpr::R8), "xchg r8,rcx"),
         ] {

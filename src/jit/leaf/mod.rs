@@ -2,8 +2,8 @@
 //! another return address, so that walks and panics would go wrong from what it calls.
 //!
 //! The check follows the direct jumps from the first instruction on. So it sees no data that lies
-//! between instructions, and it does not see what only an indirect jump reaches: it may miss a call,
-//! but it never refuses a leaf that makes none.
+//! between instructions, and it does not see what only an indirect jump reaches: it may miss a
+//! call, but it never refuses a leaf that makes none.
 
 mod aarch64;
 mod x86_64;

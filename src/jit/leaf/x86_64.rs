@@ -1,5 +1,5 @@
-//! Calls in x86-64 code: lengths of instructions, and where they lead. Intel SDM volume 2, chapter 2
-//! (formats) and appendix A (opcode maps).
+//! Calls in x86-64 code: lengths of instructions, and where they lead. Intel SDM volume 2, chapter
+//! 2 (formats) and appendix A (opcode maps).
 
 use super::{Decoded, Flow};
 
@@ -196,8 +196,8 @@ mod tests {
     use crate::abi::Arch;
     use crate::jit::leaf::call_in;
 
-    /// Against another decoder, on random bytes after each opcode of the maps with each of the common
-    /// prefixes: all that both know has the same length and leads to the same place.
+    /// Against another decoder, on random bytes after each opcode of the maps with each of the
+    /// common prefixes: all that both know has the same length and leads to the same place.
     #[test]
     fn lengths_and_flows_are_those_of_another_decoder() {
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;

@@ -183,7 +183,7 @@ pub(super) fn too_large() -> JitError {
     JitError::System {
         call: "mmap(2)",
         errno: libc::ENOMEM,
-        purpose: "no address space is as large as what was asked for; reserve less",
+        purpose: "no address space is as large as that; reserve less",
     }
 }
 

@@ -9,12 +9,12 @@ use super::region::{CODE_LIMIT_BYTES, Publication, Region, StubId};
 use crate::jit::annotations::Annotations;
 use crate::jit::error::JitError;
 use crate::jit::frame::{FrameClass, FrameReport, GRANULE_BYTES};
-use crate::jit::safe_point::UnsafePointRange;
 use crate::jit::unwind;
 
-/// Code memory that somebody else owns, known to walks and handlers.
+/// Code memory that the program owns, known to walks and signal handlers.
 ///
 /// The region lives for ever: its addresses must not come to mean other code.
+#[derive(Debug)]
 pub struct ForeignRegion {
     region: &'static Region,
     class: FrameClass,
@@ -22,7 +22,7 @@ pub struct ForeignRegion {
 }
 
 impl ForeignRegion {
-    /// Registers the range, and one unwind rule for all of it.
+    /// Registers the range, and one unwind rule for all of it. [`Self::publish`] has an example.
     ///
     /// # Errors
     /// The range is empty, not aligned to 64 bytes, overlaps a region that is known, the class is
@@ -30,7 +30,7 @@ impl ForeignRegion {
     ///
     /// # Safety
     /// 1. The range stays reserved for code of the caller for the rest of the process.
-    /// 2. All code in it keeps the law of `class`.
+    /// 2. All code in it keeps the contract of `class`.
     pub unsafe fn new(range: Range<usize>, class: FrameClass) -> Result<Self, JitError> {
         let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
         if range.is_empty() || range.end > isize::MAX as usize {
@@ -47,56 +47,51 @@ impl ForeignRegion {
         Ok(Self { region, class, published: Mutex::new(Vec::new()) })
     }
 
-    /// Publishes one function (or any other piece) of the region.
+    /// Publishes one function (or any other piece) of the region. `annotations`: what is known of
+    /// it, `()` for nothing.
+    ///
+    /// ```
+    /// use footbridge::jit::{Annotations, ForeignRegion, FrameClass, StubKind, lookup};
+    ///
+    /// #[repr(align(64))]
+    /// struct Code([u8; 64]);
+    ///
+    /// // mov eax, 42; ret. (It is not executable here, which the registry does not need.)
+    /// static CODE: Code = Code({
+    ///     let mut bytes = [0xcc; 64];
+    ///     (bytes[0], bytes[1], bytes[5]) = (0xb8, 42, 0xc3);
+    ///     bytes
+    /// });
+    ///
+    /// let start = CODE.0.as_ptr() as usize;
+    /// // SAFETY: a static stays, and holds a leaf.
+    /// let region = unsafe { ForeignRegion::new(start..start + 64, FrameClass::Leaf)? };
+    /// // SAFETY: the bytes do not change, and each instruction is as good as another.
+    /// let code = unsafe { region.publish("answer", start..start + 6, Annotations::preemptible())? };
+    /// let found = lookup(start + 5).expect("published");
+    /// assert_eq!((found.name(), found.kind()), ("answer", StubKind::Foreign));
+    /// drop(code);
+    /// assert!(lookup(start + 5).expect("it stays known").is_retired());
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     ///
     /// # Errors
-    /// The range leaves the region, is empty, does not start at a multiple of 64 bytes, or shares
-    /// a granule of 64 bytes with one that was published before.
-    ///
-    /// # Safety
-    /// The bytes of the code are in place and do not change any more.
-    pub unsafe fn publish(&self, name: &str, range: Range<usize>) -> Result<ForeignCode, JitError> {
-        // SAFETY: the caller's promise; nothing more is said of the code.
-        unsafe { self.publish_with(name, range, Annotations::default()) }
-    }
-
-    /// As [`Self::publish`], for code in which goroutines may be interrupted, but for some ranges.
-    ///
-    /// # Errors
-    /// As [`Self::publish`]; an unsafe range is refused, or the code does not start with the
+    /// The range leaves the region, is empty, does not start at a multiple of 64 bytes, or shares a
+    /// granule of 64 bytes with one that was published before ([`JitError::ForeignRange`]). What
+    /// the annotations say is refused, or they say anything and the code does not start with the
     /// prologue of its frame class.
     ///
     /// # Safety
-    /// 1. As for [`Self::publish`].
-    /// 2. The code keeps the promises of [`Jit::install_preemptible`](super::Jit::install_preemptible).
-    pub unsafe fn publish_preemptible(
+    /// 1. The bytes of the code are in place and do not change any more.
+    /// 2. The code keeps the promises that [`Jit::install`](crate::jit::Jit::install) lists for
+    ///    each annotation.
+    pub unsafe fn publish(
         &self,
         name: &str,
         range: Range<usize>,
-        unsafe_ranges: Vec<UnsafePointRange>,
+        annotations: impl Into<Annotations>,
     ) -> Result<ForeignCode, JitError> {
-        let annotations =
-            Annotations { preemptible: Some(unsafe_ranges), ..Annotations::default() };
-        // SAFETY: the caller's promises.
-        unsafe { self.publish_with(name, range, annotations) }
-    }
-
-    /// As [`Self::publish`], for code of which more is known: where goroutines may be interrupted
-    /// in it, and where it has pointers.
-    ///
-    /// # Errors
-    /// As [`Self::publish`]; what the annotations say is refused, or they say anything and the code
-    /// does not start with the prologue of its frame class.
-    ///
-    /// # Safety
-    /// 1. As for [`Self::publish`].
-    /// 2. The code keeps the promises of [`Jit::install_with`](super::Jit::install_with).
-    pub unsafe fn publish_with(
-        &self,
-        name: &str,
-        range: Range<usize>,
-        annotations: Annotations,
-    ) -> Result<ForeignCode, JitError> {
+        let annotations = annotations.into();
         let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
         if range.is_empty() || !range.start.is_multiple_of(GRANULE_BYTES) {
             return Err(refuse("it must start at a multiple of 64 bytes and not be empty"));
@@ -134,6 +129,7 @@ impl ForeignRegion {
 }
 
 /// One published piece of foreign code. Dropping it retires the code.
+#[derive(Debug)]
 pub struct ForeignCode {
     id: StubId,
 }

@@ -14,6 +14,27 @@ use crate::jit::unwind::rules::{self, FrameState};
 use crate::jit::unwind::user_code;
 
 /// What the registry knows of a program counter. Every accessor may be called in a signal handler.
+///
+/// ```
+/// use footbridge::dynasm::{DynasmApi, dynasm};
+/// use footbridge::jit::{FrameClass, Jit, StubKind, lookup};
+///
+/// let jit = Jit::new()?;
+/// // SAFETY: a System V function with a standard frame that changes rax only.
+/// let code = unsafe {
+///     jit.install("one", FrameClass::Standard, |ops| {
+///         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; mov eax, 1; pop rbp; ret);
+///     })?
+/// };
+/// let found = lookup(code.address() + 4).expect("it is installed");
+/// assert_eq!((found.start(), found.len(), found.offset_bytes()), (code.address(), 11, 4));
+/// assert_eq!((found.name(), found.kind()), ("one", StubKind::User));
+/// assert_eq!(found.frame_class(), FrameClass::Standard);
+/// assert!(!found.is_empty() && !found.is_preemptible() && !found.is_retired());
+/// assert!(found.signature().is_none() && found.stack_map().is_none());
+/// assert_eq!(found.to_string(), "jit one+0x4");
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
 #[derive(Clone, Copy)]
 pub struct StubInfo {
     region: &'static Region,
@@ -191,7 +212,7 @@ pub(crate) fn lookup_return(pc: usize) -> Option<StubInfo> {
 /// does not depend on the number of stubs.
 ///
 /// ```
-/// use dynasmrt::{DynasmApi, dynasm};
+/// use footbridge::dynasm::{DynasmApi, dynasm};
 /// use footbridge::jit::{FrameClass, Jit, lookup};
 ///
 /// let jit = Jit::new()?;

@@ -21,14 +21,14 @@ pub enum StubKind {
     Enter = 5,
     /// JIT code starts a goroutine.
     Spawn = 6,
-    /// Code in memory that somebody else owns.
+    /// Code in memory that the program owns.
     Foreign = 7,
     /// Puts one calling convention in front of another.
     Adapter = 8,
-    /// Puts a goroutine aside that was interrupted, or that gives way at a poll, with all of its
+    /// Deschedules a goroutine that was interrupted, or that yields at a poll, with all of its
     /// machine state.
     Preempt = 9,
-    /// Finds out why code did not pass its check of the stack.
+    /// Finds out why a check of the stack has failed: too little stack, or a request to yield.
     StackCheck = 10,
 }
 
@@ -48,6 +48,10 @@ const KINDS: [StubKind; 11] = [
 
 impl StubKind {
     /// The kind in words, as tracebacks print it.
+    ///
+    /// ```
+    /// assert_eq!(footbridge::jit::StubKind::GoroutineFn.name(), "goroutine function");
+    /// ```
     pub fn name(self) -> &'static str {
         match self {
             Self::User => "user code",

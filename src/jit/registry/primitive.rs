@@ -1,5 +1,5 @@
 #![allow(unsafe_code, reason = "a cell that the protocol guards")]
-//! What the protocol is built from. The model test puts loom's in this place.
+//! What the protocol is built from. The model test has loom's in this place.
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
@@ -15,7 +15,7 @@ unsafe impl<D: Send + Sync> Sync for Slot<D> {}
 
 impl<D: Copy> Slot<D> {
     /// # Safety
-    /// Nobody reads or writes the slot at the same time.
+    /// No other access to the slot happens at the same time.
     pub(crate) unsafe fn write(&self, descriptor: D) {
         // SAFETY: the caller's promise.
         unsafe { (*self.0.get()).write(descriptor) };

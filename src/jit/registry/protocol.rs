@@ -1,5 +1,5 @@
 #![allow(unsafe_code, reason = "reads and writes descriptors")]
-//! Publish, retire and look up, on memory that somebody else owns.
+//! Publish, retire and lookup, on memory that the caller owns.
 //!
 //! One word stands for each granule of code. Zero means that no code is there. Otherwise it holds
 //! the number of the descriptor, the way back to the first granule of the same code, and flags.
@@ -8,13 +8,13 @@
 //!
 //! 1. the writer (one at a time: the registry's lock) writes the descriptor;
 //! 2. it stores the granule words from the last to the first with Release;
-//! 3. only then does anybody learn the address, so that whoever runs the code or meets its
-//!    address on a stack finds the words;
-//! 4. a look-up loads one word with Acquire. It sees zero or a whole word, and through a whole
+//! 3. only then does the address leave, so that a thread that runs the code, or meets its address
+//!    on a stack, finds the words;
+//! 4. a lookup loads one word with Acquire. It sees zero or a whole word, and through a whole
 //!    word the whole descriptor, which does not change while the word stands;
 //! 5. to retire is to store the words again with the RETIRED flag. The descriptor stays.
 //!
-//! A look-up takes no lock, so it may run in a signal handler that interrupted the writer midway.
+//! A lookup takes no lock, so it may run in a signal handler that interrupted the writer midway.
 //!
 //! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
 
@@ -34,7 +34,7 @@ pub(crate) const RETIRED: u64 = 1 << 17;
 pub(crate) struct Orders {
     /// Stores of words by publish and retire.
     pub(crate) store: Ordering,
-    /// The load of a look-up.
+    /// The load of a lookup.
     pub(crate) load: Ordering,
 }
 
@@ -105,7 +105,7 @@ pub(crate) fn lookup(words: &[AtomicU64], granule: usize, orders: Orders) -> Opt
 #[inline(never)]
 fn far_head(words: &[AtomicU64], mut head: usize, orders: Orders) -> Option<usize> {
     loop {
-        // The words in front were stored later than this one but before the address escaped.
+        // The words before were stored later than this one, but earlier than the address escaped.
         let earlier = words[head].load(orders.load);
         if earlier == 0 {
             return None;
@@ -118,9 +118,9 @@ fn far_head(words: &[AtomicU64], mut head: usize, orders: Orders) -> Option<usiz
     }
 }
 
-/// Copies the descriptor of a word that a look-up returned.
+/// Copies the descriptor of a word that a lookup returned.
 pub(crate) fn descriptor<D: Copy>(slots: &[Slot<D>], word: u64) -> D {
     // SAFETY: the word was loaded with Acquire after its Release store, which follows the write
-    // of the descriptor; nobody writes to the slot again.
+    // of the descriptor; nothing writes to the slot again.
     unsafe { slots[slot_of(word)].read() }
 }

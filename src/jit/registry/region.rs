@@ -91,6 +91,12 @@ pub(crate) struct Publication {
     pub(crate) user_data: u64,
 }
 
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}..{:#x}", self.base, self.base + self.size)
+    }
+}
+
 impl Region {
     /// Makes the tables for `size` bytes at `base` and adds them to what lookups walk.
     pub(crate) fn add(base: usize, size: usize) -> Result<&'static Self, JitError> {

@@ -1,28 +1,28 @@
-//! What stubs know of the runtime. `jit` never looks behind these numbers.
+//! What stubs know of the runtime: plain numbers, whose meaning is the runtime's.
 
 /// What stubs know of the runtime: plain numbers.
 #[derive(Clone, Copy)]
 pub(crate) struct StubEnv {
     /// Where the address of the current goroutine is, from the base of `fs`.
     pub(crate) tls_g_off: i32,
-    /// Where the anchor is in a goroutine: fp, and behind it pc.
+    /// Where the anchor is in a goroutine: fp, and pc in the next word.
     pub(crate) g_anchor_off: i32,
-    /// Where the guard is in a goroutine: code whose rsp is not above it leaves for the poll stub.
+    /// Where the stack limit is in a goroutine: code whose rsp is not above it calls the poll stub.
     pub(crate) g_stack_limit_off: i32,
     /// Where the lowest address of its stack is in a goroutine.
     pub(crate) g_stack_lo_off: i32,
     /// Where the end of its stack is in a goroutine.
     pub(crate) g_stack_hi_off: i32,
-    /// Where the guard of the current goroutine is, from the base of `fs`.
+    /// Where the stack limit of the current goroutine is, from the base of `fs`.
     pub(crate) tls_stack_limit_off: i32,
     /// Where the address of the poll stub is, from the base of `fs`.
     pub(crate) tls_poll_off: i32,
     /// Where the address of the stack check stub is, from the base of `fs`.
     pub(crate) tls_stack_check_off: i32,
-    /// A word that is free for whoever resumes an interrupted goroutine, from the base of `fs`.
+    /// A word that is free while an interrupted goroutine is resumed, from the base of `fs`.
     pub(crate) tls_resume_off: i32,
-    /// Where the floating-point control modes of the thread are, from the base of `fs`: MXCSR, and
-    /// four bytes behind it the x87 control word.
+    /// Where the floating-point control state of the thread is, from the base of `fs`: MXCSR, and
+    /// four bytes further the x87 control word.
     pub(crate) tls_fp_control_off: i32,
     /// Called where code runs that needs a goroutine and there is none. Does not return.
     pub(crate) no_goroutine: usize,
@@ -43,9 +43,9 @@ pub(crate) struct GobufLayout {
     pub(crate) base: i32,
 }
 
-/// What a stub of a checked `Jit` finds wrong: the arguments of `StubEnv::broken_call`, which are the
-/// number of a contract, the bytes and the length of the stub's name, what was found, and the return
-/// address into the caller.
+/// What a stub of a checked `Jit` finds wrong: the arguments of `StubEnv::broken_call`, which are
+/// the number of a contract, the bytes and the length of the stub's name, what was found, and the
+/// return address into the caller.
 pub(crate) type BrokenCall = extern "C" fn(u32, *const u8, usize, usize, usize) -> !;
 
 /// rsp is not a multiple of 16 where the stub was called. What was found is rsp.

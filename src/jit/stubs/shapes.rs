@@ -33,7 +33,7 @@ impl<K: Copy + Eq + Hash, P> Shapes<K, P> {
             return Ok(Arc::clone(known));
         }
         // Planned without the lock: two threads may do so, and either plan will do. What is refused
-        // leaves nothing behind.
+        // leaves no entry.
         let new = Arc::new(plan()?);
         let mut shapes = shapes();
         let shapes = shapes.entry(key).or_default();

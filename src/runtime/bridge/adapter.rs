@@ -1,7 +1,7 @@
 #![allow(unsafe_code, reason = "hands out code that calls what it was told to")]
 //! Adapters in this process's code memory.
 //!
-//! They are the business of `jit`; what they need of the runtime is where the current goroutine is.
+//! `jit` plans and emits them; what they need of the runtime is where the current goroutine is.
 
 use crate::abi::{Convention, Signature};
 use crate::jit::stubs::adapter::{AdapterSpec, Bind, Binding, shape};
@@ -17,12 +17,40 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// What is called in the entry's convention.
+    /// Address of the stub, which is called in the entry's convention: for code that is emitted.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    ///
+    /// extern "win64" fn double(n: i64) -> i64 {
+    ///     2 * n
+    /// }
+    ///
+    /// let (jit, signature) = (Jit::new()?, "fn(i64) -> i64".parse()?);
+    /// // SAFETY: `double` is a Win64 function of that signature.
+    /// let adapter = unsafe {
+    ///     jit.adapter(&signature, Convention::SystemV, Convention::Win64, double as usize)?
+    /// };
+    /// let target = adapter.address();
+    /// // SAFETY: a System V function with a standard frame around a call.
+    /// let code = unsafe {
+    ///     jit.install("four times", FrameClass::Standard, |ops| {
+    ///         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern target);
+    ///         dynasm!(ops; .arch x64; mov rdi, rax; call extern target; pop rbp; ret);
+    ///     })?
+    /// };
+    /// // SAFETY: its convention and types.
+    /// let four_times = unsafe { code.as_fn::<extern "sysv64" fn(i64) -> i64>() };
+    /// assert_eq!(four_times(5), 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn address(&self) -> usize {
         self.id.start()
     }
 
-    /// The stub as a function pointer of type `F`.
+    /// The stub as a function pointer of type `F`. [`Jit::adapter`] has an example.
     ///
     /// # Safety
     /// 1. `F` is a function pointer type of the entry's convention (`extern "sysv64"`,
@@ -44,9 +72,8 @@ impl Drop for Adapter {
 }
 
 impl Jit {
-    /// Makes a stub that is entered in the convention `entry` and calls `target`, which is a
-    /// function of the convention `target_convention`, with the same arguments; results go back the same
-    /// way.
+    /// Makes a stub that is entered in the convention `entry` and calls the function at `address`,
+    /// which is of the convention `target`, with the same arguments. Results return the same way.
     ///
     /// ```
     /// use footbridge::abi::Convention;
@@ -71,22 +98,23 @@ impl Jit {
     /// conventions and a signature) is planned and emitted, each further one is a copy. An adapter
     /// has no frame whenever nothing forces one: see [`Plan::tail`](crate::abi::Plan::tail).
     ///
-    /// The target runs where the adapter was called: on the same stack, with the same floating-point
-    /// control modes. A panic passes an adapter of System V or of Go's conventions; at one that is
-    /// entered in Win64 and saves registers that no unwinder restores, it ends the process with
-    /// Rust's message ([`FrameClass::Barrier`](crate::jit::FrameClass::Barrier)).
+    /// The target runs where the adapter was called: on the same stack, with the same
+    /// floating-point control modes. A panic passes an adapter of System V or of Go's conventions;
+    /// at one that is entered in Win64 and saves registers that no unwinder restores, it ends the
+    /// process with Rust's message ([`FrameClass::Barrier`](crate::jit::FrameClass::Barrier)).
     ///
     /// # Errors
     /// A convention cannot carry the signature ([`JitError::Assign`]), there are no moves between
-    /// the two ([`JitError::Plan`]), this processor lacks the registers ([`JitError::Signature`]),
-    /// or there is no code space.
+    /// the two ([`JitError::Plan`]), this processor lacks the registers or a convention is one of
+    /// another machine ([`JitError::Signature`]), `address` is null ([`JitError::NullTarget`]), or
+    /// there is no code space.
     ///
     /// # Safety
-    /// 1. `address` is a function of the convention `target` and of the signature, for as long as the
-    ///    stub is called.
-    /// 2. Whoever calls the stub does so in the convention `entry` with this signature.
-    /// 3. If `target` is [`Convention::GoAbiInternal`] and `entry` is another convention, the stub is
-    ///    called on a goroutine; elsewhere the process ends with a message.
+    /// 1. `address` is a function of the convention `target` and of the signature, for as long as
+    ///    the stub is called.
+    /// 2. The stub is called in the convention `entry`, with this signature.
+    /// 3. If `target` is [`Convention::GoAbiInternal`] and `entry` is another convention, the stub
+    ///    is called on a goroutine; elsewhere the process ends with a message.
     /// 4. An adapter leaves no anchor. So a native function that may park, panic over JIT frames or
     ///    walk stacks is called from JIT code through a goroutine function, and native code enters
     ///    JIT code that does so through an entry ([`Code::enter`](crate::jit::Code::enter)).
@@ -102,13 +130,33 @@ impl Jit {
 
     /// As [`Self::adapter`], and the target also gets a word of the stub's own.
     ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::{Bind, Jit};
+    ///
+    /// extern "sysv64" fn add(own: u64, n: u64) -> u64 {
+    ///     own + n
+    /// }
+    ///
+    /// let (signature, system_v) = ("fn(u64) -> u64".parse()?, Convention::SystemV);
+    /// let bind = Bind::FirstArgument(40);
+    /// // SAFETY: `add` is a System V function of that signature with one more word before it.
+    /// let adapter = unsafe {
+    ///     Jit::new()?.bound_adapter(&signature, system_v, system_v, add as usize, bind)?
+    /// };
+    /// // SAFETY: the entry's convention and types.
+    /// let add_40 = unsafe { adapter.as_fn::<extern "sysv64" fn(u64) -> u64>() };
+    /// assert_eq!(add_40(2), 42);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// As for [`Self::adapter`]; and the target's convention may have no register for a closure.
     ///
     /// # Safety
-    /// As for [`Self::adapter`]. With [`Bind::FirstArgument`] the target's signature has one more
-    /// parameter, a `ptr`, in front; the word is what the target expects there, or in its closure
-    /// register.
+    /// 1. As for [`Self::adapter`].
+    /// 2. With [`Bind::FirstArgument`] the target's signature has one more parameter, a `ptr`,
+    ///    before the others. The word is what the target expects there, or in its closure register.
     pub unsafe fn bound_adapter(
         &self,
         signature: &Signature,

@@ -14,7 +14,7 @@ use crate::runtime::stack::LARGEST_BYTES;
 /// recurses behind its prologue, even if it is preemptible: a poll costs less than a signal.
 ///
 /// ```
-/// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+/// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
 /// use footbridge::abi::Convention;
 /// use footbridge::jit::{FrameClass, Jit};
 /// use footbridge::runtime;
@@ -63,7 +63,7 @@ impl Polls {
     /// changes flags and nothing else.
     ///
     /// ```
-    /// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
     /// use footbridge::abi::Convention;
     /// use footbridge::jit::{FrameClass, Jit};
     /// use footbridge::runtime::{self, go};

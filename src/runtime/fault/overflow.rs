@@ -12,6 +12,7 @@
 //! Rust function has a symbol that demangles, a C function has one that does not.
 
 use std::fmt::{self, Write};
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 use crate::jit::{lookup, lookup_return};
@@ -79,7 +80,10 @@ fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
     let start = Start::Registers { at, anchor: g.anchor.get() };
     let end = exact_walk(start, &Bounds::of(g), &mut |frame| {
         frames += 1;
-        frames > SHOWN_FRAMES || writeln!(RawStderr, "    {}", frame.stub).is_ok()
+        match frames > SHOWN_FRAMES || writeln!(RawStderr, "    {}", frame.stub).is_ok() {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
     });
     match frames.checked_sub(SHOWN_FRAMES) {
         _ if frames == 0 => writeln!(out, "    (none)")?,

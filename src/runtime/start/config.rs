@@ -26,7 +26,7 @@ pub struct Config {
     /// takes about a slice, any other up to two.
     pub time_slice: Option<Duration>,
     /// Whether goroutines are also interrupted, by a signal (SIGURG), in JIT code that is
-    /// registered as preemptible ([`Jit::install_preemptible`](crate::jit::Jit::install_preemptible)).
+    /// registered as preemptible ([`Annotations::preemptible`](crate::jit::Annotations::preemptible)).
     /// The default is yes. Otherwise they give way at polls only.
     ///
     /// Once a program has such code, a thread whose goroutine runs for longer than its slice gets

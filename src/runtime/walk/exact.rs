@@ -3,12 +3,14 @@
 //!
 //! It skips native code by anchors, since Rust and C frames need not keep rbp: a chain of frame
 //! pointers can be trusted inside of one JIT segment only. A stub that leaves JIT code stores its
-//! frame in the goroutine's anchor, and a stub that enters JIT code keeps the previous anchor in its
-//! frame.
+//! frame in the goroutine's anchor, and a stub that enters JIT code keeps the previous anchor in
+//! its frame.
 //!
-//! The walk reads the stack and the registry, takes no lock and allocates nothing, so that it may run
-//! in a signal handler. The code of the crate's own stubs is not read: their emitter has reported
-//! how far the frame is at each instruction.
+//! The walk reads the stack and the registry, takes no lock and allocates nothing, so that it may
+//! run in a signal handler. The code of the crate's own stubs is not read: their emitter has
+//! reported how far the frame is at each instruction.
+
+use std::ops::ControlFlow;
 
 use crate::jit::stubs::preempt;
 use crate::jit::{
@@ -168,8 +170,8 @@ pub(crate) fn step_out(
     if class != FrameClass::Entry {
         return Out::Caller(caller);
     }
-    // Before the slots are written the goroutine's anchor is what they will hold, and when the frame
-    // is dropped it is what they held.
+    // Before the slots are written the goroutine's anchor is what they will hold, and when the
+    // frame is dropped it is what they held.
     if state != FrameState::Complete {
         return Out::Native { anchor: None, caller };
     }
@@ -180,7 +182,8 @@ pub(crate) fn step_out(
     }
 }
 
-/// Leaves the frame of a stub that deschedules: to the code that it has interrupted. `None`: broken.
+/// Leaves the frame of a stub that deschedules: to the code that it has interrupted. `None`:
+/// broken.
 fn interrupted_code(
     r: Registers,
     state: FrameState,
@@ -199,8 +202,8 @@ fn interrupted_code(
             (pc, r.fp.wrapping_add(preempt::frame::SP), bounds.read(r.fp)?)
         }
     };
-    // Where rbp is the frame's, the anchor's fp says, at each instruction, whether the slots hold the
-    // previous one or it is that itself. Elsewhere it is that.
+    // Where rbp is the frame's, the anchor's fp says, at each instruction, whether the slots hold
+    // the previous one or it is that itself. Elsewhere it is that.
     let slot = |offset: isize| bounds.read(r.fp.wrapping_add_signed(offset));
     let anchor = match state.has_frame() && current.0 == r.fp {
         true => slot(preempt::frame::PREVIOUS_FP).zip(slot(preempt::frame::PREVIOUS_PC)),
@@ -218,9 +221,9 @@ pub(crate) enum Start {
     Registers { at: Registers, anchor: (usize, usize) },
 }
 
-/// Visits the JIT frames of a stack, innermost first, until the visitor says `false`.
+/// Visits the JIT frames of a stack, innermost first, until the visitor breaks.
 #[inline]
-pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
+pub(crate) fn exact_walk<V: FnMut(JitFrame) -> ControlFlow<()> + ?Sized>(
     start: Start,
     bounds: &Bounds,
     visit: &mut V,
@@ -244,13 +247,13 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> bool + ?Sized>(
             }
             continue;
         };
-        // Most frames: a return address into code with a plain frame, below its caller's. Nothing else
-        // is kept of the stub over the visit: copies of it cost more than the walk.
+        // Most frames: a return address into code with a plain frame, below its caller's. Nothing
+        // else is kept of the stub over the visit: copies of it cost more than the walk.
         let is_plain = !exact_pc
             && matches!(stub.frame_class(), FrameClass::Standard | FrameClass::Saved)
             && stub.kind() != StubKind::Systemstack;
         let fp = if is_plain || has_frame(&stub, exact_pc) { at.fp } else { 0 };
-        if !visit(JitFrame { pc: at.pc, stub, fp }) {
+        if visit(JitFrame { pc: at.pc, stub, fp }).is_break() {
             return WalkEnd::Stopped;
         }
         if is_plain
@@ -323,8 +326,8 @@ fn older(
     let has_frame = has_frame(stub, exact_pc);
     // Without a frame rbp is the caller's, which may be the anchor's already.
     let lowest = if has_frame { at.fp } else { at.sp };
-    // Whether the frame pointer that was found is one of JIT code. In native code rbp may be anything,
-    // and so it may be in what that calls, until it has its own frame.
+    // Whether the frame pointer that was found is one of JIT code. In native code rbp may be
+    // anything, and so it may be in what that calls, until it has its own frame.
     let is_own_fp: fn(Registers) -> bool;
     let (older, interrupted) = match step_out(at, stub, exact_pc, past.anchor, bounds) {
         Out::Caller(caller) => {

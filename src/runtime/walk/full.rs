@@ -1,5 +1,5 @@
-//! The full walk: all frames of a stack, JIT and native. Native frames are decoded with framehop and
-//! the unwind tables of the loaded modules. It is for people to read; nothing is decided by it.
+//! The full walk: all frames of a stack, JIT and native. Native frames are decoded with framehop
+//! and the unwind tables of the loaded modules. It is for people to read; nothing is decided by it.
 
 use std::sync::{Mutex, PoisonError};
 

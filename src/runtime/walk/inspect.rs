@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::ops::ControlFlow;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -153,8 +154,8 @@ impl Goroutine {
         g.name.copy(|| g.goid.load(Ordering::Relaxed) == id)
     }
 
-    /// Holds the goroutine suspended and visits its JIT frames, innermost first, until `visit` returns
-    /// `false`, with the live pointers that their stack maps list. For the calling goroutine that is
+    /// Suspends the goroutine and visits its JIT frames, innermost first, until `visit` breaks, with
+    /// the live pointers that their stack maps list. For the calling goroutine that is
     /// [`scan_own_stack`].
     ///
     /// A goroutine that runs is asked to give way; after `wait` it is given up. It goes on when the
@@ -175,7 +176,7 @@ impl Goroutine {
     pub fn scan_stack(
         self,
         wait: Duration,
-        mut visit: impl FnMut(&ScanFrame) -> bool,
+        mut visit: impl FnMut(&ScanFrame) -> ControlFlow<()>,
     ) -> Result<WalkEnd, ScanError> {
         let Self { g, .. } = self;
         if ptr::eq(getg(), g) {

@@ -1,7 +1,7 @@
 //! Walking stacks.
 //!
-//! * The **exact walk** (`exact.rs`) visits JIT frames only, and skips native code by anchors. It may
-//!   run in a signal handler.
+//! * The **exact walk** (`exact.rs`) visits JIT frames only, and skips native code by anchors. It
+//!   may run in a signal handler.
 //! * The **scan** (`scan.rs`) is the exact walk with the live pointers of each frame.
 //! * The **full walk** (`full.rs`) also decodes native frames, for tracebacks (`traceback.rs`).
 //! * `inspect.rs` suspends a goroutine, so that another thread can walk its stack.

@@ -2,15 +2,16 @@
 //! Live pointers on a stack: the exact walk, with the stack map of each frame.
 //!
 //! A frame that was interrupted, or yielded at a poll, has its registers in the frame of the stub
-//! that descheduled the goroutine (`jit/stubs/preempt/`), which the walk meets right before. A frame
-//! whose callee is a stub that polls when its work is done has them there, too: such a stub changes
-//! no register after its poll.
+//! that descheduled the goroutine (`jit/stubs/preempt/`), which the walk meets right before. A
+//! frame whose callee is a stub that polls when its work is done has them there, too: such a stub
+//! changes no register after its poll.
 //!
-//! Like the walk this takes no lock and allocates nothing. It reads the stack, the registry, and the
-//! code of users where they yield. A slot that is not in the stack ends the walk, so that a visitor
-//! writes nowhere else.
+//! Like the walk this takes no lock and allocates nothing. It reads the stack, the registry, and
+//! the code of users where they yield. A slot that is not in the stack ends the walk, so that a
+//! visitor writes nowhere else.
 
 use std::fmt;
+use std::ops::ControlFlow;
 
 use crate::abi::Gpr;
 use crate::jit::stubs::preempt;
@@ -28,32 +29,32 @@ const _: () = assert!(LARGEST_BYTES <= FARTHEST_BYTES as usize);
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct ScanFrame {
-    /// Where the code goes on: a return address, unless it was interrupted or gave way.
+    /// Where the code resumes: a return address, unless it was interrupted or yielded.
     pub pc: usize,
     /// What code that is.
     pub stub: StubInfo,
-    /// Its frame pointer; 0 if it has no frame, or not yet, or not any more.
+    /// Its frame pointer; 0 if it has no frame, or not yet, or no longer.
     pub fp: usize,
-    /// Whether its registers were saved when the goroutine was put aside: the code was interrupted,
-    /// or gave way at a poll, or what it called did so when its own work was done.
+    /// Whether its registers were saved when the goroutine was descheduled: the code was
+    /// interrupted, or yielded at a poll, or what it called did so when its own work was done.
     pub interrupted: bool,
     saved: Option<Saved>,
     frame: FrameSlots,
-    /// `None`: nobody knows.
+    /// `None`: it is not known.
     live: Option<&'static [LiveSlot]>,
 }
 
 /// Where the registers of an interrupted frame are.
 #[derive(Clone, Copy)]
 struct Saved {
-    /// rbp of the stub that put the goroutine aside.
+    /// rbp of the stub that descheduled the goroutine.
     fp: usize,
     /// rax is where the interrupted rsp points to.
     is_rax_pushed: bool,
 }
 
 impl Saved {
-    /// The rsp with which the code goes on.
+    /// The rsp with which the code resumes.
     fn sp(self) -> usize {
         self.fp + preempt::frame::SP
     }
@@ -72,9 +73,9 @@ impl Saved {
 enum FrameSlots {
     /// All.
     From(usize),
-    /// Stack arguments only: rbp is not the frame's own yet, or not any more, but it would be this.
+    /// Stack arguments only: rbp is not the frame's own yet, or no longer, but it would be this.
     ArgumentsFrom(usize),
-    /// A leaf that was not interrupted: where its rsp is is not known, and a leaf calls nobody.
+    /// A leaf that was not interrupted: its rsp is not known, and a leaf calls nothing.
     Unknown,
 }
 
@@ -91,15 +92,16 @@ impl fmt::Debug for ScanFrame {
 }
 
 impl ScanFrame {
-    /// Addresses of the live pointers of the frame, as its stack map says ([`LiveAt`] has the rules).
+    /// Addresses of the live pointers of the frame, as its stack map says ([`LiveAt`] has the
+    /// rules).
     ///
     /// They are words of the goroutine's stack. The visitor may read and write them while the frame
-    /// is visited; the code goes on with what it finds there. A stack argument comes twice if both
+    /// is visited; the code resumes with what it finds there. A stack argument comes twice if both
     /// the map of the caller and that of the callee list it.
     ///
     /// Stubs of this crate have none of their own, and an empty list. `None`: the code has no stack
-    /// map, or it is an adapter, which may have copies of arguments and results. Who must not miss a
-    /// pointer looks at all words of the frame then, and at its registers.
+    /// map, or it is an adapter, which may have copies of arguments and results. A visitor that
+    /// must not miss a pointer reads all words of the frame then, and its registers.
     ///
     /// [`LiveAt`]: crate::jit::LiveAt
     pub fn live_slots(&self) -> Option<impl Iterator<Item = *mut usize> + use<'_>> {
@@ -107,8 +109,10 @@ impl ScanFrame {
         Some(self.live?.iter().filter_map(place))
     }
 
-    /// Where a general register of an interrupted frame is saved: what is there is what the code
-    /// goes on with. `None` for rsp and rbp, and for a frame that calls.
+    /// Where a general register of an interrupted frame is saved: the code resumes with what is
+    /// there. `None` for rsp and rbp, and for a frame that calls.
+    ///
+    /// [`scan_own_stack`] has an example of a visitor.
     pub fn saved_register(&self, register: Gpr) -> Option<*mut usize> {
         Some(self.saved?.place_of(register)? as *mut usize)
     }
@@ -127,8 +131,8 @@ impl ScanFrame {
         }
     }
 
-    /// `saved_at`: rbp of the stub that saved the registers of the frame. `is_exact`: the pc is where
-    /// the code goes on, and not behind a call.
+    /// `saved_at`: rbp of the stub that saved the registers of the frame. `is_exact`: the pc is
+    /// where the code resumes, and not a return address.
     fn new(JitFrame { pc, stub, fp }: JitFrame, saved_at: Option<usize>, is_exact: bool) -> Self {
         let mut frame = Self {
             pc,
@@ -175,10 +179,10 @@ impl ScanFrame {
     }
 }
 
-/// Visits the JIT frames of a stack, innermost first, until the visitor says `false`. A map that
-/// leads out of the bounds is [`WalkEnd::Broken`]. Registers to start from are those of a switch: what
-/// an interrupted frame had in its registers is found in the stack only.
-pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
+/// Visits the JIT frames of a stack, innermost first, until the visitor breaks. A map that leads
+/// out of the bounds is [`WalkEnd::Broken`]. Registers to start from are those of a switch: what an
+/// interrupted frame had in its registers is found in the stack only.
+pub(crate) fn scan<V: FnMut(&ScanFrame) -> ControlFlow<()> + ?Sized>(
     start: Start,
     bounds: &Bounds,
     visit: &mut V,
@@ -195,37 +199,41 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
             let highest = frame.fp.wrapping_add(preempt::frame::PC);
             if !bounds.holds(lowest) || !bounds.holds(highest) {
                 broken = Some(frame.fp);
-                return false;
+                return ControlFlow::Break(());
             }
             saved = Some((frame.fp, true));
         } else if matches!(kind, StubKind::GoroutineFn | StubKind::Spawn | StubKind::StackCheck) {
-            // If it gave way, its work is done: its caller's registers are there already. And it is
-            // its caller that is visited next. Native code that called a goroutine function by its
-            // bare address has lost its anchor to that, and no walk goes on behind it.
+            // If it yielded, its work is done: its caller's registers are there already. And its
+            // caller is visited next. Native code that called a goroutine function by its bare
+            // address has lost its anchor to that, and no walk continues after it.
             saved = saved_at.map(|at| (at, false));
         }
         let frame = ScanFrame::new(frame, saved_at, is_exact);
         broken = frame.stray(bounds);
-        broken.is_none() && visit(&frame)
+        match broken {
+            None => visit(&frame),
+            Some(_) => ControlFlow::Break(()),
+        }
     });
     broken.map_or(end, |at| WalkEnd::Broken { at })
 }
 
-/// Visits the JIT frames of the calling goroutine, innermost first, with the live pointers that their
-/// stack maps list, until `visit` returns `false`. Native code is skipped, as in
+/// Visits the JIT frames of the calling goroutine, innermost first, with the live pointers that
+/// their stack maps list, until `visit` breaks. Native code is skipped, as in
 /// [`jit_frames`](super::jit_frames): what Rust and C hold is theirs to say. No lock is taken and
 /// nothing is allocated.
 ///
 /// On a thread that runs no goroutine there is none.
 ///
-/// A precise collector that moves objects begins with the roots that this finds. Here one moves every
-/// object that is alive whenever JIT code calls it:
+/// A precise collector that moves objects begins with the roots that this finds. This one moves
+/// every live object whenever JIT code calls it:
 ///
 /// ```
-/// use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+/// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
 /// use footbridge::abi::Convention;
 /// use footbridge::jit::{Annotations, FrameClass, Jit, LiveAt, LiveSlot};
 /// use footbridge::runtime::{self, WalkEnd};
+/// use std::ops::ControlFlow;
 ///
 /// struct Object {
 ///     value: u64,
@@ -242,33 +250,33 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> bool + ?Sized>(
 ///                 *slot = Box::into_raw(Box::new(Object { value: old.value }));
 ///             }
 ///         }
-///         true
+///         ControlFlow::Continue(())
 ///     });
 ///     assert_eq!(end, WalkEnd::Complete);
 /// })?;
 /// let target = collect.address();
-/// // SAFETY: a standard frame around a call; the object is in the frame meanwhile, and nowhere else.
+/// // SAFETY: a standard frame around a call; the object is in the frame meanwhile, nowhere else.
 /// let code = unsafe {
-///     jit.install_with("value after a collection", FrameClass::Standard, |ops| {
+///     jit.install("value after a collection", FrameClass::Standard, |ops| {
 ///         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 16; mov [rbp - 8], rdi);
 ///         let call = ops.offset().0;
 ///         dynasm!(ops; .arch x64; call extern target);
-///         let behind = ops.offset().0;
+///         let after = ops.offset().0;
 ///         dynasm!(ops; .arch x64; mov rax, [rbp - 8]; leave; ret);
-///         let object = LiveAt { bytes: call..behind, slots: vec![LiveSlot::Frame(-8)] };
-///         Annotations { stack_map: Some(vec![object]), ..Annotations::default() }
+///         let object = LiveAt { bytes: call..after, slots: vec![LiveSlot::Frame(-8)] };
+///         Annotations::new().stack_map([object])
 ///     })?
 /// };
 /// // SAFETY: a System V function of that type.
 /// let code = unsafe { code.enter::<fn(*mut Object) -> *mut Object>(Convention::SystemV)? };
 /// let before = Box::into_raw(Box::new(Object { value: 7 }));
-/// // SAFETY: on a goroutine. The code owns the object, and gives it back.
+/// // SAFETY: on a goroutine. The code owns the object, and returns it.
 /// let after = runtime::run(|| unsafe { Box::from_raw(code.call(before)) });
 /// assert_eq!(after.value, 7);
 /// # Ok::<(), footbridge::jit::JitError>(())
 /// ```
-pub fn scan_own_stack(mut visit: impl FnMut(&ScanFrame) -> bool) -> WalkEnd {
-    // SAFETY: immortal.
+pub fn scan_own_stack(mut visit: impl FnMut(&ScanFrame) -> ControlFlow<()>) -> WalkEnd {
+    // SAFETY: null, or a G, which is never freed.
     let Some(g) = (unsafe { getg().as_ref() }) else {
         return WalkEnd::Complete;
     };

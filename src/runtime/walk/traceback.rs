@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -280,11 +281,11 @@ fn native_frames(pc: usize) -> Vec<TraceFrame> {
     frames
 }
 
-/// Visits the JIT frames of the calling goroutine, innermost first, until `visit` returns `false`.
+/// Visits the JIT frames of the calling goroutine, innermost first, until `visit` breaks.
 /// Native code is skipped: this is the exact walk, without locks or allocation.
 ///
 /// On a thread that runs no goroutine there is none.
-pub fn jit_frames(mut visit: impl FnMut(JitFrame) -> bool) -> WalkEnd {
+pub fn jit_frames(mut visit: impl FnMut(JitFrame) -> ControlFlow<()>) -> WalkEnd {
     // SAFETY: immortal.
     let Some(g) = (unsafe { getg().as_ref() }) else {
         return WalkEnd::Complete;
@@ -298,7 +299,10 @@ pub fn jit_frames(mut visit: impl FnMut(JitFrame) -> bool) -> WalkEnd {
 ///
 /// # Safety
 /// The registers are those of this thread where the signal interrupted it.
-pub unsafe fn jit_frames_from(at: Registers, mut visit: impl FnMut(JitFrame) -> bool) -> WalkEnd {
+pub unsafe fn jit_frames_from(
+    at: Registers,
+    mut visit: impl FnMut(JitFrame) -> ControlFlow<()>,
+) -> WalkEnd {
     // SAFETY: immortal.
     let Some(g) = (unsafe { getg().as_ref() }) else {
         return WalkEnd::Complete;

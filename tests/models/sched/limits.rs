@@ -9,9 +9,9 @@ use super::claim::{Claim, TimedOut};
 use super::explore::{
     Body, Model, Mutant, Unseen, explore, see_broken, see_nothing, see_wrong, together,
 };
-use super::suspend::{RUNNABLE, RUNNING, WAITING};
 use super::primitive::How::{Relaxed, Torn};
 use super::primitive::{AtomicBool, AtomicU32, AtomicUsize, How, Ordering, Weak};
+use super::suspend::{RUNNABLE, RUNNING, WAITING};
 
 /// A receive with a limit of time, as `chan/channel.rs` and `task/sleep.rs` make it.
 struct Wait {

@@ -58,7 +58,13 @@ fn no_order_is_without_a_mutant_or_a_reason() {
         ending::MUTANTS,
         limits::MUTANTS,
     ];
-    let unseen = [queues::RUN_QUEUE_UNSEEN, waking::UNSEEN, holding::UNSEEN, requests::UNSEEN, limits::UNSEEN];
+    let unseen = [
+        queues::RUN_QUEUE_UNSEEN,
+        waking::UNSEEN,
+        holding::UNSEEN,
+        requests::UNSEEN,
+        limits::UNSEEN,
+    ];
     let mutants = mutants.into_iter().flatten().map(|mutant| mutant.weak);
     let weakened: Vec<Weak> =
         mutants.chain(unseen.into_iter().flatten().map(|unseen| unseen.weak)).collect();

@@ -11,7 +11,7 @@ use std::panic::Location;
 pub(crate) use loom::sync::atomic::Ordering;
 
 /// The texts that operations are looked up in.
-const SOURCES: [(&str, &str); 14] = [
+const SOURCES: [(&str, &str); 15] = [
     ("runq.rs", include_str!("../../../src/runtime/sync/runq.rs")),
     ("inbox.rs", include_str!("../../../src/runtime/sync/inbox.rs")),
     ("idle.rs", include_str!("../../../src/runtime/sync/idle.rs")),

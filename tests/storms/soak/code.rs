@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU32;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit, Ops};
+use footbridge::jit::{Annotations, Code, FrameClass, Jit, Ops};
 use footbridge::runtime::{Builder, Entry, GoroutineFn, SpawnFn};
 
 use super::steps::{spawned, turn};
@@ -78,9 +78,9 @@ fn churn(jit: &Jit, convention: Convention, polling: bool) -> Binary {
         if polling {
             jit.install("churn with polls", FrameClass::Leaf, body)
         } else {
-            jit.install_preemptible("churn", FrameClass::Leaf, |ops| {
+            jit.install("churn", FrameClass::Leaf, |ops| {
                 body(ops);
-                vec![]
+                Annotations::preemptible()
             })
         }
     };
@@ -124,9 +124,9 @@ fn relay(jit: &Jit, convention: Convention, target: usize) -> Binary {
         if convention == GO {
             jit.install("relay", FrameClass::Standard, |ops| body(ops, true))
         } else {
-            jit.install_preemptible("relay", FrameClass::Standard, |ops| {
+            jit.install("relay", FrameClass::Standard, |ops| {
                 body(ops, false);
-                vec![]
+                Annotations::preemptible()
             })
         }
     };
@@ -189,9 +189,9 @@ fn endless(jit: &Jit, polling: bool) -> Entry<fn(*const AtomicU32)> {
         if polling {
             jit.install("endless with polls", FrameClass::Leaf, body)
         } else {
-            jit.install_preemptible("endless", FrameClass::Leaf, |ops| {
+            jit.install("endless", FrameClass::Leaf, |ops| {
                 body(ops);
-                vec![]
+                Annotations::preemptible()
             })
         }
     };

@@ -4,6 +4,7 @@
 //! function of theirs may use what is thread-local both before and after a park.
 
 use std::hint::black_box;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -650,7 +651,7 @@ impl Actor {
         let end = runtime::jit_frames(|frame| {
             check(!frame.stub.name().is_empty(), || "a frame without a name".into());
             frames += 1;
-            true
+            ControlFlow::Continue(())
         });
         check(end == WalkEnd::Complete, || format!("a walk of {frames} frames: {end:?}"));
         check(!self.nested || frames > 0, || "no JIT frame is found".into());
@@ -718,7 +719,7 @@ fn look_at_one(random: &mut Random) {
     let result = goroutine.scan_stack(wait, |frame| {
         check(!frame.stub.name().is_empty(), || "a frame without a name".into());
         frames += 1;
-        true
+        ControlFlow::Continue(())
     });
     match result {
         Ok(end) => {

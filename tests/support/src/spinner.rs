@@ -12,7 +12,7 @@ use std::fmt;
 
 use dynasmrt::{DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit, Ops};
+use footbridge::jit::{Annotations, Code, FrameClass, Jit, Ops};
 use footbridge::runtime::{Entry, VectorState};
 
 /// Registers by their places in `State::gpr`.
@@ -285,9 +285,9 @@ impl Spinner {
         // SAFETY: a saved frame; System V; nothing in it depends on the thread.
         let code = unsafe {
             match gives_way {
-                GivesWay::Anywhere => jit.install_preemptible(&name, FrameClass::Saved, |ops| {
+                GivesWay::Anywhere => jit.install(&name, FrameClass::Saved, |ops| {
                     body(ops);
-                    vec![]
+                    Annotations::preemptible()
                 }),
                 GivesWay::AtPolls | GivesWay::Never => jit.install(&name, FrameClass::Saved, body),
             }

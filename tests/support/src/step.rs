@@ -14,6 +14,7 @@
 
 use std::arch::asm;
 use std::cell::UnsafeCell;
+use std::ops::ControlFlow;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
@@ -94,7 +95,7 @@ unsafe extern "C" fn on_trap(
             *slot = frame.pc;
         }
         *len += 1;
-        *len <= MAX_FRAMES
+        if *len <= MAX_FRAMES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
     // SAFETY: the registers that the trap found on this thread.
     trap.end = unsafe { jit_frames_from(at, visit) };

@@ -59,7 +59,7 @@ pub(super) fn emit(adapter: &AdapterPlan, g_tls_off: i32) -> Result<AdapterCode,
         return Err(JitError::Signature { stub: "adapter", rule });
     }
 
-    // A landing pad for indirect calls and jumps; elsewhere a hint that nobody takes.
+    // A landing pad for indirect calls and jumps; elsewhere a hint without effect.
     dynasm!(e.ops; .arch aarch64; hint BTI_C);
     if plan.in_place {
         let area = Base(BaseReg::Sp, entry.base_off_bytes as i32);

@@ -55,8 +55,8 @@ impl AdapterCode {
         self.is_tail_jump
     }
 
-    /// The contract that its frame keeps on amd64. Frames of AArch64 have no classes: there it says only
-    /// whether there is one.
+    /// The contract that its frame keeps on amd64. Frames of AArch64 have no classes: there it says
+    /// only whether there is one.
     pub fn frame_class(&self) -> FrameClass {
         self.class
     }

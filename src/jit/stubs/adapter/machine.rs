@@ -12,7 +12,7 @@ impl AdapterCode {
     /// # Errors
     /// A convention cannot carry the signature ([`JitError::Assign`]), there are no moves between
     /// the two ([`JitError::Plan`]), or the target has no register for what is to be bound or
-    /// needs a `g` that nobody says the place of ([`JitError::Signature`]).
+    /// needs a `g` whose place is not given ([`JitError::Signature`]).
     pub fn new(spec: &AdapterSpec<'_>) -> Result<AdapterCode, JitError> {
         AdapterCode::emit(&AdapterPlan::new(spec)?, spec.g_tls_off_bytes, None)
     }

@@ -13,7 +13,7 @@ pub enum Bind {
     /// ([`ConvSpec::context`](crate::abi::ConvSpec::context)): `rdx` in Go's conventions, `r10`,
     /// the static chain, in System V and Win64.
     Closure(u64),
-    /// As a first argument, of type `ptr`, in front of those of the signature.
+    /// As a first argument, of type `ptr`, before those of the signature.
     FirstArgument(u64),
 }
 

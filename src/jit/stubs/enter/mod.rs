@@ -12,9 +12,9 @@
 //!     |  arguments of the target  |  <- rsp at the call, 16-aligned
 //! ```
 //!
-//! The previous anchor is kept in the frame: a walk that reaches this frame continues there, and the
-//! stub restores it when it returns. When a panic passes, the personality of the frame class does
-//! that (`unwind/dwarf.rs`).
+//! The previous anchor is kept in the frame: a walk that reaches this frame continues there, and
+//! the stub restores it when it returns. When a panic passes, the personality of the frame class
+//! does that (`unwind/dwarf.rs`).
 
 mod plan;
 mod x86_64;

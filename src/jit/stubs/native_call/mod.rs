@@ -10,9 +10,9 @@
 //! ```
 //!
 //! Before the call the stub stores where it is in the goroutine's anchor, so that a walk can skip
-//! the native frames. It does not restore the previous anchor: while JIT code runs nothing reads it,
-//! and the next stub that leaves JIT code overwrites it. Frame class Standard: a panic of the native
-//! function passes through.
+//! the native frames. It does not restore the previous anchor: while JIT code runs nothing reads
+//! it, and the next stub that leaves JIT code overwrites it. Frame class Standard: a panic of the
+//! native function passes through.
 //!
 //! When the function has returned, the stub polls: the time slice may have ended in native code,
 //! which is not interrupted.

@@ -1,13 +1,13 @@
-//! Deschedules a goroutine at any instruction of JIT code, and resumes it there later, with all of its
-//! machine state.
+//! Deschedules a goroutine at any instruction of JIT code, and resumes it there later, with all of
+//! its machine state.
 //!
 //! Two stubs, alike but for the way in and out:
 //!
-//! * *async preempt*: a signal handler points the interrupted thread here. It leaves 128 bytes below
-//!   the interrupted rsp alone (the red zone: System V psABI, section 3.2.2), writes the interrupted
-//!   pc below them, and sets rsp to that word and rip to the stub.
-//! * *poll*: code that finds at a poll that its time slice is over does the same by itself: it moves
-//!   rsp below its red zone and calls the stub (`stubs/poll/`).
+//! * *async preempt*: a signal handler points the interrupted thread here. It leaves 128 bytes
+//!   below the interrupted rsp alone (the red zone: System V psABI, section 3.2.2), writes the
+//!   interrupted pc below them, and sets rsp to that word and rip to the stub.
+//! * *poll*: code that finds at a poll that its time slice is over does the same by itself: it
+//!   moves rsp below its red zone and calls the stub (`stubs/poll/`).
 //!
 //! ```text
 //!     |  interrupted stack        |  <- S, the interrupted rsp       addresses grow upwards

@@ -26,7 +26,7 @@ pub(crate) fn emit(
 ) -> Result<StubId, JitError> {
     require_amd64("stubs by which JIT code starts goroutines")?;
     if !signature.results().is_empty() {
-        let rule = "nobody receives the results of a goroutine that JIT code starts: the \
+        let rule = "the results of a goroutine that JIT code starts have no receiver: the \
                     signature must have none";
         return Err(JitError::Signature { stub: "spawn", rule });
     }

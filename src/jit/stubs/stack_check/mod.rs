@@ -1,5 +1,5 @@
-//! A check of the stack: JIT code finds out at its entry whether there is enough stack for its frame,
-//! with the compare of a poll.
+//! A check of the stack: JIT code finds out at its entry whether there is enough stack for its
+//! frame, with the compare of a poll.
 //!
 //! ```text
 //!         push rbp
@@ -20,9 +20,9 @@
 //!
 //! The stack limit is what polls compare with (`stubs/poll/`), so that one branch serves both: the
 //! stub finds out whether the stack is nearly used up or a yield is requested. In the second case
-//! it polls, and returns. In the first it calls a Rust function that panics. It has a frame of class
-//! Standard, and so has the code that calls it, so that the panic passes to the frame that catches
-//! it.
+//! it polls, and returns. In the first it calls a Rust function that panics. It has a frame of
+//! class Standard, and so has the code that calls it, so that the panic passes to the frame that
+//! catches it.
 //!
 //! ```text
 //!     |  frame of JIT code        |      addresses grow upwards

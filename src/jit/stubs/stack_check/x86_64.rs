@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn slow_paths_lead_back_and_rax_is_pushed_between_push_and_pop() {
         for convention in [Convention::SystemV, Convention::GoAbiInternal] {
-            // A guard that is near in the goroutine, and one that is far.
+            // A stack limit that is near in the goroutine, and one that is far.
             for g_stack_limit_off in [32, 512] {
                 let env = StubEnv { g_stack_limit_off, ..ENV };
                 let stubs_from_fs = [env.tls_poll_off, env.tls_stack_check_off];
@@ -175,7 +175,7 @@ mod tests {
                 for check in checks {
                     emit_slow_path(&mut ops, &env, check);
                 }
-                // As somebody else may emit it, with short forms.
+                // As a user's emitter may write it, with short forms.
                 let check_off = env.tls_stack_check_off;
                 backs.push(slow_paths);
                 dynasm!(ops

@@ -8,8 +8,8 @@
 //!
 //! A goroutine that starts is a Gobuf like any other, whose pc is the entry stub.
 //!
-//! In `gogo`, from its first instruction to its last, the stack pointer belongs to neither side as a
-//! whole: a walk that finds a pc there stops. The architecture's file says in which registers the
+//! In `gogo`, from its first instruction to its last, the stack pointer belongs to neither side as
+//! a whole: a walk that finds a pc there stops. The architecture's file says in which registers the
 //! stubs take their arguments.
 
 mod x86_64;

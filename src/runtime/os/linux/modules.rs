@@ -23,7 +23,7 @@ pub(crate) fn loaded_modules() -> Modules {
         // SAFETY: dl_iterate_phdr passes a valid description and our own pointer.
         let (info, modules) = unsafe { (&*info, &mut *modules.cast::<Modules>()) };
         modules.counters = (info.dlpi_adds, info.dlpi_subs);
-        // SAFETY: as above.
+        // SAFETY: dl_iterate_phdr passes a description of a loaded module.
         modules.modules.extend(unsafe { module(info) });
         0
     }
