@@ -156,7 +156,7 @@ fn with_bench<R>(conventions: &[Convention], f: impl FnOnce(&mut Bench) -> R) ->
         f(&mut Bench { jit, caller, callee, g })
     };
     if conventions.contains(&Convention::GoAbiInternal) {
-        let config = Config { processors: 1, ..Config::default() };
+        let config = Config::new().processors(1);
         config.run(|| bench(current_g(&jit))).expect("the run starts")
     } else {
         bench(0)
