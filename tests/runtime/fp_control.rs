@@ -223,7 +223,7 @@ fn goroutines_run_in_the_modes_of_the_thread_that_began_the_run() {
                         s.go(move || {
                             let mut random = Random(seed() ^ n);
                             while !stop.load(Ordering::Relaxed) {
-                                assert_eq!(spinner.spin(1 << 18, random.next()), []);
+                                assert_eq!(spinner.spin(1 << 18, random.bits()), []);
                                 assert_eq!(modes(), UNUSUAL, "where the spin was called");
                             }
                         });
@@ -659,9 +659,9 @@ fn a_migratable_goroutine_takes_its_modes_along() {
                     let mut random = Random(seed() ^ n as u64);
                     while goes_on(start, MOVED.load(Ordering::Relaxed) > 20) {
                         let before = thread_number();
-                        match random.next() % 3 {
+                        match random.bits() % 3 {
                             0 => gosched(),
-                            1 => sleep(Duration::from_micros(random.next() % 500)),
+                            1 => sleep(Duration::from_micros(random.bits() % 500)),
                             _ => {
                                 for _ in 0..2_000 {
                                     checkpoint();
@@ -712,23 +712,23 @@ fn all_roundings_live_beside_each_other() {
                                 let mut random = Random(seed() ^ (n as u64) << 32);
                                 let mut own = 0;
                                 for round in 0..rounds {
-                                    if asks && random.next().is_multiple_of(3) {
-                                        own = random.next() as usize % 4;
+                                    if asks && random.bits().is_multiple_of(3) {
+                                        own = random.bits() as usize % 4;
                                     }
                                     if asks {
                                         set_modes(rounding(own));
                                     }
-                                    match random.next() % 8 {
+                                    match random.bits() % 8 {
                                         0 => gosched(),
-                                        1 => sleep(Duration::from_micros(random.next() % 300)),
+                                        1 => sleep(Duration::from_micros(random.bits() % 300)),
                                         2 => numbers.send(1u64).expect("open"),
                                         3 => drop(numbers.try_recv()),
                                         4 => {
                                             let child = go(modes).join().expect("no panic");
                                             assert_eq!(child, UNUSUAL, "a goroutine starts anew");
                                         }
-                                        5 => assert_eq!(spinner.spin(1 << 18, random.next()), []),
-                                        6 => assert_eq!(polls.spin(1 << 18, random.next()), []),
+                                        5 => assert_eq!(spinner.spin(1 << 18, random.bits()), []),
+                                        6 => assert_eq!(polls.spin(1 << 18, random.bits()), []),
                                         _ => (0..1_000).for_each(|_| checkpoint()),
                                     }
                                     let what = format!("seed {}, {n}, {round}", seed());

@@ -66,7 +66,7 @@ fn storm(config: &Config, level: Level, gives_way: GivesWay, time: Duration) -> 
                     let mut random = Random(seed() ^ (n as u64) << 32);
                     let mut finished = 0;
                     while Instant::now() < end {
-                        let found = spinner.spin(ROUNDS, random.next());
+                        let found = spinner.spin(ROUNDS, random.bits());
                         finished += u64::from(Instant::now() < end);
                         for change in found {
                             let mut changes = changes.lock().expect("no panic");
@@ -166,10 +166,10 @@ fn everything_survives_on_another_thread() {
                         let (mut changes, mut moved) = (0, 0);
                         while Instant::now() < end {
                             let before = thread_number();
-                            changes += spinner.spin(ROUNDS, random.next()).len();
+                            changes += spinner.spin(ROUNDS, random.bits()).len();
                             moved += u64::from(thread_number() != before);
                             // Now and then a thread has nothing to run but what it can steal.
-                            runtime::sleep(Duration::from_micros(random.next() % 10_000));
+                            runtime::sleep(Duration::from_micros(random.bits() % 10_000));
                         }
                         (changes, moved)
                     };
@@ -263,6 +263,6 @@ fn sum_then_stop(handles: Vec<ScopedJoinHandle<'_, u64>>, stop: &AtomicBool) -> 
 fn keep_spinning(spinner: &Spinner, stop: &AtomicBool) {
     let mut random = Random(seed());
     while !stop.load(Ordering::Relaxed) {
-        assert_eq!(spinner.spin(ROUNDS, random.next()), []);
+        assert_eq!(spinner.spin(ROUNDS, random.bits()), []);
     }
 }

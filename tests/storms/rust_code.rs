@@ -128,7 +128,7 @@ fn keep_spinning(storm: &Storm, spinner: &Spinner, number: u64) -> u64 {
     let mut random = storm.random(number);
     let mut spins = 0;
     while storm.goes_on() {
-        let changes = spinner.spin(ROUNDS, random.next());
+        let changes = spinner.spin(ROUNDS, random.bits());
         assert_eq!(changes, [], "registers changed; seed {}", storm.seed);
         spins += 1;
     }
@@ -162,7 +162,7 @@ fn a_lock_held_over_code_that_is_interrupted_is_seen_to_hang() {
             let mut random = this.random(number);
             while this.goes_on() {
                 let _held = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                spinner.spin(ROUNDS, random.next());
+                spinner.spin(ROUNDS, random.bits());
             }
             0
         };
@@ -187,7 +187,7 @@ fn lock_storm(spinner: &Spinner, slice: Duration, time: Duration) {
             assert_eq!(both.0, both.1, "somebody was here while the lock was held");
             both.0 += 1;
             // Now and then for longer than a slice: requests come in here.
-            for _ in 0..random.next() % if random.next().is_multiple_of(8) { 8000 } else { 50 } {
+            for _ in 0..random.bits() % if random.bits().is_multiple_of(8) { 8000 } else { 50 } {
                 std::hint::spin_loop();
             }
             both.1 += 1;
@@ -196,7 +196,7 @@ fn lock_storm(spinner: &Spinner, slice: Duration, time: Duration) {
             match number % 3 {
                 0 => checkpoint(),
                 1 => {
-                    let changes = spinner.spin(1 + random.next() % ROUNDS, random.next());
+                    let changes = spinner.spin(1 + random.bits() % ROUNDS, random.bits());
                     assert_eq!(changes, [], "registers changed");
                 }
                 _ if locks % 64 == 0 => gosched(),
@@ -247,16 +247,16 @@ impl Heap {
 
     /// Some allocations. Returns how many.
     fn churn(&mut self, random: &mut Random) -> u64 {
-        let at = random.next();
+        let at = random.bits();
         match at % 6 {
             0 | 1 => {
-                let len = (random.next() % 3000) as usize;
+                let len = (random.bits() % 3000) as usize;
                 let bytes: Vec<u8> = (0..len).map(|i| (at >> 8) as u8 ^ i as u8).collect();
                 let sum = sum_of(&bytes);
                 if self.bytes.len() < 40 {
                     self.bytes.push((bytes, sum));
                 } else {
-                    let place = random.next() as usize % self.bytes.len();
+                    let place = random.bits() as usize % self.bytes.len();
                     let (old, sum) = std::mem::replace(&mut self.bytes[place], (bytes, sum));
                     assert_eq!(sum_of(&old), sum, "a vector broke");
                 }
@@ -264,10 +264,10 @@ impl Heap {
             }
             2 => {
                 // Grows step by step.
-                let place = random.next() as usize % self.bytes.len().max(1);
+                let place = random.bits() as usize % self.bytes.len().max(1);
                 if let Some((bytes, sum)) = self.bytes.get_mut(place) {
                     assert_eq!(sum_of(bytes), *sum, "a vector broke");
-                    for _ in 0..random.next() % 500 {
+                    for _ in 0..random.bits() % 500 {
                         bytes.push(at as u8);
                     }
                     bytes.shrink_to_fit();
@@ -277,7 +277,7 @@ impl Heap {
                 2
             }
             3 => {
-                let key = random.next() % 64;
+                let key = random.bits() % 64;
                 let mut text = format!("{at:x}-");
                 text.extend((0..at % 40).map(|n| char::from(b'a' + (n % 26) as u8)));
                 let sum = sum_of(text.as_bytes());
@@ -342,7 +342,7 @@ fn heap_storm(spinner: &Spinner, slice: Duration, time: Duration) {
             for _ in 0..20 {
                 allocations += heap.churn(&mut random);
             }
-            let fill = random.next() as u8;
+            let fill = random.bits() as u8;
             if passed_on.try_send(vec![fill; 500 + usize::from(fill)]).is_err()
                 && let Ok(bytes) = passed_on.try_recv()
             {

@@ -57,7 +57,7 @@ struct Plan {
 
 impl Plan {
     fn new(random: &mut Random) -> Self {
-        let mut below = |limit: u64| random.next() % limit;
+        let mut below = |limit: u64| random.bits() % limit;
         let slices = [None, Some(20), Some(20), Some(50), Some(200), Some(1000), Some(10_000)];
         let slice = slices[below(7) as usize].map(Duration::from_micros);
         let levels = Level::all();
@@ -74,7 +74,7 @@ impl Plan {
         };
         // A few goroutines let threads fall asleep, many do not.
         let target = if below(3) == 0 { 1 + below(3) } else { 4 + below(60) };
-        Self { config, level, target: target as usize, seed: random.next() }
+        Self { config, level, target: target as usize, seed: random.bits() }
     }
 
     /// As the main goroutine of a run, number `run` of its round.
@@ -220,8 +220,8 @@ impl Total {
     fn round(&mut self, random: &mut Random) {
         let number = self.rounds;
         let abandons = number % 4 == 3;
-        let plans: Vec<Plan> = (0..1 + random.next() % 2).map(|_| Plan::new(random)).collect();
-        let time = Duration::from_millis(30 + random.next() % 120);
+        let plans: Vec<Plan> = (0..1 + random.bits() % 2).map(|_| Plan::new(random)).collect();
+        let time = Duration::from_millis(30 + random.bits() % 120);
         world::tell(format!(
             "FOOTBRIDGE_SEED={}, round {number}, abandons: {abandons}, {time:?}, {plans:#?}",
             seed()

@@ -150,7 +150,7 @@ impl Actor {
     }
 
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.random.next() % limit
+        self.random.bits() % limit
     }
 
     fn one_in(&mut self, n: u64) -> bool {
@@ -221,7 +221,7 @@ impl Actor {
         Self {
             world: self.world.clone(),
             at: self.at,
-            random: Random(self.random.next()),
+            random: Random(self.random.bits()),
             entry: self.world.enter(self.at.run, class, kind),
             depth: self.depth + 1,
             small: class == 0,
@@ -281,7 +281,7 @@ impl Actor {
 
     #[inline(never)]
     fn churn(&mut self) {
-        let (way, rounds, seed) = (self.below(3), 1 + self.below(300_000), self.random.next());
+        let (way, rounds, seed) = (self.below(3), 1 + self.below(300_000), self.random.bits());
         // SAFETY: on a goroutine.
         let result = unsafe { codes().churn[way as usize].call(rounds, seed) };
         check(result == churned(rounds, seed), || format!("churn {way} of {rounds}, {seed:#x}"));
@@ -509,7 +509,7 @@ impl Actor {
     #[inline(never)]
     fn system_stack(&mut self) {
         let channel = self.world.channel(&mut self.random);
-        let (world, way) = (&self.world, self.random.next() % 4);
+        let (world, way) = (&self.world, self.random.bits() % 4);
         let result = catch_unwind(AssertUnwindSafe(|| {
             systemstack(|| {
                 world.try_send(&channel);
@@ -535,7 +535,7 @@ impl Actor {
         let level = self.at.level;
         let spinners = &codes().spinners;
         let (_, spinner) = spinners.iter().find(|(of, _)| *of == level).expect("of this CPU");
-        let changes = spinner.spin(1 + self.below(1 << 15), self.random.next());
+        let changes = spinner.spin(1 + self.below(1 << 15), self.random.bits());
         check(changes.is_empty(), || format!("registers changed: {changes:?}"));
     }
 
@@ -712,8 +712,8 @@ fn look_at_one(random: &mut Random) {
     if all.is_empty() {
         return;
     }
-    let goroutine = all[random.next() as usize % all.len()];
-    let wait = Duration::from_micros(random.next() % 300);
+    let goroutine = all[random.bits() as usize % all.len()];
+    let wait = Duration::from_micros(random.bits() % 300);
     let mut frames = 0;
     let result = goroutine.scan_stack(wait, |frame| {
         check(!frame.stub.name().is_empty(), || "a frame without a name".into());
@@ -793,7 +793,7 @@ impl Foreigners {
             let mut random = Random(1);
             loop {
                 look_at_one(&mut random);
-                std::thread::sleep(Duration::from_micros(random.next() % 1000));
+                std::thread::sleep(Duration::from_micros(random.bits() % 1000));
             }
         };
         std::thread::Builder::new().name("looker".into()).spawn(look).expect("a thread");

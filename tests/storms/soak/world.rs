@@ -325,12 +325,12 @@ impl World {
     /// One of the channels.
     pub fn channel(&self, random: &mut Random) -> Chan<Token> {
         let markets = lock(&self.markets);
-        markets[random.next() as usize % markets.len()].clone()
+        markets[random.bits() as usize % markets.len()].clone()
     }
 
     /// Closes a channel, and puts another one in its place.
     pub fn replace(&self, random: &mut Random) {
-        let at = random.next() as usize % MARKETS;
+        let at = random.bits() as usize % MARKETS;
         let old = std::mem::replace(&mut lock(&self.markets)[at], Self::market(at));
         check(old.close() || self.stopped(), || "a channel was closed before".into());
         lock(&self.closed).push(old);
@@ -404,7 +404,7 @@ impl World {
     pub fn parked(&self, random: &mut Random) -> Option<Parker> {
         let mut lot = lock(&self.lot);
         let len = lot.len();
-        (len != 0).then(|| lot.swap_remove(random.next() as usize % len))
+        (len != 0).then(|| lot.swap_remove(random.bits() as usize % len))
     }
 
     #[inline(never)]
@@ -416,7 +416,7 @@ impl World {
     pub fn withdraw(&self, random: &mut Random) -> Option<Handle> {
         let mut bank = lock(&self.bank);
         let len = bank.len();
-        (len != 0).then(|| bank.swap_remove(random.next() as usize % len))
+        (len != 0).then(|| bank.swap_remove(random.bits() as usize % len))
     }
 
     /// Takes what is left in the channels. All of them are closed then.

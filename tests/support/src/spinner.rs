@@ -330,7 +330,7 @@ impl fmt::Display for Change {
 pub struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -344,30 +344,30 @@ impl State {
         let mut random = Random(seed);
         let mut state = Self {
             fx: [0; 512],
-            gpr: std::array::from_fn(|_| random.next()),
-            rflags: random.next() & FLAGS | 2,
+            gpr: std::array::from_fn(|_| random.bits()),
+            rflags: random.bits() & FLAGS | 2,
             _pad: [0; 7],
-            red_zone: std::array::from_fn(|_| random.next()),
-            zmm: std::array::from_fn(|_| std::array::from_fn(|_| random.next())),
-            k: std::array::from_fn(|_| random.next()),
+            red_zone: std::array::from_fn(|_| random.bits()),
+            zmm: std::array::from_fn(|_| std::array::from_fn(|_| random.bits())),
+            k: std::array::from_fn(|_| random.bits()),
         };
         state.gpr[RCX] = rounds;
         // FXSAVE image: Intel SDM volume 1, table 10-2. All exceptions are masked; bit 6 of the
         // control word is always set.
         let mut put =
             |at: usize, bytes: &[u8]| state.fx[at..at + bytes.len()].copy_from_slice(bytes);
-        let rounding = (random.next() & 3) as u16;
-        let precision = [0u16, 2, 3][(random.next() % 3) as usize];
+        let rounding = (random.bits() & 3) as u16;
+        let precision = [0u16, 2, 3][(random.bits() % 3) as usize];
         put(0, &(0x7f | precision << 8 | rounding << 10).to_le_bytes());
         // Condition codes and top of stack.
-        put(2, &(random.next() as u16 & 0x7f00).to_le_bytes());
-        put(4, &[random.next() as u8]);
+        put(2, &(random.bits() as u16 & 0x7f00).to_le_bytes());
+        put(4, &[random.bits() as u8]);
         // Rounding mode, flush to zero, denormals are zero, and the flags of past exceptions.
-        let mxcsr = 0x1f80 | random.next() as u32 & 0xe07f;
+        let mxcsr = 0x1f80 | random.bits() as u32 & 0xe07f;
         put(24, &mxcsr.to_le_bytes());
         for register in 0..8 {
-            put(32 + 16 * register, &random.next().to_le_bytes());
-            put(40 + 16 * register, &(random.next() as u16).to_le_bytes());
+            put(32 + 16 * register, &random.bits().to_le_bytes());
+            put(40 + 16 * register, &(random.bits() as u16).to_le_bytes());
         }
         for (register, value) in state.zmm.iter().take(16).enumerate() {
             for (half, word) in value.iter().take(2).enumerate() {
