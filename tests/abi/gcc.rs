@@ -9,13 +9,15 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::process::Command;
+use support::gcc::{self, has_gcc_and_avx2};
+use support::settings::{number_or, seed_or};
 
 use footbridge::abi::interp::Xorshift;
 use footbridge::abi::{
     Assignment, Convention, Extend, Narrow, Passing, Place, Reg, RegClass, Signature, Type, Value,
     VectorWidth,
 };
-use support::c_types::{C, data, has_gcc, random_bytes, random_signature, setting};
+use support::c_types::{C, data, random_bytes, random_signature};
 
 /// Stores the registers as `struct state` says, and calls `note`.
 const ASSEMBLY: &str = r#"
@@ -267,11 +269,11 @@ fn check_value(value: &Value, bytes: &[u8], seen: &Seen, refs: &mut usize, what:
 
 #[test]
 fn values_are_where_gcc_has_them() {
-    if !has_gcc() {
+    if !has_gcc_and_avx2() {
         return;
     }
-    let count = setting("FOOTBRIDGE_ABI_GCC_CASES").unwrap_or(300) as usize;
-    let seed = setting("FOOTBRIDGE_SEED").unwrap_or(1);
+    let count = number_or("FOOTBRIDGE_ABI_GCC_CASES", 300) as usize;
+    let seed = seed_or(1);
     let mut rng = Xorshift::new(seed);
 
     let mut cases = Vec::new();
@@ -307,12 +309,8 @@ fn values_are_where_gcc_has_them() {
     let path = |name: &str| folder.join(name);
     std::fs::write(path("cases.c"), source).expect("written");
     std::fs::write(path("capture.s"), ASSEMBLY.replace("VECTORS", &vectors)).expect("written");
-    let gcc = Command::new("gcc")
-        .args(["-O1", "-mavx2", "-w", "-Wno-psabi", "-no-pie", "-o"])
-        .args([path("cases"), path("cases.c"), path("capture.s")])
-        .output()
-        .expect("gcc runs");
-    assert!(gcc.status.success(), "{folder:?}: {}", String::from_utf8_lossy(&gcc.stderr));
+    let arguments = ["-O1", "-mavx2", "-w", "-Wno-psabi", "-no-pie"];
+    gcc::compile("gcc", &arguments, &path("cases"), &[&path("cases.c"), &path("capture.s")]);
     let run = Command::new(path("cases")).output().expect("runs");
     assert!(run.status.success(), "{folder:?}: {}", run.status);
     let output = String::from_utf8(run.stdout).expect("ASCII");

@@ -17,6 +17,7 @@ use super::rust_source;
 use std::collections::BTreeSet;
 use std::path::Path;
 use support::child;
+use support::settings::{number_or, seed_or};
 
 use super::carry::{
     Arrived, Call, Callee, Caller, Change, Expected, Returned, closure_register, current_g,
@@ -36,19 +37,12 @@ use footbridge::runtime::{Adapter, Config};
 const CONVENTIONS: [Convention; 4] =
     [Convention::SystemV, Convention::Win64, Convention::GoAbi0, Convention::GoAbiInternal];
 
-fn number(name: &str, default: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")),
-        Err(_) => default,
-    }
-}
-
 fn cases() -> usize {
-    number("FOOTBRIDGE_ADAPTER_CASES", 40) as usize
+    number_or("FOOTBRIDGE_ADAPTER_CASES", 40) as usize
 }
 
 fn seed() -> u64 {
-    number("FOOTBRIDGE_SEED", 1)
+    seed_or(1)
 }
 
 fn parse(text: &str) -> Signature {
@@ -946,7 +940,7 @@ fn check_compiled_callee(
 
 #[test]
 fn functions_that_rustc_compiles_call_each_other_and_go() {
-    let count = number("FOOTBRIDGE_RUSTC_CASES", 150) as usize;
+    let count = number_or("FOOTBRIDGE_RUSTC_CASES", 150) as usize;
     let mut rng = Xorshift::new(seed() ^ 0x0007_2057);
     let signatures = rust_signatures(count, &mut rng);
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));

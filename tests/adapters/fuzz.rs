@@ -5,6 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
+use support::settings::{number_or, seed_or};
 
 use footbridge::abi::interp::Xorshift;
 
@@ -18,14 +19,10 @@ const SEEDS: [&str; 6] = [
     "fn(ptr, ..., i32, struct {}, [[i8; 0]; 4294967295])",
 ];
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn no_input_breaks_parser_planner_or_emitter() {
-    let seconds = number("FOOTBRIDGE_FUZZ_SECONDS").unwrap_or(2);
-    let seed = number("FOOTBRIDGE_SEED").unwrap_or(5);
+    let seconds = number_or("FOOTBRIDGE_FUZZ_SECONDS", 2);
+    let seed = seed_or(5);
     let mut rng = Xorshift::new(seed);
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut inputs = 0;

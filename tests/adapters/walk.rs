@@ -21,11 +21,12 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::child;
 use support::native_unwind;
+use support::runs::alone as run;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Signature};
 use footbridge::jit::{Bind, Code, FrameClass, Jit, StubKind, look_up};
-use footbridge::runtime::{self, Config, Entry, WalkEnd, jit_frames};
+use footbridge::runtime::{self, Entry, WalkEnd, jit_frames};
 use support::step::stepped;
 
 use Convention::{GoAbi0, GoAbiInternal, SystemV, Win64};
@@ -153,11 +154,6 @@ impl Chain {
         // SAFETY: on a goroutine; a function of that type.
         unsafe { self.entry.call(20) }
     }
-}
-
-fn run<R>(f: impl FnOnce() -> R) -> R {
-    let config = Config { processors: 1, ..Config::default() };
-    config.run(f).expect("the run starts")
 }
 
 /// Names of the exact walk's frames.

@@ -11,8 +11,10 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use support::code::{load_saved, pop_saved, push_saved};
+use support::runs::alone_and_preemptible;
+use support::settings::stress_or;
 
 use LiveSlot::{Frame, Register};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -274,16 +276,6 @@ fn ask_and_move(pc: usize) {
     }
 }
 
-/// Sysmon is there, so that there are means to preempt, and asks nobody.
-fn run_alone<R>(f: impl FnOnce() -> R) -> R {
-    // The statics above belong to one test at a time.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let config =
-        Config { processors: 1, time_slice: Some(Duration::from_secs(3600)), ..Config::default() };
-    config.run(f).expect("the run starts")
-}
-
 /// How often goroutines of this run were put aside.
 fn asides() -> (u64, u64) {
     let stats = stats();
@@ -336,7 +328,7 @@ fn wanderer(name: &'static str, class: FrameClass) -> Scene {
         marks.live(ops, &[RDI]);
         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
         if class == FrameClass::Saved {
-            dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
+            push_saved(ops);
         }
         dynasm!(ops; .arch x64; sub rsp, 40; mov [rbp + slot], rdi);
         marks.live(ops, &[RDI, a]);
@@ -362,14 +354,7 @@ fn wanderer(name: &'static str, class: FrameClass) -> Scene {
         dynasm!(ops; .arch x64; add rax, [rdx]);
         marks.live(ops, &[]);
         if class == FrameClass::Saved {
-            dynasm!(ops
-                ; .arch x64
-                ; mov rbx, [rbp - 8]
-                ; mov r12, [rbp - 16]
-                ; mov r13, [rbp - 24]
-                ; mov r14, [rbp - 32]
-                ; mov r15, [rbp - 40]
-            );
+            load_saved(ops);
         }
         dynasm!(ops; .arch x64; leave; ret);
     });
@@ -415,7 +400,8 @@ fn passer(name: &'static str) -> Scene {
         marks.live(ops, &[Frame(16), RBX]);
         dynasm!(ops; .arch x64; mov rbx, [rbx]);
         marks.live(ops, &[Frame(16)]);
-        dynasm!(ops; .arch x64; mov rax, rbx; pop r15; pop r14; pop r13; pop r12; pop rbx);
+        dynasm!(ops; .arch x64; mov rax, rbx);
+        pop_saved(ops);
         dynasm!(ops; .arch x64; pop rbp; ret);
     });
     let target = callee.address();
@@ -519,7 +505,8 @@ fn spawner(name: &'static str) -> Scene {
     let starts = Box::leak(Box::new(starts.expect("a stub"))).address();
     let code = install(name, FrameClass::Saved, Where::AtPolls, |ops, marks| {
         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
-        dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15; sub rsp, 8);
+        push_saved(ops);
+        dynasm!(ops; .arch x64; sub rsp, 8);
         dynasm!(ops; .arch x64; mov rbx, rdi; mov edi, 7; call extern starts);
         marks.live(ops, &[RBX]);
         dynasm!(ops; .arch x64; mov rax, [rbx]);
@@ -541,7 +528,7 @@ fn lazy(name: &'static str) -> Scene {
 
 #[test]
 fn nothing_is_below_rbp_when_the_frame_was_dropped() {
-    run_alone(|| {
+    alone_and_preemptible(|| {
         let scene = lazy("lazy");
         let pcs = scene.pcs();
         let (&ret, pcs) = pcs.split_last().expect("some");
@@ -572,7 +559,7 @@ fn poller(name: &'static str, convention: Convention) -> Scene {
 
 #[test]
 fn every_pointer_is_found_wherever_code_is_interrupted() {
-    run_alone(|| {
+    alone_and_preemptible(|| {
         let (mut interrupted, mut called) = (0, 0);
         for scene in [
             wanderer("wanders", FrameClass::Standard),
@@ -594,7 +581,7 @@ fn every_pointer_is_found_wherever_code_is_interrupted() {
 
 #[test]
 fn every_pointer_is_found_around_polls_and_checks_of_the_stack() {
-    run_alone(|| {
+    alone_and_preemptible(|| {
         for (scene, slow_path) in [
             (leaf("polling leaf", true), 2),
             (checker("checks c", SYSTEM_V, Where::Anywhere), 3),
@@ -677,7 +664,7 @@ fn saved_registers_are_what_the_code_goes_on_with() {
     let mut at = 0;
     let code = install("all registers", FrameClass::Saved, Where::Anywhere, |ops, _| {
         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
-        dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
+        push_saved(ops);
         for register in others.clone() {
             dynasm!(ops; .arch x64; mov Rq(register), 100 + i32::from(register.index()));
         }
@@ -686,11 +673,12 @@ fn saved_registers_are_what_the_code_goes_on_with() {
         for register in others.clone().filter(|&r| r != Gpr::RAX) {
             dynasm!(ops; .arch x64; add rax, Rq(register));
         }
-        dynasm!(ops; .arch x64; pop r15; pop r14; pop r13; pop r12; pop rbx; pop rbp; ret);
+        pop_saved(ops);
+        dynasm!(ops; .arch x64; pop rbp; ret);
     });
     let start = code.address();
     let scene = Scene::new("all registers", code, SYSTEM_V);
-    run_alone(|| {
+    alone_and_preemptible(|| {
         READ.store(false, Ordering::Relaxed);
         ASK_AT.store(start + at, Ordering::Relaxed);
         let result = Cell::new(0);
@@ -763,7 +751,8 @@ fn tower(at_the_bottom: &'static AtTheBottom) -> Tower {
     let plain = plain.expect("it installs").address();
     let b = install("b", FrameClass::Saved, Where::AtPolls, |ops, marks| {
         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
-        dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15; sub rsp, 24);
+        push_saved(ops);
+        dynasm!(ops; .arch x64; sub rsp, 24);
         dynasm!(ops; .arch x64; mov [rbp - 48], rdi; mov rbx, rdi; mov rdi, rsi);
         dynasm!(ops; .arch x64; call extern plain);
         marks.live_in_call(ops, &[Frame(-48), RBX, Frame(16)]);
@@ -971,7 +960,8 @@ fn storm_frames() -> Adder {
     let code = install("storm frames", FrameClass::Saved, Where::Anywhere, |ops, marks| {
         marks.live(ops, &[RDI]);
         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
-        dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15; sub rsp, 24);
+        push_saved(ops);
+        dynasm!(ops; .arch x64; sub rsp, 24);
         dynasm!(ops; .arch x64; mov [rbp - 48], rdi; mov r12, rsi; xor r13, r13);
         marks.live(ops, &[Frame(-48)]);
         dynasm!(ops; .arch x64; again: ; mov rdi, [rbp - 48]);
@@ -990,8 +980,7 @@ fn storm_frames() -> Adder {
 #[test]
 fn a_moving_collector_and_code_that_does_not_stop_for_it() {
     const ROUNDS: u64 = 5000;
-    let seconds = std::env::var("FOOTBRIDGE_STRESS_SECONDS");
-    let time = Duration::from_secs(seconds.map_or(2, |text| text.parse().expect("a number")));
+    let time = stress_or(2.0);
     let adders = [storm_leaf(), storm_polls(), storm_frames()];
     let (stop, ready) = (AtomicBool::new(false), AtomicUsize::new(0));
     let heaps: Vec<(&Heap, AtomicU64)> =

@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::child;
+use support::code::caller;
+use support::runs::{alone, config};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Gpr};
@@ -17,26 +19,6 @@ use support::child::{NO_FRAMES, mask, overflow};
 
 const GO: Convention = Convention::GoAbiInternal;
 
-fn config(processors: usize) -> Config {
-    Config { processors, ..Config::default() }
-}
-
-/// Runs `f` on the main goroutine of a run on this thread alone.
-fn run_alone<R>(f: impl FnOnce() -> R) -> R {
-    config(1).run(f).expect("the run starts")
-}
-
-/// JIT code that calls `target` and returns what it returns.
-fn caller(name: &str, target: usize) -> Code {
-    // SAFETY: a standard frame; the target is ABIInternal code of the type that the code is used as.
-    unsafe {
-        Jit::new().expect("code memory").install(name, FrameClass::Standard, |ops| {
-            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern target; pop rbp; ret);
-        })
-    }
-    .expect("installs")
-}
-
 /// Recursion without an end, in a function that calls nothing else.
 #[inline(never)]
 #[allow(unconditional_recursion, reason = "it is to overflow the stack")]
@@ -48,7 +30,7 @@ fn sink(above: &[u64; 4]) -> u64 {
 #[test]
 fn a_rust_function_that_overflows_is_named() {
     child::run("a_rust_function_that_overflows_is_named", || {
-        run_alone(|| {
+        alone(|| {
             let second = go(|| sink(&[0; 4]));
             second.join().expect("it does not return");
         });
@@ -110,7 +92,7 @@ fn jit_code_that_overflows_is_named_with_its_frames() {
         // SAFETY: ABIInternal code without arguments.
         let entry = unsafe { code.enter::<fn()>(GO) }.expect("entry");
         // SAFETY: on a goroutine.
-        run_alone(|| unsafe { entry.call() });
+        alone(|| unsafe { entry.call() });
     });
     // A frame takes 16 bytes of the stack. Not all of them are shown.
     let (_, count) = outcome.stderr.split_once("(and ").expect("more frames than are shown");
@@ -159,7 +141,7 @@ fn jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame() {
             // SAFETY: ABIInternal code without arguments.
             let entry = unsafe { first.enter::<fn()>(GO) }.expect("entry");
             // SAFETY: on a goroutine.
-            run_alone(|| unsafe { entry.call() });
+            alone(|| unsafe { entry.call() });
         });
         let Some(outcome) = outcome else { continue };
         assert_eq!(outcome.signal, Some(libc::SIGABRT), "{outcome:#?}");
@@ -192,7 +174,7 @@ fn jit_code_with_one_frame_before_it_overflows_shows_the_whole_chain() {
         // SAFETY: ABIInternal code without arguments.
         let entry = unsafe { outer.enter::<fn()>(GO) }.expect("entry");
         // SAFETY: on a goroutine.
-        run_alone(|| unsafe { entry.call() });
+        alone(|| unsafe { entry.call() });
     })
     .assert_aborted_with(&overflow(
         "1",
@@ -219,7 +201,7 @@ fn an_overflow_below_jit_frames_lists_them() {
         // SAFETY: ABIInternal code of this type.
         let entry = unsafe { outer.enter::<fn(u64) -> u64>(GO) }.expect("entry");
         // SAFETY: on a goroutine.
-        run_alone(|| unsafe { entry.call(3) });
+        alone(|| unsafe { entry.call(3) });
     })
     .assert_aborted_with(&overflow(
         "1",
@@ -337,7 +319,7 @@ fn a_deadlock_is_reported_with_every_goroutine_and_its_reason() {
         let code = caller("pump", receive.address());
         // SAFETY: ABIInternal code of this type.
         let entry = unsafe { code.enter::<fn()>(GO) }.expect("entry");
-        run_alone(move || {
+        alone(move || {
             let full = Chan::<u64>::new(0);
             let (c, f) = (channel.clone(), full.clone());
             let mut handles = vec![go(move || waits_for_send(&f))];
@@ -425,7 +407,7 @@ fn a_goroutine_function_called_without_a_goroutine_ends_the_process() {
         // SAFETY: a System V function of this type.
         let call: extern "C-unwind" fn(u64) -> u64 =
             unsafe { std::mem::transmute(function.address()) };
-        run_alone(|| assert_eq!(call(5), 5));
+        alone(|| assert_eq!(call(5), 5));
         std::thread::spawn(move || call(1)).join().expect("it does not return");
     })
     .assert_aborted_with(NO_GOROUTINE);
@@ -435,7 +417,7 @@ fn a_goroutine_function_called_without_a_goroutine_ends_the_process() {
 fn a_plain_thread_that_overflows_is_still_the_standard_librarys() {
     let outcome =
         child::run("a_plain_thread_that_overflows_is_still_the_standard_librarys", || {
-            run_alone(|| ());
+            alone(|| ());
             let plain = std::thread::Builder::new().name("plain".into());
             plain.spawn(|| sink(&[0; 4])).expect("a thread").join().expect("it does not return");
         });
@@ -451,7 +433,7 @@ fn the_thread_of_a_run_has_the_standard_librarys_handler_back_afterwards() {
     let outcome = child::run(name, || {
         let plain = std::thread::Builder::new().name("plain".into());
         let body = || {
-            run_alone(|| ());
+            alone(|| ());
             sink(&[0; 4])
         };
         plain.spawn(body).expect("a thread").join().expect("it does not return");
@@ -503,7 +485,7 @@ fn a_fault_that_is_not_ours_goes_to_the_handler_that_was_there() {
     }
     let outcome = child::run("a_fault_that_is_not_ours_goes_to_the_handler_that_was_there", || {
         handle_segv(previous as *const () as usize, libc::SA_SIGINFO | libc::SA_ONSTACK);
-        run_alone(fault);
+        alone(fault);
     });
     assert_eq!(outcome.stderr, "previous handler\n");
     assert_eq!(outcome.code, Some(3));
@@ -516,7 +498,7 @@ fn a_handler_without_siginfo_is_chained_too() {
     }
     let outcome = child::run("a_handler_without_siginfo_is_chained_too", || {
         handle_segv(previous as *const () as usize, libc::SA_ONSTACK);
-        run_alone(fault);
+        alone(fault);
     });
     assert_eq!(outcome.stderr, "plain handler\n");
     assert_eq!(outcome.code, Some(4));
@@ -526,7 +508,7 @@ fn a_handler_without_siginfo_is_chained_too() {
 fn without_a_handler_before_it_a_fault_kills_as_ever() {
     let outcome = child::run("without_a_handler_before_it_a_fault_kills_as_ever", || {
         handle_segv(libc::SIG_DFL, 0);
-        run_alone(fault);
+        alone(fault);
     });
     assert_eq!(outcome.stderr, "");
     assert_eq!(outcome.signal, Some(libc::SIGSEGV));
@@ -535,7 +517,7 @@ fn without_a_handler_before_it_a_fault_kills_as_ever() {
 #[test]
 fn a_goroutine_readied_twice_ends_the_process() {
     child::run("a_goroutine_readied_twice_ends_the_process", || {
-        run_alone(|| {
+        alone(|| {
             let parked = Chan::new(1);
             let tell = parked.clone();
             drop(go(move || {
@@ -587,7 +569,7 @@ fn to_park_inside_of_systemstack_panics() {
 #[test]
 fn a_channel_survives_a_park_that_was_refused() {
     child::run("a_channel_survives_a_park_that_was_refused", || {
-        run_alone(|| {
+        alone(|| {
             let channel = Chan::<u64>::new(1);
             assert_eq!(panic_of(|| runtime::systemstack(|| channel.recv())), MUST_NOT_PARK);
             // The channel is not locked, and nobody is in its queues.
@@ -623,7 +605,7 @@ fn a_scope_inside_of_systemstack_does_not_leave_its_goroutines_behind() {
         }
     }
     child::run("a_scope_inside_of_systemstack_does_not_leave_its_goroutines_behind", || {
-        run_alone(|| {
+        alone(|| {
             let (started, ended) = (AtomicBool::new(false), AtomicBool::new(false));
             let text = panic_of(|| {
                 runtime::systemstack(|| {
@@ -643,7 +625,7 @@ fn a_scope_inside_of_systemstack_does_not_leave_its_goroutines_behind() {
 #[test]
 fn a_run_inside_of_a_run_is_refused() {
     let text = "run was called on a thread that belongs to a run already; start goroutines with go";
-    run_alone(|| {
+    alone(|| {
         let nested = config(1).run(|| 1);
         assert_eq!(nested, Err(RunError::Nested));
         assert_eq!(RunError::Nested.to_string(), text);

@@ -3,10 +3,13 @@
 
 use std::collections::HashSet;
 use std::hint::black_box;
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use support::child;
+use support::code::{caller, push_saved};
+use support::gcc::{self, Library, has_gcc};
+use support::runs::{alone, config};
+use support::settings::{number_or, seed_or};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Gpr};
@@ -21,20 +24,6 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 const CLASSES: [usize; 5] = [16 * KIB, 64 * KIB, 256 * KIB, MIB, 8 * MIB];
 const PAGE: usize = 4096;
-
-fn config(processors: usize) -> Config {
-    Config { processors, ..Config::default() }
-}
-
-/// Runs `f` on the main goroutine of a run on this thread alone.
-fn run_alone<R>(f: impl FnOnce() -> R) -> R {
-    config(1).run(f).expect("the run starts")
-}
-
-/// A number of the environment, or the default.
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 /// Stacks of a class that goroutines are on.
 fn in_use(stack_bytes: usize) -> usize {
@@ -85,7 +74,7 @@ fn resident_bytes() -> usize {
 #[test]
 fn a_goroutine_has_the_class_that_it_asked_for() {
     child::run("a_goroutine_has_the_class_that_it_asked_for", || {
-        run_alone(|| {
+        alone(|| {
             assert_eq!(stack_usage().map_bytes(), CLASSES);
             assert_eq!(in_use(64 * KIB), 1, "the main goroutine");
             for (asked, class) in [
@@ -232,7 +221,7 @@ fn jit_code_starts_goroutines_with_small_stacks() {
         .expect("installs");
         // SAFETY: ABIInternal code of this type.
         let starter = unsafe { starter.enter::<fn()>(GO) }.expect("entry");
-        run_alone(|| {
+        alone(|| {
             // SAFETY: on a goroutine.
             unsafe { starter.call() };
             for _ in 0..3 {
@@ -299,8 +288,8 @@ impl Random {
 #[test]
 fn no_two_goroutines_ever_share_a_stack() {
     child::run("no_two_goroutines_ever_share_a_stack", || {
-        let seed = setting("FOOTBRIDGE_SEED", 0x5eed) | 1;
-        let count = setting("FOOTBRIDGE_STACK_STRESS", 6_000);
+        let seed = seed_or(0x5eed) | 1;
+        let count = number_or("FOOTBRIDGE_STACK_STRESS", 6_000);
         println!("FOOTBRIDGE_SEED={seed}");
         static ENDED: AtomicU64 = AtomicU64::new(0);
         let run = config(3).run(|| {
@@ -361,7 +350,7 @@ fn lowest(near_top: usize, class: usize) -> usize {
 #[test]
 fn a_goroutine_that_was_deep_gives_memory_back_when_it_ends() {
     child::run("a_goroutine_that_was_deep_gives_memory_back_when_it_ends", || {
-        run_alone(|| {
+        alone(|| {
             for class in [64 * KIB, 256 * KIB, MIB, 8 * MIB] {
                 let body = move || {
                     let top = black_box(0u8);
@@ -393,7 +382,7 @@ fn what_is_deep_between_two_switches_only_goes_back_when_its_thread_idles() {
     child::run("what_is_deep_between_two_switches_only_goes_back_when_its_thread_idles", || {
         const COUNT: usize = 100;
         const CLASS: usize = 256 * KIB;
-        run_alone(|| {
+        alone(|| {
             let body = || {
                 let top = black_box(0u8);
                 descend(CLASS / (2 * DESCEND_FACTOR), &mut |_| ());
@@ -466,7 +455,7 @@ fn an_idle_process_gives_back_what_a_burst_took() {
     let test = "an_idle_process_gives_back_what_a_burst_took";
     for processors in [1, 2] {
         let outcome = child::run_case(test, processors, || {
-            let count = setting("FOOTBRIDGE_STACK_BURST", 100_000) as usize;
+            let count = number_or("FOOTBRIDGE_STACK_BURST", 100_000) as usize;
             let burst = || {
                 let gate = Chan::<()>::new(0);
                 let waiting = AtomicUsize::new(0);
@@ -663,7 +652,7 @@ fn a_kernel_that_refuses_address_space_is_asked_why() {
             if !replace_file("/proc/sys/vm/overcommit_memory", mode) {
                 write_and_exit("no mount namespace\n", 77);
             }
-            let inside = run_alone(|| {
+            let inside = alone(|| {
                 refuse_stacks();
                 // The first segment of a class.
                 let builder = Builder::new().stack_bytes(16 * KIB);
@@ -719,17 +708,6 @@ fn sink(above: &[u64; 4]) -> u64 {
     sink(&here) ^ here[(above[0] & 3) as usize]
 }
 
-/// JIT code that calls `target` and returns what it returns.
-fn caller(name: &str, target: usize) -> Code {
-    // SAFETY: a standard frame; the target is ABIInternal code of the type that the code is used as.
-    unsafe {
-        Jit::new().expect("code memory").install(name, FrameClass::Standard, |ops| {
-            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern target; pop rbp; ret);
-        })
-    }
-    .expect("installs")
-}
-
 /// JIT code that calls itself without an end.
 fn endless() -> Code {
     // SAFETY: a standard frame; it calls itself only.
@@ -750,7 +728,7 @@ fn below_jit_frames(name: &str, stack_bytes: usize, body: fn()) {
     let outer = caller("outer", middle.address());
     // SAFETY: ABIInternal code of this type.
     let entry = unsafe { outer.enter::<fn()>(GO) }.expect("entry");
-    run_alone(|| {
+    alone(|| {
         let builder = Builder::new().stack_bytes(stack_bytes);
         // SAFETY: on a goroutine.
         let handle = builder.go(move || unsafe { entry.call() }).expect("memory");
@@ -776,7 +754,7 @@ fn an_overflow_in_jit_code_is_reported() {
         let code = endless();
         // SAFETY: ABIInternal code of this type.
         let entry = unsafe { code.enter::<fn()>(GO) }.expect("entry");
-        run_alone(|| {
+        alone(|| {
             let builder = Builder::new().stack_bytes(16 * KIB);
             // SAFETY: on a goroutine.
             let handle = builder.go(move || unsafe { entry.call() }).expect("memory");
@@ -812,37 +790,19 @@ __attribute__((noinline)) int c_large_frames(int n) {
 }
 ";
 
-/// Compiles the functions above for a test and finds one. `None` where there is no C compiler.
-fn c_function(test: &str, name: &std::ffi::CStr) -> Option<extern "C" fn(i32) -> i32> {
+/// Compiles the functions above for a test and finds one.
+fn c_function(test: &str, name: &std::ffi::CStr) -> extern "C" fn(i32) -> i32 {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
     std::fs::create_dir_all(&folder).expect("a folder");
     let (source, library) = (folder.join("overflow.c"), folder.join("overflow.so"));
     std::fs::write(&source, C_SOURCE).expect("a file");
-    let gcc = Command::new("gcc")
-        .args(["-O1", "-w", "-fno-stack-clash-protection", "-shared", "-fPIC", "-o"])
-        .args([&library, &source])
-        .output()
-        .ok()?;
-    assert!(gcc.status.success(), "{}", String::from_utf8_lossy(&gcc.stderr));
-    let path = std::ffi::CString::new(library.to_str().expect("UTF-8")).expect("no zero");
+    let arguments = ["-O1", "-w", "-fno-stack-clash-protection", "-shared", "-fPIC"];
+    gcc::compile("gcc", &arguments, &library, &[&source]);
     // SAFETY: a library of plain functions of this type, which stays open.
     unsafe {
-        let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
-        assert!(!library.is_null(), "dlopen");
-        let function = libc::dlsym(library, name.as_ptr());
-        assert!(!function.is_null(), "dlsym");
-        Some(std::mem::transmute::<*mut libc::c_void, extern "C" fn(i32) -> i32>(function))
+        let function = Library::open(&library).symbol(name);
+        std::mem::transmute::<*mut libc::c_void, extern "C" fn(i32) -> i32>(function)
     }
-}
-
-/// Whether to go on; otherwise the test is skipped.
-fn has_gcc() -> bool {
-    let found = Command::new("gcc").arg("--version").output().is_ok();
-    if !found {
-        assert!(std::env::var_os("FOOTBRIDGE_NO_SKIP").is_none(), "this test needs gcc");
-        println!("skipped: needs gcc");
-    }
-    found
 }
 
 #[test]
@@ -852,7 +812,7 @@ fn an_overflow_in_c_code_is_reported() {
     }
     let outcome = child::run("an_overflow_in_c_code_is_reported", || {
         below_jit_frames("c caller", 256 * KIB, || {
-            let function = c_function("c_sink", c"c_sink").expect("gcc");
+            let function = c_function("c_sink", c"c_sink");
             black_box(function(1));
         });
     });
@@ -870,9 +830,9 @@ fn a_large_frame_of_c_code_does_not_step_over_the_guard() {
         [(256 * KIB, "256 KiB", "1 MiB"), (MIB, "1 MiB", "8 MiB")].into_iter().enumerate()
     {
         let outcome = child::run_case(test, case, || {
-            run_alone(|| {
+            alone(|| {
                 // A stack below that is not to be written to.
-                let body = || c_function("c_large_frames", c"c_large_frames").expect("gcc")(1);
+                let body = || c_function("c_large_frames", c"c_large_frames")(1);
                 let builder = Builder::new().stack_bytes(class);
                 builder.go(body).expect("memory").join().expect("it does not return");
             });
@@ -921,7 +881,7 @@ fn the_guard_of_another_goroutine_is_a_fault_like_any_other() {
     let test = "the_guard_of_another_goroutine_is_a_fault_like_any_other";
     for case in 0..2 {
         let outcome = child::run_case(test, case, || {
-            run_alone(|| {
+            alone(|| {
                 let main = lowest_here();
                 let addresses = Chan::<usize>::new(1);
                 let send = addresses.clone();
@@ -1029,7 +989,7 @@ fn jit_code_that_checks_its_stack_panics_in_time() {
 fn a_check_counts_the_frame_to_come() {
     child::run("a_check_counts_the_frame_to_come", || {
         without_messages();
-        run_alone(|| {
+        alone(|| {
             // A frame that is larger than the stack, with the rest of it, the guard, and what is
             // below that: nothing of it is touched.
             for (frame_bytes, class, fits) in [
@@ -1126,7 +1086,7 @@ fn a_panic_of_a_check_runs_destructors_and_the_goroutine_goes_on() {
         // SAFETY: code of this convention and type.
         let entry = unsafe { code.enter::<fn()>(GO) }.expect("entry");
         AGAIN.store(entry.address(), Ordering::Relaxed);
-        run_alone(|| {
+        alone(|| {
             let handle = go(move || {
                 for round in 0..20 {
                     // SAFETY: on a goroutine.
@@ -1171,7 +1131,7 @@ fn walks_from_the_panic_of_a_check_see_every_frame() {
             assert_eq!(full.matches("    jit deep+0x").count(), exact.len() - 1, "{full}");
             *FRAMES.lock().expect("no panic") = exact;
         }));
-        run_alone(|| {
+        alone(|| {
             // SAFETY: on a goroutine.
             let handle = go(move || unsafe { entry.call() });
             handle.join().expect_err("it has no end");
@@ -1214,7 +1174,7 @@ fn a_check_gives_way_where_that_is_wanted_and_changes_no_register() {
             let code = unsafe {
                 jit.install("registers", FrameClass::Saved, |ops| {
                     dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
-                    dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
+                    push_saved(ops);
                     for register in OTHERS {
                         dynasm!(ops; .arch x64; mov Rq(register), value(register));
                     }
@@ -1246,7 +1206,7 @@ fn a_check_gives_way_where_that_is_wanted_and_changes_no_register() {
             .expect("installs");
             // SAFETY: code of this convention and type.
             let entry = unsafe { code.enter::<fn() -> u64>(GO) }.expect("entry");
-            run_alone(|| {
+            alone(|| {
                 let others = AtomicU64::new(0);
                 scope(|s| {
                     s.go(|| {
@@ -1276,7 +1236,7 @@ fn on_a_system_stack_a_check_is_passed() {
     child::run("on_a_system_stack_a_check_is_passed", || {
         let jit = Jit::new().expect("code memory");
         // Stacks of goroutines are mapped before, and so above, that of the thread that follows.
-        run_alone(|| ());
+        alone(|| ());
         let thread = std::thread::Builder::new().stack_size(64 * MIB);
         let body = move || {
             for convention in [GO, Convention::SystemV] {
@@ -1293,7 +1253,7 @@ fn on_a_system_stack_a_check_is_passed() {
                 .expect("installs");
                 // SAFETY: code of this convention and type.
                 let entry = unsafe { code.enter::<fn() -> usize>(convention) }.expect("entry");
-                run_alone(|| {
+                alone(|| {
                     let here = black_box(0u8);
                     // SAFETY: on a goroutine, whose stack has not that much.
                     let there = runtime::systemstack(|| unsafe { entry.call() });
@@ -1341,7 +1301,7 @@ fn a_check_on_a_stack_just_above_the_goroutine_s_finds_room() {
     let elsewhere =
         unsafe { code.expect("installs").enter::<fn(usize) -> u64>(Convention::SystemV) };
     let elsewhere = elsewhere.expect("entry");
-    run_alone(|| {
+    alone(|| {
         // Stacks of a class lie side by side: goroutines that wait lend theirs.
         let (ask, done) = (Chan::<usize>::new(0), Chan::<String>::new(0));
         let tops = Chan::<usize>::new(16);
@@ -1468,7 +1428,7 @@ fn a_check_that_panics_leaves_the_anchor_as_it_was() {
         };
         // SAFETY: ABIInternal code of this type.
         let outer = unsafe { code.expect("installs").enter::<fn()>(GO) }.expect("entry");
-        run_alone(|| {
+        alone(|| {
             for _ in 0..3 {
                 // SAFETY: on a goroutine.
                 unsafe { outer.call() };

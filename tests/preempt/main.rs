@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support::child;
+use support::runs::wait_for;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
@@ -27,15 +28,6 @@ fn config(processors: usize) -> Config {
 
 fn run<R>(processors: usize, f: impl FnOnce() -> R) -> R {
     config(processors).run(f).expect("the run starts")
-}
-
-/// Waits while nothing but this goroutine's own doing can help.
-fn wait_for(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what}: {:?}", stats());
-        gosched();
-    }
 }
 
 /// Waits until a goroutine of this run was put aside.

@@ -2,16 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
+use support::runs::on;
 
 use footbridge::jit::{Jit, JitError};
 use footbridge::runtime::{
     Case, Chan, Config, JoinHandle, go, go_migratable, gosched, run, scope, select,
 };
-
-fn on<R>(processors: usize, f: impl FnOnce() -> R) -> R {
-    let config = Config { processors, ..Config::default() };
-    config.run(f).expect("the run starts")
-}
 
 /// The value of a scoped goroutine that nobody joins was dropped after the scope had ended.
 #[test]

@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support::child;
+use support::runs::wait_for;
+use support::settings::seed_or;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
@@ -120,15 +122,6 @@ fn config(processors: usize) -> Config {
 
 fn run<R>(processors: usize, f: impl FnOnce() -> R) -> R {
     config(processors).run(f).expect("the run starts")
-}
-
-/// Waits for others of this run.
-fn wait_for(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what}: {:?}", stats());
-        gosched();
-    }
 }
 
 /// How often goroutines of this run were put aside.
@@ -253,8 +246,7 @@ fn goroutines_run_in_the_modes_of_the_thread_that_began_the_run() {
 }
 
 fn seed() -> u64 {
-    let seed = std::env::var("FOOTBRIDGE_SEED").ok().map(|s| s.parse().expect("a number"));
-    seed.unwrap_or(0x00f0_07b5_1d6e)
+    seed_or(0x00f0_07b5_1d6e)
 }
 
 /// Also if a goroutine leaves others behind, which it must not.

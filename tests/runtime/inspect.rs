@@ -6,10 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use support::code::caller;
+use support::runs::on as run;
+use support::settings::stress_or;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit, Ops};
+use footbridge::jit::{FrameClass, Jit, Ops};
 use footbridge::runtime::{
     Builder, Chan, Config, Entry, Goroutine, ScanError, Status, Traceback, WaitReason, WalkEnd,
     checkpoint, current, go, gopark, goready, goroutines, gosched, jit_frames, scope, sleep,
@@ -18,17 +21,6 @@ use footbridge::runtime::{
 
 const SYSTEM_V: Convention = Convention::SystemV;
 const LONG: Duration = Duration::from_secs(20);
-
-fn run<R>(processors: usize, f: impl FnOnce() -> R) -> R {
-    let config = Config { processors, ..Config::default() };
-    config.run(f).expect("the run starts")
-}
-
-/// How long the stress tests go on.
-fn seconds() -> Duration {
-    let seconds = std::env::var("FOOTBRIDGE_STRESS_SECONDS");
-    Duration::from_secs(seconds.map_or(1, |text| text.parse().expect("a number of seconds")))
-}
 
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
@@ -119,25 +111,6 @@ fn nested_loop(polls: bool) -> Loop {
 fn enter(entry: &Loop, words: &Words) -> u64 {
     // SAFETY: on a goroutine; the words live over the call.
     unsafe { entry.call(words) }
-}
-
-/// JIT code under a name that calls the target with its own argument and returns its result.
-fn caller(name: &str, target: usize) -> Code {
-    let jit = Jit::new().expect("code memory");
-    // SAFETY: System V code with a standard frame.
-    let code = unsafe {
-        jit.install(name, FrameClass::Standard, |ops| {
-            dynasm!(ops
-                ; .arch x64
-                ; push rbp
-                ; mov rbp, rsp
-                ; call extern target
-                ; pop rbp
-                ; ret
-            );
-        })
-    };
-    code.expect("it installs")
 }
 
 type Receive = Entry<fn(*const Chan<u64>) -> u64>;
@@ -448,7 +421,7 @@ fn a_goroutine_that_does_not_give_way_is_given_up() {
 #[test]
 fn who_looks_at_each_other_gets_to_see_it() {
     let entry = nested_loop(false);
-    let end = Instant::now() + seconds();
+    let end = Instant::now() + stress_or(1.0);
     let scans = AtomicUsize::new(0);
     let look = |whom: &dyn Fn() -> Vec<Goroutine>| {
         while Instant::now() < end {
@@ -681,7 +654,7 @@ fn a_running_system_is_traced_back_whole() {
             wait_until("all loop", || {
                 words.iter().all(|words| words.count.load(Ordering::Relaxed) > 0)
             });
-            let end = Instant::now() + seconds();
+            let end = Instant::now() + stress_or(1.0);
             let mut rounds = 0;
             while Instant::now() < end {
                 let all = traceback_all_within(LONG);

@@ -6,16 +6,13 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
+use support::runs::on;
 
 use footbridge::runtime::{
     self, Abandoned, Case, Chan, Config, SendError, TryRecvError, TrySendError, WaitReason,
     current, go, go_migratable, gopark, goready, gosched, run, scope, select, sleep, try_select,
 };
 use support::child::Child;
-
-fn on<R>(processors: usize, f: impl FnOnce() -> R) -> R {
-    Config { processors, ..Config::default() }.run(f).expect("the run starts")
-}
 
 /// Counts its drops.
 struct Dropped(Arc<AtomicUsize>);

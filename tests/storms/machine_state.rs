@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use support::settings::{seed_or, stress_or};
 
 use footbridge::runtime::{
     self, Config, Refused, ScopedJoinHandle, Stats, VectorState, go_migratable, scope,
@@ -22,8 +23,7 @@ const ROUNDS: u64 = 1 << 20;
 const STORM_SLICE: Duration = Duration::from_micros(100);
 
 fn stress() -> Duration {
-    let seconds = std::env::var("FOOTBRIDGE_STRESS_SECONDS").ok().map(|s| s.parse::<f64>());
-    Duration::from_secs_f64(seconds.map_or(2.0, |s| s.expect("a number of seconds")))
+    stress_or(2.0)
 }
 
 /// One storm at a time: they compete for the processors.
@@ -33,8 +33,7 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn seed() -> u64 {
-    let seed = std::env::var("FOOTBRIDGE_SEED").ok().map(|s| s.parse().expect("a number"));
-    seed.unwrap_or(0x00f0_07b5_1d6e)
+    seed_or(0x00f0_07b5_1d6e)
 }
 
 fn storm_config(vector_state: VectorState) -> Config {

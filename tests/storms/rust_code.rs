@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use support::settings::{seed_or, stress_or};
 use support::watchdog;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -34,13 +35,11 @@ const SILENCE: Duration = Duration::from_secs(10);
 const ROUNDS: u64 = 1 << 16;
 
 fn stress() -> Duration {
-    let seconds = std::env::var("FOOTBRIDGE_STRESS_SECONDS").ok().map(|s| s.parse::<f64>());
-    Duration::from_secs_f64(seconds.map_or(1.0, |s| s.expect("a number of seconds")))
+    stress_or(1.0)
 }
 
 fn seed() -> u64 {
-    let seed = std::env::var("FOOTBRIDGE_SEED").ok().map(|s| s.parse().expect("a number"));
-    seed.unwrap_or(0x0057_011d)
+    seed_or(0x0057_011d)
 }
 
 /// A process of its own for a storm: a hang ends it, and is no business of other tests.

@@ -19,6 +19,7 @@ use super::probe;
 use std::cell::Cell;
 use std::time::Duration;
 use support::native_unwind;
+use support::runs::alone as run;
 
 use super::probe::place_of;
 use super::probe::{
@@ -30,7 +31,7 @@ use footbridge::jit::{
     Code, FrameClass, GRANULE_BYTES, Jit, JitError, StubInfo, StubKind, look_up,
 };
 use footbridge::runtime::{
-    self, Config, GoroutineFn, WaitReason, current, go, go_migratable, gopark, goready, gosched,
+    self, GoroutineFn, WaitReason, current, go, go_migratable, gopark, goready, gosched,
     systemstack,
 };
 
@@ -56,11 +57,6 @@ const SIGNATURES: [&str; 13] = [
 
 /// What a Rust closure is bound to, recognisable at the target.
 const MAGIC: u64 = 0x00c1_05e0_0b1e_c7ed;
-
-fn run<R>(f: impl FnOnce() -> R) -> R {
-    let config = Config { processors: 1, ..Config::default() };
-    config.run(f).expect("the run starts")
-}
 
 fn jit() -> Jit {
     let jit = Jit::new().expect("code memory");

@@ -9,6 +9,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use support::code::{pop_saved, push_saved};
 
 use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::Convention;
@@ -52,11 +53,11 @@ fn the_walk_is_right_at_every_instruction_of_a_check() {
             jit.install(name, class, |ops| {
                 dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
                 if class == FrameClass::Saved {
-                    dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
+                    push_saved(ops);
                 }
                 polls.check_stack(ops, frame_bytes);
                 if class == FrameClass::Saved {
-                    dynasm!(ops; .arch x64; pop r15; pop r14; pop r13; pop r12; pop rbx);
+                    pop_saved(ops);
                 } else {
                     dynasm!(ops; .arch x64; sub rsp, frame_bytes as i32; mov [rsp], rax);
                 }

@@ -11,14 +11,14 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use support::code::{pop_saved, push_saved};
+use support::runs::alone_and_preemptible as run;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{FrameClass, Jit, Ops, StubInfo, StubKind, UnsafeRange, WhenUnsafe, look_up};
 use footbridge::runtime::{
-    self, Config, Entry, Stats, TraceFrame, WalkEnd, gosched, request_preemption, stats,
+    self, Entry, Stats, TraceFrame, WalkEnd, gosched, request_preemption, stats,
 };
 use iced_x86::{Decoder, DecoderOptions};
 use support::step::{Trap, clear_trap_flag, stepped_with};
@@ -48,16 +48,6 @@ fn piece_of(stub: &StubInfo) -> Piece {
 
 fn pieces(pcs: &[usize]) -> Vec<Piece> {
     pcs.iter().map(|&pc| piece_of(&look_up(pc).expect("the walk found it"))).collect()
-}
-
-/// Sysmon is there, so that there are means to preempt, and asks nobody.
-fn run<R>(f: impl FnOnce() -> R) -> R {
-    // The statics below belong to one test at a time.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let config =
-        Config { processors: 1, time_slice: Some(Duration::from_secs(3600)), ..Config::default() };
-    config.run(f).expect("the run starts")
 }
 
 struct Scene {
@@ -105,7 +95,7 @@ fn adder(name: &'static str, class: FrameClass, convention: Convention, polls: b
             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
         }
         if class == FrameClass::Saved {
-            dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
+            push_saved(ops);
         }
         if convention == Convention::SystemV {
             dynasm!(ops; .arch x64; mov rax, rdi);
@@ -117,7 +107,7 @@ fn adder(name: &'static str, class: FrameClass, convention: Convention, polls: b
         }
         dynasm!(ops; .arch x64; add [rsp - 64], rax; dec ecx; jnz <again; mov rax, [rsp - 64]);
         if class == FrameClass::Saved {
-            dynasm!(ops; .arch x64; pop r15; pop r14; pop r13; pop r12; pop rbx);
+            pop_saved(ops);
         }
         if class != FrameClass::Leaf {
             dynasm!(ops; .arch x64; pop rbp);

@@ -3,12 +3,13 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use support::runs::config;
 
 use dynasmrt::{DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{Code, FrameClass, Jit};
 use footbridge::runtime::{
-    self, Chan, Config, GoroutineFn, TraceFrame, Traceback, go, gosched, systemstack,
+    self, Chan, GoroutineFn, TraceFrame, Traceback, go, gosched, systemstack,
 };
 
 /// JIT code that calls `target` in ABIInternal with its own arguments and returns its result.
@@ -59,10 +60,6 @@ fn enter_pump(entry: &runtime::Entry<fn(*const Chan<u64>) -> u64>, channel: &Cha
     let value = unsafe { entry.call(channel) };
     // Not a tail call, which would take this frame away.
     std::hint::black_box(value)
-}
-
-fn config(processors: usize) -> Config {
-    Config { processors, ..Config::default() }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use support::settings::{number_or, seed_or};
 use support::watchdog;
 
 use footbridge::runtime::{
@@ -36,12 +37,8 @@ const SEGMENTS: usize = 16;
 /// Goroutines of a run that tell where everybody is when the watchdog asks.
 const REPORTERS: usize = 2;
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
-}
-
 fn seed() -> u64 {
-    setting("FOOTBRIDGE_SEED", 0x50a1_b71d_6e00)
+    seed_or(0x50a1_b71d_6e00)
 }
 
 /// How one run of a round is made.
@@ -373,7 +370,7 @@ fn soak(time: Duration) {
 
 #[test]
 fn a_soak_of_everything_leaves_balanced_books() {
-    let seconds = setting("FOOTBRIDGE_SOAK_SECONDS", 3);
+    let seconds = number_or("FOOTBRIDGE_SOAK_SECONDS", 3);
     let test = "a_soak_of_everything_leaves_balanced_books";
     let outcome = Child::of(test).limit_seconds(seconds as u32 + 60).run(|| {
         soak(Duration::from_secs(seconds));

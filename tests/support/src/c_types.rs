@@ -4,28 +4,9 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::process::Command;
 
 use footbridge::abi::interp::Xorshift;
 use footbridge::abi::{Float, Language, RecordSpec, Signature, Type, VectorWidth};
-
-/// Whether gcc is here, and a CPU that runs what it compiles with AVX2. If not, and if
-/// `FOOTBRIDGE_NO_SKIP` is not set, the test says so and is skipped.
-pub fn has_gcc() -> bool {
-    let found = Command::new("gcc").arg("--version").output().is_ok();
-    if found && std::arch::is_x86_feature_detected!("avx2") {
-        return true;
-    }
-    assert!(std::env::var_os("FOOTBRIDGE_NO_SKIP").is_none(), "this test needs gcc and AVX2");
-    eprintln!("skipped: needs gcc and a CPU with AVX2");
-    false
-}
-
-/// A number from the environment.
-pub fn setting(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
-}
 
 /// A random signature of C: at most `most` parameters, and a result or none. Every fourth is a
 /// call of a variadic function.
