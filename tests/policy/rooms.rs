@@ -27,13 +27,13 @@ const WINGS: &[(&str, &[&str])] = &[
     (
         "src/jit/",
         &[
-            "frame.rs",
-            "error.rs annotations.rs stack_map.rs safe_point.rs",
-            "unwind/",
+            "dynasm.rs error.rs frame.rs annotations.rs stack_map.rs safe_point.rs",
+            "leaf/",
             "mem/",
+            "unwind/",
             "registry/",
-            "arena.rs code.rs reclaim.rs",
             "emit/",
+            "arena.rs code.rs reclaim.rs scalar.rs",
             "stubs/",
             "visible/",
             "relocate.rs",
