@@ -17,7 +17,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/bridge.rs",
     "src/runtime/builder.rs",
     "src/runtime/chan.rs",
-    "src/runtime/fp_control.rs",
+    "src/runtime/float_modes.rs",
     "src/runtime/futex.rs",
     "src/runtime/g.rs",
     "src/runtime/goroutines.rs",
