@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use support::gcc;
+use support::settings::{number_or, seed_or};
 
 /// A folder for temporary files, removed when everything went well.
 pub struct Folder(PathBuf);
@@ -43,24 +45,13 @@ pub fn is_there() -> bool {
     let found = runs("aarch64-linux-gnu-gcc")
         && runs("qemu-aarch64")
         && Path::new("/usr/aarch64-linux-gnu/lib/libc.a").exists();
-    if !found {
-        let packages = "gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user";
-        let no_skip = std::env::var_os("FOOTBRIDGE_NO_SKIP").is_some();
-        assert!(!no_skip, "this test needs the Debian packages {packages}");
-        eprintln!("skipped: needs {packages}");
-    }
-    found
+    gcc::available(found, "gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user")
 }
 
 /// Compiles and links sources to a program without shared libraries.
 pub fn compile(program: &Path, sources: &[&Path]) {
-    let gcc = Command::new("aarch64-linux-gnu-gcc")
-        .args(["-O1", "-w", "-Wno-psabi", "-static", "-no-pie", "-o"])
-        .arg(program)
-        .args(sources)
-        .output()
-        .expect("the cross compiler runs");
-    assert!(gcc.status.success(), "{}", String::from_utf8_lossy(&gcc.stderr));
+    let arguments = ["-O1", "-w", "-Wno-psabi", "-static", "-no-pie"];
+    gcc::compile("aarch64-linux-gnu-gcc", &arguments, program, sources);
 }
 
 /// Runs a program.
@@ -78,14 +69,10 @@ pub fn run(program: &Path) -> Vec<u8> {
 
 /// How many random cases a test makes.
 pub fn cases() -> usize {
-    number("FOOTBRIDGE_A64_CASES", 300) as usize
+    number_or("FOOTBRIDGE_A64_CASES", 300) as usize
 }
 
 /// What the random cases are made from.
 pub fn seed() -> u64 {
-    number("FOOTBRIDGE_SEED", 1)
-}
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+    seed_or(1)
 }

@@ -654,7 +654,7 @@ impl Call<'_> {
         // Now as gcc's code sees it.
         for (i, (value, bytes)) in self.target.params().iter().zip(self.target_args).enumerate() {
             let found = &buffers.record[STRIDE * i..][..bytes.len()];
-            let data = crate::c_types::data(value.ty());
+            let data = support::c_types::data(value.ty());
             if (0..bytes.len()).any(|i| data[i] && found[i] != bytes[i]) {
                 let text = format!("argument {i} was {found:02x?} to the callee, not {bytes:02x?}");
                 failures.push(Failure { kind: Kind::Argument, text });
@@ -665,7 +665,7 @@ impl Call<'_> {
                 Some(_) => &read(result_address, result_bytes.len()),
                 None => &buffers.returned[..result_bytes.len()],
             };
-            let data = crate::c_types::data(value.ty());
+            let data = support::c_types::data(value.ty());
             if (0..found.len()).any(|i| data[i] && found[i] != result_bytes[i]) {
                 let text = format!("the caller got {found:02x?}, not {result_bytes:02x?}");
                 failures.push(Failure { kind: Kind::Result, text });

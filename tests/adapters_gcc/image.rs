@@ -8,8 +8,8 @@
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Assignment, Extend, Narrow, Passing, Place, Reg, Value};
 
-use crate::c_types::data;
 use crate::observer::{Observer, State, read, read_word};
+use support::c_types::data;
 
 /// Bytes of which only some are given; the others are unspecified.
 #[derive(Clone)]

@@ -13,8 +13,6 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 #![allow(unsafe_code, reason = "calls emitted and compiled code")]
 
-#[path = "../c_types/mod.rs"]
-mod c_types;
 mod call;
 mod image;
 mod observer;
@@ -22,14 +20,16 @@ mod planted;
 mod text;
 
 use std::collections::BTreeMap;
+use support::gcc::has_gcc_and_avx2;
+use support::settings::{number_or, seed_or};
 
-use c_types::{has_gcc, random_bytes, random_signature, setting};
 use call::{Buffers, Call, Caller, Ends, Failure, Kind};
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{AssignError, Assignment, Convention, Signature, Type, VectorWidth};
 use footbridge::jit::{Bind, Jit, JitError, lookup};
 use footbridge::runtime::Adapter;
 use observer::{Observer, Point};
+use support::c_types::{random_bytes, random_signature};
 use text::{FUNCTIONS, Source};
 
 /// What gcc compiles on Linux.
@@ -256,11 +256,11 @@ impl Report {
 /// of this test, or of an assignment.
 #[test]
 fn direct_calls_pass() {
-    if !has_gcc() {
+    if !has_gcc_and_avx2() {
         return;
     }
-    let count = setting("FOOTBRIDGE_ADAPTER_GCC_CASES").unwrap_or(200).div_ceil(10) as usize;
-    let seed = setting("FOOTBRIDGE_SEED").unwrap_or(1);
+    let count = number_or("FOOTBRIDGE_ADAPTER_GCC_CASES", 200).div_ceil(10) as usize;
+    let seed = seed_or(1);
     let (cases, _) = random_cases(count, seed, |_| Bound::Nothing);
     let mut buffers = Buffers::new();
     let functions = compile(&cases, &buffers);
@@ -291,11 +291,11 @@ fn random_bound(rng: &mut Xorshift) -> Bound {
 
 #[test]
 fn adapters_carry_calls_of_gcc() {
-    if !has_gcc() {
+    if !has_gcc_and_avx2() {
         return;
     }
-    let count = setting("FOOTBRIDGE_ADAPTER_GCC_CASES").unwrap_or(200) as usize;
-    let seed = setting("FOOTBRIDGE_SEED").unwrap_or(1);
+    let count = number_or("FOOTBRIDGE_ADAPTER_GCC_CASES", 200) as usize;
+    let seed = seed_or(1);
     let (cases, refusals) = random_cases(count, seed, random_bound);
     let refused: usize = refusals.values().sum();
     println!("seed {seed}: {} signatures; refused were {refused}:", cases.len());

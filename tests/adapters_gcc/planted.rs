@@ -7,11 +7,11 @@ use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::Reg;
 use footbridge::jit::{Code, FrameClass, Jit, Ops};
 
-use crate::c_types::has_gcc;
 use crate::call::{Buffers, Caller, Ends, Failure, Kind};
 use crate::observer::{Observer, Point};
 use crate::text::FUNCTIONS;
 use crate::{Bound, CONVENTIONS, Case, Xorshift, compile};
+use support::gcc::has_gcc_and_avx2;
 
 /// Where the wrong thing is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -429,7 +429,7 @@ fn kinds(failures: &[Failure]) -> HashSet<Kind> {
 
 #[test]
 fn every_check_notices_what_it_is_for() {
-    if !has_gcc() {
+    if !has_gcc_and_avx2() {
         return;
     }
     let plants: Vec<Plant> =

@@ -1,15 +1,14 @@
 //! Callers and callees in C, compiled by gcc and loaded into this process.
 
-use std::ffi::CString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use support::gcc::{self, Library};
 
 use footbridge::abi::{Assignment, Convention, Passing, Signature};
 
-use crate::c_types::C;
 use crate::call::{Buffers, RESULT_SLOT, STRIDE};
+use support::c_types::C;
 
 const PRELUDE: &str = "
 typedef unsigned char byte;
@@ -236,30 +235,22 @@ fn compile(source: &Source, optimization: &str, path: &Path) {
         c.types
     );
     std::fs::write(path, text).expect("written");
-    let mut gcc = Command::new("gcc");
-    gcc.args([optimization, "-w", "-Wno-psabi", "-fPIC", "-shared", "-mavx2"]);
-    // Without it gcc 12 clears the upper half of a union with a vector that is returned in ymm0.
-    gcc.arg("-mno-vzeroupper");
-    gcc.arg("-o").arg(path.with_extension("so")).arg(path);
+    // Without `-mno-vzeroupper` gcc 12 clears the upper half of a union with a vector that is
+    // returned in ymm0.
+    let mut arguments =
+        vec![optimization, "-w", "-Wno-psabi", "-fPIC", "-shared", "-mavx2", "-mno-vzeroupper"];
     if std::arch::is_x86_feature_detected!("avx512f") {
-        gcc.arg("-mavx512f");
+        arguments.push("-mavx512f");
     }
-    let gcc = gcc.output().expect("gcc runs");
-    assert!(gcc.status.success(), "{path:?}: {}", String::from_utf8_lossy(&gcc.stderr));
+    gcc::compile("gcc", &arguments, &path.with_extension("so"), &[path]);
 }
 
 fn functions_of(library: &Path, count: usize, buffers: &Buffers) -> Vec<u64> {
-    let path = CString::new(library.to_str().expect("UTF-8")).expect("no zero");
     // SAFETY: the library has no constructors. Its symbols are what `PRELUDE` and `compile`
     // say, and it stays loaded.
     unsafe {
-        let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
-        assert!(!handle.is_null(), "{library:?} is a library");
-        let symbol = |name: &std::ffi::CStr| {
-            let address = libc::dlsym(handle, name.as_ptr());
-            assert!(!address.is_null(), "{library:?} has {name:?}");
-            address
-        };
+        let library = Library::open(library);
+        let symbol = |name| library.symbol(name);
         *symbol(c"footbridge_record").cast() = (&raw const buffers.record).cast::<u8>();
         *symbol(c"footbridge_result").cast() = (&raw const buffers.result).cast::<u8>();
         let table: *const u64 = symbol(c"footbridge_functions").cast();

@@ -33,8 +33,10 @@ pub mod sealed {
 #[diagnostic::on_unimplemented(
     message = "JIT code cannot call `{Self}` as a goroutine function",
     label = "not a closure `Fn(A, B, ...) -> R` of at most twelve scalars",
-    note = "parameters and results are scalars: integers, floats, raw pointers and the like (`jit::Scalar`)",
-    note = "the closure is called from several threads and kept for ever: it must be `Fn`, `Send`, `Sync` and `'static`"
+    note = "parameters and results are scalars: integers, floats, raw pointers and the like \
+            (`jit::Scalar`)",
+    note = "the closure is called from several threads and kept for ever: it must be `Fn`, `Send`, \
+            `Sync` and `'static`"
 )]
 pub unsafe trait GoroutineClosure<Args>:
     sealed::GoroutineClosure<Args> + Send + Sync + 'static
@@ -133,7 +135,8 @@ impl Drop for SpawnFn {
 #[diagnostic::on_unimplemented(
     message = "JIT code cannot be entered as `{Self}`",
     label = "not a function pointer type `fn(A, B, ...) -> R` of at most twelve scalars",
-    note = "parameters and results are scalars: integers, floats, raw pointers and the like (`jit::Scalar`)",
+    note = "parameters and results are scalars: integers, floats, raw pointers and the like \
+            (`jit::Scalar`)",
     note = "write `fn(*const T)` where `fn(&T)` is meant, and neither `unsafe` nor `extern`"
 )]
 pub trait EntryType: sealed::EntryType {

@@ -52,7 +52,7 @@ unsafe impl<T: Send> Sync for Inner<T> {}
 ///     let sender = channel.clone();
 ///     go(move || {
 ///         for n in 1..=4 {
-///             sender.send(n * n).expect("nobody else closes it");
+///             sender.send(n * n).expect("only this goroutine closes it");
 ///         }
 ///         sender.close();
 ///     });
@@ -184,7 +184,7 @@ impl<T> Inner<T> {
         if !may_park() {
             self.lock.unlock();
             if sending {
-                // SAFETY: a sender's value, which nobody else will take.
+                // SAFETY: a sender's value, which no peer has taken.
                 unsafe { value.drop_in_place() };
             }
             refuse_park();
@@ -224,7 +224,7 @@ impl<T> Inner<T> {
         }
         if !may_park() {
             if sending {
-                // SAFETY: a sender's value, which nobody else will take.
+                // SAFETY: a sender's value, which no peer has taken.
                 unsafe { value.drop_in_place() };
             }
             refuse_park();
@@ -239,7 +239,8 @@ impl<T> Inner<T> {
         let reason = if sending { WaitReason::ChanSend } else { WaitReason::ChanReceive };
         let waiter = Waiter::new(&wait, 0, value.cast());
         // SAFETY: the lock is held; this frame stays until the waiter is out of its queue, and what
-        // is unlocked is what makes it visible. `Waiters::take` claims the wait, and `fire` readies.
+        // is unlocked is what makes it visible. `Waiters::take` claims the wait, and `fire`
+        // readies.
         unsafe {
             self.queue(sending).push(&waiter);
             limit.park(reason, || self.lock.unlock());

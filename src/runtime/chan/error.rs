@@ -1,8 +1,8 @@
 //! What the operations of a channel fail with.
 //!
-//! Each operation has an error of its own, with the reasons that it can have. Errors of sends contain
-//! the value. All are errors whatever the value is: it need not be `Debug`, and is not shown. An
-//! error with fewer reasons converts into those with more, so that `?` works.
+//! Each operation has an error of its own, with the reasons that it can have. Errors of sends
+//! contain the value. All are errors whatever the value is: it need not be `Debug`, and is not
+//! shown. An error with fewer reasons converts into those with more, so that `?` works.
 
 use std::error::Error;
 use std::fmt;

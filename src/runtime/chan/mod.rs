@@ -6,11 +6,11 @@
 //! senders that wait.
 //!
 //! A goroutine that waits stands in a queue of the channel, by a [`Waiter`](waiters::Waiter) in its
-//! own stack: stacks do not move, and `send`, `recv` and `select` do not return before their waiters
-//! are out of every queue. A waiter of a select stands in several queues, and one with a limit of
-//! time has a timer besides: the peer that gets the claim ([`Claim`](super::sync::Claim)) ends the
-//! wait, and a value passes only with the claim. So a value whose receiver timed out is still the
-//! sender's, or in the buffer, or goes to the next receiver.
+//! own stack: stacks do not move, and `send`, `recv` and `select` do not return before their
+//! waiters are out of every queue. A waiter of a select stands in several queues, and one with a
+//! limit of time has a timer besides: the peer that gets the claim ([`Claim`](super::sync::Claim))
+//! ends the wait, and a value passes only with the claim. So a value whose receiver timed out is
+//! still the sender's, or in the buffer, or goes to the next receiver.
 //!
 //! A channel works from foreign threads too: they block where a goroutine parks.
 

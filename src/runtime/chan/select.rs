@@ -2,8 +2,8 @@
 //! Select: one of several sends and receives, whichever can happen first.
 //!
 //! All channels are locked at once, in the order of their addresses, so that two selects over the
-//! same channels do not wait for each other. If no case can happen, one waiter is put into the queue
-//! of each case; all of them share one claim.
+//! same channels do not wait for each other. If no case can happen, one waiter is put into the
+//! queue of each case; all of them share one claim.
 
 use std::cell::Cell;
 use std::fmt;
@@ -214,8 +214,8 @@ pub fn try_select(cases: &mut [Case<'_>]) -> Option<usize> {
     poll(cases, false)
 }
 
-/// As [`select`], but `None` if no case could happen within `timeout`. Then the slots of sends still
-/// hold their values.
+/// As [`select`], but `None` if no case could happen within `timeout`. Then the slots of sends
+/// still hold their values.
 ///
 /// ```
 /// use std::time::Duration;
@@ -249,8 +249,8 @@ pub fn select_timeout(cases: &mut [Case<'_>], timeout: Duration) -> Option<usize
     poll(cases, true).or_else(|| wait(cases, &shared, Some(&limit)))
 }
 
-/// Empties the slots of receives. A case may be used twice, and the drop of what is in a slot may do
-/// anything, so this is not done under a lock.
+/// Empties the slots of receives. A case may be used twice, and the drop of what is in a slot may
+/// do anything, so this is not done under a lock.
 fn reset(cases: &mut [Case<'_>]) {
     for case in cases.iter().filter(|case| !case.sending) {
         // SAFETY: a case's slot is of its channel's type.
@@ -298,8 +298,8 @@ fn lock_order<'a>(cases: &[Case<'a>]) -> Vec<&'a SpinLock> {
     locks
 }
 
-/// Parks in the queues of all cases; the caller can park. All locks are held on entry and released on
-/// return. `shared` was made for the limit, or for none.
+/// Parks in the queues of all cases; the caller can park. All locks are held on entry and released
+/// on return. `shared` was made for the limit, or for none.
 fn wait(cases: &mut [Case<'_>], shared: &Wait, limit: Option<&Limit<'_>>) -> Option<usize> {
     let locks = lock_order(cases);
     let mut waiters: Vec<Option<(Waiter, Staging)>> = Vec::with_capacity(cases.len());
@@ -326,8 +326,8 @@ fn wait(cases: &mut [Case<'_>], shared: &Wait, limit: Option<&Limit<'_>>) -> Opt
     match limit {
         // SAFETY: a peer that takes a waiter claims the wait, and the one that wins readies once.
         None => unsafe { gopark(reason, unlock) },
-        // SAFETY: a peer that takes a waiter claims the wait, and the one that wins readies once; the
-        // caller can park.
+        // SAFETY: a peer that takes a waiter claims the wait, and the one that wins readies once;
+        // the caller can park.
         Some(limit) => unsafe { limit.park(reason, unlock) },
     }
     for lock in &locks {

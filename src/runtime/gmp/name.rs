@@ -4,9 +4,9 @@
 //! A name is for people: panics and tracebacks print it. Most goroutines have none, and pay for
 //! that with one load when a G is used again. The name of a goroutine is freed then, and not when
 //! it ends, so that the goroutine itself (in the handler of a fault, too) and its `JoinHandle` read
-//! it without a lock. All others read it under a lock that is taken when a name is set or freed, and
-//! compare the number of the goroutine under it: a name is freed before its G gets another number,
-//! and set afterwards.
+//! it without a lock. All others read it under a lock that is taken when a name is set or freed,
+//! and compare the number of the goroutine under it: a name is freed before its G gets another
+//! number, and set afterwards.
 
 use std::fmt;
 use std::ptr;
@@ -16,7 +16,8 @@ use std::sync::{Mutex, PoisonError};
 /// Held while a name is set, freed, or copied by others than its owners.
 static NAMES: Mutex<()> = Mutex::new(());
 
-/// The name of a goroutine that is about to start. Boxed twice, so that a pointer to it is one word.
+/// The name of a goroutine that is about to start. Boxed twice, so that a pointer to it is one
+/// word.
 pub(crate) struct Name(Box<Box<str>>);
 
 impl Name {
@@ -46,8 +47,8 @@ impl NameCell {
         let lock = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
         let name = self.0.swap(ptr::null_mut(), Ordering::Relaxed);
         drop(lock);
-        // SAFETY: from `set`, and not null. The previous goroutine has ended and its handle is gone;
-        // others read it under the lock only.
+        // SAFETY: from `set`, and not null. The previous goroutine has ended and its handle is
+        // gone; others read it under the lock only.
         drop(unsafe { Box::from_raw(name) });
     }
 
@@ -68,8 +69,8 @@ impl NameCell {
         unsafe { self.0.load(Ordering::Acquire).as_ref() }.map(|name| &**name)
     }
 
-    /// A copy of the name, if `is_same` says under the lock that the G is still the goroutine that is
-    /// meant.
+    /// A copy of the name, if `is_same` says under the lock that the G is still the goroutine that
+    /// is meant.
     pub(crate) fn copy(&self, is_same: impl FnOnce() -> bool) -> Option<String> {
         let _lock = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_same() {

@@ -135,8 +135,8 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::AtomicBool;
 
-    use super::super::runq::Stolen;
     use super::*;
+    use crate::runtime::sync::runq::Stolen;
 
     const SLOTS: usize = RUNQ;
     type Queue = RunQueue<u8, SLOTS>;

@@ -74,3 +74,26 @@ pub(crate) struct GlobalQueue(pub(crate) GQueue);
 
 // SAFETY: behind a lock.
 unsafe impl Send for GlobalQueue {}
+
+#[cfg(test)]
+mod tests {
+    use crate::runtime::gmp::g::allocate;
+
+    use super::*;
+
+    #[test]
+    fn queue_is_first_in_first_out() {
+        let queue = GQueue::new();
+        let gs: Vec<*mut G> = (0..5).map(|_| ptr::from_ref(allocate()).cast_mut()).collect();
+        assert!(queue.pop().is_null());
+        for &g in &gs {
+            queue.push(g);
+        }
+        for &g in &gs {
+            assert_eq!(queue.pop(), g);
+        }
+        assert!(queue.pop().is_null());
+        queue.push(gs[3]);
+        assert_eq!(queue.pop(), gs[3]);
+    }
+}

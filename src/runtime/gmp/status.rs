@@ -115,22 +115,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queue_is_first_in_first_out() {
-        let queue = GQueue::new();
-        let gs: Vec<*mut G> = (0..5).map(|_| ptr::from_ref(allocate()).cast_mut()).collect();
-        assert!(queue.pop().is_null());
-        for &g in &gs {
-            queue.push(g);
-        }
-        for &g in &gs {
-            assert_eq!(queue.pop(), g);
-        }
-        assert!(queue.pop().is_null());
-        queue.push(gs[3]);
-        assert_eq!(queue.pop(), gs[3]);
-    }
-
-    #[test]
     fn transitions_are_those_of_the_machine() {
         use Status::{Dead, Idle, Runnable, Running, Waiting};
         let all = [Idle, Runnable, Running, Waiting, Dead];

@@ -1,13 +1,13 @@
 #![allow(unsafe_code, reason = "timers refer to waits in the stacks of goroutines")]
 //! When parked goroutines are due: an ordered map for each P.
 //!
-//! The P's own M sets timers and fires them, between goroutines. When code that does not yield keeps
-//! the M from that, an M that finds nothing else to do may fire them.
+//! The P's own M sets timers and fires them, between goroutines. When code that does not yield
+//! keeps the M from that, an M that finds nothing else to do may fire them.
 //!
 //! A timer that ends a sleep fires in any case. One that limits a wait ([`ParkClaim`]) is withdrawn
 //! when another event ends the wait, since the wait lies in the stack of its goroutine. It is
-//! claimed under the lock of the timers, so that none of its wait is touched after it was withdrawn.
-//! Hence an ordered map: timers are taken out of the middle as often as in front.
+//! claimed under the lock of the timers, so that none of its wait is touched after it was
+//! withdrawn. Hence an ordered map: timers are taken out of the middle as often as in front.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,7 +25,7 @@ pub(crate) fn now() -> u64 {
     after(Duration::ZERO)
 }
 
-/// What [`now`] will be after so long; for what is beyond its range, the end of that.
+/// What [`now`] will be after `duration`, or the end of its range.
 pub(crate) fn after(duration: Duration) -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let since_start = START.get_or_init(Instant::now).elapsed().saturating_add(duration);
@@ -63,9 +63,9 @@ unsafe impl Send for Heap {}
 
 pub(crate) struct Timers {
     heap: Mutex<Heap>,
-    /// When the first one is due: what is looked at without the lock.
+    /// When the first one is due; read without the lock.
     next: AtomicU64,
-    /// Somebody has seen that it was due and is not fired yet.
+    /// It was seen to be due, and is not fired yet.
     overdue: AtomicBool,
 }
 
@@ -99,7 +99,7 @@ impl Timers {
         self.overdue.load(Ordering::Relaxed)
     }
 
-    /// Tells the owner, who looks from time to time only, that a timer is due.
+    /// Tells the owner, which checks its timers from time to time only, that one is due.
     pub(crate) fn set_overdue(&self) {
         self.overdue.store(true, Ordering::Relaxed);
     }
@@ -148,8 +148,9 @@ impl Timers {
             due = match first.remove() {
                 Event::Sleep(parker) => Some(parker),
                 Event::Wait(wait) => {
-                    // SAFETY: the wait is where it was: its timer was not withdrawn, which takes the
-                    // lock that is held. Its goroutine is parked until readied if the claim says so.
+                    // SAFETY: the wait is where it was: its timer was not withdrawn, which takes
+                    // the lock that is held. Its goroutine is parked until readied if the claim
+                    // says so.
                     unsafe {
                         let parker = (*wait).parker;
                         ((*wait).claim.time_out() == TimedOut::MustReady).then_some(parker)

@@ -18,7 +18,7 @@ pub struct Stats {
     pub steals: u64,
     /// Goroutines that were taken so.
     pub stolen: u64,
-    /// Goroutines whose `sleep` ended.
+    /// Goroutines whose `sleep`, or whose limit of time for a channel, ended.
     pub timers: u64,
     /// Times that a thread found nothing to run and slept.
     pub sleeps: u64,

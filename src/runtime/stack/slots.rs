@@ -145,6 +145,7 @@ fn grow(segments: &mut Segments, stride: usize) -> Result<(), StackError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::stack::size_class::GUARD_BYTES;
 
     #[test]
     fn classes_cover_sizes() {

@@ -36,8 +36,8 @@ pub(crate) struct Claim(AtomicUsize);
 pub(crate) enum TimedOut {
     /// The timer has the claim and must ready the owner.
     MustReady,
-    /// The timer has the claim. The owner has not parked: it will find the claim taken, and may leave
-    /// its frame at any moment.
+    /// The timer has the claim. The owner has not parked: it will find the claim taken, and may
+    /// leave its frame at any moment.
     TooEarly,
     /// A peer has the claim. The owner may leave its frame as soon as its timer is withdrawn.
     Lost,
@@ -59,8 +59,8 @@ impl Claim {
         Self(AtomicUsize::new(ARMING))
     }
 
-    /// Opens the claim; called when the owner can be readied. Returns false if the timer came before:
-    /// then the owner must ready itself.
+    /// Opens the claim; called when the owner can be readied. Returns false if the timer came
+    /// before: then the owner must ready itself.
     ///
     /// Release: the timer that claims it finds the owner waiting.
     pub(crate) fn park(&self) -> bool {

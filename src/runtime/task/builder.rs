@@ -54,9 +54,9 @@ impl Builder {
     /// deadlocks show it (`goroutine 7 "pump" [chan receive]:`), and
     /// [`JoinHandle::name`] and [`Goroutine::name`](crate::runtime::Goroutine::name) return it.
     ///
-    /// When a goroutine with a name panics, a line `in goroutine 7 "pump":` precedes the message. For
-    /// that the first start of a goroutine with a name puts a panic hook in front of the one that is
-    /// installed then. A hook that replaces it later can ask
+    /// When a goroutine with a name panics, a line `in goroutine 7 "pump":` precedes the message.
+    /// For that the first start of a goroutine with a name puts a panic hook in front of the one
+    /// that is installed then. A hook that replaces it later can use
     /// [`this_goroutine`](crate::runtime::this_goroutine).
     ///
     /// ```
@@ -192,13 +192,14 @@ impl Builder {
     ///
     /// # Safety
     /// From a park on, the code of the goroutine may run on another thread. JIT code parks in this
-    /// sense where it polls, where it is interrupted, and when a goroutine function returns to it; so
-    /// does [`checkpoint`](crate::runtime::checkpoint). Therefore, in all that the goroutine calls:
+    /// sense where it polls, where it is interrupted, and when a goroutine function returns to it;
+    /// so does [`checkpoint`](crate::runtime::checkpoint). Therefore, in all that the goroutine
+    /// calls:
     ///
     /// 1. No value that is not `Send`, and no reference to a `thread_local!`, is alive over a park.
-    /// 2. No function uses a `thread_local!` both before and after a park, unless by way of a function
-    ///    that is never inlined: compilers keep the *address* of a thread-local in a register over a
-    ///    call.
+    /// 2. No function uses a `thread_local!` both before and after a park, unless by way of a
+    ///    function that is never inlined: compilers keep the *address* of a thread-local in a
+    ///    register over a call.
     ///
     /// # Panics
     /// On a thread that no run owns.
@@ -218,6 +219,43 @@ impl Builder {
 
     /// Makes a stub by which JIT code starts goroutines, like [`Jit::spawn_fn`]; each of them has
     /// the settings of this builder.
+    ///
+    /// ```
+    /// use dynasmrt::{DynasmLabelApi, dynasm};
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::{FrameClass, Jit};
+    /// use footbridge::runtime::{self, Builder, Chan};
+    ///
+    /// let (jit, go) = (Jit::new()?, Convention::GoAbiInternal);
+    /// let channel = Chan::new(0);
+    /// let sender = channel.clone();
+    /// let send = move |n: u64| sender.send(n).expect("open");
+    /// let send = jit.named_goroutine_fn("send", go, send)?;
+    /// let call = |name, target: usize| {
+    ///     // SAFETY: a standard frame around a call, which passes the argument register on.
+    ///     unsafe {
+    ///         jit.install(name, FrameClass::Standard, |ops| {
+    ///             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+    ///             dynasm!(ops; .arch x64; call extern target; pop rbp; ret)
+    ///         })
+    ///     }
+    /// };
+    /// let body = call("body", send.address())?;
+    /// let signature = "fn(u64)".parse()?;
+    /// let builder = Builder::new().name("of jit").stack_bytes(256 << 10);
+    /// // SAFETY: `body` is a function of this type; a number may go to another thread.
+    /// let start = unsafe { builder.spawn_fn(&jit, go, &signature, &body)? };
+    /// let main = call("main", start.address())?;
+    /// // SAFETY: `main` is a function of this type.
+    /// let main = unsafe { main.enter::<fn(u64)>(go)? };
+    /// let received = runtime::run(|| {
+    ///     // SAFETY: on a goroutine.
+    ///     unsafe { main.call(7) };
+    ///     channel.recv()
+    /// });
+    /// assert_eq!(received, Ok(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Jit::spawn_fn`]; more than 8 MiB of stack were requested.

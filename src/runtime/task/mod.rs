@@ -2,8 +2,8 @@
 //!
 //! * [`go`] and [`Scope::go`] start a goroutine like the others of its run; [`Builder`] starts one
 //!   with a name, with another stack, or one that may migrate, and reports why it could not.
-//! * A [`JoinHandle`] waits for the result (`join.rs`), a [`scope()`] for all goroutines that borrow
-//!   from it (`scope.rs`).
+//! * A [`JoinHandle`] waits for the result (`join.rs`), a [`scope()`] for all goroutines that
+//!   borrow from it (`scope.rs`).
 //! * How closure and result lie in the stack of their goroutine: `spawn.rs`.
 
 mod builder;

@@ -2,8 +2,8 @@
 //! The name of the goroutine above the message of a panic.
 //!
 //! The standard library prints the name of the thread, which is the M and says little. It has no
-//! other place for a name than its hook, so the first goroutine that gets a name puts a hook in front
-//! of the one that is there. A program without names keeps its hook as it is.
+//! other place for a name than its hook, so the first goroutine that gets a name puts a hook in
+//! front of the one that is there. A program without names keeps its hook as it is.
 
 use std::io::Write;
 use std::panic;

@@ -25,10 +25,10 @@ use crate::runtime::task::spawn::{Settings, SpawnError};
 ///
 /// The owner, which runs the scope, counts its own starts apart: a count that it shared with the
 /// goroutines that end would bounce between two processors. All others use one word: how many have
-/// left, less those that others than the owner have started. When the owner waits it settles the two
-/// by one addition: from then on the word is [`ALL_LEFT`] less those that still run. So a goroutine
-/// that leaves knows by its own addition whether it is the last one, and reads nothing afterwards:
-/// the scope may be gone.
+/// left, less those that others than the owner have started. When the owner waits it settles the
+/// two by one addition: from then on the word is [`ALL_LEFT`] less those that still run. So a
+/// goroutine that leaves knows by its own addition whether it is the last one, and reads nothing
+/// afterwards: the scope may be gone.
 struct ScopeData {
     /// The goroutine that runs the scope.
     owner: *const G,
@@ -258,8 +258,8 @@ impl<'scope> Scope<'scope, '_> {
         let settings = Settings { migratable: false, ..settings };
         self.data.start();
         let data = &self.data;
-        // `body` owns the closure from here on. If it cannot be started it is forgotten, and this is
-        // the closure again.
+        // `body` owns the closure from here on. If it cannot be started it is forgotten, and this
+        // is the closure again.
         let kept = ManuallyDrop::new(f);
         // SAFETY: `kept` is not used unless `body` was forgotten.
         let f = unsafe { ptr::read(&raw const *kept) };
@@ -319,7 +319,8 @@ where
     if !data.is_done() {
         let me = current();
         *data.waiter.lock().unwrap_or_else(PoisonError::into_inner) = me;
-        // SAFETY: one readies this goroutine: the last one that leaves, or this one if all have left.
+        // SAFETY: one readies this goroutine: the last one that leaves, or this one if all have
+        // left.
         unsafe { gopark(WaitReason::Scope, || data.wait()) };
     }
     match result {

@@ -82,9 +82,9 @@ impl<'a> Limit<'a> {
         let (claim, parker) = (&self.wait.claim, self.wait.parker);
         match self.clock {
             // SAFETY: the one that gets the claim readies the goroutine: a peer by contract (1), or
-            // the timer if it finds the claim open, or `unlock` below if the timer came before. After
-            // `unlock` the goroutine may run elsewhere: then `parked` is true, and nothing of its
-            // stack is touched any more.
+            // the timer if it finds the claim open, or `unlock` below if the timer came before.
+            // After `unlock` the goroutine may run elsewhere: then `parked` is true, and nothing of
+            // its stack is touched any more.
             Clock::Timer(..) => unsafe {
                 gopark(reason, || {
                     let parked = claim.park();

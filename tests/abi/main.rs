@@ -1,0 +1,6 @@
+//! Types, signatures and assignments. `tests/heavy/abi_tables.rs` compares with tables of the Go
+//! compiler.
+
+mod c;
+mod gcc;
+mod text;

@@ -1,0 +1,227 @@
+//! A model of publish, retire and look-up under loom: every order in which the memory model lets
+//! the loads of readers meet the stores of the writer, up to a bound on preemptions.
+//!
+//! The model runs the crate's own `protocol.rs`, with loom's primitives in place of the real ones.
+//! Each law has a mutant that is weakened in one memory order and must be found broken: that tells
+//! that the model explores what it claims to.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering as Std};
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+
+#[allow(dead_code, reason = "the model has no use for every part of the protocol")]
+#[path = "../../src/jit/registry/protocol.rs"]
+mod protocol;
+
+/// What `protocol.rs` is built from, here of loom.
+mod primitive {
+    use std::mem::MaybeUninit;
+
+    use loom::cell::UnsafeCell;
+    pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+
+    /// A cell in which loom sees every read that no happens-before orders after the write.
+    pub(crate) struct Slot<D>(UnsafeCell<MaybeUninit<D>>);
+
+    // SAFETY: loom checks each access against the one write.
+    unsafe impl<D: Send + Sync> Sync for Slot<D> {}
+
+    impl<D: Copy> Slot<D> {
+        pub(crate) fn new() -> Self {
+            Self(UnsafeCell::new(MaybeUninit::uninit()))
+        }
+
+        /// # Safety
+        /// Nobody reads or writes the slot at the same time.
+        pub(crate) unsafe fn write(&self, descriptor: D) {
+            // SAFETY: the pointer is valid inside of the closure; loom checks the promise.
+            self.0.with_mut(|slot| unsafe { (*slot).write(descriptor) });
+        }
+
+        /// # Safety
+        /// The slot was written, and the write happens before this.
+        pub(crate) unsafe fn read(&self) -> D {
+            // SAFETY: as above; loom fails the iteration before anything unwritten is read.
+            self.0.with(|slot| unsafe { (*slot).assume_init() })
+        }
+    }
+}
+
+use primitive::{AtomicU64, Slot};
+use protocol::{BACK_MAX, ORDERS, Orders, RETIRED};
+
+/// A descriptor that tells whether it is whole.
+type Descriptor = [u64; 3];
+
+/// Two pieces of code: granules 0 and 1, and granule 2.
+const PIECES: [Piece; 2] = [
+    Piece { first: 0, count: 2, flags: 0x155, slot: 0, descriptor: [11, 12, 13] },
+    Piece { first: 2, count: 1, flags: 0x2aa, slot: 1, descriptor: [21, 22, 23] },
+];
+const GRANULES: usize = 3;
+
+struct Piece {
+    first: usize,
+    count: usize,
+    flags: u64,
+    slot: u32,
+    descriptor: Descriptor,
+}
+
+/// The tables, and what the writer tells the readers besides.
+struct Table {
+    words: Vec<AtomicU64>,
+    slots: Vec<Slot<Descriptor>>,
+    /// The address of each piece, handed out.
+    escaped: [AtomicBool; 2],
+    /// The first piece was retired.
+    retired: AtomicBool,
+}
+
+/// The orders of one model: the protocol's, and that of handing an address out.
+#[derive(Clone, Copy)]
+struct Model {
+    protocol: Orders,
+    hand_out: Ordering,
+}
+
+const RIGHT: Model = Model { protocol: ORDERS, hand_out: Ordering::Release };
+
+impl Table {
+    fn new() -> Self {
+        Self {
+            words: (0..GRANULES).map(|_| AtomicU64::new(0)).collect(),
+            slots: PIECES.iter().map(|_| Slot::new()).collect(),
+            escaped: [AtomicBool::new(false), AtomicBool::new(false)],
+            retired: AtomicBool::new(false),
+        }
+    }
+
+    fn write(&self, model: Model) {
+        for (piece, escaped) in PIECES.iter().zip(&self.escaped) {
+            let range = (piece.first, piece.count);
+            // SAFETY: there is one writer; granules and slot are used once.
+            unsafe {
+                protocol::publish(
+                    &self.words,
+                    &self.slots,
+                    piece.slot,
+                    piece.descriptor,
+                    range,
+                    piece.flags,
+                    model.protocol,
+                );
+            }
+            escaped.store(true, model.hand_out);
+        }
+        let range = (PIECES[0].first, PIECES[0].count);
+        protocol::retire(&self.words, range, model.protocol);
+        self.retired.store(true, Ordering::Release);
+    }
+
+    /// One look-up of a granule, and everything that must hold of its answer.
+    fn read(&self, granule: usize, orders: Orders) {
+        let expected = usize::from(granule >= PIECES[1].first);
+        let piece = &PIECES[expected];
+        // What was true before the look-up must show in it.
+        let must_be_retired = expected == 0 && self.retired.load(Ordering::Acquire);
+        let must_be_found = self.escaped[expected].load(Ordering::Acquire);
+        let Some((word, head)) = protocol::lookup(&self.words, granule, orders) else {
+            assert!(!must_be_found, "an address that was handed out is not found");
+            return;
+        };
+        assert_eq!(head, piece.first);
+        assert_eq!(word & (RETIRED - 1), piece.flags);
+        assert!(expected == 0 || word & RETIRED == 0, "nobody retired this");
+        assert!(!must_be_retired || word & RETIRED != 0, "retired, but it does not show");
+        assert_eq!(protocol::descriptor(&self.slots, word), piece.descriptor);
+    }
+}
+
+/// Explores a writer and two readers; returns the number of executions.
+fn explore(model: Model, first: &'static [usize], second: &'static [usize]) -> usize {
+    let iterations = std::sync::Arc::new(AtomicUsize::new(0));
+    let count = std::sync::Arc::clone(&iterations);
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(move || {
+        count.fetch_add(1, Std::Relaxed);
+        let table = Arc::new(Table::new());
+        let readers = [first, second].map(|granules| {
+            let table = Arc::clone(&table);
+            thread::spawn(move || {
+                for &granule in granules {
+                    table.read(granule, model.protocol);
+                }
+            })
+        });
+        table.write(model);
+        for reader in readers {
+            reader.join().expect("a reader's failed assertion ends the model");
+        }
+        // After all of it: both are found, one is retired.
+        for granule in 0..GRANULES {
+            let (word, _) =
+                protocol::lookup(&table.words, granule, model.protocol).expect("published");
+            assert_eq!(word & RETIRED != 0, granule < PIECES[1].first);
+        }
+    });
+    iterations.load(Std::Relaxed)
+}
+
+#[test]
+fn a_look_up_sees_nothing_or_the_whole_and_what_escaped_is_found() {
+    // One reader goes through the pieces in the order of their publication, one against it, so
+    // that all granules meet all states.
+    for (first, second, least) in [(&[0, 2][..], &[2, 1][..], 10_000), (&[1], &[0], 1_000)] {
+        let iterations = explore(RIGHT, first, second);
+        println!("readers of {first:?} and {second:?}: {iterations} executions");
+        assert!(iterations >= least, "{iterations} executions are too few to mean anything");
+    }
+}
+
+/// Explores a model that is wrong, and returns what loom or an assertion said about it.
+fn failure_of(model: Model) -> String {
+    let failed = catch_unwind(AssertUnwindSafe(|| explore(model, &[1, 0], &[2, 1])));
+    let payload = failed.expect_err("the weakened mutant passes: the model is blind");
+    let text = payload.downcast_ref::<String>().cloned();
+    text.or_else(|| payload.downcast_ref::<&str>().map(|&s| s.into())).unwrap_or_default()
+}
+
+#[test]
+fn a_relaxed_store_of_words_is_found() {
+    let protocol = Orders { store: Ordering::Relaxed, ..ORDERS };
+    let said = failure_of(Model { protocol, ..RIGHT });
+    assert!(said.contains("Causality violation"), "{said}");
+}
+
+#[test]
+fn a_relaxed_load_of_words_is_found() {
+    let protocol = Orders { load: Ordering::Relaxed, ..ORDERS };
+    let said = failure_of(Model { protocol, ..RIGHT });
+    assert!(said.contains("Causality violation"), "{said}");
+}
+
+#[test]
+fn an_address_that_escapes_by_a_relaxed_store_is_found_missing() {
+    let said = failure_of(Model { hand_out: Ordering::Relaxed, ..RIGHT });
+    assert!(said.contains("handed out is not found"), "{said}");
+}
+
+#[test]
+fn words_keep_their_three_parts_apart() {
+    for slot in [0, 1, 77, u32::MAX - 1] {
+        for back in [0, 1, BACK_MAX - 1, BACK_MAX, BACK_MAX + 1, u64::MAX] {
+            for flags in [0, 1, RETIRED, RETIRED | (RETIRED - 1)] {
+                let word = protocol::word(slot, back, flags);
+                assert_ne!(word, 0);
+                assert_eq!(protocol::slot_of(word), slot as usize);
+                assert_eq!(protocol::back_of(word) as u64, back.min(BACK_MAX));
+                assert_eq!(word & ((1 << protocol::FLAG_BITS) - 1), flags);
+            }
+        }
+    }
+}

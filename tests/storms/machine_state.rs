@@ -1,0 +1,267 @@
+//! Storms of preemptions: everything that a goroutine has in the machine survives, for each set of
+//! registers that this CPU has. What Rust code does meanwhile is the business of `storm.rs`.
+//!
+//! FOOTBRIDGE_STRESS_SECONDS says how long each storm takes (default 2), FOOTBRIDGE_SEED where the
+//! random states begin.
+
+#![allow(unsafe_code, reason = "calls emitted code")]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use support::settings::{seed_or, stress_or};
+
+use footbridge::runtime::{
+    self, Builder, Config, Refused, ScopedJoinHandle, Stats, VectorState, scope,
+};
+use support::spinner::{Change, GivesWay, Level, Random, Spinner};
+
+const SPINNERS: usize = 64;
+/// One spin takes a millisecond or more: several time slices of a storm.
+const ROUNDS: u64 = 1 << 20;
+const STORM_SLICE: Duration = Duration::from_micros(100);
+
+fn stress() -> Duration {
+    stress_or(2.0)
+}
+
+/// One storm at a time: they compete for the processors.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn seed() -> u64 {
+    seed_or(0x00f0_07b5_1d6e)
+}
+
+fn storm_config(vector_state: VectorState) -> Config {
+    Config { processors: 2, time_slice: Some(STORM_SLICE), vector_state, ..Config::default() }
+}
+
+/// What a storm did.
+struct Storm {
+    stats: Stats,
+    /// What changed, and how often.
+    changes: BTreeMap<Change, u64>,
+    /// Spinners that had not finished one spin when the time was over.
+    starved: usize,
+    spins: u64,
+}
+
+/// 64 goroutines that spin for a while.
+fn storm(config: &Config, level: Level, gives_way: GivesWay, time: Duration) -> Storm {
+    let _alone = alone();
+    let spinner = Spinner::new(level, gives_way);
+    let changes = Mutex::new(BTreeMap::new());
+    let (done, spins) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let stats = config.run(|| {
+        let end = Instant::now() + time;
+        scope(|s| {
+            for n in 0..SPINNERS {
+                let (spinner, changes, done, spins) = (&spinner, &changes, &done, &spins);
+                s.go(move || {
+                    let mut random = Random(seed() ^ (n as u64) << 32);
+                    let mut finished = 0;
+                    while Instant::now() < end {
+                        let found = spinner.spin(ROUNDS, random.bits());
+                        finished += u64::from(Instant::now() < end);
+                        for change in found {
+                            let mut changes = changes.lock().expect("no panic");
+                            *changes.entry(change).or_insert(0) += 1;
+                        }
+                    }
+                    spins.fetch_add(finished, Ordering::Relaxed);
+                    done.fetch_add(usize::from(finished > 0), Ordering::Relaxed);
+                });
+            }
+        });
+        runtime::stats()
+    });
+    Storm {
+        stats: stats.expect("the run starts"),
+        changes: changes.into_inner().expect("no panic"),
+        starved: SPINNERS - done.into_inner(),
+        spins: spins.into_inner(),
+    }
+}
+
+/// The promise: enough preemptions, and nothing changed.
+#[track_caller]
+fn assert_survived(storm: &Storm, preemptions: u64, least: u64, what: &str) {
+    let Storm { stats, changes, starved, spins } = storm;
+    println!("{what}: {spins} spins; {stats:?}");
+    assert!(changes.is_empty(), "{what}: {changes:?}, seed {}", seed());
+    assert_eq!(*starved, 0, "{what}: spinners that had no turn; {stats:?}");
+    assert!(preemptions >= least, "{what}: only {preemptions} preemptions: {stats:?}");
+}
+
+#[test]
+fn everything_that_the_cpu_has_survives() {
+    let storm =
+        storm(&storm_config(VectorState::Auto), Level::largest(), GivesWay::Anywhere, stress());
+    assert_survived(&storm, storm.stats.asynchronous, 1000, "all");
+    assert!(storm.stats.requested >= storm.stats.asynchronous);
+}
+
+#[test]
+fn each_set_of_registers_survives_with_the_area_made_for_it() {
+    for level in Level::all() {
+        let config = storm_config(level.vector_state());
+        let storm = storm(&config, level, GivesWay::Anywhere, stress() / 2);
+        assert_survived(&storm, storm.stats.asynchronous, 400, &format!("{level:?}"));
+    }
+}
+
+#[test]
+fn everything_but_flags_survives_a_poll() {
+    for level in Level::all() {
+        let config = storm_config(level.vector_state());
+        let storm = storm(&config, level, GivesWay::AtPolls, stress() / 4);
+        assert_survived(&storm, storm.stats.cooperative, 200, &format!("{level:?} at polls"));
+        assert_eq!(storm.stats.asynchronous, 0, "it is not preemptible");
+    }
+}
+
+/// The harness sees what is lost: areas that are too small for what the code uses.
+#[test]
+fn registers_that_are_not_saved_are_seen_to_be_lost() {
+    let all = Level::all();
+    for (saved, used) in all.iter().zip(&all[1..]) {
+        let config = storm_config(saved.vector_state());
+        let storm = storm(&config, *used, GivesWay::Anywhere, stress() / 4);
+        let lost = |change: &Change| matches!(change, Change::Vector(_) | Change::Mask(_));
+        assert!(!storm.changes.is_empty(), "{saved:?} saves {used:?}?");
+        assert!(storm.changes.keys().all(lost), "{:?}", storm.changes);
+    }
+}
+
+/// The check that nobody starves is seen to fail: without preemption two goroutines keep the two
+/// threads.
+#[test]
+fn without_preemption_the_check_for_starvation_fails() {
+    let config = Config { time_slice: None, ..storm_config(VectorState::Auto) };
+    let storm = storm(&config, Level::Sse, GivesWay::Anywhere, stress() / 8);
+    assert!(storm.starved >= SPINNERS - 2, "{} starved", storm.starved);
+    let Stats { requested, signals, cooperative, asynchronous, refused, .. } = storm.stats;
+    assert_eq!((requested, signals, cooperative, asynchronous), (0, 0, 0, 0));
+    assert_eq!(refused, Refused::default());
+}
+
+/// Migratable goroutines are interrupted on one thread and go on on another.
+#[test]
+fn everything_survives_on_another_thread() {
+    let level = Level::largest();
+    let spinner: &'static Spinner = Box::leak(Box::new(Spinner::new(level, GivesWay::Anywhere)));
+    let _alone = alone();
+    let (changes, stats, moved) = storm_config(VectorState::Auto)
+        .run(|| {
+            let end = Instant::now() + stress() / 2;
+            let handles: Vec<_> = (0..5u64)
+                .map(|n| {
+                    let body = move || {
+                        let mut random = Random(seed() ^ n << 40);
+                        let (mut changes, mut moved) = (0, 0);
+                        while Instant::now() < end {
+                            let before = thread_number();
+                            changes += spinner.spin(ROUNDS, random.bits()).len();
+                            moved += u64::from(thread_number() != before);
+                            // Now and then a thread has nothing to run but what it can steal.
+                            runtime::sleep(Duration::from_micros(random.bits() % 10_000));
+                        }
+                        (changes, moved)
+                    };
+                    // SAFETY: nothing in it belongs to a thread.
+                    unsafe { Builder::new().go_migratable(body).expect("memory") }
+                })
+                .collect();
+            let (mut changes, mut moved) = (0, 0);
+            for handle in handles {
+                let one = handle.join().expect("no panic");
+                (changes, moved) = (changes + one.0, moved + one.1);
+            }
+            (changes, runtime::stats(), moved)
+        })
+        .expect("the run starts");
+    println!("{moved} spins ended on another thread; {stats:?}");
+    assert_eq!(changes, 0, "seed {}", seed());
+    assert!(stats.asynchronous >= 100, "{stats:?}");
+    assert!(moved > 10, "{moved} spins ended on another thread; {stats:?}");
+}
+
+#[inline(never)]
+fn thread_number() -> i32 {
+    // SAFETY: no arguments.
+    unsafe { libc::gettid() }
+}
+
+/// What interrupted code does to the modes of its thread is not seen by the next goroutine.
+#[test]
+fn others_run_in_the_modes_of_native_code() {
+    let spinner = Spinner::new(Level::largest(), GivesWay::Anywhere);
+    let _alone = alone();
+    let (checks, stats) = storm_config(VectorState::Auto)
+        .run(|| {
+            let stop = AtomicBool::new(false);
+            let end = Instant::now() + stress() / 4;
+            scope(|s| {
+                for _ in 0..4 {
+                    s.go(|| keep_spinning(&spinner, &stop));
+                }
+                let checks: Vec<_> = (0..4)
+                    .map(|_| {
+                        s.go(|| {
+                            let mut checks = 0;
+                            while Instant::now() < end {
+                                assert_eq!(native_modes(), (0x1f80, 0x37f, 0, 0xffff));
+                                checks += 1;
+                                runtime::gosched();
+                            }
+                            checks
+                        })
+                    })
+                    .collect();
+                (sum_then_stop(checks, &stop), runtime::stats())
+            })
+        })
+        .expect("the run starts");
+    assert!(checks > 100 && stats.asynchronous > 50, "{checks} checks; {stats:?}");
+}
+
+/// MXCSR without the flags of past exceptions, x87 control word, DF and AC, and the x87 tags.
+#[inline(never)]
+fn native_modes() -> (u32, u16, u64, u16) {
+    let (mut mxcsr, mut x87) = (0u32, [0u32; 7]);
+    let flags: u64;
+    // SAFETY: stores the modes; FNSTENV masks exceptions, which FLDENV undoes.
+    unsafe {
+        std::arch::asm!(
+            "stmxcsr [{mxcsr}]",
+            "fnstenv [{x87}]",
+            "fldenv [{x87}]",
+            "pushfq",
+            "pop {flags}",
+            mxcsr = in(reg) &raw mut mxcsr,
+            x87 = in(reg) x87.as_mut_ptr(),
+            flags = out(reg) flags,
+        );
+    }
+    (mxcsr & !0x3f, x87[0] as u16, flags & (1 << 10 | 1 << 18), x87[2] as u16)
+}
+
+/// The sum of what goroutines return. Whether they panicked or not, those that spin beside them are
+/// told to stop.
+fn sum_then_stop(handles: Vec<ScopedJoinHandle<'_, u64>>, stop: &AtomicBool) -> u64 {
+    let results: Vec<_> = handles.into_iter().map(ScopedJoinHandle::join).collect();
+    stop.store(true, Ordering::Relaxed);
+    results.into_iter().map(|result| result.expect("no panic")).sum()
+}
+
+/// Spins until told to stop.
+fn keep_spinning(spinner: &Spinner, stop: &AtomicBool) {
+    let mut random = Random(seed());
+    while !stop.load(Ordering::Relaxed) {
+        assert_eq!(spinner.spin(ROUNDS, random.bits()), []);
+    }
+}

@@ -1,0 +1,431 @@
+//! A soak: everything that goroutines can do, at random and at once, in one run after the other and
+//! in two at a time, for as long as one likes; and the books balance after each round: no goroutine,
+//! value, handle or stack is lost or there twice, and no thread or mapping stays behind.
+//!
+//! FOOTBRIDGE_SOAK_SECONDS says how long it takes (default 3), FOOTBRIDGE_SEED where it begins. A
+//! seed decides what each goroutine does, not in which order they do it.
+//!
+//! What goroutines do is in `steps.rs`, the books are in `world.rs`. The soak runs in a process of
+//! its own. A hang ends it: a watchdog says where everybody is, what was done, and the seed.
+
+#![allow(unsafe_code, reason = "calls emitted code and readies goroutines")]
+
+mod code;
+mod steps;
+mod world;
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use support::settings::{number_or, seed_or};
+use support::watchdog;
+
+use footbridge::runtime::{
+    self, Builder, Chan, Config, Stats, VectorState, go, goready, goroutines, gosched, stack_usage,
+};
+use steps::{Actor, Kind, LOOKS, Surroundings, foreigners};
+use support::child::Child;
+use support::spinner::{Level, Random};
+use world::{Balance, CLASSES, Running, STEPS, World, check, lock};
+
+/// So long nothing may happen. A busy machine is slow, but not that slow.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Mappings that stacks and the heap may have got in the second half: stacks come from ever larger
+/// ones, five classes of them.
+const SEGMENTS: usize = 16;
+/// Goroutines of a run that tell where everybody is when the watchdog asks.
+const REPORTERS: usize = 2;
+
+fn seed() -> u64 {
+    seed_or(0x50a1_b71d_6e00)
+}
+
+/// How one run of a round is made.
+#[derive(Debug, Clone)]
+struct Plan {
+    config: Config,
+    /// What the area of the run saves.
+    level: Level,
+    /// Goroutines that are started again and again.
+    target: usize,
+    seed: u64,
+}
+
+impl Plan {
+    fn new(random: &mut Random) -> Self {
+        let mut below = |limit: u64| random.bits() % limit;
+        let slices = [None, Some(20), Some(20), Some(50), Some(200), Some(1000), Some(10_000)];
+        let slice = slices[below(7) as usize].map(Duration::from_micros);
+        let levels = Level::all();
+        let level = levels[below(levels.len() as u64) as usize];
+        let is_largest = level == Level::largest();
+        let vector_state =
+            if is_largest && below(2) == 0 { VectorState::Auto } else { level.vector_state() };
+        let config = Config {
+            processors: [1, 2, 2, 3, 4, 8][below(6) as usize],
+            stack_size: CLASSES[[1, 1, 1, 2, 3][below(5) as usize]],
+            time_slice: slice,
+            async_preemption: below(8) != 0,
+            vector_state,
+        };
+        // A few goroutines let threads fall asleep, many do not.
+        let target = if below(3) == 0 { 1 + below(3) } else { 4 + below(60) };
+        Self { config, level, target: target as usize, seed: random.bits() }
+    }
+
+    /// As the main goroutine of a run, number `run` of its round.
+    fn surroundings(&self, run: usize) -> Surroundings {
+        let class = CLASSES.iter().position(|&class| class == self.config.stack_size);
+        Surroundings {
+            run,
+            class: class.expect("a class"),
+            level: self.level,
+            preempts: self.config.time_slice.is_some() && self.config.async_preemption,
+            processors: self.config.processors,
+        }
+    }
+
+    /// One run from its beginning to its end.
+    fn run(&self, world: &Arc<World>, run: usize, end: Instant) -> Stats {
+        let at = self.surroundings(run);
+        let result = self.config.run(|| {
+            let mut actor = Actor::main(world, at, self.seed);
+            let running = Running::begin(world, actor.entry());
+            actor.entry().release();
+            start_reporters(world, at);
+            let others = 1 + REPORTERS;
+            while Instant::now() < end && !world.stopped() {
+                if world.live[run].load(Ordering::Relaxed) < self.target + others {
+                    let handle = actor.start();
+                    world.deposit(handle);
+                }
+                relieve(&mut actor);
+                runtime::sleep(Duration::from_micros(actor.below(100)));
+            }
+            world.stop.store(true, Ordering::SeqCst);
+            if !world.abandons {
+                wind_up(&mut actor, world, run);
+            }
+            let stats = runtime::stats();
+            drop(actor);
+            running.finish();
+            stats
+        });
+        result.expect("the run starts")
+    }
+}
+
+/// Does what somebody may wait for.
+fn relieve(actor: &mut Actor) {
+    let world = actor.world.clone();
+    for _ in 0..8 {
+        let channel = world.channel(&mut actor.random);
+        if actor.below(2) == 0 {
+            world.try_send(&channel)
+        } else {
+            world.try_recv(&channel)
+        }
+        ready_one(actor);
+    }
+}
+
+fn ready_one(actor: &mut Actor) -> bool {
+    let parker = actor.world.parked(&mut actor.random);
+    // SAFETY: it was taken by this goroutine alone.
+    parker.is_some_and(|parker| unsafe {
+        goready(parker);
+        true
+    })
+}
+
+/// Lets all other goroutines come to an end, and waits until none is there.
+fn wind_up(actor: &mut Actor, world: &World, run: usize) {
+    let left = || world.live[run].load(Ordering::SeqCst);
+    while left() > 1 + REPORTERS {
+        world.close();
+        while ready_one(actor) {}
+        runtime::sleep(Duration::from_micros(100));
+    }
+    world.reports[run].close();
+    // Behind its last entry in the books a goroutine still has to end.
+    while left() > 1 || goroutines().len() > 1 {
+        runtime::sleep(Duration::from_micros(100));
+    }
+}
+
+fn start_reporters(world: &Arc<World>, at: Surroundings) {
+    for _ in 0..REPORTERS {
+        let entry = world.enter(at.run, at.class, "reporter");
+        let world = world.clone();
+        entry.release();
+        let handle = go(move || {
+            let running = Running::begin(&world, &entry);
+            while world.reports[at.run].recv().is_ok() {
+                let mut all = String::new();
+                for traceback in runtime::traceback_all() {
+                    let _ = writeln!(all, "{traceback}");
+                }
+                eprintln!("run {}:\n{all}", at.run);
+            }
+            drop(world);
+            running.finish();
+        });
+        drop(handle);
+    }
+}
+
+/// The round that goes on, for the watchdog.
+static NOW: Mutex<Option<Arc<World>>> = Mutex::new(None);
+
+/// What the watchdog says.
+fn describe() {
+    eprintln!("{}\n{}", world::told(), steps_taken());
+    let world = NOW.try_lock().ok().and_then(|now| now.clone());
+    if let Some(world) = world {
+        eprintln!("{}", world.unfinished());
+        for report in &world.reports {
+            // Each of them tells the same; one may be on a thread that hangs.
+            for _ in 0..REPORTERS {
+                let _ = report.try_send(());
+            }
+        }
+        std::thread::sleep(Duration::from_secs(3));
+    }
+}
+
+fn steps_taken() -> String {
+    let mut text = String::from("steps:");
+    for (kind, count) in Kind::ALL.iter().zip(&STEPS) {
+        let _ = write!(text, " {kind:?} {}", count.load(Ordering::Relaxed));
+    }
+    text
+}
+
+/// All rounds so far.
+#[derive(Default)]
+struct Total {
+    rounds: u64,
+    runs: u64,
+    balance: Balance,
+    asynchronous: u64,
+    cooperative: u64,
+}
+
+impl Total {
+    /// One or two runs, and their books.
+    fn round(&mut self, random: &mut Random) {
+        let number = self.rounds;
+        let abandons = number % 4 == 3;
+        let plans: Vec<Plan> = (0..1 + random.bits() % 2).map(|_| Plan::new(random)).collect();
+        let time = Duration::from_millis(30 + random.bits() % 120);
+        world::tell(format!(
+            "FOOTBRIDGE_SEED={}, round {number}, abandons: {abandons}, {time:?}, {plans:#?}",
+            seed()
+        ));
+        let world = World::new(abandons);
+        *lock(&NOW) = Some(world.clone());
+        let end = Instant::now() + time;
+        let all_stats: Vec<Stats> = std::thread::scope(|s| {
+            let others: Vec<_> = plans
+                .iter()
+                .enumerate()
+                .skip(1)
+                .map(|(run, plan)| {
+                    let world = &world;
+                    s.spawn(move || plan.run(world, run, end))
+                })
+                .collect();
+            let mut all = vec![plans[0].run(&world, 0, end)];
+            all.extend(others.into_iter().map(|other| other.join().expect("no panic")));
+            all
+        });
+        // Foreign threads may wait for what goroutines that are abandoned would have done.
+        while world.foreign.load(Ordering::SeqCst) != 0 {
+            world.close();
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        let balance = world.balance(random);
+        let left = goroutines();
+        check(left.is_empty(), || format!("goroutines without a run: {left:?}"));
+        *lock(&NOW) = None;
+        self.rounds += 1;
+        self.runs += plans.len() as u64;
+        for stats in all_stats {
+            self.asynchronous += stats.asynchronous;
+            self.cooperative += stats.cooperative;
+        }
+        let sum = &mut self.balance;
+        sum.started += balance.started;
+        sum.finished += balance.finished;
+        sum.panicked += balance.panicked;
+        sum.abandoned += balance.abandoned;
+        sum.passed += balance.passed;
+        sum.in_use.iter_mut().zip(balance.in_use).for_each(|(sum, more)| *sum += more);
+        check_stacks(&self.balance.in_use);
+    }
+}
+
+/// What is in use, by class, is what was abandoned. No run goes on.
+fn check_stacks(expected: &[usize; 5]) {
+    let usage = stack_usage();
+    let in_use = usage.iter().map(|class| class.made.checked_sub(class.pooled + class.decommitted));
+    let in_use: Vec<_> = in_use.collect();
+    let holds = in_use.iter().zip(expected).all(|(found, expected)| *found == Some(*expected));
+    check(holds, || format!("stacks in use: {in_use:?}, not {expected:?}; {usage:?}"));
+}
+
+/// What the process has.
+struct Holdings {
+    mappings: usize,
+    resident_kib: usize,
+    /// Stacks that were made, by class.
+    made: Vec<usize>,
+}
+
+impl Holdings {
+    fn now() -> Self {
+        let read = |path| std::fs::read_to_string(path).expect("procfs");
+        let status = read("/proc/self/status");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.and_then(|text| text.split_whitespace().next()?.parse().ok());
+        Self {
+            mappings: read("/proc/self/maps").lines().count(),
+            resident_kib: resident.expect("a number"),
+            made: stack_usage().iter().map(|class| class.made).collect(),
+        }
+    }
+
+    /// Mappings that it may have more than an earlier time.
+    fn more_mappings(&self, before: &Self) -> usize {
+        let guards_are_mappings = footbridge::environment().stack_guards != "MADV_GUARD_INSTALL";
+        let more = self.made.iter().sum::<usize>() - before.made.iter().sum::<usize>();
+        SEGMENTS + if guards_are_mappings { 2 * more } else { 0 }
+    }
+}
+
+/// What goroutines panic with on purpose.
+const MEANT: [&str; 5] = [
+    world::SCOPED,
+    " overflowed its ",
+    "in a turn",
+    "on the system stack",
+    "a goroutine cannot park inside of systemstack",
+];
+
+fn soak(time: Duration) {
+    // Each thread of each run would otherwise have an arena of its own, each of them some mappings.
+    // SAFETY: plain numbers.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    std::panic::set_hook(Box::new(|info| {
+        // Those that are meant are no news.
+        let text = info.to_string();
+        if !MEANT.iter().any(|meant| text.contains(meant)) {
+            eprintln!("{text}\n{}", world::told());
+        }
+    }));
+    watchdog::start(SILENCE, describe);
+    foreigners();
+    code::codes();
+    let mut random = Random(seed());
+    let mut total = Total::default();
+    let (begin, mut middle) = (Instant::now(), None);
+    let threads = watchdog::thread_count();
+    while begin.elapsed() < time || total.rounds < 12 {
+        total.round(&mut random);
+        if middle.is_none() && begin.elapsed() >= time / 2 {
+            middle = Some(Holdings::now());
+        }
+    }
+    let before = middle.expect("half of the time is over");
+    let after = Holdings::now();
+    let Total { rounds, runs, balance, asynchronous, cooperative } = total;
+    println!("{rounds} rounds, {runs} runs, {asynchronous} interrupted, {cooperative} polled");
+    let looks = LOOKS.load(Ordering::Relaxed);
+    println!("{looks} were held still");
+    println!("{balance:?}\n{}", steps_taken());
+    let Holdings { mappings, resident_kib, made } = &before;
+    println!("mappings {mappings} -> {}, stacks {made:?} -> {:?}", after.mappings, after.made);
+    println!("resident {resident_kib} -> {} KiB, with what is abandoned", after.resident_kib);
+    let Balance { started, finished, panicked, abandoned, .. } = balance;
+    assert_eq!(started, finished + panicked + abandoned);
+    // A thread that was joined may be there for a moment.
+    let patience = Instant::now();
+    while watchdog::thread_count() != threads && patience.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(watchdog::thread_count(), threads, "threads stay behind");
+    assert!(
+        after.mappings <= before.mappings + after.more_mappings(&before),
+        "mappings stay behind: {} -> {}",
+        before.mappings,
+        after.mappings
+    );
+    // The soak itself is blind where it does nothing.
+    assert!(looks > 0 && asynchronous > 0 && cooperative > 0 && panicked > 0 && abandoned > 0);
+    for (kind, count) in Kind::ALL.iter().zip(&STEPS) {
+        assert_ne!(count.load(Ordering::Relaxed), 0, "no step of kind {kind:?} was taken");
+    }
+}
+
+#[test]
+fn a_soak_of_everything_leaves_balanced_books() {
+    let seconds = number_or("FOOTBRIDGE_SOAK_SECONDS", 3);
+    let test = "a_soak_of_everything_leaves_balanced_books";
+    let outcome = Child::of(test).limit_seconds(seconds as u32 + 60).run(|| {
+        soak(Duration::from_secs(seconds));
+    });
+    print!("{}{}", outcome.stdout, outcome.stderr);
+    outcome.assert_success();
+}
+
+/// However goroutines go round between threads, a load that stays the same makes no more stacks than it
+/// uses at once and processors keep for themselves.
+#[test]
+fn a_steady_load_makes_no_more_stacks_than_it_needs() {
+    let child = Child::of("a_steady_load_makes_no_more_stacks_than_it_needs").limit_seconds(60);
+    let outcome = child.run(steady_load);
+    print!("{}{}", outcome.stdout, outcome.stderr);
+    outcome.assert_success();
+}
+
+fn steady_load() {
+    const WAVE: usize = 60;
+    const PROCESSORS: usize = 3;
+    watchdog::start(SILENCE, || ());
+    let wave = |class: usize| {
+        let gate = Chan::<()>::new(0);
+        let handles: Vec<_> = (0..WAVE)
+            .map(|_| {
+                let gate = gate.clone();
+                let body = move || gate.recv().is_err();
+                Builder::new().stack_bytes(class).go(body).expect("memory")
+            })
+            .collect();
+        gosched();
+        gate.close();
+        let mut handles = handles.into_iter();
+        // Some are joined, some dropped before they have ended.
+        for handle in handles.by_ref().take(WAVE / 2) {
+            assert!(handle.join().expect("no panic"));
+        }
+        watchdog::beat();
+    };
+    let config = Config { processors: PROCESSORS, ..Config::default() };
+    for _ in 0..3 {
+        let waves = || {
+            (0..120).for_each(|_| CLASSES[..4].iter().for_each(|&class| wave(class)));
+            while goroutines().len() > 1 {
+                gosched();
+            }
+        };
+        config.run(waves).expect("the run starts");
+    }
+    check_stacks(&[0; 5]);
+    for class in &stack_usage()[..4] {
+        // Two chains each: `pool.rs`.
+        let kept = 2 * PROCESSORS * ((32 << 20) / class.stack_bytes).min(512);
+        println!("{class:?}; processors keep up to {kept}");
+        assert!(class.made <= WAVE + 1 + kept, "{class:?}");
+    }
+}

@@ -1,0 +1,502 @@
+//! Walks and unwinds from every instruction of every kind of stub.
+//!
+//! One scene has all of them (`Scene::new`). `machine/step.rs` runs it with the trap flag set and
+//! does the exact walk at every instruction, in a signal handler, as preemption and profilers will.
+//! The scene is a tree: each piece of code has one caller, so that the frames at an instruction
+//! follow from the piece alone.
+//!
+//! ```text
+//!   main goroutine                            two goroutines that JIT code starts
+//!   `- outer (enter)                          `- started go (enter, words)
+//!      `- outer: Standard, GoAbiInternal         `- started go
+//!         |- leaf go: Leaf                          `- gives way (goroutine function)
+//!         |- started go (spawn)               `- started c ...
+//!         `- middle (goroutine function)
+//!            `- inner (enter)
+//!               `- inner: Saved, System V
+//!                  |- leaf c: Leaf
+//!                  |- started c (spawn)
+//!                  `- innermost (goroutine function): gosched, park, systemstack
+//!                     `- below (enter), on the system stack
+//!                        `- below: Standard, System V
+//!                           `- bottom (goroutine function)
+//! ```
+//!
+//! libgcc's unwinder and the full walk start at call sites only: its tables have one row for a
+//! whole sub-arena, which is wrong in a prologue (`src/jit/eh_frame.rs`).
+
+#![allow(unsafe_code, reason = "calls emitted code and reads its bytes")]
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use support::native_unwind;
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use footbridge::abi::Convention;
+use footbridge::jit::{Code, FrameClass, Jit, StubKind, lookup};
+use footbridge::runtime::{
+    self, Config, Entry, TraceFrame, Traceback, WaitReason, WalkEnd, current, gopark, goready,
+    gosched, jit_frames, systemstack,
+};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use support::step::{Trap, set_place, stepped};
+
+/// A piece of code: names are unique but for an entry and the code that it enters.
+type Piece = (StubKind, &'static str);
+
+use StubKind::{Enter, GoroutineEntry, GoroutineFn, Spawn, Switch, Systemstack, User};
+
+/// Who calls each piece; `None` is native code with no JIT code below it.
+const CALLERS: [(Piece, Option<Piece>); 20] = [
+    ((Enter, "outer"), None),
+    ((User, "outer"), Some((Enter, "outer"))),
+    ((User, "leaf go"), Some((User, "outer"))),
+    ((Spawn, "started go"), Some((User, "outer"))),
+    ((GoroutineFn, "middle"), Some((User, "outer"))),
+    ((Enter, "inner"), Some((GoroutineFn, "middle"))),
+    ((User, "inner"), Some((Enter, "inner"))),
+    ((User, "leaf c"), Some((User, "inner"))),
+    ((Spawn, "started c"), Some((User, "inner"))),
+    ((GoroutineFn, "innermost"), Some((User, "inner"))),
+    ((Systemstack, "systemstack"), Some((GoroutineFn, "innermost"))),
+    // Entered on the system stack; only a walk of native frames sees systemstack in between.
+    ((Enter, "below"), Some((GoroutineFn, "innermost"))),
+    ((User, "below"), Some((Enter, "below"))),
+    ((GoroutineFn, "bottom"), Some((User, "below"))),
+    ((Enter, "started go"), None),
+    ((User, "started go"), Some((Enter, "started go"))),
+    ((GoroutineFn, "gives way go"), Some((User, "started go"))),
+    ((Enter, "started c"), None),
+    ((User, "started c"), Some((Enter, "started c"))),
+    ((GoroutineFn, "gives way c"), Some((User, "started c"))),
+];
+/// Pieces that no JIT code calls.
+const OTHERS: [Piece; 3] =
+    [(Switch, "gogo"), (Switch, "mcall"), (GoroutineEntry, "goroutine entry")];
+
+/// The frames from a piece out, innermost first.
+fn frames_from(piece: Piece) -> Vec<Piece> {
+    let caller = |p: Piece| CALLERS.iter().find(|(q, _)| *q == p).and_then(|(_, caller)| *caller);
+    std::iter::successors(Some(piece), |&p| caller(p)).collect()
+}
+
+fn piece_at(pc: usize) -> Option<Piece> {
+    lookup(pc).map(|stub| (stub.kind(), stub.name()))
+}
+
+/// The pieces among these program counters.
+fn pieces(pcs: &[usize]) -> Vec<Piece> {
+    pcs.iter().copied().filter_map(piece_at).collect()
+}
+
+/// Where native code is: the marks of its traps.
+const ELSEWHERE: usize = 0;
+const INNERMOST: usize = 1;
+const ON_SYSTEM_STACK: usize = 2;
+const BOTTOM: usize = 3;
+
+thread_local! {
+    /// Called in the innermost function, by it on the system stack, and at the bottom.
+    static HOOK: Cell<fn(usize)> = const { Cell::new(|_| {}) };
+    static STARTED: Cell<u32> = const { Cell::new(0) };
+}
+
+fn bottom_rust(n: u64) -> u64 {
+    set_place(BOTTOM);
+    HOOK.get()(BOTTOM);
+    set_place(ELSEWHERE);
+    std::hint::black_box(n) + 3
+}
+
+#[inline(never)]
+fn innermost_rust(below: &Entry<fn(u64) -> u64>, n: u64) -> u64 {
+    set_place(INNERMOST);
+    HOOK.get()(INNERMOST);
+    set_place(ELSEWHERE);
+    let doubled = systemstack(|| {
+        set_place(ON_SYSTEM_STACK);
+        HOOK.get()(ON_SYSTEM_STACK);
+        set_place(ELSEWHERE);
+        // SAFETY: on a goroutine, though not on its stack; a System V function of this type.
+        let result = unsafe { below.call(n) };
+        set_place(ELSEWHERE);
+        result + n - 3
+    });
+    // The goroutine that `outer` started runs, and comes back here.
+    gosched();
+    let parked = current();
+    // SAFETY: readied once, by what runs as soon as the goroutine can be.
+    unsafe { gopark(WaitReason::Other, || goready(parked)) };
+    set_place(INNERMOST);
+    let result = std::hint::black_box(doubled) + 1;
+    set_place(ELSEWHERE);
+    result
+}
+
+#[inline(never)]
+fn middle_rust(inner: &Entry<fn(u64) -> u64>, n: u64) -> u64 {
+    // SAFETY: on a goroutine, called by JIT code; `inner` is a System V function of this type.
+    let result = unsafe { inner.call(n) };
+    std::hint::black_box(result) + 100
+}
+
+#[inline(never)]
+fn enter_outer(scene: &Scene, n: u64) -> u64 {
+    // SAFETY: on a goroutine; `outer` is an ABIInternal function of this type.
+    std::hint::black_box(unsafe { scene.outer.call(n) })
+}
+
+fn give_way(n: u64) {
+    assert_eq!(n & 0xff, 5);
+    gosched();
+    STARTED.set(STARTED.get() + 1);
+}
+
+struct Scene {
+    outer: Entry<fn(u64) -> u64>,
+}
+
+impl Scene {
+    /// Makes all pieces. They live for ever.
+    fn new() -> Self {
+        let jit = Jit::new().expect("code memory");
+        assert!(jit.is_near_text(), "else stubs end in cells, which do not decode");
+        let (go, c) = (Convention::GoAbiInternal, Convention::SystemV);
+        let signature = "fn(u64)".parse().expect("a signature");
+        let install = |name, class, body: &dyn Fn(&mut _)| -> &'static Code {
+            // SAFETY: the bodies below keep the laws of their classes.
+            let code = unsafe { jit.install(name, class, body) };
+            Box::leak(Box::new(code.expect("it installs")))
+        };
+        let goroutine_fn = |name, convention, f: fn(u64)| {
+            let stub = jit.named_goroutine_fn(name, convention, f).expect("a stub");
+            Box::leak(Box::new(stub)).address()
+        };
+        let pass_on = |name, target: usize| {
+            install(name, FrameClass::Standard, &|ops| {
+                dynasm!(ops
+                    ; .arch x64
+                    ; push rbp
+                    ; mov rbp, rsp
+                    ; call extern target
+                    ; pop rbp
+                    ; ret
+                );
+            })
+        };
+        let started = |name, convention, target: usize| {
+            let code = pass_on(name, target);
+            // SAFETY: it hands its argument on, in the same convention.
+            let stub = unsafe { jit.spawn_fn(convention, &signature, code) }.expect("a stub");
+            Box::leak(Box::new(stub)).address()
+        };
+        let leaf = |name| {
+            let code = install(name, FrameClass::Leaf, &|ops| {
+                dynasm!(ops
+                    ; .arch x64
+                    ; mov r11d, 3
+                    ; again:
+                    ; mov [rsp - 8], r11
+                    ; dec r11
+                    ; jnz <again
+                    ; ret
+                );
+            });
+            code.address()
+        };
+
+        let bottom = jit.named_goroutine_fn("bottom", c, bottom_rust).expect("a stub");
+        let bottom = Box::leak(Box::new(bottom)).address();
+        let below = pass_on("below", bottom);
+        // SAFETY: it hands its argument on, in the same convention.
+        let below = unsafe { below.enter::<fn(u64) -> u64>(c) }.expect("an entry");
+        let innermost = jit
+            .named_goroutine_fn("innermost", c, move |n: u64| innermost_rust(&below, n))
+            .expect("a stub");
+        let innermost = Box::leak(Box::new(innermost)).address();
+        let (leaf_c, leaf_go) = (leaf("leaf c"), leaf("leaf go"));
+        let started_c = started("started c", c, goroutine_fn("gives way c", c, give_way));
+        let started_go = started("started go", go, goroutine_fn("gives way go", go, give_way));
+        // rbx, r12 and r13 are used, so they are saved; the frame is 16-aligned at calls.
+        let inner = install("inner", FrameClass::Saved, &|ops| {
+            dynasm!(ops
+                ; .arch x64
+                ; push rbp
+                ; mov rbp, rsp
+                ; push rbx
+                ; push r12
+                ; push r13
+                ; push r14
+                ; push r15
+                ; sub rsp, 8
+                ; mov rbx, rdi
+                ; call extern leaf_c
+                ; mov rdi, 5
+                ; call extern started_c
+                ; mov rdi, rbx
+                ; call extern innermost
+                ; lea r12, [rax + 10]
+                ; mov rax, r12
+                ; add rsp, 8
+                ; pop r15
+                ; pop r14
+                ; pop r13
+                ; pop r12
+                ; pop rbx
+                ; pop rbp
+                ; ret
+            );
+        });
+        // SAFETY: a System V function of this type.
+        let inner = unsafe { inner.enter::<fn(u64) -> u64>(c) }.expect("an entry");
+        let middle = jit
+            .named_goroutine_fn("middle", go, move |n: u64| middle_rust(&inner, n))
+            .expect("a stub");
+        let middle = Box::leak(Box::new(middle)).address();
+        // ABIInternal: nothing but rbp, rsp, r14 and xmm15 survives a call. Its rsp is not
+        // 16-aligned when it calls.
+        let outer = install("outer", FrameClass::Standard, &|ops| {
+            dynasm!(ops
+                ; .arch x64
+                ; push rbp
+                ; mov rbp, rsp
+                ; sub rsp, 24
+                ; mov [rbp - 8], rax
+                ; call extern leaf_go
+                ; mov eax, 5
+                ; call extern started_go
+                ; mov rax, [rbp - 8]
+                ; call extern middle
+                ; add rax, 1000
+                ; leave
+                ; ret
+            );
+        });
+        // SAFETY: an ABIInternal function of this type.
+        let outer = unsafe { outer.enter::<fn(u64) -> u64>(go) }.expect("an entry");
+        Self { outer }
+    }
+
+    /// Plays it once, until the goroutines that it starts have ended.
+    fn play(&self) {
+        STARTED.set(0);
+        assert_eq!(enter_outer(self, 7), 7 * 2 + 1 + 10 + 100 + 1000);
+        while STARTED.get() < 2 {
+            gosched();
+        }
+        // Both end on the system stack.
+        gosched();
+    }
+}
+
+fn run<R>(f: impl FnOnce() -> R) -> R {
+    // Steps are slow: every time slice would end in the scene.
+    let config = Config { processors: 1, time_slice: None, ..Config::default() };
+    config.run(f).expect("the run starts")
+}
+
+fn step_through_the_scene() -> Vec<Trap> {
+    run(|| {
+        let scene = Scene::new();
+        let traps = stepped(|| scene.play());
+        let instructions: usize = traps.iter().map(|trap| trap.count).sum();
+        println!("{instructions} instructions");
+        traps
+    })
+}
+
+/// Every instruction of a stub.
+fn decode(start: usize) -> BTreeMap<usize, Mnemonic> {
+    let len = lookup(start).expect("the start of a stub").len();
+    // SAFETY: published code stays readable.
+    let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
+    let decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
+    decoder.into_iter().map(|i| (i.ip() as usize, i.mnemonic())).collect()
+}
+
+/// The instructions of a stub that are never executed here, by what the stub is for: where there
+/// is no goroutine, behind calls that do not return, and where polls lead to that find a request
+/// (`single_step_preempt.rs` has those).
+fn never_executed(stub: Piece, convention: Option<Convention>) -> Vec<Mnemonic> {
+    let no_goroutine =
+        vec![Mnemonic::Push, Mnemonic::Mov, Mnemonic::And, Mnemonic::Call, Mnemonic::Ud2];
+    match stub {
+        (Enter, _) => no_goroutine,
+        // In ABIInternal r14 is the goroutine, so there is no such path.
+        (GoroutineFn | Spawn, _) if convention == Some(Convention::SystemV) => {
+            [vec![Mnemonic::Lea, Mnemonic::Call, Mnemonic::Jmp], no_goroutine].concat()
+        }
+        (GoroutineFn | Spawn, _) => vec![Mnemonic::Lea, Mnemonic::Call, Mnemonic::Jmp],
+        (Switch, "mcall") | (GoroutineEntry, _) => vec![Mnemonic::Ud2],
+        _ => vec![],
+    }
+}
+
+fn convention_of(piece: Piece) -> Option<Convention> {
+    match piece {
+        (GoroutineFn | Spawn, "innermost" | "bottom" | "started c" | "gives way c") => {
+            Some(Convention::SystemV)
+        }
+        (GoroutineFn | Spawn, _) => Some(Convention::GoAbiInternal),
+        _ => None,
+    }
+}
+
+#[test]
+fn the_exact_walk_is_right_at_every_instruction_of_every_stub() {
+    let traps = step_through_the_scene();
+    let mut wrong = Vec::new();
+    for trap in traps.iter().filter(|trap| trap.in_stub) {
+        let stub = lookup(trap.pc).expect("the trap found it");
+        let piece = (stub.kind(), stub.name());
+        // Between two stacks a walk cannot tell what is older, and says so.
+        let (frames, end) = match piece {
+            (Switch, _) => (vec![piece], WalkEnd::Switching),
+            _ => (frames_from(piece), WalkEnd::Complete),
+        };
+        let found = (pieces(trap.frames()), trap.end);
+        if found != (frames, end) || trap.frames().first() != Some(&trap.pc) {
+            wrong.push(format!("{stub:?}: {found:?}"));
+        }
+    }
+    wrong.dedup();
+    assert!(wrong.is_empty(), "{} wrong walks:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn every_instruction_of_every_stub_is_stepped_over() {
+    let traps = step_through_the_scene();
+    let mut seen: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+    for trap in traps.iter().filter(|trap| trap.in_stub) {
+        let stub = lookup(trap.pc).expect("the trap found it");
+        seen.entry(stub.start()).or_default().insert(trap.pc);
+    }
+    let mut found = BTreeSet::new();
+    let mut steps = 0;
+    for (start, stepped) in seen {
+        let piece = piece_at(start).expect("a stub");
+        found.insert(format!("{piece:?}"));
+        steps += stepped.len();
+        let mut instructions = decode(start);
+        for pc in stepped {
+            let boundary = instructions.remove(&pc).is_some();
+            assert!(boundary, "{piece:?}+{:#x} is no instruction", pc - start);
+        }
+        let missed: Vec<_> = instructions.into_values().collect();
+        assert_eq!(missed, never_executed(piece, convention_of(piece)), "{piece:?}");
+    }
+    let all = CALLERS.iter().map(|(piece, _)| *piece).chain(OTHERS);
+    let all: BTreeSet<_> = all.map(|piece| format!("{piece:?}")).collect();
+    assert_eq!(found, all);
+    println!("{steps} instructions in {} stubs", all.len());
+}
+
+/// In native code the walk begins at the anchor, and what it visits is the JIT code that is left
+/// below: of the goroutine that runs, or already of the next one in the few instructions between
+/// the scheduler's choice and the switch.
+#[test]
+fn the_exact_walk_is_right_at_every_instruction_of_native_code() {
+    let traps = step_through_the_scene();
+    let innermost = frames_from((GoroutineFn, "innermost"));
+    let bottom = frames_from((GoroutineFn, "bottom"));
+    // JIT code is left by these.
+    let left_by = CALLERS.iter().map(|(piece, _)| *piece);
+    let left_by = left_by.filter(|(kind, _)| matches!(kind, GoroutineFn | Spawn));
+    let mut possible: BTreeMap<String, bool> =
+        left_by.map(|piece| (format!("{:?}", frames_from(piece)), false)).collect();
+    possible.insert(format!("{:?}", Vec::<Piece>::new()), false);
+    let mut instructions = [0; 4];
+    for trap in traps.iter().filter(|trap| !trap.in_stub) {
+        assert_eq!(trap.end, WalkEnd::Complete, "at {:#x}", trap.pc);
+        let frames = pieces(trap.frames());
+        match trap.place {
+            ELSEWHERE => {}
+            BOTTOM => assert_eq!(frames, bottom, "at {:#x}", trap.pc),
+            place => assert_eq!(frames, innermost, "place {place} at {:#x}", trap.pc),
+        }
+        let found = possible.get_mut(&format!("{frames:?}"));
+        *found.unwrap_or_else(|| panic!("{frames:?} at {:#x}", trap.pc)) = true;
+        instructions[trap.place] += trap.count;
+    }
+    assert!(instructions.iter().all(|&n| n > 4), "{instructions:?}");
+    let unseen: Vec<_> = possible.iter().filter(|(_, seen)| !**seen).collect();
+    assert!(unseen.is_empty(), "{unseen:?}");
+}
+
+struct Seen {
+    place: usize,
+    exact: (Vec<Piece>, WalkEnd),
+    unwinder: Vec<usize>,
+    traceback: Traceback,
+    std_backtrace: String,
+}
+
+thread_local!(static SEEN: RefCell<Vec<Seen>> = const { RefCell::new(Vec::new()) });
+
+/// Every way to see the stack, at one call site.
+fn look_around(place: usize) {
+    let mut frames = Vec::new();
+    let end = jit_frames(|frame| {
+        frames.push((frame.stub.kind(), frame.stub.name()));
+        ControlFlow::Continue(())
+    });
+    let seen = Seen {
+        place,
+        exact: (frames, end),
+        unwinder: native_unwind::return_addresses(),
+        traceback: runtime::traceback(),
+        std_backtrace: std::backtrace::Backtrace::force_capture().to_string(),
+    };
+    SEEN.with_borrow_mut(|all| all.push(seen));
+}
+
+/// Positions of these words, each behind the one before.
+fn in_order(text: &str, words: &[&str]) -> bool {
+    let mut rest = text;
+    words.iter().all(|word| {
+        let at = rest.find(word);
+        at.inspect(|at| rest = &rest[at + word.len()..]).is_some()
+    })
+}
+
+#[test]
+fn every_unwinder_passes_all_stubs_at_call_sites() {
+    let seen = run(|| {
+        let scene = Scene::new();
+        HOOK.set(look_around);
+        scene.play();
+        SEEN.take()
+    });
+    let places: Vec<_> = seen.iter().map(|s| s.place).collect();
+    assert_eq!(places, [INNERMOST, ON_SYSTEM_STACK, BOTTOM]);
+    for Seen { place, exact, unwinder, traceback, std_backtrace } in seen {
+        let last = if place == BOTTOM { "bottom" } else { "innermost" };
+        let mut all = frames_from((GoroutineFn, last));
+        assert_eq!(exact, (all.clone(), WalkEnd::Complete));
+        // The others also see the stub that changes to the system stack, and the root.
+        if place != INNERMOST {
+            let innermost = all.iter().position(|&p| p == (GoroutineFn, "innermost"));
+            all.insert(innermost.expect("on the way"), (Systemstack, "systemstack"));
+        }
+        all.push((GoroutineEntry, "goroutine entry"));
+        assert_eq!(pieces(&unwinder), all, "libgcc, place {place}");
+        let root = unwinder.last().copied().and_then(piece_at);
+        assert_eq!(root, Some((GoroutineEntry, "goroutine entry")), "libgcc ends at the root");
+
+        let jit = traceback.frames.iter().filter_map(|frame| match frame {
+            TraceFrame::Jit { name, kind, .. } => Some((*kind, name.as_str())),
+            _ => None,
+        });
+        let all_named: Vec<_> = all.iter().map(|(kind, name)| (kind.name(), *name)).collect();
+        assert_eq!(jit.collect::<Vec<_>>(), all_named, "place {place}:\n{traceback}");
+        let root = traceback.frames.last();
+        assert!(
+            matches!(root, Some(TraceFrame::Jit { kind: "goroutine entry", .. })),
+            "{traceback}"
+        );
+        let rust = ["innermost_rust", "middle_rust", "enter_outer", "goroutine_main"];
+        assert!(in_order(&traceback.to_string(), &rust), "{traceback}");
+        assert!(in_order(&std_backtrace, &rust), "{std_backtrace}");
+    }
+}

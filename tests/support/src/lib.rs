@@ -1,0 +1,19 @@
+//! What several test binaries share.
+
+pub mod c_types;
+pub mod child;
+#[cfg(target_arch = "x86_64")]
+pub mod code;
+#[cfg(target_arch = "x86_64")]
+pub mod fuzz;
+#[cfg(target_arch = "x86_64")]
+pub mod gcc;
+#[cfg(target_arch = "x86_64")]
+pub mod native_unwind;
+pub mod runs;
+pub mod settings;
+#[cfg(target_arch = "x86_64")]
+pub mod spinner;
+#[cfg(target_arch = "x86_64")]
+pub mod step;
+pub mod watchdog;
