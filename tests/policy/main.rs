@@ -4,6 +4,7 @@
 //! Each rule is a function from a [`tree::Tree`] to the violations, which name file, line and what
 //! stands there. Tests plant violations in trees of their own and see them named.
 
+mod house;
 mod imports;
 mod rooms;
 mod tree;

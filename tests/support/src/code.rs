@@ -1,10 +1,10 @@
-//! Pieces of emitted code.
+//! Emitted code that several tests need.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::{Code, FrameClass, Jit, Ops};
 
-/// Code that calls `target` with its own arguments and returns what that returns. Both have the same
-/// convention and type, without arguments on the stack.
+/// Code that passes its register arguments to `target` and returns the result of that. Both have the
+/// same convention and type, and no arguments on the stack.
 pub fn caller(name: &str, target: usize) -> Code {
     // SAFETY: a standard frame around a call.
     let code = unsafe {
@@ -20,12 +20,12 @@ pub fn push_saved(ops: &mut Ops) {
     dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
 }
 
-/// Takes the five registers from the stack again.
+/// Pops the five registers of [`push_saved`].
 pub fn pop_saved(ops: &mut Ops) {
     dynasm!(ops; .arch x64; pop r15; pop r14; pop r13; pop r12; pop rbx);
 }
 
-/// Loads the five registers from their places below rbp.
+/// Loads the five registers of [`push_saved`] from their slots below rbp, where rsp is elsewhere.
 pub fn load_saved(ops: &mut Ops) {
     dynasm!(ops
         ; .arch x64
