@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support::child;
-use support::runs::wait_for;
+use support::runs::{thread_number, wait_for};
 use support::settings::seed_or;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -634,12 +634,6 @@ fn x87_exceptions_of_other_goroutines_do_not_trap() {
         });
     });
     outcome.assert_success();
-}
-
-#[inline(never)]
-fn thread_number() -> i32 {
-    // SAFETY: no arguments.
-    unsafe { libc::gettid() }
 }
 
 /// The state of a goroutine that opted in moves with it; the states of the threads do not.

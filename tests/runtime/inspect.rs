@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support::code::caller;
-use support::runs::on as run;
+use support::runs::{AtEnd, on as run};
 use support::settings::stress_or;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -43,15 +43,6 @@ struct Words {
 impl Words {
     fn stop(&self) {
         self.stop.store(1, Ordering::Relaxed);
-    }
-}
-
-/// Calls a function when dropped, also in a test that fails, whose scope would wait for ever.
-struct AtEnd<F: Fn()>(F);
-
-impl<F: Fn()> Drop for AtEnd<F> {
-    fn drop(&mut self) {
-        self.0();
     }
 }
 

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use support::runs::thread_number;
 use support::settings::{seed_or, stress_or};
 
 use footbridge::runtime::{
@@ -187,12 +188,6 @@ fn registers_survive_a_migration() {
     assert_eq!(changes, 0, "seed {}", seed());
     assert!(stats.asynchronous >= 100, "{stats:?}");
     assert!(moved > 10, "{moved} spins ended on another thread; {stats:?}");
-}
-
-#[inline(never)]
-fn thread_number() -> i32 {
-    // SAFETY: no arguments.
-    unsafe { libc::gettid() }
 }
 
 /// The next goroutine does not see the FP control state and flags of preempted code.

@@ -15,6 +15,22 @@ pub fn caller(name: &str, target: usize) -> Code {
     code.expect("it installs")
 }
 
+/// A new mapping that holds `bytes` as executable code, and is never unmapped. Returns its address;
+/// its length is a page.
+pub fn map_code(bytes: &[u8]) -> usize {
+    assert!(bytes.len() <= 4096);
+    // SAFETY: a new mapping with room for the bytes.
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let at = libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0);
+        assert_ne!(at, libc::MAP_FAILED);
+        at.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        assert_eq!(libc::mprotect(at, 4096, libc::PROT_READ | libc::PROT_EXEC), 0);
+        at as usize
+    }
+}
+
 /// The five pushes of `FrameClass::Saved`, after `push rbp; mov rbp, rsp`.
 pub fn push_saved(ops: &mut Ops) {
     dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);

@@ -30,6 +30,23 @@ pub fn alone_and_preemptible<R>(f: impl FnOnce() -> R) -> R {
     config.run(f).expect("the run starts")
 }
 
+/// The number of this thread. Never inlined, so that a migratable goroutine may call it before and
+/// after a park.
+#[inline(never)]
+pub fn thread_number() -> i32 {
+    // SAFETY: no arguments.
+    unsafe { libc::gettid() }
+}
+
+/// Calls a function when dropped, also in a test that fails, whose scope would wait for ever.
+pub struct AtEnd<F: Fn()>(pub F);
+
+impl<F: Fn()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
+
 /// Yields until `condition` holds. Panics after 20 seconds with the counters of the run.
 pub fn wait_for(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
