@@ -83,10 +83,11 @@ fn move_at(sample: &Sample, pc: usize) -> Moved {
     REQUEST_AT.store(pc, Ordering::Relaxed);
     let result = Cell::new(0);
     let before = preemptions();
-    // SAFETY: on a goroutine, with the address of an object.
-    drop(stepped_with(request_and_move, || {
-        result.set(unsafe { sample.entry.call(heap.address(0)) })
-    }));
+    let call = || {
+        // SAFETY: on a goroutine, with the address of an object.
+        result.set(unsafe { sample.entry.call(heap.address(0)) });
+    };
+    drop(stepped_with(request_and_move, call));
     let after = preemptions();
     let name = sample.name;
     assert_eq!(REQUEST_AT.load(Ordering::Relaxed), 0, "{name}{at:+#x}: not executed");
@@ -352,8 +353,8 @@ fn every_pointer_is_found_at_polls_and_stack_checks() {
                     continue;
                 }
                 if in_slow_path.is_some() {
-                    // Makes the poll take its slow path. The signal of this request arrives in native
-                    // code, and is refused.
+                    // Makes the poll take its slow path. The signal of this request arrives in
+                    // native code, and is refused.
                     assert!(request_preemption(0));
                 }
                 let moved = move_at(&sample, pc);
@@ -386,7 +387,8 @@ fn byte(at: usize) -> u8 {
 static FOUND: [AtomicU64; 16] = [const { AtomicU64::new(0) }; 16];
 static READ: AtomicBool = AtomicBool::new(false);
 
-/// The hook of the trap handler: requests preemption, then reads each saved register and adds to it.
+/// The hook of the trap handler: requests preemption, then reads each saved register and adds to
+/// it.
 fn request_and_read(pc: usize) {
     if pc == REQUEST_AT.load(Ordering::Relaxed) {
         REQUEST_AT.store(0, Ordering::Relaxed);

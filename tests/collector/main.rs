@@ -1,9 +1,9 @@
-//! Stack maps, tested by a toy collector. It moves every object of a goroutine that is parked, or that
-//! is preempted at any instruction, and the code resumes with the new addresses.
+//! Stack maps, tested by a toy collector. It moves every object of a goroutine that is parked, or
+//! that is preempted at any instruction, and the code resumes with the new addresses.
 //!
-//! The collector is strict. A live slot that holds no object is an error. Moved objects leave poison
-//! behind, so that a slot that the collector does not find spoils a sum. Spaces are used in rotation,
-//! so that a stale address does not become valid again by chance.
+//! The collector is strict. A live slot that holds no object is an error. Moved objects leave
+//! poison behind, so that a slot that the collector does not find spoils a sum. Spaces are used in
+//! rotation, so that a stale address does not become valid again by chance.
 
 #![allow(unsafe_code, reason = "calls emitted code and changes stacks")]
 
@@ -173,8 +173,8 @@ fn install(
     body: impl FnOnce(&mut Ops, &mut Marks),
 ) -> Code {
     let jit = Jit::new().expect("code memory");
-    // SAFETY: the callers keep the frame contract of the class; the code uses nothing that belongs to
-    // the thread.
+    // SAFETY: the callers keep the frame contract of the class; the code uses nothing that belongs
+    // to the thread.
     let code = unsafe {
         jit.install(name, class, |ops| {
             let mut marks = Marks::default();
@@ -189,7 +189,8 @@ fn install(
     code.expect("it installs")
 }
 
-/// Code whose argument is the first object of a heap, with the expected result: an address or a sum.
+/// Code whose argument is the first object of a heap, with the expected result: an address or a
+/// sum.
 struct Sample {
     name: &'static str,
     entry: Entry<fn(usize) -> u64>,

@@ -244,8 +244,8 @@ fn a_full_sub_arena_is_an_error_and_the_others_remain_usable() {
         }
         .expect("room for standard frames");
         assert_eq!(call(&framed), 3);
-        // Small code fills the sub-arena to the last granule. Then every install fails, and existing
-        // code is unchanged.
+        // Small code fills the sub-arena to the last granule. Then every install fails, and
+        // existing code is unchanged.
         let full = loop {
             match answer(&jit, "more", 1) {
                 Ok(code) => codes.push(code),
@@ -480,7 +480,7 @@ fn without_memfd_code_pages_are_flipped_by_mprotect() {
         }
         assert_eq!(runtime::run(|| runtime::go(|| 5).join().expect("no panic")), 5);
         let dual = Jit::builder().memory(MemoryMode::DualMap).build();
-        assert_system(&dual.expect_err("asked for"), "memfd_create(2)", libc::ENOSYS, why);
+        assert_system(&dual.expect_err("no fallback"), "memfd_create(2)", libc::ENOSYS, why);
     })
     .assert_success();
 }

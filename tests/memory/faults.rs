@@ -381,7 +381,8 @@ fn jit_code_entered_without_a_goroutine_ends_the_process() {
         let code = caller("outside", function.address());
         // SAFETY: ABIInternal code of this type.
         let entry = unsafe { code.enter::<fn(u64) -> u64>(GO) }.expect("entry");
-        // SAFETY: violates the first requirement, which by contract ends the process with a message.
+        // SAFETY: violates the first requirement, which by contract ends the process with a
+        // message.
         unsafe { entry.call(1) };
     })
     .assert_aborted_with(NO_GOROUTINE);

@@ -1,11 +1,11 @@
-//! The rules, on this repository.
+//! The rules, applied to this repository.
 
 use std::sync::OnceLock;
 
 use crate::tree::Tree;
 use crate::{rooms, words};
 
-/// Where a word means something else: the file, and the phrase that has it.
+/// Exceptions, where a word has another meaning: the file, and the phrase with the word.
 const ALLOWED: &[(&str, &str)] = &[];
 
 fn tree() -> &'static Tree {
@@ -25,7 +25,7 @@ fn every_file_is_in_a_room_and_uses_no_later_one() {
 }
 
 #[test]
-fn no_files_use_each_other_in_a_circle() {
+fn there_is_no_import_cycle() {
     assert_none(&rooms::cycles(tree()));
 }
 
@@ -37,10 +37,10 @@ fn assembly_and_the_c_library_are_in_their_folders() {
 #[test]
 fn words_are_those_of_the_field() {
     assert_none(&words::forbidden(tree(), ALLOWED));
-    assert_none(&words::allowed_in_vain(tree(), ALLOWED));
+    assert_none(&words::unused_exceptions(tree(), ALLOWED));
 }
 
 #[test]
-fn comments_are_not_wider_than_the_code() {
+fn comments_have_at_most_100_columns() {
     assert_none(&words::wide(tree()));
 }

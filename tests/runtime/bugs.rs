@@ -24,7 +24,7 @@ fn the_value_of_a_scoped_goroutine_is_dropped_when_the_scope_ends() {
     }
     let dropped = AtomicUsize::new(0);
     on(2, || {
-        for round in 1..=5 {
+        for i in 1..=5 {
             let data: Box<[AtomicUsize; 8]> = Box::new([const { AtomicUsize::new(1) }; 8]);
             scope(|s| {
                 let (data, dropped) = (&data, &dropped);
@@ -32,7 +32,7 @@ fn the_value_of_a_scoped_goroutine_is_dropped_when_the_scope_ends() {
                 // Meanwhile another thread steals it.
                 std::thread::sleep(Duration::from_millis(3));
             });
-            assert_eq!(dropped.load(Ordering::Relaxed), round);
+            assert_eq!(dropped.load(Ordering::Relaxed), i);
             data.iter().for_each(|word| word.store(2, Ordering::Relaxed));
         }
     });
@@ -123,7 +123,8 @@ fn a_goroutine_that_unwinds_stays_on_its_thread() {
         for _ in 0..50 {
             let unwinding: Vec<_> = (0..16)
                 .map(|_| {
-                    // SAFETY: over a park the goroutine keeps no thread-local, and only Send values.
+                    // SAFETY: over a park the goroutine keeps no thread-local, and only Send
+                    // values.
                     unsafe {
                         Builder::new()
                             .go_migratable(|| {
@@ -173,8 +174,8 @@ fn a_reservation_of_everything_is_an_error() {
     assert!(matches!(error, JitError::System { call: "mmap(2)", .. }), "{error}");
 }
 
-/// While a goroutine slept, the last idle thread woke every 10 ms to check for a deadlock, although a
-/// pending timer rules one out.
+/// While a goroutine slept, the last idle thread woke every 10 ms to check for a deadlock, although
+/// a pending timer rules one out.
 #[test]
 fn a_sleeping_goroutine_lets_its_thread_sleep() {
     let sleeps = || {
@@ -192,8 +193,8 @@ fn a_sleeping_goroutine_lets_its_thread_sleep() {
     assert!((1..8).contains(&slept), "it slept {slept} times");
 }
 
-/// A thread of a run ended and destroyed its thread-locals while a goroutine on another thread still
-/// borrowed one.
+/// A thread of a run ended and destroyed its thread-locals while a goroutine on another thread
+/// still borrowed one.
 #[test]
 fn no_thread_of_a_run_ends_before_the_last_goroutine_has_stopped() {
     const LONG: Duration = Duration::from_millis(100);
@@ -261,9 +262,9 @@ fn no_thread_of_a_run_ends_before_the_last_goroutine_has_stopped() {
     );
 }
 
-/// A goroutine in the run-next slot starved if the goroutine that readied it polled in a loop. At the
-/// end of its time slice the looping goroutine entered a queue, and that queue was served before
-/// run-next.
+/// A goroutine in the run-next slot starved if the goroutine that readied it polled in a loop. At
+/// the end of its time slice the looping goroutine entered a queue, and that queue was served
+/// before run-next.
 #[test]
 fn a_loop_that_polls_does_not_starve_a_readied_goroutine() {
     let config = Config::new().processors(1).time_slice(Duration::from_millis(1));
@@ -289,26 +290,26 @@ fn a_loop_that_polls_does_not_starve_a_readied_goroutine() {
     assert!((1..=2).contains(&slices), "it ran after {slices} time slices");
 }
 
-/// `gosched` returned before most runnable goroutines had run: a producer that started goroutines and
-/// yielded after each batch ran before all of them.
+/// `gosched` returned before most runnable goroutines had run: a producer that started goroutines
+/// and yielded after each batch ran before all of them.
 #[test]
 fn goroutines_that_were_runnable_before_a_yield_run_first() {
     const BATCH: usize = 1000; // more than a run queue holds
     on(1, || {
         let done = Arc::new(AtomicUsize::new(0));
-        for round in 1..=20 {
+        for i in 1..=20 {
             for _ in 0..BATCH {
                 let done = Arc::clone(&done);
                 drop(go(move || done.fetch_add(1, Ordering::Relaxed)));
             }
             gosched();
-            assert_eq!(done.load(Ordering::Relaxed), round * BATCH, "round {round}");
+            assert_eq!(done.load(Ordering::Relaxed), i * BATCH, "i {i}");
         }
     });
 }
 
-/// A goroutine that yields resumes after the goroutines that it has started itself, and does not wait
-/// for those that others start later.
+/// A goroutine that yields resumes after the goroutines that it has started itself, and does not
+/// wait for those that others start later.
 #[test]
 fn goroutines_that_yield_wait_for_their_own_backlog_only() {
     const BATCH: usize = 600;
@@ -327,13 +328,13 @@ fn goroutines_that_yield_wait_for_their_own_backlog_only() {
                 move || {
                     // Stops the other producer also if this one panics.
                     let _stops = (number == 0).then(|| Stops(stop));
-                    for round in 1..=20 {
+                    for i in 1..=20 {
                         for _ in 0..BATCH {
                             drop(s.go(move || done[number].fetch_add(1, Ordering::Relaxed)));
                         }
                         gosched();
                         let ended = done[number].load(Ordering::Relaxed);
-                        assert_eq!(ended, round * BATCH, "producer {number}, round {round}");
+                        assert_eq!(ended, i * BATCH, "producer {number}, i {i}");
                     }
                 }
             };

@@ -340,7 +340,7 @@ impl Race {
         beat();
     }
 
-    /// Sends until told to stop. A value that times out is sent again.
+    /// Sends until `stop` is set. A value that times out is sent again.
     fn send(self: Arc<Self>, seed: u64) {
         let mut draw = Draw(seed);
         let mut again = VecDeque::new();
@@ -528,8 +528,8 @@ fn no_value_is_lost_when_timeouts_race_with_foreign_threads() {
     assert_eq!(race.live.load(Ordering::Relaxed), 0, "each value was dropped once");
 }
 
-/// A peer and a timer race to end a wait, and exactly one of them does. The peer is a foreign thread,
-/// so that it runs at the same time as the timer, independent of the scheduler.
+/// A peer and a timer race to end a wait, and exactly one of them does. The peer is a foreign
+/// thread, so that it runs at the same time as the timer, independent of the scheduler.
 #[test]
 fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
     watch();

@@ -130,8 +130,8 @@ fn preemptions() -> u64 {
     stats.asynchronous + stats.cooperative
 }
 
-/// Whether a test that began at `start` continues: for 400 ms, and on a busy machine longer, until it
-/// has seen enough.
+/// Whether a test that began at `start` continues: for 400 ms, and on a busy machine longer, until
+/// it has seen enough.
 fn continues(start: Instant, seen_enough: bool) -> bool {
     let elapsed = start.elapsed();
     elapsed < Duration::from_millis(400) || !seen_enough && elapsed < Duration::from_secs(15)
@@ -306,7 +306,7 @@ const DESCHEDULES: [(&str, fn()); 13] = [
     }),
     ("a poll in System V", || yield_in(Loop::Polls(Convention::SystemV))),
     ("a poll in ABIInternal", || yield_in(Loop::Polls(Convention::GoAbiInternal))),
-    ("an interruption", || yield_in(Loop::Preemptible)),
+    ("an asynchronous preemption", || yield_in(Loop::Preemptible)),
     ("systemstack, which does not deschedule", || {
         let inside = fp_control();
         systemstack(|| assert_eq!(fp_control(), inside));
@@ -391,8 +391,8 @@ fn a_goroutine_that_opts_out_runs_in_the_fp_control_state_of_the_thread() {
     });
 }
 
-/// However a goroutine ends, the next goroutine on its thread has the thread's FP control state, and
-/// the next goroutine in its G structure has not opted in.
+/// However a goroutine ends, the next goroutine on its thread has the thread's FP control state,
+/// and the next goroutine in its G structure has not opted in.
 #[test]
 fn a_goroutine_that_ends_leaves_no_fp_control_state_to_the_next() {
     struct Counted;
@@ -441,9 +441,9 @@ fn a_goroutine_that_ends_leaves_no_fp_control_state_to_the_next() {
     });
 }
 
-/// The handle may be dropped while its goroutine ends: after the goroutine has checked for the handle
-/// and before the scheduler does. Then the goroutine is resumed to run the destructor of its result,
-/// which may change the FP control state, and must leave none to the next goroutine.
+/// The handle may be dropped while its goroutine ends: after the goroutine has checked for the
+/// handle and before the scheduler does. Then the goroutine is resumed to run the destructor of its
+/// result, which may change the FP control state, and must leave none to the next goroutine.
 #[test]
 fn a_destructor_after_the_end_of_a_goroutine_leaves_no_fp_control_state_to_the_next() {
     static RESUMED: AtomicU64 = AtomicU64::new(0);
@@ -488,9 +488,9 @@ fn a_destructor_after_the_end_of_a_goroutine_leaves_no_fp_control_state_to_the_n
         run(2, || {
             assert!(!keep_fp_control(true));
             let start = Instant::now();
-            let (mut round, mut lead) = (0, 0);
+            let (mut tries, mut lead) = (0, 0);
             while continues(start, RESUMED.load(Ordering::Relaxed) > 20) {
-                round += 1;
+                tries += 1;
                 // 0: not started; -1: may end; otherwise the number of the thread where it waits.
                 let state = Arc::new(AtomicI32::new(0));
                 let there = Arc::clone(&state);
@@ -517,14 +517,14 @@ fn a_destructor_after_the_end_of_a_goroutine_leaves_no_fp_control_state_to_the_n
                 drop(ending);
             }
             let resumed = RESUMED.load(Ordering::Relaxed);
-            println!("{resumed} of {round} were resumed");
-            assert!(resumed > 0, "of {round}");
+            println!("{resumed} of {tries} were resumed");
+            assert!(resumed > 0, "of {tries}");
             let started = [&STARTED_IN_ANOTHER_STATE, &STARTED_KEEPING];
             let started = started.map(|count| count.load(Ordering::Relaxed));
             assert_eq!(
                 started,
                 [0, 0],
-                "in another state, and with the setting: {resumed} of {round}"
+                "in another state, and with the setting: {resumed} of {tries}"
             );
         });
     });
@@ -604,8 +604,8 @@ fn a_refused_park_preserves_the_fp_control_state() {
     outcome.assert_success();
 }
 
-/// Exception flags that one goroutine leaves in the x87 status word do not trap in another goroutine
-/// that has unmasked those exceptions.
+/// Exception flags that one goroutine leaves in the x87 status word do not trap in another
+/// goroutine that has unmasked those exceptions.
 #[test]
 fn x87_exceptions_of_other_goroutines_do_not_trap() {
     let outcome = child::run("x87_exceptions_of_other_goroutines_do_not_trap", || {
@@ -686,8 +686,8 @@ fn a_migratable_goroutine_carries_its_fp_control_state() {
 #[test]
 fn goroutines_with_all_rounding_modes_run_concurrently() {
     const GOROUTINES: usize = 16;
-    let rounds = std::env::var("FOOTBRIDGE_MODE_ROUNDS").ok().map(|s| s.parse().expect("a number"));
-    let rounds: u64 = rounds.unwrap_or(300);
+    let steps = std::env::var("FOOTBRIDGE_MODE_ROUNDS").ok().map(|s| s.parse().expect("a number"));
+    let steps: u64 = steps.unwrap_or(300);
     for processors in [1, 2] {
         on_thread_with(UNUSUAL, || {
             let spinner = Spinner::new(Level::Sse, Preemptible::Anywhere);
@@ -705,7 +705,7 @@ fn goroutines_with_all_rounding_modes_run_concurrently() {
                                 }
                                 let mut random = Random(seed() ^ (n as u64) << 32);
                                 let mut own = 0;
-                                for round in 0..rounds {
+                                for step in 0..steps {
                                     if keeps && random.next_u64().is_multiple_of(3) {
                                         own = random.next_u64() as usize % 4;
                                     }
@@ -730,7 +730,7 @@ fn goroutines_with_all_rounding_modes_run_concurrently() {
                                         6 => assert_eq!(polls.spin(1 << 18, random.next_u64()), []),
                                         _ => (0..1_000).for_each(|_| checkpoint()),
                                     }
-                                    let what = format!("seed {}, {n}, {round}", seed());
+                                    let what = format!("seed {}, {n}, {step}", seed());
                                     if keeps {
                                         assert_rounding(own, &what);
                                     } else {

@@ -112,8 +112,8 @@ fn a_goroutine_stays_on_its_thread_and_may_hold_values_that_are_not_send() {
                     let home = std::thread::current().id();
                     let counter = Rc::new(Cell::new(0));
                     let other = counter.clone();
-                    for round in 0..200 {
-                        if round % 8 == 0 {
+                    for n in 0..200 {
+                        if n % 8 == 0 {
                             // Wakes threads that steal.
                             drop(go(|| ()));
                         }
@@ -172,8 +172,8 @@ fn migratable_goroutines_continue_on_other_threads() {
                         .go_migratable(move || {
                             let mut at = std::thread::current().id();
                             let mut x = i;
-                            for round in 0..2000 {
-                                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
+                            for n in 0..2000 {
+                                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(n);
                                 gosched();
                                 let now = std::thread::current().id();
                                 if now != at {
@@ -188,9 +188,8 @@ fn migratable_goroutines_continue_on_other_threads() {
             })
             .collect();
         for (i, handle) in handles.into_iter().enumerate() {
-            let expected = (0..2000u64).fold(i as u64, |x, round| {
-                x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round)
-            });
+            let expected = (0..2000u64)
+                .fold(i as u64, |x, n| x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(n));
             assert_eq!(handle.join().expect("no panic"), expected);
         }
         moves.load(Ordering::Relaxed)
@@ -619,7 +618,8 @@ fn park_and_ready_are_enough_to_build_a_lock() {
         fn unlock(&self) {
             let mut state = self.state.lock().expect("whole");
             match state.1.pop() {
-                // SAFETY: it parked in `lock`, and its closure has run, since the mutex is held here.
+                // SAFETY: it parked in `lock`, and its closure has run, since the mutex is held
+                // here.
                 Some(parker) => unsafe { goready(parker) },
                 None => state.0 = false,
             }

@@ -1,4 +1,5 @@
-//! Scheduling order: inherited time slices, timers of busy threads, many processors, and the counters.
+//! Scheduling order: inherited time slices, timers of busy threads, many processors, and the
+//! counters.
 
 #![allow(unsafe_code, reason = "starts migratable goroutines")]
 
@@ -25,8 +26,8 @@ fn compute(time: Duration) {
     }
 }
 
-/// Two goroutines that wake each other share one time slice instead of starting a new one each time.
-/// A third goroutine waits for the end of that slice, and not for the limit of 128 ticks.
+/// Two goroutines that wake each other share one time slice instead of starting a new one each
+/// time. A third goroutine waits for the end of that slice, and not for the limit of 128 ticks.
 #[test]
 fn a_pair_that_wakes_each_other_shares_a_time_slice() {
     const TICK: Duration = Duration::from_millis(2);
@@ -134,8 +135,8 @@ fn sleepers_do_not_wait_for_many_long_ticks() {
     assert!(ticks_slept < 8 * SLEEPS, "{ticks_slept}");
 }
 
-/// A migratable sleeper wakes although code that does not yield occupies the thread on which it went
-/// to sleep.
+/// A migratable sleeper wakes although code that does not yield occupies the thread on which it
+/// went to sleep.
 #[test]
 fn a_migratable_sleeper_is_woken_by_another_thread() {
     // A slow machine may need another try with a longer sleep.
@@ -185,8 +186,8 @@ fn sleeps_elsewhere(time: Duration) -> bool {
     })
 }
 
-/// Another thread steals goroutines that become runnable while the goroutine that readied them, by a
-/// channel, or the first of several sleepers that are due together, keeps running.
+/// Another thread steals goroutines that become runnable while the goroutine that readied them, by
+/// a channel, or the first of several sleepers that are due together, keeps running.
 #[test]
 fn migratable_goroutines_are_offered_to_an_idle_thread() {
     run(2, || {

@@ -132,7 +132,7 @@ fn tracebacks_show_names() {
 /// A name belongs to a goroutine, not to the G structure that a later goroutine reuses.
 #[test]
 fn a_reused_g_does_not_keep_the_name_of_the_goroutine_before() {
-    const ROUNDS: u64 = 3000;
+    const STARTS: u64 = 3000;
     on(2, || {
         let stop = AtomicBool::new(false);
         let (truth, seen) = scope(|s| {
@@ -152,21 +152,21 @@ fn a_reused_g_does_not_keep_the_name_of_the_goroutine_before() {
                 seen
             });
             let mut truth = HashMap::new();
-            for round in 0..ROUNDS {
-                let builder = match round % 3 {
+            for n in 0..STARTS {
+                let builder = match n % 3 {
                     0 => Builder::new(),
-                    _ => Builder::new().name(format!("round {round}")),
+                    _ => Builder::new().name(format!("number {n}")),
                 };
                 let handle = builder.go(own_name).expect("memory");
                 let name = handle.name().map(str::to_string);
-                assert_eq!(name, (round % 3 != 0).then(|| format!("round {round}")));
+                assert_eq!(name, (n % 3 != 0).then(|| format!("number {n}")));
                 truth.insert(handle.id(), name.clone());
                 assert_eq!(handle.join().expect("no panic"), name);
             }
             stop.store(true, Ordering::Relaxed);
             (truth, reader.join().expect("no panic"))
         });
-        assert_eq!(truth.len() as u64, ROUNDS);
+        assert_eq!(truth.len() as u64, STARTS);
         for (id, name) in seen {
             assert_eq!(truth.get(&id), Some(&Some(name)), "goroutine {id}");
         }

@@ -1,5 +1,5 @@
-//! Storms of preemptions: the machine state of a goroutine survives, for each register set that this
-//! CPU has. `rust_code.rs` tests Rust code under preemption.
+//! Storms of preemptions: the machine state of a goroutine survives, for each register set that
+//! this CPU has. `rust_code.rs` tests Rust code under preemption.
 //!
 //! FOOTBRIDGE_STRESS_SECONDS is the duration of each storm (default 2), FOOTBRIDGE_SEED the seed of
 //! the random states.
@@ -244,7 +244,8 @@ fn native_state() -> (u32, u16, u64, u16) {
     (mxcsr & !0x3f, x87[0] as u16, flags & (1 << 10 | 1 << 18), x87[2] as u16)
 }
 
-/// Joins the goroutines, sets `stop` whether or not one panicked, and returns the sum of the results.
+/// Joins the goroutines, sets `stop` whether or not one panicked, and returns the sum of the
+/// results.
 fn sum_then_stop(handles: Vec<ScopedJoinHandle<'_, u64>>, stop: &AtomicBool) -> u64 {
     let results: Vec<_> = handles.into_iter().map(ScopedJoinHandle::join).collect();
     stop.store(true, Ordering::Relaxed);

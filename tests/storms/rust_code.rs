@@ -1,9 +1,10 @@
-//! Storms of preemption requests during Rust code that must not be interrupted: locks, the allocator.
+//! Storms of preemption requests during Rust code that must not be interrupted: locks, the
+//! allocator.
 //!
-//! Two threads run goroutines. A goroutine on a third thread requests their preemption all the time,
-//! and so does sysmon at the end of each (short) time slice. Rust code must behave as without the
-//! requests: no deadlock, correct counts, and a heap without corruption, also as glibc's checks and
-//! valgrind see it.
+//! Two threads run goroutines. A goroutine on a third thread requests their preemption all the
+//! time, and so does sysmon at the end of each (short) time slice. Rust code must behave as without
+//! the requests: no deadlock, correct counts, and a heap without corruption, also as glibc's checks
+//! and valgrind see it.
 //!
 //! FOOTBRIDGE_STRESS_SECONDS is the duration of each storm (default 1), FOOTBRIDGE_SEED the seed of
 //! random numbers. `machine_state.rs` tests that registers survive.
@@ -103,8 +104,8 @@ fn storm<'env>(
     run.expect("the run starts")
 }
 
-/// Whether enough JIT code was preempted by signals, enough requests met Rust code and were refused,
-/// and enough goroutines yielded at polls.
+/// Whether enough JIT code was preempted by signals, enough requests met Rust code and were
+/// refused, and enough goroutines yielded at polls.
 fn is_storm(stats: &Stats) -> bool {
     stats.asynchronous >= 100 && stats.refused.native_code >= 100 && stats.cooperative >= 50
 }
@@ -319,7 +320,8 @@ impl Heap {
     }
 }
 
-/// The allocator is never reentered on a thread that is inside of it, and its blocks do not overlap.
+/// The allocator is never reentered on a thread that is inside of it, and its blocks do not
+/// overlap.
 #[test]
 fn the_allocator_is_not_interrupted() {
     let outcome = child("the_allocator_is_not_interrupted").run(|| {
@@ -411,8 +413,8 @@ fn glibc_finds_no_heap_corruption() {
 fn glibc_detects_heap_corruption() {
     let outcome = with_malloc_checks("glibc_detects_heap_corruption", || {
         let mut block = std::hint::black_box(vec![1u8; 24]);
-        // SAFETY: not sound: glibc must detect this write. Its check byte depends on the address, so
-        // that a constant would be correct in one of 256 runs.
+        // SAFETY: not sound: glibc must detect this write. Its check byte depends on the address,
+        // so that a constant would be correct in one of 256 runs.
         unsafe {
             let check = block.as_mut_ptr().add(24);
             check.write_volatile(!check.read_volatile());
@@ -427,8 +429,8 @@ fn glibc_detects_heap_corruption() {
 }
 
 /// A small program that uses all parts of the runtime but asynchronous preemption. Valgrind would
-/// report the handler's writes below the red zone of the interrupted code. (It does not have AVX-512,
-/// the precision of x87, or the exception flags of MXCSR either.)
+/// report the handler's writes below the red zone of the interrupted code. (It does not have
+/// AVX-512, the precision of x87, or the exception flags of MXCSR either.)
 fn small_program() {
     let jit = Jit::new().expect("code memory");
     let double = jit.named_goroutine_fn("double", GO, |n: u64| 2 * n).expect("a stub");
@@ -521,9 +523,9 @@ fn small_program() {
     assert!(stats.cooperative >= 80, "one in four calls requests preemption: {stats:?}");
 }
 
-/// The command line of valgrind. `max-stackframe`: a larger change of rsp is a stack switch; stacks of
-/// goroutines are at least 68 KiB apart. `smc-check`: valgrind sees code memory as a file, which it
-/// need not check for changes, since published code never changes.
+/// The command line of valgrind. `max-stackframe`: a larger change of rsp is a stack switch; stacks
+/// of goroutines are at least 68 KiB apart. `smc-check`: valgrind sees code memory as a file, which
+/// it need not check for changes, since published code never changes.
 const VALGRIND: &[&str] = &[
     "valgrind",
     "-q",

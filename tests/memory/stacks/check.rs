@@ -372,8 +372,8 @@ fn a_check_passes_on_a_system_stack() {
 #[test]
 fn a_check_passes_on_a_stack_just_above_the_goroutines_own() {
     const CLASS: usize = 64 * KIB;
-    // The lowest word of the frame is far below the limit of the goroutine's stack, and the distance
-    // from rsp to the lowest address of that stack is smaller than the frame.
+    // The lowest word of the frame is far below the limit of the goroutine's stack, and the
+    // distance from rsp to the lowest address of that stack is smaller than the frame.
     const FRAME: usize = 256 * KIB;
     let jit = Jit::new().expect("code memory");
     let mut polls = jit.polls(Convention::SystemV).expect("of this machine");

@@ -211,7 +211,8 @@ fn stack_usage_includes_other_runs() {
                                 assert_eq!(one.join().expect("no panic"), Err(RecvError));
                             }
                             barrier.wait();
-                            // Each P caches its own, and the count of each run includes the other's.
+                            // Each P caches its own, and the count of each run includes the
+                            // other's.
                             assert_eq!((in_use(class), usage().pooled), (2, 2 * COUNT));
                             barrier.wait();
                         })

@@ -26,8 +26,8 @@ pub struct Codes {
     /// `fn(iterations, seed)`: see [`churned`]. Preemptible; with polls; with polls, in Go's
     /// convention.
     pub churn: [Binary; 3],
-    /// `fn(actor, n)`: calls [`relayed_step`] `n` times, and returns the number of calls. Preemptible;
-    /// with polls, in Go's convention.
+    /// `fn(actor, n)`: calls [`relayed_step`] `n` times, and returns the number of calls.
+    /// Preemptible; with polls, in Go's convention.
     pub relay: [Binary; 2],
     /// `fn(argument)`: starts a goroutine that calls [`spawned`] with the argument.
     pub start: [Entry<fn(u64)>; 2],
@@ -57,8 +57,8 @@ pub fn churned(iterations: u64, seed: u64) -> u64 {
     x
 }
 
-/// Moves the arguments of Go's convention to the registers of System V, for code that is written for
-/// those.
+/// Moves the arguments of Go's convention to the registers of System V, for code that is written
+/// for those.
 fn move_arguments(ops: &mut Ops, convention: Convention) {
     if convention == GO {
         dynasm!(ops; .arch x64; mov rdi, rax; mov rsi, rbx);
@@ -91,7 +91,8 @@ fn churn(jit: &Jit, convention: Convention, polling: bool) -> Binary {
     unsafe { code.expect("it installs").enter(convention) }.expect("an entry")
 }
 
-/// `fn(argument, n)`: calls `target` with the argument `n` times, and returns the sum of the results.
+/// `fn(argument, n)`: calls `target` with the argument `n` times, and returns the sum of the
+/// results.
 fn relay(jit: &Jit, convention: Convention, target: usize) -> Binary {
     let mut polls = jit.polls(convention).expect("of this machine");
     let mut body = |ops: &mut Ops, polling: bool| {

@@ -1,12 +1,13 @@
-//! A soak test: all operations of goroutines, at random and concurrently. It consists of rounds, each
-//! with one run or two concurrent runs. After each round the accounts must balance: no goroutine,
-//! value, handle or stack is lost or exists twice, and no thread or mapping is leaked.
+//! A soak test: all operations of goroutines, at random and concurrently. It consists of rounds,
+//! each with one run or two concurrent runs. After each round the accounts must balance: no
+//! goroutine, value, handle or stack is lost or exists twice, and no thread or mapping is leaked.
 //!
-//! FOOTBRIDGE_SOAK_SECONDS is the duration (default 3), FOOTBRIDGE_SEED the seed. The seed determines
-//! the steps of each goroutine, not the order in which they run.
+//! FOOTBRIDGE_SOAK_SECONDS is the duration (default 3), FOOTBRIDGE_SEED the seed. The seed
+//! determines the steps of each goroutine, not the order in which they run.
 //!
-//! `steps.rs` has the steps of goroutines, `world.rs` the accounts. The soak runs in a process of its
-//! own. If it hangs, a watchdog reports the state of all goroutines, the steps taken, and the seed.
+//! `steps.rs` has the steps of goroutines, `world.rs` the accounts. The soak runs in a process of
+//! its own. If it hangs, a watchdog reports the state of all goroutines, the steps taken, and the
+//! seed.
 
 #![allow(unsafe_code, reason = "calls emitted code and readies goroutines")]
 
@@ -391,8 +392,8 @@ fn a_soak_loses_no_goroutine_value_handle_or_stack() {
     outcome.assert_success();
 }
 
-/// However goroutines move between threads, a steady load allocates no more stacks than are in use at
-/// once plus those that processors cache.
+/// However goroutines move between threads, a steady load allocates no more stacks than are in use
+/// at once plus those that processors cache.
 #[test]
 fn a_steady_load_allocates_no_more_stacks_than_it_needs() {
     let child = Child::of("a_steady_load_allocates_no_more_stacks_than_it_needs").limit_seconds(60);

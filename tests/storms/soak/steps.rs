@@ -1,7 +1,7 @@
 //! The goroutines of the soak: an actor takes random steps.
 //!
-//! Each step is a function of its own that is never inlined. Some actors are migratable, and none of
-//! their functions may use thread-local storage both before and after a park.
+//! Each step is a function of its own that is never inlined. Some actors are migratable, and none
+//! of their functions may use thread-local storage both before and after a park.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
@@ -404,8 +404,8 @@ impl Actor {
         }
     }
 
-    /// Starts a goroutine, and joins it, drops its handle, or leaves the join to another goroutine or
-    /// a foreign thread.
+    /// Starts a goroutine, and joins it, drops its handle, or leaves the join to another goroutine
+    /// or a foreign thread.
     #[inline(never)]
     fn child(&mut self) {
         if self.is_crowded() {
@@ -582,7 +582,8 @@ impl Actor {
     /// JIT code starts a goroutine whose JIT code calls [`spawned`].
     #[inline(never)]
     fn jit_start(&mut self) {
-        // Such a goroutine polls after the last change of its account, and could be abandoned there.
+        // Such a goroutine polls after the last change of its account, and could be abandoned
+        // there.
         if self.world.abandons || self.is_crowded() {
             return;
         }

@@ -1,5 +1,5 @@
-//! The accounts of a round: all goroutines and how each ended, all values and what became of each. An
-//! account that does not balance aborts the process.
+//! The accounts of a round: all goroutines and how each ended, all values and what became of each.
+//! An account that does not balance aborts the process.
 
 use std::collections::BTreeMap;
 use std::panic::Location;
@@ -436,8 +436,8 @@ impl World {
         left
     }
 
-    /// Checks the accounts after the runs. Returns the number of goroutines by the way in which they
-    /// ended, and the number of stacks in use by class.
+    /// Checks the accounts after the runs. Returns the number of goroutines by the way in which
+    /// they ended, and the number of stacks in use by class.
     pub fn balance(&self, random: &mut Random) -> Balance {
         check(self.foreign.load(Ordering::SeqCst) == 0, || "foreign threads have jobs".into());
         while let Some(handle) = self.take_handle(random) {

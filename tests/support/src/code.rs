@@ -3,8 +3,8 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::{Code, FrameClass, Jit, Ops};
 
-/// Code that passes its register arguments to `target` and returns the result of that. Both have the
-/// same convention and type, and no arguments on the stack.
+/// Code that passes its register arguments to `target` and returns the result of that. Both have
+/// the same convention and type, and no arguments on the stack.
 pub fn caller(name: &str, target: usize) -> Code {
     // SAFETY: a standard frame around a call.
     let code = unsafe {

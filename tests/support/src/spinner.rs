@@ -1,5 +1,5 @@
-//! JIT code that loads the whole machine state, spins with all of it live, and then stores the state
-//! that it finds.
+//! JIT code that loads the whole machine state, spins with all of it live, and then stores the
+//! state that it finds.
 //!
 //! The spin is one instruction: `loop` decrements rcx and changes no flag. All of the code is
 //! preemptible, including the loads and stores. It is assembled by the Rust compiler, since dynasm
@@ -300,8 +300,8 @@ impl Spinner {
         Self { entry, _code: code, level, preemptible }
     }
 
-    /// Spins for `iterations` with a machine state that follows from `seed`. Returns the parts of the
-    /// state that have changed.
+    /// Spins for `iterations` with a machine state that follows from `seed`. Returns the parts of
+    /// the state that have changed.
     pub fn spin(&self, iterations: u64, seed: u64) -> Vec<Change> {
         let before = Box::new(State::random(iterations, seed));
         let mut after = Box::new(State::random(iterations, !seed));

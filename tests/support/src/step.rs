@@ -7,8 +7,8 @@
 //! in system calls. A run with one thread is therefore stepped as a whole, with its scheduler, and
 //! nothing in it waits for another thread.
 //!
-//! The handler keeps the rules for signal handlers: no lock, no allocation, no panic. It runs on the
-//! alternate stack that every thread of a run has.
+//! The handler keeps the rules for signal handlers: no lock, no allocation, no panic. It runs on
+//! the alternate stack that every thread of a run has.
 
 #![allow(unsafe_code, reason = "a signal handler and the trap flag")]
 
@@ -154,8 +154,8 @@ impl Drop for Stepping {
     }
 }
 
-/// Clears the trap flag of this thread. A goroutine that runs after a stepped one was preempted finds
-/// the flag set. The stepped goroutine has it again when it resumes.
+/// Clears the trap flag of this thread. A goroutine that runs after a stepped one was preempted
+/// finds the flag set. The stepped goroutine has it again when it resumes.
 pub fn clear_trap_flag() {
     // SAFETY: changes no other flag.
     unsafe { asm!("pushfq", "and dword ptr [rsp], 0xfffffeff", "popfq") };
@@ -166,8 +166,8 @@ pub fn stepped(f: impl FnOnce()) -> Vec<Trap> {
     step(0, f)
 }
 
-/// Like [`stepped`]; the handler also calls `hook` with the pc of each trap. A preemption signal that
-/// the hook sends to its own thread is delivered at that pc, when the handler has returned.
+/// Like [`stepped`]; the handler also calls `hook` with the pc of each trap. A preemption signal
+/// that the hook sends to its own thread is delivered at that pc, when the handler has returned.
 pub fn stepped_with(hook: fn(usize), f: impl FnOnce()) -> Vec<Trap> {
     step(hook as *const () as usize, f)
 }
