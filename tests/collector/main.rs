@@ -112,7 +112,8 @@ impl Heap {
     /// Writes the new addresses to the live slots of a frame. Does not allocate.
     fn update(&self, frame: &ScanFrame) {
         for slot in frame.live_slots().into_iter().flatten() {
-            // SAFETY: a word of a stack that only this code may be running on, further down.
+            // SAFETY: a slot of a frame that does not execute now: its goroutine is suspended, or
+            // runs this code in a deeper frame.
             let held = unsafe { slot.read_volatile() };
             match self.moved(held) {
                 // SAFETY: the same word, which is writable.

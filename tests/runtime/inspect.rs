@@ -82,7 +82,7 @@ fn nested_loop(polls: bool) -> Loop {
     };
     let inner = inner.expect("it installs");
     let outer = caller("outer", inner.address());
-    // Code is never freed.
+    // Keeps the code from being retired.
     std::mem::forget(inner);
     // SAFETY: of this type.
     unsafe { outer.enter(SYSTEM_V) }.expect("an entry")
@@ -104,7 +104,7 @@ fn receiver(
     let jit = Jit::new().expect("code memory");
     let function = jit.named_goroutine_fn("receive", SYSTEM_V, function).expect("a stub");
     let mut target = function.address();
-    // Code is never freed.
+    // Keeps the code from being retired.
     std::mem::forget(function);
     let mut entry = None;
     for name in names {
