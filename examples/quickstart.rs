@@ -29,7 +29,7 @@ use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::{FrameClass, Jit, JitError};
 use footbridge::runtime::{self, Chan, Entry};
 
-/// JIT code calls this, and parks here while there is no number. At the end it returns 0.
+/// JIT code calls this. It parks while the channel is empty, and returns 0 when it is closed.
 fn receive(numbers: &Chan<u64>) -> u64 {
     static HAS_PRINTED: AtomicBool = AtomicBool::new(false);
     if !HAS_PRINTED.swap(true, Ordering::Relaxed) {
