@@ -235,8 +235,8 @@ fn nest() -> &'static Nest {
         let bottom = jit.named_goroutine_fn("bottom", convention, at_the_bottom);
         let bottom = bottom.expect("the stub");
         let target = bottom.address();
-        // SAFETY: standard frames; rsp is 16-byte aligned at each call. In nest(depth, walks, bare),
-        // depth counts down in rdi, and the other arguments are passed on.
+        // SAFETY: standard frames; rsp is 16-byte aligned at each call. In nest(depth, walks,
+        // bare), depth counts down in rdi, and the other arguments are passed on.
         let code = unsafe {
             jit.install("nest", FrameClass::Standard, |ops| {
                 dynasm!(ops

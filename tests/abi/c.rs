@@ -81,13 +81,13 @@ fn system_v() {
                 "p0: rdi  p1: xmm0  p2.0: xmm1  p2.8: xmm2",
                 [0, 0, 16],
             ),
-            // A merge to MEMORY puts the whole union in memory,
+            // A merge to MEMORY puts the whole union in memory.
             (
                 "fn(union { longdouble, v128 }, union { v256, i64 }, union { longdouble, f64 })",
                 "p0: [arg+0]  p1: [arg+32]  p2: [arg+64]",
                 [80, 80, 32],
             ),
-            // and MEMORY stays when further fields are merged.
+            // Merging further fields does not change MEMORY.
             (
                 "fn(union { longdouble, struct { f64, f64 }, struct { i64, i64 } }, i8)",
                 "p0: [arg+0]  p1: rdi",

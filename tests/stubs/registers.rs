@@ -34,7 +34,7 @@ use footbridge::runtime::{
 
 const CONVENTIONS: [Convention; 2] = [Convention::SystemV, Convention::GoAbiInternal];
 
-/// No value, one register, all registers of a class, narrow types, and so many parameters that each
+/// No value, one register, all registers of a class, narrow types, and enough parameters that each
 /// convention passes some on the stack, among them narrow ones.
 const SIGNATURES: [&str; 13] = [
     "fn()",
@@ -276,7 +276,10 @@ fn check_spawn(
     native.set_x87_control(probe::NATIVE_FP_CONTROL.1);
     let g = target.at_entry().gpr(Gpr::R14);
     if convention == Convention::GoAbiInternal {
-        assert!(g != 0 && g != current_g(jit) && g.is_multiple_of(64), "{g:#x} must be another goroutine");
+        assert!(
+            g != 0 && g != current_g(jit) && g.is_multiple_of(64),
+            "{g:#x} must be another goroutine"
+        );
     }
     let arrival = Arrival { caller: &native, g, values: &arguments };
     assert_eq!(target.arrival(&arrival), [], "at the target of {convention} {text}");

@@ -165,7 +165,10 @@ impl Scene {
     /// Creates all pieces, which are never freed.
     fn new() -> Self {
         let jit = Jit::new().expect("code memory");
-        assert!(jit.is_near_text(), "out of reach of the text, stubs would end in cells, which do not decode");
+        assert!(
+            jit.is_near_text(),
+            "out of reach of the text, stubs would end in cells, which do not decode"
+        );
         let (go, c) = (Convention::GoAbiInternal, Convention::SystemV);
         let signature = "fn(u64)".parse().expect("a signature");
         let install = |name, class, body: &dyn Fn(&mut _)| -> &'static Code {
@@ -177,7 +180,8 @@ impl Scene {
             let stub = jit.named_goroutine_fn(name, convention, f).expect("a stub");
             Box::leak(Box::new(stub)).address()
         };
-        let pass_on = |name, target: usize| -> &'static Code { Box::leak(Box::new(caller(name, target))) };
+        let pass_on =
+            |name, target: usize| -> &'static Code { Box::leak(Box::new(caller(name, target))) };
         let started = |name, convention, target: usize| {
             let code = pass_on(name, target);
             // SAFETY: the code passes its argument on, in the same convention.

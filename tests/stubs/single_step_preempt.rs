@@ -371,7 +371,12 @@ fn the_walk_is_right_at_every_instruction_of_a_poll() {
             assert_eq!((cooperative(before), asynchronous(before)), (1, 0), "{}", scene.name);
             seen.check(&traps, &[(User, scene.name)]);
             // The slow path was executed too.
-            assert_eq!(seen.stepped[&scene.start], instruction_offsets(scene.start), "{}", scene.name);
+            assert_eq!(
+                seen.stepped[&scene.start],
+                instruction_offsets(scene.start),
+                "{}",
+                scene.name
+            );
         }
         for scene in [requester("requests c", SYSTEM_V), requester("requests go", GO)] {
             let before = stats();

@@ -61,7 +61,11 @@ fn a_goroutine_function_parks_under_jit_frames_and_is_woken_from_another_thread(
             let receiver = s.go(|| {
                 let thread = std::thread::current().id();
                 let value = enter_pump(&entry, &channel);
-                assert_eq!(thread, std::thread::current().id(), "the goroutine stays on its thread");
+                assert_eq!(
+                    thread,
+                    std::thread::current().id(),
+                    "the goroutine stays on its thread"
+                );
                 (thread, value)
             });
             let all = loop {

@@ -5,7 +5,6 @@
 //! conventions and a binding are made. Each result must be correct, or an error with a text. A plan
 //! is executed on the model machine. The code of an adapter is decoded, and the registers that it
 //! writes are checked.
-//! executed on the model machine, and the code of an adapter is decoded and its registers counted.
 
 use footbridge::abi::model::{Machine, Xorshift};
 use footbridge::abi::{

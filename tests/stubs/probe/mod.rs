@@ -3,8 +3,8 @@
 //! - A [`Probe`] is emitted code that loads all registers with chosen values, calls an address, and
 //!   stores all registers again. With a planted [`Clobber`](call::Clobber) it destroys one piece of
 //!   state after the call, like a callee that breaks its convention.
-//! - A [`Capture`] is emitted code to be called: it stores all registers that it finds, destroys all
-//!   state that its convention does not preserve, and returns chosen results.
+//! - A [`Capture`] is emitted code to be called: it stores all registers that it finds, destroys
+//!   all state that its convention does not preserve, and returns chosen results.
 //!
 //! "All registers" are the sixteen general-purpose registers, rflags, and the state that FXSAVE
 //! stores (Intel SDM volume 1, section 10.5.1): xmm0-15, MXCSR, and the state of the x87 unit.
