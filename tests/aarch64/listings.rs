@@ -1,5 +1,5 @@
-//! Golden listings: one adapter without a frame, where there is such, and one with a frame between
-//! any two conventions of AArch64, instruction by instruction. `BLESS=1` writes them anew.
+//! Golden listings of adapters between any two AArch64 conventions: one without a frame where that
+//! is possible, and one with a frame. `BLESS=1` rewrites them.
 
 use std::fmt::Write as _;
 
@@ -22,14 +22,14 @@ fn code(signature: &str, entry: Convention, target: Convention, binding: Binding
     .unwrap_or_else(|e| panic!("{entry} to {target}, {signature}: {e}"))
 }
 
-/// The instructions up to the cells, which show as `target` and `context`.
+/// The instructions up to the cells. Addresses of cells are printed as `target` and `context`.
 fn listing(code: &AdapterCode) -> String {
     let mut lines = String::new();
     let end = code.target_off_bytes();
     let mut reader = U8Reader::new(&code.bytes()[..end]);
     for at in (0..end).step_by(4) {
         if code.bytes()[at..at + 4] == [0; 4] {
-            assert_eq!(at + 4, end, "only the last word is no instruction");
+            assert_eq!(at + 4, end, "only the last word is not an instruction");
             continue;
         }
         let decoded = InstDecoder::default().decode(&mut reader).expect("an instruction");
@@ -101,5 +101,5 @@ fn adapters_are_these_instructions() {
         std::fs::write(path, &text).expect("writable");
     }
     let golden = std::fs::read_to_string(path).expect("the golden file");
-    assert!(text == golden, "set BLESS=1 and look at the difference\n{text}");
+    assert!(text == golden, "set BLESS=1 and review the difference\n{text}");
 }
