@@ -1,6 +1,7 @@
 #![allow(unsafe_code, reason = "turns code addresses into functions")]
 //! Handles: code memory, and code that was installed in it.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::annotations::Annotations;
@@ -260,7 +261,7 @@ impl Jit {
         let spec = user_code(name, class)?;
         let bound_bytes = self.arena.max_code_bytes();
         let id = self.arena.emit_annotated(&spec, bound_bytes, |ops| body(ops).into())?;
-        Ok(Code { jit: *self, code: Arc::new(Installed(id)) })
+        Ok(Code { jit: *self, stub: SharedStub::new(id) })
     }
 
     /// How the code memory of this handle is mapped, in one sentence.
@@ -317,8 +318,8 @@ fn user_code(name: &str, class: FrameClass) -> Result<StubSpec<'_>, JitError> {
     Ok(StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 })
 }
 
-impl std::fmt::Debug for Jit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Jit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Jit({})", self.memory_report())
     }
 }
@@ -328,18 +329,49 @@ impl std::fmt::Debug for Jit {
 /// When the last handle and every entry to the code are dropped, the code is retired: it stays
 /// where it is, and stays recognisable, since frames may still return to it.
 #[derive(Clone)]
+#[must_use = "the code is retired when its last handle is dropped"]
 pub struct Code {
     jit: Jit,
-    code: Arc<Installed>,
+    stub: Arc<SharedStub>,
 }
 
-/// Retires the code when the last handle and the last entry are dropped.
-pub(crate) struct Installed(StubId);
+/// Published code that its handles share: the last one that is dropped retires it. It keeps its
+/// target from being retired.
+pub(crate) struct SharedStub {
+    id: StubId,
+    _target: Option<Arc<SharedStub>>,
+}
 
-impl Drop for Installed {
-    fn drop(&mut self) {
-        self.0.retire();
+impl SharedStub {
+    pub(crate) fn new(id: StubId) -> Arc<Self> {
+        Arc::new(Self { id, _target: None })
     }
+
+    pub(crate) fn with_target(id: StubId, target: Arc<Self>) -> Arc<Self> {
+        Arc::new(Self { id, _target: Some(target) })
+    }
+
+    /// Address of the first instruction.
+    pub(crate) fn start(&self) -> usize {
+        self.id.start()
+    }
+
+    /// For `Debug` of the handle types: `Code("answer" at 0x7f.., 6 bytes)`.
+    pub(crate) fn fmt_as(&self, handle: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (start, len) = (self.id.start(), self.id.len());
+        write!(f, "{handle}({:?} at {start:#x}, {len} bytes)", name_of(start))
+    }
+}
+
+impl Drop for SharedStub {
+    fn drop(&mut self) {
+        self.id.retire();
+    }
+}
+
+/// The name that code was published under.
+pub(crate) fn name_of(address: usize) -> &'static str {
+    lookup(address).map_or("?", |stub| stub.name())
 }
 
 impl Code {
@@ -358,7 +390,7 @@ impl Code {
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
     pub fn address(&self) -> usize {
-        self.code.0.start()
+        self.stub.start()
     }
 
     /// The code as a function pointer of type `F`.
@@ -427,7 +459,7 @@ impl Code {
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
     pub fn len(&self) -> usize {
-        self.code.0.len()
+        self.stub.id.len()
     }
 
     /// Never: see [`Self::len`].
@@ -441,15 +473,14 @@ impl Code {
     }
 
     /// Keeps the code from being retired.
-    pub(crate) fn share(&self) -> Arc<Installed> {
-        Arc::clone(&self.code)
+    pub(crate) fn share(&self) -> Arc<SharedStub> {
+        Arc::clone(&self.stub)
     }
 }
 
-impl std::fmt::Debug for Code {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = lookup(self.address()).map_or("?", |stub| stub.name());
-        write!(f, "Code({name:?} at {:#x}, {} bytes)", self.address(), self.len())
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stub.fmt_as("Code", f)
     }
 }
 

@@ -24,7 +24,7 @@ crate::on_executing_host! {
     mod mem;
     mod registry;
     mod safe_point;
-    pub mod scalar;
+    mod scalar;
     mod stack_map;
     mod unwind;
 
@@ -35,13 +35,15 @@ crate::on_executing_host! {
     pub use mem::{MemoryMode, Placement};
     pub use registry::{ForeignCode, ForeignRegion, StubInfo, StubKind, lookup};
     pub use safe_point::WhenUnsafe;
+    pub use scalar::{CallResult, Scalar};
     pub use stack_map::{LiveAt, LiveSlot, StackMap};
 
     pub(crate) use arena::StubSpec;
-    pub(crate) use code::{Installed, as_fn};
+    pub(crate) use code::{SharedStub, as_fn, name_of};
     pub(crate) use frame::{PAGE_BYTES, RED_ZONE_BYTES, entry_frame};
-    pub(crate) use registry::{StubId, has_preemptible_code, lookup_return};
+    pub(crate) use registry::{has_preemptible_code, lookup_return};
     pub(crate) use safe_point::SafePoint;
+    pub(crate) use scalar::for_each_arity;
     pub(crate) use stack_map::FARTHEST_BYTES;
     pub(crate) use unwind::Unwinder;
     pub(crate) use unwind::rules::{FrameState, saved_registers};

@@ -51,7 +51,7 @@ struct Chain {
 }
 
 /// Emits `f(n) = next(n) + 1` in a convention.
-fn pass_on(jit: Jit, name: &str, convention: Convention, next: usize) -> &'static Code {
+pub fn pass_on(jit: Jit, name: &str, convention: Convention, next: usize) -> &'static Code {
     let class = if name == "b" { FrameClass::Saved } else { FrameClass::Standard };
     let body = |ops: &mut footbridge::jit::Ops| {
         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
@@ -90,7 +90,7 @@ fn pass_on(jit: Jit, name: &str, convention: Convention, next: usize) -> &'stati
         }
         dynasm!(ops; .arch x64; leave; ret; .align 8; next:; .u64 next as u64);
     };
-    // SAFETY: the frames keep their class's law; each body calls in its own convention.
+    // SAFETY: the frames keep the contract of their class; each body calls in its own convention.
     let code = unsafe { jit.install(name, class, body) };
     Box::leak(Box::new(code.expect("it installs")))
 }
@@ -158,7 +158,7 @@ impl Chain {
 }
 
 /// Names of the exact walk's frames.
-fn walked() -> (Vec<String>, WalkEnd) {
+pub fn walked() -> (Vec<String>, WalkEnd) {
     let mut names = Vec::new();
     let end = jit_frames(|frame| {
         names.push(frame.stub.name().to_owned());
