@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, VecAssembler, dynasm};
 use footbridge::abi::{Convention, Plan, PlanRequest, RegSet, Signature, Type};
-use footbridge::jit::{AdapterCode, AdapterSpec, Binding, Code, FrameClass, Jit, JitError, lookup};
+use footbridge::jit::{AdapterCode, AdapterSpec, Code, FrameClass, Jit, JitError, lookup};
 use footbridge::runtime::{Adapter, Entry, GoroutineFn};
 
 use crate::meter::Subject;
@@ -99,13 +99,7 @@ fn adapter_code(iterations: u64) -> Duration {
     let (entry, target) = (Convention::SystemV, Convention::Win64);
     let start = Instant::now();
     for _ in 0..iterations {
-        let spec = AdapterSpec {
-            signature: black_box(&signature),
-            entry,
-            target,
-            binding: Binding::None,
-            g_tls_off_bytes: None,
-        };
+        let spec = AdapterSpec::new(black_box(&signature), entry, target);
         black_box(AdapterCode::new(&spec).expect("an adapter"));
     }
     start.elapsed()

@@ -29,6 +29,7 @@ const DEFAULT_RESERVE_BYTES: usize = 1 << 30;
 /// # Ok::<(), footbridge::jit::JitError>(())
 /// ```
 #[derive(Debug, Clone, Copy)]
+#[must_use = "a builder makes nothing by itself"]
 pub struct JitBuilder {
     reserve_bytes: usize,
     memory: MemoryMode,
@@ -47,7 +48,6 @@ impl JitBuilder {
     /// assert!(jit.memory_report().contains("16 MiB"));
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
-    #[must_use]
     pub fn reserve_bytes(mut self, bytes: usize) -> Self {
         self.reserve_bytes = bytes;
         self
@@ -62,7 +62,6 @@ impl JitBuilder {
     /// assert!(batches.build()?.memory_report().starts_with("mprotect batch"));
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
-    #[must_use]
     pub fn memory(mut self, mode: MemoryMode) -> Self {
         self.memory = mode;
         self
@@ -77,7 +76,6 @@ impl JitBuilder {
     /// println!("it is near: {}", jit.is_near_text());
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
-    #[must_use]
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = placement;
         self
@@ -106,7 +104,6 @@ impl JitBuilder {
     /// assert!(matches!(leaf, Err(JitError::LeafCalls { offset_bytes: 1, .. })));
     /// # Ok::<(), JitError>(())
     /// ```
-    #[must_use]
     pub fn checked(mut self, checked: bool) -> Self {
         self.checked = checked;
         self

@@ -32,10 +32,10 @@ use crate::abi::Type;
 /// # Safety
 /// `extern "C"` passes and returns `Self` exactly as `TYPE` in the host's C convention.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is not passed in one register or word",
+    message = "`{Self}` is not passed in one register",
     label = "not a scalar",
     note = "scalars are `bool`, integers of up to 64 bits, floats, thin pointers and references; \
-            pass a pointer to anything else"
+            pass a pointer to a value of any other type"
 )]
 pub unsafe trait Scalar: Copy {
     /// The type in a signature.

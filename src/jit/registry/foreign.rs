@@ -130,6 +130,7 @@ impl ForeignRegion {
 
 /// One published piece of foreign code. Dropping it retires the code.
 #[derive(Debug)]
+#[must_use = "the code is retired when its handle is dropped"]
 pub struct ForeignCode {
     id: StubId,
 }

@@ -32,6 +32,7 @@ use crate::jit::unwind::user_code;
 /// assert_eq!(found.frame_class(), FrameClass::Standard);
 /// assert!(!found.is_empty() && !found.is_preemptible() && !found.is_retired());
 /// assert!(found.signature().is_none() && found.stack_map().is_none());
+/// assert_eq!(found.user_data(), 0);
 /// assert_eq!(found.to_string(), "jit one+0x4");
 /// # Ok::<(), footbridge::jit::JitError>(())
 /// ```
@@ -91,7 +92,8 @@ impl StubInfo {
         self.descriptor().signature
     }
 
-    /// The word that the owner of the code left with it.
+    /// A word that the crate keeps with each stub: the address of what the stub calls, or of what it
+    /// is bound to. In code of users it is 0.
     pub fn user_data(&self) -> u64 {
         self.descriptor().user_data
     }

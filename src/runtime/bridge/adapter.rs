@@ -108,9 +108,9 @@ impl Adapter {
     /// the frames of the target, of the adapter and of the entry, and then those of JIT code
     /// further up.
     ///
-    /// A native target may park and panic, too. It leaves no anchor by itself, though: an exact walk
-    /// that starts in it ([`jit_frames`](crate::runtime::jit_frames)) starts at the JIT code further
-    /// up.
+    /// A native target may park and panic, too. It leaves no anchor by itself, though: an exact
+    /// walk from it ([`jit_frames`](crate::runtime::jit_frames)) starts at the JIT code further up.
+    /// Tracebacks have the frames of the adapter and of the entry.
     ///
     /// ```
     /// use footbridge::abi::Convention;
@@ -134,9 +134,10 @@ impl Adapter {
     ///     })?
     /// };
     /// static FUNCVAL: [u64; 2] = [0, 2];
-    /// let (signature, bind) = ("fn(u64) -> u64".parse()?, Bind::Closure(&raw const FUNCVAL as u64));
+    /// let bind = Bind::Closure(&raw const FUNCVAL as u64);
     /// // SAFETY: `closure` is of that convention and signature, and expects that word.
     /// let adapter = unsafe {
+    ///     let signature = "fn(u64) -> u64".parse()?;
     ///     jit.bound_adapter(&signature, Convention::SystemV, go, closure.address(), bind)?
     /// };
     /// let entry = adapter.enter::<fn(u64) -> u64>()?;
@@ -190,9 +191,10 @@ impl Jit {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// Any of the four conventions of amd64 goes with any other, and with itself. The first adapter of a shape (two
-    /// conventions and a signature) is planned and emitted, each further one is a copy. An adapter
-    /// has no frame whenever nothing forces one: see [`Plan::tail`](crate::abi::Plan::tail).
+    /// Any of the four conventions of amd64 goes with any other, and with itself. The first adapter
+    /// of a shape (two conventions and a signature) is planned and emitted, each further one is a
+    /// copy. An adapter has no frame whenever nothing forces one: see
+    /// [`Plan::tail`](crate::abi::Plan::tail).
     ///
     /// The target runs where the adapter was called: on the same stack, with the same
     /// floating-point control modes. A panic passes an adapter of System V or of Go's conventions;
@@ -211,9 +213,9 @@ impl Jit {
     /// 2. The stub is called in the convention `entry`, with this signature.
     /// 3. If `target` is [`Convention::GoAbiInternal`] and `entry` is another convention, the stub
     ///    is called on a goroutine; elsewhere the process ends with a message.
-    /// 4. An adapter leaves no anchor. So JIT code calls a native function that may park, panic over
-    ///    JIT frames or walk stacks through a goroutine function; and native code calls JIT code
-    ///    that calls such functions through an entry ([`Code::enter`](crate::jit::Code::enter),
+    /// 4. An adapter leaves no anchor. So JIT code calls a native function that may park, panic
+    ///    over JIT frames or walk stacks through a goroutine function; and native code calls JIT
+    ///    code that calls such functions through an entry ([`Code::enter`](crate::jit::Code::enter),
     ///    [`Adapter::enter`]).
     pub unsafe fn adapter(
         &self,
@@ -276,13 +278,9 @@ fn make(
 ) -> Result<Adapter, JitError> {
     require_target("adapter", address)?;
     let env = stub_env();
-    let spec = AdapterSpec {
-        signature,
-        entry,
-        target,
-        binding: bind.map_or(Binding::None, Bind::binding),
-        g_tls_off_bytes: Some(env.tls_g_off),
-    };
+    let binding = bind.map_or(Binding::None, Bind::binding);
+    let spec = AdapterSpec::new(signature, entry, target).binding(binding);
+    let spec = spec.g_tls_off_bytes(env.tls_g_off);
     let shape = shape(&spec, env.no_goroutine)?;
     let code = shape.code.with(address as u64, bind.map_or(0, Bind::word));
     let signature = shape.signature;

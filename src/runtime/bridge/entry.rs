@@ -17,8 +17,53 @@ use crate::runtime::gmp::stub_env::stub_env;
 /// A function pointer type that JIT code can be entered with: `fn(A, B, ...) -> R` of up to twelve
 /// [`Scalar`]s.
 ///
-/// `fn(&T)` is not one, since it stands for a type of function for each lifetime; write
-/// `fn(*const T)`. The crate implements the trait; no other crate can.
+/// The crate implements the trait; no other crate can. `fn(*const T)` is such a type:
+///
+/// ```
+/// # use footbridge::{abi::Convention, jit::{Code, JitError}, runtime::Entry};
+/// # /// # Safety
+/// # /// The code is of the type.
+/// unsafe fn reader(code: &Code) -> Result<Entry<fn(*const u64)>, JitError> {
+///     // SAFETY: the caller's promise.
+///     unsafe { code.enter(Convention::SystemV) }
+/// }
+/// ```
+///
+/// `fn(&T)` is none, since it stands for a type of function for each lifetime. This does not
+/// compile:
+///
+/// ```compile_fail
+/// # use footbridge::{abi::Convention, jit::{Code, JitError}, runtime::Entry};
+/// # /// # Safety
+/// # /// The code is of the type.
+/// unsafe fn reader(code: &Code) -> Result<Entry<fn(&u64)>, JitError> {
+///     // SAFETY: the caller's promise.
+///     unsafe { code.enter(Convention::SystemV) }
+/// }
+/// ```
+///
+/// Function pointers with `unsafe` or `extern` are none either, nor those with a parameter that is
+/// no scalar:
+///
+/// ```compile_fail,E0277
+/// # use footbridge::{abi::Convention, jit::{Code, JitError}, runtime::Entry};
+/// # /// # Safety
+/// # /// The code is of the type.
+/// unsafe fn reader(code: &Code) -> Result<Entry<extern "C" fn(*const u64)>, JitError> {
+///     // SAFETY: the caller's promise.
+///     unsafe { code.enter(Convention::SystemV) }
+/// }
+/// ```
+///
+/// ```compile_fail,E0277
+/// # use footbridge::{abi::Convention, jit::{Code, JitError}, runtime::Entry};
+/// # /// # Safety
+/// # /// The code is of the type.
+/// unsafe fn reader(code: &Code) -> Result<Entry<fn(String)>, JitError> {
+///     // SAFETY: the caller's promise.
+///     unsafe { code.enter(Convention::SystemV) }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "JIT code cannot be entered as `{Self}`",
     label = "not a function pointer type `fn(A, B, ...) -> R` of at most twelve scalars",

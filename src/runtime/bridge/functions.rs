@@ -21,6 +21,31 @@ use crate::runtime::task::{Settings, go_with};
 /// A Rust closure that JIT code can call as a goroutine function: `Fn(A, B, ...) -> R` of up to
 /// twelve [`Scalar`]s, `Send`, `Sync` and `'static`. The crate implements it; no other crate can.
 ///
+/// ```
+/// # use footbridge::{abi::Convention, jit::Jit};
+/// let length = |text: *const u8, len: usize| if text.is_null() { 0 } else { len };
+/// let length = Jit::new()?.goroutine_fn(Convention::SystemV, length)?;
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
+///
+/// A closure with a parameter that is no scalar is none, nor one that another thread must not call.
+/// Neither of these compiles:
+///
+/// ```compile_fail,E0277
+/// # use footbridge::{abi::Convention, jit::Jit};
+/// let length = |text: String| text.len();
+/// let length = Jit::new()?.goroutine_fn(Convention::SystemV, length)?;
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
+///
+/// ```compile_fail,E0277
+/// # use footbridge::{abi::Convention, jit::Jit};
+/// let len = std::rc::Rc::new(1);
+/// let length = move || -> usize { *len };
+/// let length = Jit::new()?.goroutine_fn(Convention::SystemV, length)?;
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
+///
 /// # Safety
 /// `shim` is the address of an `extern "C-unwind"` function of `signature` with one more parameter
 /// at the end: a pointer to `Self`.

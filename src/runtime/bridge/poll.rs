@@ -49,8 +49,8 @@ impl Polls {
     /// Emits a poll: see [`Polls`] for an example.
     ///
     /// Code with a frame may poll after `mov rbp, rsp` and before it drops the frame. A leaf may
-    /// poll anywhere. In `GoAbiInternal` r14 must be the goroutine, as it is at every instruction of
-    /// that convention.
+    /// poll anywhere. In `GoAbiInternal` r14 must be the goroutine, as it is at every instruction
+    /// of that convention.
     pub fn poll(&mut self, ops: &mut Ops) {
         self.pending.push(poll::emit(ops, stub_env(), self.convention));
     }
@@ -180,9 +180,10 @@ impl fmt::Debug for Polls {
 ///
 /// In code that has a [stack map](crate::jit::LiveAt), a scan recognises a slow path by these
 /// instructions, and uses the entry of the map for `back`. It also recognises that a pointer in rax
-/// is on the stack between `push rax` and `pop rax`, in exactly these bytes. With others in between,
-/// or with shorter displacements, a scan takes the address in rax for the pointer if the code is
-/// interrupted there. Preemptible code that emits other bytes declares that range as unsafe points.
+/// is on the stack between `push rax` and `pop rax`, in exactly these bytes. With others in
+/// between, or with shorter displacements, a scan takes the address in rax for the pointer if the
+/// code is interrupted there. Preemptible code that emits other bytes declares that range as unsafe
+/// points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PollLayout {
