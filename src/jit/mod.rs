@@ -1,5 +1,31 @@
 //! Code memory, the registry of every stub, and what emits them.
 //!
+//! * A [`Jit`] is a handle to code memory. [`Jit::install`] publishes code that a program emits,
+//!   with [`Annotations`] that say where goroutines may be preempted in it and where it has live
+//!   pointers. What frames the code has is a [`FrameClass`].
+//! * [`lookup`] answers what code is at an address, in signal handlers, too. A [`ForeignRegion`]
+//!   makes code known that lies in a program's own memory.
+//! * Stubs between JIT code and Rust are made by methods of [`Jit`] and [`Code`], and described in
+//!   [`runtime`](crate::runtime). [`AdapterCode`] emits adapters for any machine.
+//!
+//! ```
+//! use footbridge::dynasm::{DynasmApi, dynasm};
+//! use footbridge::jit::{FrameClass, Jit, lookup};
+//!
+//! let jit = Jit::new()?;
+//! // SAFETY: a System V leaf that changes rax only.
+//! let add = unsafe {
+//!     jit.install("add", FrameClass::Leaf, |ops| {
+//!         dynasm!(ops; .arch x64; lea rax, [rdi + rsi]; ret);
+//!     })?
+//! };
+//! // SAFETY: its convention and types.
+//! let function = unsafe { add.as_fn::<extern "sysv64" fn(u64, u64) -> u64>() };
+//! assert_eq!(function(40, 2), 42);
+//! assert_eq!(lookup(function as usize).expect("it is installed").name(), "add");
+//! # Ok::<(), footbridge::jit::JitError>(())
+//! ```
+//!
 //! The way of a stub: a [`Signature`](crate::abi::Signature) gives two assignments, those give a
 //! plan, the emitter turns the plan into bytes at their final address, the arena copies them
 //! through the writable view, and the registry publishes them. Only then does the address leave.

@@ -282,7 +282,7 @@ fn handles_print_what_they_are() {
         (format!("{adapter:?}"), "Adapter(\"SystemV to Win64\" at 0x"),
         (format!("{:?}", enter(&adapter)), "Entry(\"SystemV to Win64\" at 0x"),
         (format!("{function:?}"), "GoroutineFn(\"f\" at 0x"),
-        (format!("{:?}", jit.polls(Win64)), "Ok(Polls { convention: Win64, pending: 0 }"),
+        (format!("{:?}", jit.polls(Win64)), "Ok(Polls { convention: Win64, .. }"),
     ] {
         assert!(text.starts_with(start), "{text}");
     }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::kind::{Flags, HAS_STACK_MAP, HAS_UNSAFE_RANGES, PREEMPTIBLE, StubKind};
+use super::kind::{Flags, HAS_STACK_MAP, HAS_UNSAFE_POINTS, PREEMPTIBLE, StubKind};
 use super::protocol;
 use super::region::{Descriptor, Region};
 use crate::abi::Signature;
@@ -92,8 +92,8 @@ impl StubInfo {
         self.descriptor().signature
     }
 
-    /// A word that the crate keeps with each stub: the address of what the stub calls, or of what it
-    /// is bound to. In code of users it is 0.
+    /// A word that the crate keeps with each stub: the address of what the stub calls, or of what
+    /// it is bound to. In code of users it is 0.
     pub fn user_data(&self) -> u64 {
         self.descriptor().user_data
     }
@@ -110,7 +110,7 @@ impl StubInfo {
         self.flags().class()
     }
 
-    /// Whether goroutines may be interrupted in it, outside of its unsafe ranges.
+    /// Whether goroutines may be interrupted in it, outside of its unsafe-point ranges.
     #[inline]
     pub fn is_preemptible(&self) -> bool {
         self.word & PREEMPTIBLE != 0
@@ -121,10 +121,10 @@ impl StubInfo {
     pub(crate) fn safe_point(&self) -> SafePoint {
         if !self.is_preemptible() {
             SafePoint::NotPreemptible
-        } else if self.word & HAS_UNSAFE_RANGES == 0 {
+        } else if self.word & HAS_UNSAFE_POINTS == 0 {
             SafePoint::ResumeAt(self.offset_bytes())
         } else {
-            safe_point::point(self.unsafe_ranges(), self.offset_bytes())
+            safe_point::point(self.unsafe_point_ranges(), self.offset_bytes())
         }
     }
 
@@ -165,7 +165,7 @@ impl StubInfo {
         matches!(self.kind(), StubKind::User | StubKind::Foreign)
     }
 
-    fn unsafe_ranges(&self) -> &'static [UnsafePointRange] {
+    fn unsafe_point_ranges(&self) -> &'static [UnsafePointRange] {
         let annotations = self.descriptor().annotations;
         annotations.and_then(|said| said.preemptible.as_deref()).unwrap_or_default()
     }

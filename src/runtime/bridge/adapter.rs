@@ -215,8 +215,8 @@ impl Jit {
     ///    is called on a goroutine; elsewhere the process ends with a message.
     /// 4. An adapter leaves no anchor. So JIT code calls a native function that may park, panic
     ///    over JIT frames or walk stacks through a goroutine function; and native code calls JIT
-    ///    code that calls such functions through an entry ([`Code::enter`](crate::jit::Code::enter),
-    ///    [`Adapter::enter`]).
+    ///    code that calls such functions through an entry
+    ///    ([`Code::enter`](crate::jit::Code::enter), [`Adapter::enter`]).
     pub unsafe fn adapter(
         &self,
         signature: &Signature,
