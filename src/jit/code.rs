@@ -258,7 +258,7 @@ impl Jit {
         let spec = user_code(name, class)?;
         let bound_bytes = self.arena.max_code_bytes();
         let id = self.arena.emit_annotated(&spec, bound_bytes, |ops| body(ops).into())?;
-        Ok(Code { jit: *self, stub: SharedStub::new(id) })
+        Ok(Code { jit: *self, stub: StubHandle::new(id) })
     }
 
     /// How the code memory of this handle is mapped, in one sentence.
@@ -329,34 +329,64 @@ impl fmt::Debug for Jit {
 #[must_use = "the code is retired when its last handle is dropped"]
 pub struct Code {
     jit: Jit,
-    stub: Arc<SharedStub>,
+    stub: StubHandle,
 }
 
-/// Published code that its handles share: the last one that is dropped retires it. It keeps its
-/// target from being retired.
+/// The owner of a published stub, which is retired when the last clone is dropped, and the last
+/// [`SharedStub`]. It keeps its target from being retired.
+///
+/// What clones share is allocated by the first of them: most stubs are never shared, and making one
+/// takes little longer than an allocation. With a target it is allocated at once.
+pub(crate) struct StubHandle {
+    id: StubId,
+    shared: OnceLock<Arc<SharedStub>>,
+}
+
+/// Keeps a stub from being retired, and its target.
 pub(crate) struct SharedStub {
     id: StubId,
     _target: Option<Arc<SharedStub>>,
 }
 
-impl SharedStub {
-    pub(crate) fn new(id: StubId) -> Arc<Self> {
-        Arc::new(Self { id, _target: None })
+impl StubHandle {
+    pub(crate) fn new(id: StubId) -> Self {
+        Self { id, shared: OnceLock::new() }
     }
 
-    pub(crate) fn with_target(id: StubId, target: Arc<Self>) -> Arc<Self> {
-        Arc::new(Self { id, _target: Some(target) })
+    pub(crate) fn with_target(id: StubId, target: Arc<SharedStub>) -> Self {
+        Self { id, shared: OnceLock::from(Arc::new(SharedStub { id, _target: Some(target) })) }
     }
 
     /// Address of the first instruction.
+    #[inline]
     pub(crate) fn start(&self) -> usize {
         self.id.start()
     }
 
-    /// For `Debug` of the handle types: `Code("answer" at 0x7f.., 6 bytes)`.
-    pub(crate) fn fmt_as(&self, handle: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Keeps the stub from being retired when all handles are dropped.
+    pub(crate) fn share(&self) -> Arc<SharedStub> {
+        let share = || Arc::new(SharedStub { id: self.id, _target: None });
+        Arc::clone(self.shared.get_or_init(share))
+    }
+
+    /// For `Debug` of the types that own a stub: `Code("answer" at 0x7f.., 6 bytes)`.
+    pub(crate) fn fmt_as(&self, owner: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (start, len) = (self.id.start(), self.id.len());
-        write!(f, "{handle}({:?} at {start:#x}, {len} bytes)", name_of(start))
+        write!(f, "{owner}({:?} at {start:#x}, {len} bytes)", name_of(start))
+    }
+}
+
+impl Clone for StubHandle {
+    fn clone(&self) -> Self {
+        Self { id: self.id, shared: OnceLock::from(self.share()) }
+    }
+}
+
+impl Drop for StubHandle {
+    fn drop(&mut self) {
+        if self.shared.get().is_none() {
+            self.id.retire();
+        }
     }
 }
 
@@ -471,7 +501,7 @@ impl Code {
 
     /// Keeps the code from being retired.
     pub(crate) fn share(&self) -> Arc<SharedStub> {
-        Arc::clone(&self.stub)
+        self.stub.share()
     }
 }
 

@@ -65,7 +65,7 @@ crate::on_executing_host! {
     pub use stack_map::{LiveAt, LiveSlot, StackMap};
 
     pub(crate) use arena::StubSpec;
-    pub(crate) use code::{SharedStub, as_fn, name_of};
+    pub(crate) use code::{SharedStub, StubHandle, as_fn, name_of};
     pub(crate) use frame::{PAGE_BYTES, RED_ZONE_BYTES, entry_frame};
     pub(crate) use registry::{has_preemptible_code, lookup_return};
     pub(crate) use safe_point::SafePoint;

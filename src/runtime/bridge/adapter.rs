@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use super::entry::{Entry, EntryType};
 use crate::abi::{Convention, Signature};
-use crate::jit::stubs::adapter::{AdapterSpec, Bind, Binding, shape};
+use crate::jit::stubs::adapter::{AdapterSpec, Bind, Binding, Shape, shape};
 use crate::jit::stubs::require_target;
-use crate::jit::{Jit, JitError, SharedStub, StubKind, StubSpec, as_fn};
+use crate::jit::{Jit, JitError, StubHandle, StubKind, StubSpec, as_fn};
 use crate::runtime::gmp::stub_env::stub_env;
 
 /// A stub that is entered in one convention and calls its target in another one. Made by
@@ -23,10 +23,9 @@ use crate::runtime::gmp::stub_env::stub_env;
 #[derive(Clone)]
 #[must_use = "the stub is retired when its last handle is dropped"]
 pub struct Adapter {
-    stub: Arc<SharedStub>,
+    stub: StubHandle,
     jit: Jit,
-    entry: Convention,
-    signature: &'static Signature,
+    shape: Arc<Shape>,
 }
 
 impl Adapter {
@@ -151,14 +150,14 @@ impl Adapter {
     /// entered in a convention other than `SystemV` and `GoAbiInternal` ([`JitError::Signature`]),
     /// or there is no code space.
     pub fn enter<F: EntryType>(&self) -> Result<Entry<F>, JitError> {
-        let given = F::signature();
-        if given != *self.signature {
+        let (given, expected) = (F::signature(), self.shape.signature);
+        if given != *expected {
             return Err(JitError::EntryTypes {
-                expected: self.signature.to_string(),
+                expected: expected.to_string(),
                 given: given.to_string(),
             });
         }
-        Entry::emit(self.jit, self.entry, self.stub.start(), Arc::clone(&self.stub))
+        Entry::emit(self.jit, self.shape.entry, self.stub.start(), self.stub.share())
     }
 }
 
@@ -282,15 +281,16 @@ fn make(
     let spec = AdapterSpec::new(signature, entry, target).binding(binding);
     let spec = spec.g_tls_off_bytes(env.tls_g_off);
     let shape = shape(&spec, env.no_goroutine)?;
-    let code = shape.code.with(address as u64, bind.map_or(0, Bind::word));
-    let signature = shape.signature;
     let spec = StubSpec {
         name: shape.name,
         kind: StubKind::Adapter,
         class: shape.code.frame_class(),
-        signature: Some(signature),
+        signature: Some(shape.signature),
         user_data: address as u64,
     };
-    let id = jit.arena().emit_ready(&spec, &code, shape.code.frame_report())?;
-    Ok(Adapter { stub: SharedStub::new(id), jit: *jit, entry, signature })
+    let word = bind.map_or(0, Bind::word);
+    let id = shape.code.with_copy(address as u64, word, |code| {
+        jit.arena().emit_ready(&spec, code, shape.code.frame_report())
+    })?;
+    Ok(Adapter { stub: StubHandle::new(id), jit: *jit, shape })
 }

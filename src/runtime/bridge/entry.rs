@@ -10,7 +10,7 @@ use super::sealed;
 use crate::abi::{Convention, Signature};
 use crate::jit::stubs::enter::{self, EntrySide};
 use crate::jit::{
-    CallResult, Code, Jit, JitError, Scalar, SharedStub, as_fn, for_each_arity, name_of,
+    CallResult, Code, Jit, JitError, Scalar, SharedStub, StubHandle, as_fn, for_each_arity, name_of,
 };
 use crate::runtime::gmp::stub_env::stub_env;
 
@@ -108,9 +108,7 @@ pub trait EntryType: sealed::EntryType {
 /// ```
 #[must_use = "the stub is retired when its last handle is dropped"]
 pub struct Entry<F> {
-    /// Address of the stub, so that a call reads one word.
-    start: usize,
-    stub: Arc<SharedStub>,
+    stub: StubHandle,
     types: PhantomData<F>,
 }
 
@@ -118,12 +116,12 @@ pub struct Entry<F> {
 // code is called.
 unsafe impl<F> Send for Entry<F> {}
 
-// SAFETY: shared references reach the address only.
+// SAFETY: shared references reach the address and that count only.
 unsafe impl<F> Sync for Entry<F> {}
 
 impl<F> Clone for Entry<F> {
     fn clone(&self) -> Self {
-        Self { start: self.start, stub: Arc::clone(&self.stub), types: PhantomData }
+        Self { stub: self.stub.clone(), types: PhantomData }
     }
 }
 
@@ -154,7 +152,7 @@ impl<F> Entry<F> {
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
     pub fn address(&self) -> usize {
-        self.start
+        self.stub.start()
     }
 }
 
@@ -176,8 +174,7 @@ impl<F: EntryType> Entry<F> {
             leak(F::signature()),
             target,
         )?;
-        let stub = SharedStub::with_target(id, keeps);
-        Ok(Self { start: id.start(), stub, types: PhantomData })
+        Ok(Self { stub: StubHandle::with_target(id, keeps), types: PhantomData })
     }
 }
 
@@ -208,7 +205,7 @@ macro_rules! entry_type {
             pub unsafe fn call(&self, $($arg: $ty),*) -> Ret {
                 type Stub<Ret, $($ty),*> = unsafe extern "C-unwind" fn($($ty),*) -> Ret;
                 // SAFETY: the stub's entry side was made for exactly these types.
-                let stub = unsafe { as_fn::<Stub<Ret, $($ty),*>>(self.start) };
+                let stub = unsafe { as_fn::<Stub<Ret, $($ty),*>>(self.stub.start()) };
                 // SAFETY: the caller's promise.
                 unsafe { stub($($arg),*) }
             }

@@ -3,14 +3,13 @@
 
 use std::any::type_name;
 use std::fmt;
-use std::sync::Arc;
 
 use super::sealed;
 use crate::abi::{Convention, Signature};
 use crate::jit::stubs::enter::{self, EntrySide};
 use crate::jit::stubs::{goroutine_fn, spawn};
 use crate::jit::{
-    CallResult, Code, Jit, JitError, Scalar, SharedStub, as_fn, for_each_arity, name_of,
+    CallResult, Code, Jit, JitError, Scalar, StubHandle, as_fn, for_each_arity, name_of,
 };
 use crate::runtime::gmp::name::Name;
 use crate::runtime::gmp::stub_env::stub_env;
@@ -117,7 +116,7 @@ for_each_arity!(goroutine_closure);
 #[derive(Clone)]
 #[must_use = "the stub is retired when its last handle is dropped"]
 pub struct GoroutineFn {
-    stub: Arc<SharedStub>,
+    stub: StubHandle,
 }
 
 impl GoroutineFn {
@@ -151,7 +150,7 @@ impl fmt::Debug for GoroutineFn {
 #[derive(Clone)]
 #[must_use = "the stub is retired when its last handle is dropped"]
 pub struct SpawnFn {
-    stub: Arc<SharedStub>,
+    stub: StubHandle,
 }
 
 impl SpawnFn {
@@ -251,7 +250,7 @@ impl Jit {
             closure as u64,
         );
         match emitted {
-            Ok(id) => Ok(GoroutineFn { stub: SharedStub::new(id) }),
+            Ok(id) => Ok(GoroutineFn { stub: StubHandle::new(id) }),
             Err(error) => {
                 // SAFETY: made above; no stub knows it.
                 drop(unsafe { Box::from_raw(closure) });
@@ -348,7 +347,7 @@ pub(crate) unsafe fn spawn_fn(
     let target = start_goroutine as *const () as usize;
     let context = std::ptr::from_ref(start) as u64;
     let id = spawn::emit(arena, env, name, convention, signature, target, context)?;
-    Ok(SpawnFn { stub: SharedStub::with_target(id, code.share()) })
+    Ok(SpawnFn { stub: StubHandle::with_target(id, code.share()) })
 }
 
 /// What a spawn stub is bound to.
