@@ -74,8 +74,8 @@ impl AdapterCode {
         bytes
     }
 
-    /// Calls `copy` with the code, its cells filled in. Unlike [`Self::with`] this allocates nothing
-    /// for adapters of usual size, whose copies are made in a quarter of a microsecond.
+    /// Calls `copy` with the code, its cells filled in. Unlike [`Self::with`] this allocates
+    /// nothing for adapters of usual size, whose copies take a quarter of a microsecond.
     pub(crate) fn with_copy<R>(
         &self,
         target: u64,
