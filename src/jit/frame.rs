@@ -45,6 +45,7 @@ pub(crate) const CALL_REACH_BYTES: usize = match HOST {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum FrameClass {
     /// `push rbp; mov rbp, rsp` first; callee-saved registers are not changed.
     /// Rule: CFA = rbp+16, return address at CFA-8, rbp at CFA-16.

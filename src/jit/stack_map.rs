@@ -16,6 +16,7 @@ pub(crate) const FARTHEST_BYTES: i32 = 8 << 20;
 
 /// A place that holds a live pointer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum LiveSlot {
     /// A word of the stack, at this offset in bytes from rbp; in code of [`FrameClass::Leaf`], from
     /// rsp. A multiple of 8.

@@ -211,14 +211,8 @@ fn random_case(rng: &mut Xorshift, from: Convention, to: Convention) -> Option<C
         Convention::AppleAarch64 => G_SLOT as i32,
         _ => g_tls_off[rng.below(g_tls_off.len())],
     };
-    let code = AdapterCode::new(&AdapterSpec {
-        signature: &signature,
-        entry: from,
-        target: to,
-        binding,
-        g_tls_off_bytes: Some(g_tls_off),
-    });
-    let code = match code {
+    let spec = AdapterSpec::new(&signature, from, to).binding(binding).g_tls_off_bytes(g_tls_off);
+    let code = match AdapterCode::new(&spec) {
         Ok(code) => code,
         Err(error) if is_expected(&error) => return None,
         Err(error) => panic!("{from} to {to}, {signature}: {error}"),

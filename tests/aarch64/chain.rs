@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Convention, Language, Signature, Type};
-use footbridge::jit::{AdapterCode, AdapterSpec, Binding};
+use footbridge::jit::{AdapterCode, AdapterSpec};
 
 use super::adapters::is_expected;
 use super::c::{C, c_bytes, data, random_bytes, random_signature};
@@ -45,16 +45,9 @@ fn random_case(rng: &mut Xorshift, between: Convention) -> Option<Case> {
         return None;
     }
     let adapter = |entry, target| {
-        let code = AdapterCode::new(&AdapterSpec {
-            signature: &signature,
-            entry,
-            target,
-            binding: Binding::None,
-            // The compiled code does not read g, but the adapter loads it: from the thread's first
-            // word.
-            g_tls_off_bytes: Some(0),
-        });
-        match code {
+        // The compiled code does not read g, but the adapter loads it: from the thread's first word.
+        let spec = AdapterSpec::new(&signature, entry, target).g_tls_off_bytes(0);
+        match AdapterCode::new(&spec) {
             Ok(code) => Some(code),
             Err(error) if is_expected(&error) => None,
             Err(error) => panic!("{entry} to {target}, {signature}: {error}"),

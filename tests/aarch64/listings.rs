@@ -12,14 +12,8 @@ use Convention::{Aapcs64, AppleAarch64, GoAbi0Aarch64, GoAbiInternalAarch64};
 
 fn code(signature: &str, entry: Convention, target: Convention, binding: Binding) -> AdapterCode {
     let signature: Signature = signature.parse().expect("a signature");
-    AdapterCode::new(&AdapterSpec {
-        signature: &signature,
-        entry,
-        target,
-        binding,
-        g_tls_off_bytes: Some(16),
-    })
-    .unwrap_or_else(|e| panic!("{entry} to {target}, {signature}: {e}"))
+    let spec = AdapterSpec::new(&signature, entry, target).binding(binding).g_tls_off_bytes(16);
+    AdapterCode::new(&spec).unwrap_or_else(|e| panic!("{entry} to {target}, {signature}: {e}"))
 }
 
 /// The instructions up to the cells. Addresses of cells are printed as `target` and `context`.
@@ -59,6 +53,7 @@ fn adapters_are_these_instructions() {
             Binding::None => "",
             Binding::Closure => ", binds a closure",
             Binding::FirstArgument => ", binds a first argument",
+            other => unreachable!("{other:?} is not drawn"),
         };
         let frame = if without_frame { "no frame" } else { "frame" };
         let listing = listing(&code);

@@ -15,15 +15,8 @@ const G_OFF: i32 = -0x40;
 
 fn code(signature: &str, entry: Convention, target: Convention, binding: Binding) -> AdapterCode {
     let signature: Signature = signature.parse().expect("a signature");
-    let g_tls_off_bytes = Some(G_OFF);
-    AdapterCode::new(&AdapterSpec {
-        signature: &signature,
-        entry,
-        target,
-        binding,
-        g_tls_off_bytes,
-    })
-    .unwrap_or_else(|e| panic!("{entry} to {target}, {signature}: {e}"))
+    let spec = AdapterSpec::new(&signature, entry, target).binding(binding).g_tls_off_bytes(G_OFF);
+    AdapterCode::new(&spec).unwrap_or_else(|e| panic!("{entry} to {target}, {signature}: {e}"))
 }
 
 /// The instructions up to the cells. Addresses of cells are printed as `target` and `context`.
@@ -69,6 +62,7 @@ fn adapters_are_these_instructions() {
             Binding::None => "",
             Binding::Closure => ", binds a closure",
             Binding::FirstArgument => ", binds a first argument",
+            other => unreachable!("{other:?} is not drawn"),
         };
         writeln!(
             text,
@@ -196,8 +190,7 @@ fn an_adapter_has_a_frame_only_if_one_is_required() {
 fn unsupported_signatures_are_refused() {
     let error = |signature: &str, entry, target, binding| {
         let signature: Signature = signature.parse().expect("a signature");
-        let spec =
-            AdapterSpec { signature: &signature, entry, target, binding, g_tls_off_bytes: None };
+        let spec = AdapterSpec::new(&signature, entry, target).binding(binding);
         AdapterCode::new(&spec).expect_err("refused").to_string()
     };
     assert_eq!(
@@ -217,6 +210,6 @@ fn unsupported_signatures_are_refused() {
     assert_eq!(
         error("fn()", SystemV, GoAbiInternal, Binding::None),
         "adapter stub: the target's convention has a register for the current goroutine; say where \
-         its address is, in `g_tls_off_bytes`"
+         its address is, by `AdapterSpec::g_tls_off_bytes`"
     );
 }

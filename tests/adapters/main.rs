@@ -3,6 +3,7 @@
 
 mod carry;
 mod draw;
+mod enter;
 mod execution;
 mod listings;
 mod plant;

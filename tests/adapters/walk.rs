@@ -52,7 +52,7 @@ struct Chain {
 }
 
 /// Emits `f(n) = next(n) + 1` in a convention.
-fn pass_on(jit: Jit, name: &str, convention: Convention, next: usize) -> &'static Code {
+pub fn pass_on(jit: Jit, name: &str, convention: Convention, next: usize) -> &'static Code {
     let class = if name == "b" { FrameClass::Saved } else { FrameClass::Standard };
     let body = |ops: &mut footbridge::jit::Ops| {
         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
@@ -159,7 +159,7 @@ impl Chain {
 }
 
 /// The names of the exact walk's frames.
-fn walked() -> (Vec<String>, WalkEnd) {
+pub fn walked() -> (Vec<String>, WalkEnd) {
     let mut names = Vec::new();
     let end = jit_frames(|frame| {
         names.push(frame.stub.name().to_owned());

@@ -23,6 +23,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/arch/x86_64/switch.rs",
     "src/runtime/arch/x86_64/tls.rs",
     "src/runtime/bridge/adapter.rs",
+    "src/runtime/bridge/entry.rs",
     "src/runtime/bridge/functions.rs",
     "src/runtime/chan/channel.rs",
     "src/runtime/chan/select.rs",

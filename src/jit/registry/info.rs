@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::kind::{Flags, HAS_STACK_MAP, HAS_UNSAFE_RANGES, PREEMPTIBLE, StubKind};
+use super::kind::{Flags, HAS_STACK_MAP, HAS_UNSAFE_POINTS, PREEMPTIBLE, StubKind};
 use super::protocol;
 use super::region::{Descriptor, Region};
 use crate::abi::Signature;
@@ -32,6 +32,7 @@ use crate::jit::unwind::user_code;
 /// assert_eq!(found.frame_class(), FrameClass::Standard);
 /// assert!(!found.is_empty() && !found.is_preemptible() && !found.is_retired());
 /// assert!(found.signature().is_none() && found.stack_map().is_none());
+/// assert_eq!(found.user_data(), 0);
 /// assert_eq!(found.to_string(), "jit one+0x4");
 /// # Ok::<(), footbridge::jit::JitError>(())
 /// ```
@@ -91,7 +92,8 @@ impl StubInfo {
         self.descriptor().signature
     }
 
-    /// The word that the owner of the code left with it.
+    /// A word that the crate keeps with each stub: the address of what the stub calls, or of what
+    /// it is bound to. In code of users it is 0.
     pub fn user_data(&self) -> u64 {
         self.descriptor().user_data
     }
@@ -108,7 +110,7 @@ impl StubInfo {
         self.flags().class()
     }
 
-    /// Whether goroutines may be interrupted in it, outside of its unsafe ranges.
+    /// Whether goroutines may be interrupted in it, outside of its unsafe-point ranges.
     #[inline]
     pub fn is_preemptible(&self) -> bool {
         self.word & PREEMPTIBLE != 0
@@ -119,10 +121,10 @@ impl StubInfo {
     pub(crate) fn safe_point(&self) -> SafePoint {
         if !self.is_preemptible() {
             SafePoint::NotPreemptible
-        } else if self.word & HAS_UNSAFE_RANGES == 0 {
+        } else if self.word & HAS_UNSAFE_POINTS == 0 {
             SafePoint::ResumeAt(self.offset_bytes())
         } else {
-            safe_point::point(self.unsafe_ranges(), self.offset_bytes())
+            safe_point::point(self.unsafe_point_ranges(), self.offset_bytes())
         }
     }
 
@@ -163,7 +165,7 @@ impl StubInfo {
         matches!(self.kind(), StubKind::User | StubKind::Foreign)
     }
 
-    fn unsafe_ranges(&self) -> &'static [UnsafePointRange] {
+    fn unsafe_point_ranges(&self) -> &'static [UnsafePointRange] {
         let annotations = self.descriptor().annotations;
         annotations.and_then(|said| said.preemptible.as_deref()).unwrap_or_default()
     }

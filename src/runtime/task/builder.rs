@@ -221,8 +221,8 @@ impl Builder {
     /// the settings of this builder.
     ///
     /// ```
-    /// use dynasmrt::{DynasmLabelApi, dynasm};
     /// use footbridge::abi::Convention;
+    /// use footbridge::dynasm::{DynasmLabelApi, dynasm};
     /// use footbridge::jit::{FrameClass, Jit};
     /// use footbridge::runtime::{self, Builder, Chan};
     ///

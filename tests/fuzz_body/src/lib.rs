@@ -119,8 +119,7 @@ fn recipe(bytes: &mut Bytes<'_>) {
     assert_eq!(printed.parse::<Signature>().as_ref(), Ok(&signature), "{printed}");
 
     let what = format!("{entry} to {target}, {binding:?}: {signature}");
-    let spec =
-        AdapterSpec { signature: &signature, entry, target, binding, g_tls_off_bytes: Some(-8) };
+    let spec = AdapterSpec::new(&signature, entry, target).binding(binding).g_tls_off_bytes(-8);
     let code = AdapterCode::new(&spec);
     let (target_signature, bound_param) = match binding {
         Binding::FirstArgument => (signature.with_first_param(Type::Ptr), Some(0)),

@@ -32,7 +32,7 @@ mod x86_64;
 crate::on_executing_host! {
     mod known;
 
-    pub(crate) use known::shape;
+    pub(crate) use known::{Shape, shape};
 }
 
 pub use code::AdapterCode;
