@@ -33,12 +33,25 @@ macro_rules! on_executing_host {
 }
 pub(crate) use on_executing_host;
 
+/// Keeps items of `jit` that only `runtime` uses where there is a runtime.
+macro_rules! for_runtime {
+    ($($item:item)*) => {
+        crate::on_executing_host! {
+            $(
+                #[cfg(feature = "runtime")]
+                $item
+            )*
+        }
+    };
+}
+pub(crate) use for_runtime;
+
 pub mod abi;
 pub mod jit;
 
 pub use jit::dynasm;
 
-on_executing_host! {
+for_runtime! {
     mod environment;
     pub mod runtime;
 
@@ -46,6 +59,6 @@ on_executing_host! {
 }
 
 /// The program on the front page is tested.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "runtime"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

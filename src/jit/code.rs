@@ -220,7 +220,7 @@ impl Jit {
     /// 5. It returns with the floating-point control state (MXCSR, x87 control word) that it was
     ///    entered with, and has it whenever it calls: a goroutine that is suspended in what it
     ///    calls hands its state to the next one. On a goroutine that keeps a state of its own
-    ///    ([`keep_fp_control`](crate::runtime::keep_fp_control)) that does not happen, and it may
+    ///    (`runtime::keep_fp_control`) that does not happen, and it may
     ///    call in another state, if the called function works in that and keeps it; native code
     ///    that computes with floating-point numbers mostly relies on the default. A poll may be
     ///    reached in any state on any goroutine, since its stub saves it; a check of the stack,
@@ -235,7 +235,7 @@ impl Jit {
     ///    thread, and a migratable goroutine may resume on another: there the code has no lock, no
     ///    address that it got from `fs`, no borrow of a thread-local and no half-made state that
     ///    others on the thread can see. Nor does a caller hold a lock that other goroutines of the
-    ///    thread may want ([`without_preemption`](crate::runtime::without_preemption) is for
+    ///    thread may want (`runtime::without_preemption` is for
     ///    callers that do): that would be a deadlock.
     /// 9. From any instruction of a range that restarts, the code may resume at its first one.
     /// 10. Native code reaches it through an entry ([`Code::enter`]). By its bare address it may
@@ -247,7 +247,7 @@ impl Jit {
     /// With [`Annotations::stack_map`]:
     /// 11. What a visitor of the code's live slots does to a slot of the stack map is right for the
     ///     code at that place: see [`LiveAt`](super::LiveAt) for which entry counts when.
-    ///     [`scan_own_stack`](crate::runtime::scan_own_stack) visits them.
+    ///     `runtime::scan_own_stack` visits them.
     ///
     /// The machine state survives a preemption: flags, registers, the 128 bytes below rsp, and what
     /// XSAVE keeps on this CPU, but for the tiles of AMX.
@@ -303,6 +303,7 @@ impl Jit {
         self.arena.memory().is_near()
     }
 
+    #[cfg(feature = "runtime")]
     pub(crate) fn arena(&self) -> &'static Arena {
         self.arena
     }
@@ -441,6 +442,7 @@ impl Code {
     }
 
     /// Keeps the code from being retired.
+    #[cfg(feature = "runtime")]
     pub(crate) fn share(&self) -> Arc<Installed> {
         Arc::clone(&self.code)
     }

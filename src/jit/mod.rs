@@ -36,13 +36,17 @@ crate::on_executing_host! {
     pub use registry::{ForeignCode, ForeignRegion, StubInfo, StubKind, lookup};
     pub use safe_point::WhenUnsafe;
     pub use stack_map::{LiveAt, LiveSlot, StackMap};
+}
 
+crate::for_runtime! {
     pub(crate) use arena::StubSpec;
     pub(crate) use code::{Installed, as_fn};
     pub(crate) use frame::{PAGE_BYTES, RED_ZONE_BYTES, entry_frame};
     pub(crate) use registry::{StubId, has_preemptible_code, lookup_return};
     pub(crate) use safe_point::SafePoint;
     pub(crate) use stack_map::FARTHEST_BYTES;
+    #[cfg(feature = "traceback")]
+    pub(crate) use unwind::saved_registers;
+    pub(crate) use unwind::rules::FrameState;
     pub(crate) use unwind::Unwinder;
-    pub(crate) use unwind::rules::{FrameState, saved_registers};
 }

@@ -195,5 +195,5 @@ fn make(
         signature: Some(shape.signature),
         user_data: address as u64,
     };
-    Ok(Adapter { id: jit.arena().emit_ready(&spec, &code, shape.code.frame_report())? })
+    Ok(Adapter { id: jit.arena().emit_ready(&spec, &code, shape.code.report)? })
 }

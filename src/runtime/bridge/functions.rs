@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::abi::{Convention, Signature};
-use crate::jit::scalar::{CallResult, Scalar, for_each_arity};
+use crate::jit::scalar::{CallResult, Scalar};
 use crate::jit::stubs::enter::{self, EntrySide};
 use crate::jit::stubs::{goroutine_fn, spawn};
 use crate::jit::{Code, Installed, Jit, JitError, StubId, as_fn};
@@ -15,6 +15,25 @@ use crate::runtime::gmp::stub_env::stub_env;
 use crate::runtime::sched::lifecycle::current_class;
 use crate::runtime::stack::SizeClass;
 use crate::runtime::task::{Settings, go_with};
+
+/// Calls `$each!` with the type parameters and argument names of every arity up to 12.
+macro_rules! for_each_arity {
+    ($each:ident) => {
+        $each!();
+        $each!(A a);
+        $each!(A a, B b);
+        $each!(A a, B b, C c);
+        $each!(A a, B b, C c, D d);
+        $each!(A a, B b, C c, D d, E e);
+        $each!(A a, B b, C c, D d, E e, F f);
+        $each!(A a, B b, C c, D d, E e, F f, G g);
+        $each!(A a, B b, C c, D d, E e, F f, G g, H h);
+        $each!(A a, B b, C c, D d, E e, F f, G g, H h, I i);
+        $each!(A a, B b, C c, D d, E e, F f, G g, H h, I i, J j);
+        $each!(A a, B b, C c, D d, E e, F f, G g, H h, I i, J j, K k);
+        $each!(A a, B b, C c, D d, E e, F f, G g, H h, I i, J j, K k, L l);
+    };
+}
 
 /// What keeps other crates from implementing the traits of this file. Public for this crate's own
 /// tests, which stand in for closures with signatures that are known at run time only.

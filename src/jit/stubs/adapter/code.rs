@@ -28,7 +28,8 @@ pub struct AdapterCode {
     pub(super) bytes: Vec<u8>,
     pub(super) target_off: usize,
     pub(super) context_off: Option<usize>,
-    pub(super) report: FrameReport,
+    /// Where the frame is complete, and where it is dropped.
+    pub(crate) report: FrameReport,
     pub(super) class: FrameClass,
     pub(super) is_tail_jump: bool,
 }
@@ -59,11 +60,6 @@ impl AdapterCode {
     /// only whether there is one.
     pub fn frame_class(&self) -> FrameClass {
         self.class
-    }
-
-    /// Where that frame is complete, and where it is dropped.
-    pub(crate) fn frame_report(&self) -> FrameReport {
-        self.report
     }
 
     /// The code with its cells filled in. `context` is the bound word; of no effect where none is
