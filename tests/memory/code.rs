@@ -737,7 +737,8 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
             let StackError::Reserve { bytes, errno, shortage, .. } = refused.error else {
                 panic!("{refused}");
             };
-            assert_eq!((bytes, errno), (131_072, libc::ENOMEM));
+            // Room for one stack with its guard.
+            assert_eq!((bytes, errno), (262_144, libc::ENOMEM));
             let Shortage::AddressSpace { used, limit, .. } = shortage else {
                 panic!("{refused}");
             };

@@ -673,7 +673,7 @@ fn a_kernel_that_refuses_address_space_is_asked_why() {
                 else {
                     panic!("{refused}");
                 };
-                assert!(bytes < 2 * (16 * KIB + PAGE) && errno == libc::ENOMEM);
+                assert!(bytes < 2 * (16 * KIB + 64 * KIB) && errno == libc::ENOMEM);
                 assert_eq!(found, shortage);
                 let reason = reason.replace("131072", &bytes.to_string());
                 let text = format!("a goroutine could not be started: {reason}{advice}");

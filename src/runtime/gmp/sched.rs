@@ -1,4 +1,3 @@
-#![allow(unsafe_code, reason = "a queue behind a lock is sent")]
 //! The runtime instance: the Ms of one run, and what they share.
 
 use std::sync::Mutex;

@@ -1,4 +1,3 @@
-#![allow(unsafe_code, reason = "reads a queue of this thread")]
 //! An M that has found nothing to run: it sleeps, decommits memory, and looks for a deadlock.
 //!
 //! Why an M does not sleep while there is work, and why not every M wakes for it: `sync/idle.rs`.
