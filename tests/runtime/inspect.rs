@@ -472,7 +472,7 @@ fn a_visit_that_must_not_is_told_so_and_lets_go() {
             type Visit<'a> = &'a dyn Fn();
             let visits: [(&str, Visit<'_>); 3] = [
                 ("cannot park inside of systemstack", &gosched),
-                ("a visit of its stack cannot look at others", &|| drop(scan(other))),
+                ("a visit of its stack cannot inspect others", &|| drop(scan(other))),
                 ("of its own", &|| panic!("of its own")),
             ];
             for (expected, visit) in visits {
