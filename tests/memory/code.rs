@@ -746,7 +746,7 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
             assert_eq!(
                 refused.to_string(),
                 format!(
-                    "a goroutine could not be started: no address space for 131072 bytes of \
+                    "a goroutine could not be started: no address space for 262144 bytes of \
                      goroutine stacks: Cannot allocate memory (os error 12); RLIMIT_AS is {limit} \
                      bytes and {used} are used: raise it (ulimit -v)"
                 )

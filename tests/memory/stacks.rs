@@ -1342,7 +1342,9 @@ fn a_check_on_a_stack_just_above_the_goroutine_s_finds_room() {
             }
             let mut all: Vec<_> = (0..16).map(|_| tops.recv().expect("open")).collect();
             all.sort_unstable();
-            let pair = all.windows(2).find(|pair| pair[1] - pair[0] < 2 * CLASS);
+            // With a guard of 17 pages between them.
+            let near = |pair: &&[usize]| pair[1] - pair[0] < 2 * CLASS + 2 * PAGE;
+            let pair = all.windows(2).find(near);
             let above = pair.expect("two stacks side by side")[1];
             // In the middle of the upper one.
             ask.send((above - CLASS / 2) & !15).expect("somebody waits");

@@ -117,7 +117,7 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
 /// followed there, but not for ever: a goroutine that yields must not starve where others start more
 /// than this M can run.
 #[cold]
-fn readmit_yielded(m: &M, sched: &Sched) {
+pub(crate) fn readmit_yielded(m: &M, sched: &Sched) {
     const MAX_MOVES: u8 = 16;
     let (spills, spilled_before) = m.spills.get();
     while let Some(g) = m.yielded.first() {

@@ -34,7 +34,7 @@ use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::status::Status;
 use crate::runtime::gmp::timers;
-use crate::runtime::sched::find::{find_without_sleep, pick_next, steal};
+use crate::runtime::sched::find::{find_without_sleep, pick_next, readmit_yielded, steal};
 use crate::runtime::sched::idle::sleep_until_work;
 use crate::runtime::sched::ready::{displace_run_next, enqueue, run_timers, work_exists};
 use crate::runtime::sync::preempt_request;
@@ -90,6 +90,8 @@ pub(crate) unsafe extern "C" fn deschedule0(g: *const G) -> ! {
         let m = this_m();
         let sched = sched_of(m);
         set_g_and_stack_limit(ptr::null_mut(), 0);
+        // A goroutine that yielded before `g` began to run has its turn before `g` has another one.
+        readmit_yielded(m, sched);
         if m.p.timers.any() {
             run_timers(m, m);
         }
