@@ -69,13 +69,14 @@ impl fmt::Display for Traceback {
 
 /// Where the calling goroutine (or thread) is, with Rust, JIT and C frames across stacks.
 ///
-/// It allocates and reads debug information: for people to read, not for hot paths. Frames of
-/// this function itself are left out.
+/// It allocates and reads debug information: for people to read, not for hot paths. The frame of
+/// this function itself is left out.
 ///
 /// What native frames look like depends on the crate's features. With `backtrace` they have source
 /// lines, and inlined functions are frames of their own. With `traceback` alone they have the names
-/// of symbol tables. Without it native frames are not decoded: the first frame is the address of
-/// the caller ([`TraceFrame::Unknown`]), and all others are JIT frames.
+/// of symbol tables. Without it native frames are not decoded: all frames are JIT frames but for
+/// the address where the walk begins, in this function, and those at which native code called JIT
+/// code ([`TraceFrame::Unknown`]).
 ///
 /// ```
 /// use footbridge::runtime::{self, Builder, traceback};
@@ -111,7 +112,7 @@ fn of_caller(here: Registers, tracer: &mut Tracer) -> Traceback {
         wait_reason: WaitReason::None,
         frames: {
             let walked = tracer.walk(here, anchor, &bounds);
-            tracer.name(walked.get(1..).unwrap_or_default())
+            tracer.name(walked.get(FullWalker::OWN_FRAMES..).unwrap_or_default())
         },
     }
 }
@@ -343,4 +344,57 @@ pub unsafe fn jit_frames_from(
     };
     let anchor = g.anchor.get();
     exact_walk(Start::Registers { at, anchor }, &Bounds::of(g), &mut visit)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use dynasmrt::{DynasmLabelApi, dynasm};
+
+    use super::*;
+    use crate::abi::Convention;
+    use crate::jit::{FrameClass, Jit};
+    use crate::runtime;
+    use crate::runtime::walk::full::jit_only::FullWalker;
+
+    /// Kinds of the frames of a walk without native frames, with `None` for native code.
+    #[inline(never)]
+    fn kinds_here() -> Vec<Option<StubKind>> {
+        let at = registers_here();
+        // SAFETY: called on a goroutine, and a G is never freed.
+        let g = unsafe { &*getg() };
+        let mut kinds = Vec::new();
+        let visit = &mut |frame: Frame| kinds.push(frame.stub.map(|stub| stub.kind()));
+        FullWalker::new().walk(at, g.anchor.get(), &Bounds::of(g), visit);
+        kinds.split_off(FullWalker::OWN_FRAMES)
+    }
+
+    #[test]
+    fn without_native_frames_the_known_addresses_are_left() {
+        let seen = Box::leak(Box::new(Mutex::new(Vec::new())));
+        let jit = Jit::new().expect("code memory");
+        let look = jit.named_goroutine_fn("look", Convention::SystemV, || {
+            *seen.lock().expect("no panic") = kinds_here();
+        });
+        let look = look.expect("emitted").address();
+        // SAFETY: a System V function with a standard frame around a call.
+        let code = unsafe {
+            jit.install("caller", FrameClass::Standard, |ops| {
+                dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern look; pop rbp; ret);
+            })
+        };
+        // SAFETY: its convention and type.
+        let code = unsafe { code.expect("room").enter::<fn()>(Convention::SystemV) };
+        let code = code.expect("emitted");
+        runtime::run(|| {
+            assert_eq!(kinds_here(), [None], "no JIT code on the stack");
+            // SAFETY: on a goroutine.
+            unsafe { code.call() };
+        });
+        let (native, jit) = (None, [StubKind::GoroutineFn, StubKind::User, StubKind::Enter]);
+        let [a, b, c] = jit.map(Some);
+        // Where the walk began, JIT code, and the native code that entered it.
+        assert_eq!(*seen.lock().expect("no panic"), [native, a, b, c, native]);
+    }
 }

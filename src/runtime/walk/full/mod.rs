@@ -2,11 +2,11 @@
 //! nothing may be decided by it.
 //!
 //! There are two of them, with the same functions. `native.rs` decodes native frames, by the unwind
-//! tables of the loaded modules. `jit_only.rs` is for builds without the feature `traceback`: it
-//! shows the frames that the exact walk finds, and before them the native code where the walk began.
+//! tables of the loaded modules. `jit_only.rs` is for builds without the feature `traceback`: it goes
+//! from anchor to anchor, and of native code it has single addresses.
 
-#[cfg(not(feature = "traceback"))]
-mod jit_only;
+#[cfg(any(test, not(feature = "traceback")))]
+pub(super) mod jit_only;
 #[cfg(feature = "traceback")]
 mod native;
 
@@ -16,6 +16,9 @@ use crate::jit::StubInfo;
 pub(super) use jit_only::FullWalker;
 #[cfg(feature = "traceback")]
 pub(super) use native::FullWalker;
+
+/// A traceback has no more frames than this: a broken stack may lead in a circle.
+const MAX_TRACED_FRAMES: usize = 10_000;
 
 /// A frame of the full walk.
 pub(super) struct Frame {

@@ -12,14 +12,11 @@ use std::sync::{Mutex, PoisonError};
 use framehop::x86_64::{CacheX86_64, Reg, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{FrameAddress, Unwinder};
 
-use super::Frame;
+use super::{Frame, MAX_TRACED_FRAMES};
 use crate::jit::{FrameClass, StubInfo, lookup, lookup_return, saved_registers};
 use crate::runtime::arch::Registers;
 use crate::runtime::os::modules::loaded_modules;
 use crate::runtime::walk::exact::{Bounds, Out, state_of, step_out};
-
-/// A traceback has no more frames than this: a broken stack may lead in a circle.
-const MAX_TRACED_FRAMES: usize = 10_000;
 
 /// Walks stacks by the modules that were loaded when it was made. Made anew for each traceback, and
 /// used for all goroutines of one.
@@ -36,6 +33,9 @@ struct Caller {
 }
 
 impl FullWalker {
+    /// How many frames of a walk from `registers_here` are the function's own.
+    pub(in crate::runtime::walk) const OWN_FRAMES: usize = 1;
+
     pub(in crate::runtime::walk) fn new() -> Self {
         Self { unwinder: native_unwinder(), cache: Box::new(CacheX86_64::new()) }
     }

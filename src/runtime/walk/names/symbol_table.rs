@@ -35,3 +35,28 @@ pub(crate) fn write_native(out: &mut dyn fmt::Write, pc: usize) -> fmt::Result {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_are_named_by_their_symbols() {
+        let here = functions_are_named_by_their_symbols as *const () as usize;
+        match &native_frames(here)[..] {
+            [TraceFrame::Rust { name, location: None }] => {
+                assert!(name.ends_with("functions_are_named_by_their_symbols"), "{name}");
+            }
+            other => panic!("{other:?}"),
+        }
+        let on_stack = 0_u8;
+        let pc = (&raw const on_stack).addr();
+        assert_eq!(native_frames(pc), [TraceFrame::Unknown { pc }]);
+        let mut line = String::new();
+        write_native(&mut line, here).expect("a String takes everything");
+        assert!(line.starts_with("rust ") && line.ends_with("symbols\n"), "{line}");
+        line.clear();
+        write_native(&mut line, pc).expect("a String takes everything");
+        assert_eq!(line, format!("native code at {pc:#x}\n"));
+    }
+}
