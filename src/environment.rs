@@ -7,8 +7,8 @@ use std::fmt;
 use crate::jit::{Jit, Unwinder};
 use crate::runtime;
 
-/// What the crate found on this host. Each field is a sentence for people to read, and may change in
-/// any version. [`environment`] makes it.
+/// What the crate found on this host. Each field is a sentence for people to read, and may change
+/// in any version. [`environment`] makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Environment {

@@ -83,8 +83,8 @@
 //!
 //! # Hosts
 //!
-//! Code executes on x86-64 Linux. On other hosts there is no `runtime`, and of `jit` what emits bytes
-//! ([`jit::AdapterCode`]); `abi` is the same everywhere.
+//! Code executes on x86-64 Linux. On other hosts there is no `runtime`, and of `jit` what emits
+//! bytes ([`jit::AdapterCode`]); `abi` is the same everywhere.
 
 #![deny(unsafe_code, missing_docs)]
 #![warn(unreachable_pub, clippy::unwrap_used)]

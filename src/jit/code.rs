@@ -230,7 +230,7 @@ impl Jit {
     /// 6. The frame of a framed class is complete from `mov rbp, rsp` to the last `pop rbp` or
     ///    `leave`, which a `ret` follows directly; rbp is not used for anything else in between.
     /// 7. The code runs on a goroutine's stack with at least 8 KiB left, or it polls
-    ///    ([`Jit::polls`]) where it calls. (With less left it is not preempted.)
+    ///    (`Jit::polls`) where it calls. (With less left it is not preempted.)
     /// 8. At each instruction outside of the unsafe points another goroutine may run on this
     ///    thread, and a migratable goroutine may resume on another: there the code has no lock, no
     ///    address that it got from `fs`, no borrow of a thread-local and no half-made state that
@@ -238,7 +238,7 @@ impl Jit {
     ///    thread may want (`runtime::without_preemption` is for
     ///    callers that do): that would be a deadlock.
     /// 9. From any instruction of a range that restarts, the code may resume at its first one.
-    /// 10. Native code reaches it through an entry ([`Code::enter`]). By its bare address it may
+    /// 10. Native code reaches it through an entry (`Code::enter`). By its bare address it may
     ///     call code that calls no goroutine function: preemptions, polls and checks of the stack
     ///     leave the goroutine's anchor as it was, and exact walks continue there after code that
     ///     was descheduled. A goroutine function leaves an anchor of its own, so that walks end, or
@@ -387,7 +387,7 @@ impl Code {
     /// 2. If the code may unwind, `F` is the `-unwind` form.
     /// 3. No call of the pointer starts after the last handle to this code was dropped.
     /// 4. `F` is an `unsafe fn`, unless every call of it is sound. A call by this pointer leaves no
-    ///    entry frame: code that calls goroutine functions is entered by [`Code::enter`] instead.
+    ///    entry frame: code that calls goroutine functions is entered by `Code::enter` instead.
     pub unsafe fn as_fn<F: Copy>(&self) -> F {
         // SAFETY: 1. is the caller's promise, and so are 2. to 4., which are about calls.
         unsafe { as_fn(self.address()) }

@@ -124,8 +124,8 @@ pub(super) unsafe fn probe_executable(base: usize, bytes: usize) -> Result<(), J
     let (call, purpose) = ("mprotect(2) PROT_EXEC", "the host refuses executable memfds");
     // SAFETY: 1. and 2. by the caller's promise: nothing uses the pages.
     unsafe { protect(start, bytes, Protection::READ_EXECUTE, call, purpose)? };
-    // SAFETY: 1. and 2. the same pages. Code memory is inaccessible until it is committed; where the
-    // kernel refuses to take an access away, nothing is lost.
+    // SAFETY: 1. and 2. the same pages. Code memory is inaccessible until it is committed; where
+    // the kernel refuses to take an access away, nothing is lost.
     let _ = unsafe { protect(start, bytes, Protection::NONE, call, purpose) };
     Ok(())
 }

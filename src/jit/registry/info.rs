@@ -113,7 +113,7 @@ impl StubInfo {
         self.flags().class()
     }
 
-    /// Whether goroutines may be interrupted in it, outside of its unsafe ranges.
+    /// Whether goroutines may be interrupted in it, outside of its unsafe points.
     #[inline]
     pub fn is_preemptible(&self) -> bool {
         self.word & PREEMPTIBLE != 0

@@ -14,8 +14,8 @@ pub(crate) enum SafePoint {
 }
 
 impl SafePoint {
-    /// Whether code with these (sorted) ranges may be preempted at this offset from its start. Called
-    /// in signal handlers.
+    /// Whether code with these (sorted) ranges may be preempted at this offset from its start.
+    /// Called in signal handlers.
     pub(crate) fn find(ranges: &[UnsafePointRange], offset_bytes: usize) -> Self {
         match ranges.iter().find(|range| range.bytes.contains(&offset_bytes)) {
             None => Self::ResumeAt(offset_bytes),

@@ -1,25 +1,25 @@
 #![allow(unsafe_code, reason = "reads the running goroutine in a signal handler")]
 //! What becomes of a goroutine that overflows its stack.
 //!
-//! **In native code, and in JIT code that does not check**, an access hits the guard below the stack.
-//! The handler of the fault reports that and aborts:
+//! **In native code, and in JIT code that does not check**, an access hits the guard below the
+//! stack. The handler of the fault reports that and aborts:
 //!
 //! ```text
 //! footbridge: fatal: goroutine 7 "pump" overflowed its 64 KiB stack in rust app::parse
-//! pc 0x55d0c0012345, rsp 0x7f0000010020, access to 0x7f000000fff8 in the guard 0x7f0000000000..0x7f0000010000
-//! the next class is 256 KiB: runtime::Builder::stack_bytes for one goroutine, Config::stack_bytes for all
+//! pc 0x55d0c0012345, rsp 0x7f00..20, access to 0x7f00..f8 in the guard 0x7f00..00..0x7f01..00
+//! the next class is 256 KiB: runtime::Builder::stack_bytes for one goroutine, ...
 //! JIT frames, innermost first:
 //!     jit pump+0x1c
 //! ```
 //!
 //! The report is written on the thread's alternate stack, since the goroutine has no stack left. It
 //! reads the goroutine, the registry, the stack and symbol tables, and calls write(2). It must not
-//! lock, allocate or unwind. Three kinds of code hit a guard, and are told apart by the pc: JIT code
-//! is in the registry, a Rust function has a symbol that demangles, a C function has one that does
-//! not. Without the feature `traceback` native code is reported by its address.
+//! lock, allocate or unwind. Three kinds of code hit a guard, and are told apart by the pc: JIT
+//! code is in the registry, a Rust function has a symbol that demangles, a C function has one that
+//! does not. Without the feature `traceback` native code is reported by its address.
 //!
-//! **JIT code that checks its stack** (`Polls::check_stack`) panics in [`overflowed`] while there is
-//! room for that, and the process lives.
+//! **JIT code that checks its stack** (`Polls::check_stack`) panics in [`overflowed`] while there
+//! is room for that, and the process lives.
 
 use std::fmt::{self, Write};
 use std::ops::ControlFlow;
@@ -36,9 +36,9 @@ use crate::runtime::walk::{Bounds, Start, WalkEnd, exact_walk, write_native};
 
 /// The least that is left of a stack where a check of JIT code finds that it is used up.
 ///
-/// The panic begins on the system stack. On the goroutine's it needs [`overflowed`] and the unwinder
-/// of the first few frames, each of which leaves more room for the next: less than 3 KiB with libgcc.
-/// Frames of code that need not check take some of the rest.
+/// The panic begins on the system stack. On the goroutine's it needs [`overflowed`] and the
+/// unwinder of the first few frames, each of which leaves more room for the next: less than 3 KiB
+/// with libgcc. Frames of code that need not check take some of the rest.
 pub(crate) const PANIC_STACK_BYTES: usize = 6 << 10;
 
 /// How many JIT frames are shown. Of the others the number is.
@@ -123,8 +123,8 @@ pub(crate) extern "C-unwind" fn overflowed(
             self.0.anchor.set(self.1);
         }
     }
-    // SAFETY: the stub compared the stack pointer with the goroutine's stack, so one runs here, and a
-    // G is never freed.
+    // SAFETY: the stub compared the stack pointer with the goroutine's stack, so one runs here, and
+    // a G is never freed.
     let g = unsafe { &*getg() };
     let _anchor = RestoreAnchor(g, (previous_fp, previous_pc));
     let label = label(g);

@@ -19,8 +19,8 @@
 //! | `modules` | `loaded_modules`: the loaded modules and their unwind tables, for framehop. Feature `traceback` |
 //! | `symbols` | `with_symbol`: the name of a native function, callable in a signal handler. Feature `traceback` |
 //!
-//! A folder also has `context`, which reads and writes the registers of an interrupted thread. It is
-//! private to the folder's `signals`, and is the one file that depends on the architecture too.
+//! A folder also has `context`, which reads and writes the registers of an interrupted thread. It
+//! is private to the folder's `signals`, and is the one file that depends on the architecture too.
 
 mod linux;
 mod throw;

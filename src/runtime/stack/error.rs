@@ -1,7 +1,7 @@
 //! Why there is no stack, and what a user can do about it.
 //!
-//! A message names the limit that was met by its right name, its value, and how to raise it. A limit
-//! is read from the system only after something was refused.
+//! A message names the limit that was met by its right name, its value, and how to raise it. A
+//! limit is read from the system only after something was refused.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::runtime::os::memory;
 /// Why there is no stack for a goroutine.
 ///
 /// ```
-/// use footbridge::runtime::{self, Builder, SpawnError, StackError};
+/// use footbridge::runtime::{self, Builder};
 ///
 /// runtime::run(|| {
 ///     let error = Builder::new().stack_bytes(1 << 30).go(|| ()).expect_err("8 MiB at most");

@@ -1,10 +1,10 @@
 #![allow(unsafe_code, reason = "protects memory")]
 //! Guards below stacks.
 //!
-//! A guard is a range of page table markers (`MADV_GUARD_INSTALL`, Linux 6.13), which cost no mapping
-//! of their own and stay when the memory around them is decommitted. Older kernels get `PROT_NONE`
-//! pages, each of which splits the segment. The mappings are counted then, and a stack is refused at
-//! 90 % of vm.max_map_count: the rest of the process needs some, too.
+//! A guard is a range of page table markers (`MADV_GUARD_INSTALL`, Linux 6.13), which cost no
+//! mapping of their own and stay when the memory around them is decommitted. Older kernels get
+//! `PROT_NONE` pages, each of which splits the segment. The mappings are counted then, and a stack
+//! is refused at 90 % of vm.max_map_count: the rest of the process needs some, too.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -38,8 +38,8 @@ struct Mappings {
 
 /// The estimate of the process.
 ///
-/// Invariant: it counts every guard that is a mapping, from before the guard is made. It may be less
-/// than what the process has, by what other code has mapped since the last count.
+/// Invariant: it counts every guard that is a mapping, from before the guard is made. It may be
+/// less than what the process has, by what other code has mapped since the last count.
 static MAPPINGS: Mutex<Mappings> = Mutex::new(Mappings { estimate: 0, limit: 0 });
 
 impl Mappings {
@@ -63,7 +63,8 @@ impl Mappings {
     }
 }
 
-/// How guards are made here, as a sentence for `environment()`. It is known once a slot was allocated.
+/// How guards are made here, as a sentence for `environment()`. It is known once a slot was
+/// allocated.
 pub(crate) fn guards_report() -> String {
     if MPROTECT_GUARDS.load(Ordering::Relaxed) {
         let limit = memory::max_mappings().unwrap_or(Mappings::USUAL_LIMIT);

@@ -3,9 +3,9 @@
 //!
 //! # Layout
 //!
-//! Each size class has segments of its own. A segment is one `NORESERVE` mapping, from which slots are
-//! allocated in order of their addresses. When the newest segment has no room for another slot, the
-//! next one is reserved, twice as large, up to 16 GiB.
+//! Each size class has segments of its own. A segment is one `NORESERVE` mapping, from which slots
+//! are allocated in order of their addresses. When the newest segment has no room for another slot,
+//! the next one is reserved, twice as large, up to 16 GiB.
 //!
 //! ```text
 //!              ^ addresses
@@ -27,13 +27,14 @@
 //! * **A slot is never freed and never moves.** A dead goroutine keeps its stack, and both are used
 //!   again (`gmp/pools.rs`). So an address in a stack stays in that stack, and a walk that reads a
 //!   stack of another thread never reads unmapped memory.
-//! * **A stride is no power of two.** Otherwise the tops of all stacks of a class, which every switch
-//!   touches, would have the same low address bits, and would meet in a few sets of the cache.
-//!   `SizeClass::guard_bytes` adds a page where stack and guard make a power of two.
-//! * **Memory is decommitted by MADV_DONTNEED, not by MADV_FREE.** Pages that are freed lazily still
-//!   count as resident, which is what limits of containers and monitoring see, and freeing them takes
-//!   as long.
-//! * **No stack is decommitted while its goroutine lives** but below what it uses.
+//! * **A stride is no power of two.** Otherwise the tops of all stacks of a class, which every
+//!   switch touches, would have the same low address bits, and would meet in a few sets of the
+//!   cache. `SizeClass::guard_bytes` adds a page where stack and guard make a power of two.
+//! * **Memory is decommitted by MADV_DONTNEED, not by MADV_FREE.** Pages that are freed lazily
+//!   still count as resident, which is what limits of containers and monitoring see, and freeing
+//!   them takes as long.
+//! * **A stack is decommitted after its goroutine has ended**, and not where its result lies until
+//!   that was taken.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -75,14 +76,14 @@ impl Stack {
         self.lo - self.class().guard_bytes()
     }
 
-    /// Decommits the stack of a goroutine that has ended, if it was seen to be deep: all pages below
-    /// `live` but the uppermost ones. Nothing below `live` is needed.
+    /// Decommits the stack of a goroutine that has ended, if it was seen to be deep: all pages
+    /// below `live` but the uppermost ones. Nothing below `live` is needed.
     ///
     /// The depth is known from the lowest rsp that the goroutine was ever switched away from with.
-    /// That costs one compare a switch, and no system call where goroutines are shallow, as most are.
-    /// A goroutine that was deep only between two switches is missed, and keeps its pages until its
-    /// thread is idle (`gmp/pools.rs`). To see those too would take a system call (mincore) at the
-    /// end of each goroutine.
+    /// That costs one compare a switch, and no system call where goroutines are shallow, as most
+    /// are. A goroutine that was deep only between two switches is missed, and keeps its pages
+    /// until its thread is idle (`gmp/pools.rs`). To see those too would take a system call
+    /// (mincore) at the end of each goroutine.
     #[inline]
     pub(crate) fn decommit_below(self, lowest_sp: usize, live: usize) {
         if lowest_sp < self.hi - KEPT_BYTES {
@@ -115,8 +116,8 @@ struct Segments {
 
 /// The segments of each class.
 ///
-/// Invariant: `at..end` is reserved and no part of a slot. Slots lie before `at`, in this segment and
-/// in older ones, and are never taken back.
+/// Invariant: `at..end` is reserved and no part of a slot. Slots lie before `at`, in this segment
+/// and in older ones, and are never taken back.
 static SEGMENTS: [Mutex<Segments>; SizeClass::COUNT] =
     [const { Mutex::new(Segments { at: 0, end: 0, next_bytes: FIRST_SEGMENT_BYTES }) };
         SizeClass::COUNT];

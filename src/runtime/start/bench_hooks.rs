@@ -1,6 +1,6 @@
 #![allow(unsafe_code, reason = "switches stacks without the scheduler")]
-//! Entries for benchmarks and tests. They are public, hidden from the documentation, and no part of the
-//! interface.
+//! Entries for benchmarks and tests. They are public, hidden from the documentation, and no part of
+//! the interface.
 
 use std::time::{Duration, Instant};
 
@@ -40,8 +40,8 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
     let class = Config::default().class()?;
     let g = pools::take(None, class).map_err(RunError::Stack)?;
     let pair = Pair { home: Gobuf::new(), partner: g };
-    // SAFETY: no other code has the G, nor its stack. The partner never returns, and both sides only
-    // ever switch to each other.
+    // SAFETY: no other code has the G, nor its stack. The partner never returns, and both sides
+    // only ever switch to each other.
     unsafe {
         let data = ((*g).stack.get().hi - 64) as *mut *const Pair;
         data.write(&raw const pair);

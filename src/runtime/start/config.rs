@@ -1,7 +1,7 @@
 //! Settings of a run, and what a run refuses to start with.
 //!
-//! A setting is checked when a run starts, not when it is set: so setters compose, and each refusal is
-//! a [`RunError`].
+//! A setting is checked when a run starts, not when it is set: so setters compose, and each refusal
+//! is a [`RunError`].
 
 use std::fmt;
 use std::time::Duration;
@@ -85,18 +85,22 @@ impl Config {
         self
     }
 
-    /// Usable bytes of each goroutine's stack, rounded up to the next of 16 KiB, 64 KiB, 256 KiB,
-    /// 1 MiB and 8 MiB. The default is 64 KiB. Only pages that are touched cost memory. A single
-    /// goroutine can have another size: [`Builder::stack_bytes`](crate::runtime::Builder::stack_bytes).
+    /// Usable bytes of each goroutine's stack, rounded up to the next of 16 KiB, 64 KiB, 256 KiB, 1
+    /// MiB and 8 MiB. The default is 64 KiB. Only pages that are touched cost memory. A single
+    /// goroutine can have another size:
+    /// [`Builder::stack_bytes`](crate::runtime::Builder::stack_bytes).
     ///
     /// ```
     /// use std::hint::black_box;
     ///
     /// use footbridge::runtime::Config;
     ///
-    /// let config = Config::new().stack_bytes(1 << 20);
-    /// let sum = config.run(|| black_box([1_u8; 512 << 10]).iter().map(|&n| u32::from(n)).sum());
-    /// assert_eq!(sum, Ok(512 << 10));
+    /// // More than the default has room for.
+    /// let sum = Config::new().stack_bytes(1 << 20).run(|| {
+    ///     let numbers = [1_u8; 256 << 10];
+    ///     black_box(&numbers).iter().map(|&n| usize::from(n)).sum()
+    /// });
+    /// assert_eq!(sum, Ok(256 << 10));
     /// ```
     pub fn stack_bytes(mut self, bytes: usize) -> Self {
         self.stack_bytes = bytes;
@@ -132,9 +136,9 @@ impl Config {
         self
     }
 
-    /// Whether goroutines are also preempted by a signal (SIGURG), in JIT code that is registered as
-    /// preemptible ([`Annotations::preemptible`](crate::jit::Annotations::preemptible)). The default
-    /// is yes. Otherwise they yield at polls only.
+    /// Whether goroutines are also preempted by a signal (SIGURG), in JIT code that is registered
+    /// as preemptible ([`Annotations::preemptible`](crate::jit::Annotations::preemptible)). The
+    /// default is yes. Otherwise they yield at polls only.
     ///
     /// Once a program has such code, a thread whose goroutine runs for longer than its slice gets
     /// the signal in native code too. There it changes nothing but that system calls may end with

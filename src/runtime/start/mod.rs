@@ -1,8 +1,8 @@
 //! Starting and ending a run, and its settings.
 //!
 //! This is the top of the runtime: it may use every room, and only `runtime/mod.rs` uses it. What
-//! emitted code calls is handed to the emitter here (`switch_stubs.rs`, `preempt_setup.rs`), so that
-//! `jit` and the rooms below need not know it.
+//! emitted code calls is handed to the emitter here (`switch_stubs.rs`, `preempt_setup.rs`), so
+//! that `jit` and the rooms below need not know it.
 //!
 //! | file | |
 //! | --- | --- |

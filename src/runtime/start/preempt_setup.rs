@@ -1,8 +1,8 @@
-#![allow(unsafe_code, reason = "addresses of other threads")]
 //! What a run sets up to preempt goroutines: stubs for its settings, the signal, and each thread.
 //!
-//! The stubs call functions of the scheduler (`interrupted`, `polled`, `overflowed`), whose addresses
-//! are handed to the emitter here. A thread can be preempted while its [`SignalRegistration`] lives.
+//! The stubs call functions of the scheduler (`interrupted`, `polled`, `overflowed`), whose
+//! addresses are handed to the emitter here. A thread can be preempted while its
+//! [`SignalRegistration`] lives.
 
 use std::ptr;
 use std::sync::atomic::Ordering;

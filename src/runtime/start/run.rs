@@ -1,38 +1,42 @@
 #![allow(unsafe_code, reason = "threads become Ms")]
 //! A run from its beginning to its end: its Ms, its main goroutine, and what it leaves behind.
 //!
-//! The scheduler (`sched/`) knows no beginning and no end but one flag: when `stopping` is set, every
-//! M that enters the scheduler leaves it for good. Everything else about start and stop is here.
+//! The scheduler (`sched/`) knows no beginning and no end but one flag: when `stopping` is set,
+//! every M that enters the scheduler leaves it for good. Everything else about start and stop is
+//! here.
 //!
 //! # Start
 //!
 //! 1. `run` checks the settings and makes what the process needs once: the fences (`os/futex`), the
 //!    stubs that switch stacks (`emit_stubs`), the handlers of faults, and the preemption stubs for
-//!    these settings (`PreemptStubs::new`). Nothing of a run exists yet, so each refusal just returns.
+//!    these settings (`PreemptStubs::new`). Nothing of a run exists yet, so each refusal just
+//!    returns.
 //! 2. It allocates the Ms and makes the `Sched`, leaked, so that all threads can refer to it.
-//! 3. `start_threads` starts a thread for every M but the first, and one for sysmon. Each M's thread
-//!    calls `mstart`: alternate stack, bounds of the system stack, `SignalRegistration`, scheduler.
-//! 4. `run_main` queues the main goroutine on the first M, which the calling thread becomes: it calls
-//!    `mstart` itself. The main goroutine is bound to this thread, since `f` need not be `Send`.
+//! 3. `start_threads` starts a thread for every M but the first, and one for sysmon. Each M's
+//!    thread calls `mstart`: alternate stack, bounds of the system stack, `SignalRegistration`,
+//!    scheduler.
+//! 4. `run_main` queues the main goroutine on the first M, which the calling thread becomes: it
+//!    calls `mstart` itself. The main goroutine is bound to this thread, since `f` need not be
+//!    `Send`.
 //!
 //! # Stop
 //!
 //! 1. The main goroutine has left its result, and calls `stop`. If a thread was refused in step 3
 //!    above, `run` calls it right away: the Ms that did start must leave.
-//! 2. `stop` sets `stopping`, crosses a heavy fence, and wakes every M: one that went to sleep before
-//!    it could see the flag sees its wake-up. Ms that run a goroutine are requested to preempt it, as
-//!    no code that computes enters the scheduler by itself.
+//! 2. `stop` sets `stopping`, crosses a heavy fence, and wakes every M: one that went to sleep
+//!    before it could see the flag sees its wake-up. Ms that run a goroutine are requested to
+//!    preempt it, as no code that computes enters the scheduler by itself.
 //! 3. Each M leaves the scheduler, and `mstart` returns. Goroutines stay where they are: queued,
 //!    parked, or preempted.
-//! 4. Each thread counts `ms_running` down, and waits for the others. **No thread ends before the last
-//!    goroutine has stopped**: thread-locals of an ended thread are freed, and a goroutine of another
-//!    thread may hold a borrow of them (`sync/latch.rs`).
+//! 4. Each thread counts `ms_running` down, and waits for the others. **No thread ends before the
+//!    last goroutine has stopped**: thread-locals of an ended thread are freed, and a goroutine of
+//!    another thread may hold a borrow of them (`sync/latch.rs`).
 //! 5. `run` joins the threads, and ends sysmon after them: until then it preempts what still runs.
 //! 6. `abandon_goroutines` marks what is left, and wakes threads and goroutines of other runs that
-//!    join one. An abandoned goroutine is never resumed. What it owns is leaked and its stack stays,
-//!    since other code may hold addresses into it.
-//! 7. Caches of dead goroutines go to the pools that all runs share, the Ms are released for the next
-//!    run, and the `Sched` is freed: no M refers to it any more.
+//!    join one. An abandoned goroutine is never resumed. What it owns is leaked and its stack
+//!    stays, since other code may hold addresses into it.
+//! 7. Caches of dead goroutines go to the pools that all runs share, the Ms are released for the
+//!    next run, and the `Sched` is freed: no M refers to it any more.
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
@@ -147,8 +151,8 @@ struct Threads {
     sysmon: Option<JoinHandle<()>>,
 }
 
-/// Starts the threads of all Ms but the first, and that of sysmon where there are time slices. Ends at
-/// the first thread that the system refuses, with the error.
+/// Starts the threads of all Ms but the first, and that of sysmon where there are time slices. Ends
+/// at the first thread that the system refuses, with the error.
 fn start_threads(
     sched: &'static Sched,
     stubs: &PreemptStubs,
@@ -195,8 +199,8 @@ fn run_main<R>(
         sched: &'static Sched,
     }
     unsafe fn run<F: FnOnce() -> R, R>(data: *mut u8) {
-        // SAFETY: `run_main` wrote the address of a Main there. It outlives the goroutine, since the
-        // frame of `run_main` stays until the run has stopped.
+        // SAFETY: `run_main` wrote the address of a Main there. It outlives the goroutine, since
+        // the frame of `run_main` stays until the run has stopped.
         let main = unsafe { &mut *data.cast::<*mut Main<'_, F, R>>().read() };
         let f = main.f.take().expect("a goroutine runs its task once");
         *main.result = Some(panic::catch_unwind(AssertUnwindSafe(f)));
@@ -265,8 +269,8 @@ fn mstart(m: &'static M, stubs: &PreemptStubs) {
     setm(ptr::null_mut());
 }
 
-/// Marks the goroutines that a run leaves, and readies those of other runs, and threads, that wait for
-/// one of them.
+/// Marks the goroutines that a run leaves, and readies those of other runs, and threads, that wait
+/// for one of them.
 fn abandon_goroutines(run_id: u64) {
     for g in g::all() {
         // The status first: another run may take a dead G, and sets the run before the status.

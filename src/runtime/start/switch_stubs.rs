@@ -10,8 +10,8 @@ use crate::runtime::arch;
 use crate::runtime::arch::Gobuf;
 use crate::runtime::sched::lifecycle::goroutine_main;
 
-/// Emits the stubs, once. It must have succeeded before a goroutine is made. After a failure the next
-/// call tries again.
+/// Emits the stubs, once. It must have succeeded before a goroutine is made. After a failure the
+/// next call tries again.
 pub(crate) fn emit_stubs() -> Result<(), JitError> {
     /// Set after the stubs are in place, so that a thread that sees it may use them.
     static DONE: OnceLock<()> = OnceLock::new();

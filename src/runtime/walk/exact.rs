@@ -35,8 +35,8 @@
 //! # Rules
 //!
 //! The walk reads the stack and the registry, takes no lock and allocates nothing: it may run in a
-//! signal handler. It never reads a word outside of its `Bounds`. It does not decode the code of the
-//! crate's own stubs: their emitter has reported how far the frame is at each instruction.
+//! signal handler. It never reads a word outside of its `Bounds`. It does not decode the code of
+//! the crate's own stubs: their emitter has reported how far the frame is at each instruction.
 //!
 //! The rare cases are functions of their own, never inlined, so that the path of most frames stays
 //! short: the loop keeps nothing of a stub over the visit but its frame pointer.
@@ -54,8 +54,8 @@ use crate::runtime::stack::LARGEST_BYTES;
 /// More frames than any stack has: only a broken stack has as many.
 const MAX_FRAMES: usize = LARGEST_BYTES / size_of::<usize>();
 
-/// A frame of JIT code. [`jit_frames`](crate::runtime::jit_frames) visits them. It is `Copy`, `Send`
-/// and `Sync`: code stays registered after its frame is gone.
+/// A frame of JIT code. [`jit_frames`](crate::runtime::jit_frames) visits them. It is `Copy`,
+/// `Send` and `Sync`: code stays registered after its frame is gone.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct JitFrame {
@@ -238,8 +238,8 @@ fn interrupted_code(
         }
     };
     // The stub saves the previous anchor in its slots, and then stores its own rbp as the anchor's
-    // fp. So an anchor with this rbp says that the slots hold the previous one, at each instruction.
-    // With any other fp, the anchor is still the previous one.
+    // fp. So an anchor with this rbp says that the slots hold the previous one, at each
+    // instruction. With any other fp, the anchor is still the previous one.
     let slot = |offset: isize| bounds.read(r.fp.wrapping_add_signed(offset));
     let anchor = match state.has_frame() && current.0 == r.fp {
         true => slot(preempt::frame::PREVIOUS_FP).zip(slot(preempt::frame::PREVIOUS_PC)),
@@ -327,7 +327,8 @@ fn past_native_caller(
     }
 }
 
-/// What a walk has come through. Apart from the cursor's registers, since most steps do not read it.
+/// What a walk has come through. Apart from the cursor's registers, since most steps do not read
+/// it.
 struct Past {
     /// The anchor that counts from here on: the goroutine's, or that of an interruption.
     anchor: (usize, usize),

@@ -46,9 +46,9 @@ const EAGER_CHECKS: u32 = 200;
 /// How long the thread sleeps between two checks.
 const NAP: Duration = Duration::from_micros(50);
 
-/// A goroutine, to be inspected. It is a number and an address, `Copy`, `Send` and `Sync`, and keeps
-/// nothing alive: after the goroutine has ended every question about it has the answer that it has
-/// ended.
+/// A goroutine, to be inspected. It is a number and an address, `Copy`, `Send` and `Sync`, and
+/// keeps nothing alive: after the goroutine has ended every question about it has the answer that
+/// it has ended.
 ///
 /// [`goroutines`] lists them, [`this_goroutine`] is the calling one.
 #[derive(Clone, Copy)]
@@ -175,8 +175,8 @@ impl Goroutine {
         self.id
     }
 
-    /// Its name, if [`Builder::name`](crate::runtime::Builder::name) gave it one, until it has ended
-    /// and its handle is gone; a name may be returned for some time after that.
+    /// Its name, if [`Builder::name`](crate::runtime::Builder::name) gave it one, until it has
+    /// ended and its handle is gone; a name may be returned for some time after that.
     ///
     /// ```
     /// use footbridge::runtime::{self, Builder, this_goroutine};
@@ -193,8 +193,8 @@ impl Goroutine {
         g.name.copy(|| g.goid.load(Ordering::Relaxed) == id)
     }
 
-    /// Suspends the goroutine and visits its JIT frames, innermost first, until `visit` breaks, with
-    /// the live pointers that their stack maps list. For the calling goroutine this is
+    /// Suspends the goroutine and visits its JIT frames, innermost first, until `visit` breaks,
+    /// with the live pointers that their stack maps list. For the calling goroutine this is
     /// [`scan_own_stack`].
     ///
     /// ```
@@ -224,9 +224,9 @@ impl Goroutine {
     /// ```
     ///
     /// A goroutine that runs is requested to yield; after `wait` this call fails. The goroutine is
-    /// resumed after the visit: a thread that would run it sleeps meanwhile. One goroutine at a time
-    /// is suspended in the process. Other callers wait, within their `wait`, and those that are not
-    /// migratable yield meanwhile as in [`checkpoint`](crate::runtime::checkpoint).
+    /// resumed after the visit: a thread that would run it sleeps meanwhile. One goroutine at a
+    /// time is suspended in the process. Other callers wait, within their `wait`, and those that
+    /// are not migratable yield meanwhile as in [`checkpoint`](crate::runtime::checkpoint).
     ///
     /// On a thread of a run the visit runs on the system stack, and can neither park nor be
     /// preempted. On any thread it must not wait for another goroutine: neither for a lock that one
@@ -236,8 +236,8 @@ impl Goroutine {
     /// The goroutine has ended, or did not yield in time. Nothing was visited.
     ///
     /// # Panics
-    /// With the panic of `visit`; if `visit` itself inspects another goroutine, or parks on a thread
-    /// of a run.
+    /// With the panic of `visit`; if `visit` itself inspects another goroutine, or parks on a
+    /// thread of a run.
     pub fn scan_stack(
         self,
         wait: Duration,
@@ -366,7 +366,8 @@ impl Drop for SuspendRight {
     }
 }
 
-/// A goroutine whose suspension was requested. [`Goroutine::suspend`] returns one that is suspended.
+/// A goroutine whose suspension was requested. [`Goroutine::suspend`] returns one that is
+/// suspended.
 pub(crate) struct Suspended {
     g: &'static G,
     _right: SuspendRight,

@@ -225,8 +225,8 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> ControlFlow<()> + ?Sized>(
 
 /// Visits the JIT frames of the calling goroutine, innermost first, with the live pointers that
 /// their stack maps list, until `visit` breaks. Native code is skipped, as in
-/// [`jit_frames`](crate::runtime::jit_frames): a collector must learn in another way what Rust and C
-/// code hold. No lock is taken and nothing is allocated.
+/// [`jit_frames`](crate::runtime::jit_frames): a collector must learn in another way what Rust and
+/// C code hold. No lock is taken and nothing is allocated.
 ///
 /// On a thread that runs no goroutine there is none.
 ///

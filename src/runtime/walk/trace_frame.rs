@@ -12,7 +12,7 @@ use crate::jit::stubs::preempt::POLL;
 /// // The innermost frame is the caller of `traceback`. Its name needs the feature `traceback`, and
 /// // its line the feature `backtrace`.
 /// match &traceback().frames[0] {
-///     TraceFrame::Rust { name, location } => println!("{name} at {location:?}"),
+///     TraceFrame::Rust { name, location, .. } => println!("{name} at {location:?}"),
 ///     other => println!("{other}"),
 /// }
 /// ```

@@ -2,7 +2,7 @@
 //! may be interrupted there, and where it resumes. Callable in a signal handler.
 
 use super::{StubInfo, lookup_as};
-use crate::jit::registry::kind::HAS_UNSAFE_RANGES;
+use crate::jit::registry::kind::HAS_UNSAFE_POINTS;
 use crate::jit::safe_point::{SafePoint, UnsafePointRange};
 use crate::jit::unwind::user_code;
 
@@ -12,10 +12,10 @@ impl StubInfo {
     pub(crate) fn safe_point(&self) -> SafePoint {
         if !self.is_preemptible() {
             SafePoint::NotPreemptible
-        } else if self.word & HAS_UNSAFE_RANGES == 0 {
+        } else if self.word & HAS_UNSAFE_POINTS == 0 {
             SafePoint::ResumeAt(self.offset_bytes())
         } else {
-            SafePoint::find(self.unsafe_ranges(), self.offset_bytes())
+            SafePoint::find(self.unsafe_points(), self.offset_bytes())
         }
     }
 
@@ -35,7 +35,7 @@ impl StubInfo {
         self.is_users() && user_code::is_rax_pushed(self.code(), self.offset_bytes())
     }
 
-    fn unsafe_ranges(&self) -> &'static [UnsafePointRange] {
+    fn unsafe_points(&self) -> &'static [UnsafePointRange] {
         let annotations = self.descriptor().annotations;
         annotations.and_then(|said| said.preemptible.as_deref()).unwrap_or_default()
     }

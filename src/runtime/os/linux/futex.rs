@@ -1,8 +1,8 @@
 #![allow(unsafe_code, reason = "futex(2) and membarrier(2)")]
 //! Sleeping on a word, and a fence whose whole cost is on one side.
 //!
-//! The fences are a pair. Thread A stores x, crosses the light fence and loads y; thread B stores y,
-//! crosses the heavy fence and loads x. At least one of them sees the other's store. With
+//! The fences are a pair. Thread A stores x, crosses the light fence and loads y; thread B stores
+//! y, crosses the heavy fence and loads x. At least one of them sees the other's store. With
 //! membarrier(2) the light fence is no instruction at all, so it stands where code is hot: in each
 //! switch, and where work is added. The heavy fence costs a system call that interrupts the other
 //! threads of the process: it stands where a thread is about to sleep or to suspend a goroutine.

@@ -49,8 +49,8 @@ pub(crate) unsafe fn decommit(at: usize, bytes: usize) {
     unsafe { libc::madvise(at as *mut _, bytes, libc::MADV_DONTNEED) };
 }
 
-/// Makes accesses to a range fault, by page table markers, which cost no mapping. Returns whether the
-/// kernel has them (Linux 6.13).
+/// Makes accesses to a range fault, by page table markers, which cost no mapping. Returns whether
+/// the kernel has them (Linux 6.13).
 ///
 /// # Safety
 /// 1. The range lies in a mapping of [`reserve_stacks`].

@@ -26,8 +26,8 @@ pub(crate) fn loaded_modules() -> Modules {
         _size: libc::size_t,
         modules: *mut libc::c_void,
     ) -> libc::c_int {
-        // SAFETY: dl_iterate_phdr passes a valid description, and the pointer that it was given: the
-        // address of the local below.
+        // SAFETY: dl_iterate_phdr passes a valid description, and the pointer that it was given:
+        // the address of the local below.
         let (info, modules) = unsafe { (&*info, &mut *modules.cast::<Modules>()) };
         modules.counters = (info.dlpi_adds, info.dlpi_subs);
         // SAFETY: the description is of a loaded module.

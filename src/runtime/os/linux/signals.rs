@@ -20,8 +20,8 @@
 //! 1. The kernel enters `on_signal` on the alternate stack, which every M has: a goroutine that
 //!    overflowed its stack has none left.
 //! 2. `on_signal` calls the crate's [`Handler`] for the signal.
-//! 3. A handler that finds that the signal is not the crate's calls [`Signal::chain`], which does what
-//!    would have been done without the crate.
+//! 3. A handler that finds that the signal is not the crate's calls [`Signal::chain`], which does
+//!    what would have been done without the crate.
 //!
 //! Handlers are installed once and never removed: another library may have put its own in front
 //! meanwhile, and would call into nothing.
@@ -43,8 +43,8 @@ pub(crate) const SEGMENT: libc::c_int = libc::SIGSEGV;
 /// A fault of an access to memory that a file does not back.
 pub(crate) const BUS: libc::c_int = libc::SIGBUS;
 
-/// The signal that preempts. Go's choice: it is ignored by default, libc does not use it, and programs
-/// that do must expect spurious ones.
+/// The signal that preempts. Go's choice: it is ignored by default, libc does not use it, and
+/// programs that do must expect spurious ones.
 pub(crate) const PREEMPT: libc::c_int = libc::SIGURG;
 
 /// Bytes of an M's alternate stack: the frame that the kernel writes (with AVX-512 about 3 KiB),
@@ -136,11 +136,11 @@ pub(crate) fn install(handlers: &[(libc::c_int, Handler)]) {
     }
 }
 
-/// Puts [`on_signal`] in front of the handler that is there. The caller has stored the crate's handler
-/// and holds the lock.
+/// Puts [`on_signal`] in front of the handler that is there. The caller has stored the crate's
+/// handler and holds the lock.
 fn replace(signal: libc::c_int) {
-    // SAFETY: the previous action is stored before `on_signal` can run, which keeps the rules at the
-    // head of this file. The lock is held, so no other thread writes the element.
+    // SAFETY: the previous action is stored before `on_signal` can run, which keeps the rules at
+    // the head of this file. The lock is held, so no other thread writes the element.
     unsafe {
         let previous = (*PREVIOUS.0.get())[index_of(signal)].as_mut_ptr();
         libc::sigaction(signal, ptr::null(), previous);
@@ -195,8 +195,8 @@ pub(crate) fn unblock(signal: libc::c_int) -> SignalMask {
     }
 }
 
-/// Blocks a signal on the calling thread if it is blocked in a mask from before. Other signals stay as
-/// the program has set them in between.
+/// Blocks a signal on the calling thread if it is blocked in a mask from before. Other signals stay
+/// as the program has set them in between.
 pub(crate) fn block_as_before(signal: libc::c_int, before: &SignalMask) {
     // SAFETY: the mask is one that the kernel has filled in; the other address is that of a local.
     unsafe {
@@ -282,8 +282,8 @@ impl AltStack {
     /// Gives the calling thread an alternate stack of its own until the value is dropped. `None`:
     /// there is no memory. An overflow then ends the process without a message.
     pub(crate) fn install() -> Option<Self> {
-        // SAFETY: the mapping is fresh, and its lowest page becomes the guard of the rest. The other
-        // addresses are those of locals.
+        // SAFETY: the mapping is fresh, and its lowest page becomes the guard of the rest. The
+        // other addresses are those of locals.
         unsafe {
             let memory = libc::mmap(
                 ptr::null_mut(),

@@ -3,8 +3,8 @@
 
 use std::fmt::{self, Write};
 
-/// Writes with write(2), piece by piece as they are formatted. Each piece may be torn from the next by
-/// the output of other threads.
+/// Writes with write(2), piece by piece as they are formatted. Each piece may be torn from the next
+/// by the output of other threads.
 pub(crate) struct RawStderr;
 
 impl Write for RawStderr {

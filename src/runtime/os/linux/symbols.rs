@@ -1,12 +1,12 @@
 #![allow(unsafe_code, reason = "maps the files of modules")]
 //! The name of a native function, read from symbol tables without allocating.
 //!
-//! A signal handler may call this: it makes plain system calls and reads private mappings. The kernel
-//! tells which module is where (/proc/self/maps), and not the dynamic linker, which would take a
-//! lock.
+//! A signal handler may call this: it makes plain system calls and reads private mappings. The
+//! kernel tells which module is where (/proc/self/maps), and not the dynamic linker, which would
+//! take a lock.
 //!
-//! Tables are searched from front to back, and files are mapped anew each time: a name is needed once,
-//! before the process ends, or is kept by the caller.
+//! Tables are searched from front to back, and files are mapped anew each time: a name is needed
+//! once, before the process ends, or is kept by the caller.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -81,8 +81,8 @@ pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>, Option<&str
     f(name, module)
 }
 
-/// The address that the linker gave to the code at `pc`, if the program headers are at `headers`. The
-/// program is mapped as a whole, so they tell where its base is.
+/// The address that the linker gave to the code at `pc`, if the program headers are at `headers`.
+/// The program is mapped as a whole, so they tell where its base is.
 fn address_in_program(file: &[u8], pc: u64, headers: u64) -> Option<u64> {
     let elf = FileHeader64::<Endianness>::parse(file).ok()?;
     let endian = elf.endian().ok()?;
@@ -103,8 +103,8 @@ fn address_of_offset(file: &[u8], offset: u64) -> Option<u64> {
         .find_map(|h| Some(covers(h.p_offset(endian), h.p_filesz(endian))? + h.p_vaddr(endian)))
 }
 
-/// The function symbol that covers an address, from the full table or, if that was stripped, from the
-/// table for the dynamic linker.
+/// The function symbol that covers an address, from the full table or, if that was stripped, from
+/// the table for the dynamic linker.
 fn symbol_name(file: &[u8], address: u64) -> Option<&str> {
     let elf = FileHeader64::<Endianness>::parse(file).ok()?;
     let endian = elf.endian().ok()?;

@@ -1,6 +1,6 @@
 //! The full walk where native frames are not decoded: JIT frames, and of native code the addresses
-//! that are known without decoding. These are where the walk began, and where native code entered JIT
-//! code.
+//! that are known without decoding. These are where the walk began, and where native code entered
+//! JIT code.
 
 use super::{Frame, MAX_TRACED_FRAMES};
 use crate::jit::{lookup, lookup_return};
@@ -11,9 +11,9 @@ use crate::runtime::walk::exact::{Bounds, Out, step_out};
 pub(in crate::runtime::walk) struct FullWalker;
 
 impl FullWalker {
-    /// How many frames of a walk from `registers_here` are the function's own, and are not shown. Here
-    /// the first one is shown: the caller's address is not known, and a goroutine without JIT frames
-    /// would have no frame at all.
+    /// How many frames of a walk from `registers_here` are the function's own, and are not shown.
+    /// Here the first one is shown: the caller's address is not known, and a goroutine without JIT
+    /// frames would have no frame at all.
     pub(in crate::runtime::walk) const OWN_FRAMES: usize = 0;
 
     pub(in crate::runtime::walk) fn new() -> Self {

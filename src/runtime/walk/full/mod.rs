@@ -2,8 +2,8 @@
 //! nothing may be decided by it.
 //!
 //! There are two of them, with the same functions. `native.rs` decodes native frames, by the unwind
-//! tables of the loaded modules. `jit_only.rs` is for builds without the feature `traceback`: it goes
-//! from anchor to anchor, and of native code it has single addresses.
+//! tables of the loaded modules. `jit_only.rs` is for builds without the feature `traceback`: it
+//! goes from anchor to anchor, and of native code it has single addresses.
 
 #[cfg(any(test, not(feature = "traceback")))]
 pub(super) mod jit_only;

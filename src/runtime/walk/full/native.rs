@@ -63,7 +63,7 @@ impl FullWalker {
                     .map(|pc| (pc, true)),
             };
             match next {
-                Some((next, _)) if next == 0 => return,
+                Some((0, _)) => return,
                 Some(next) => (pc, is_return_address) = next,
                 None => return,
             }
@@ -89,8 +89,8 @@ impl FullWalker {
     }
 }
 
-/// Leaves a JIT frame, and takes the callee-saved registers that it keeps out of it. `None`: there is
-/// no caller, or none that can be told.
+/// Leaves a JIT frame, and takes the callee-saved registers that it keeps out of it. `None`: there
+/// is no caller, or none that can be told.
 fn leave_jit(
     stub: &StubInfo,
     pc: usize,

@@ -1,5 +1,5 @@
-//! The names of native functions by debug information, with source lines and the functions that were
-//! inlined.
+//! The names of native functions by debug information, with source lines and the functions that
+//! were inlined.
 
 use std::ffi::c_void;
 

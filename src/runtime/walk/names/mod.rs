@@ -8,8 +8,8 @@
 //! | `traceback` | `symbol_table.rs`: functions | `symbol_table.rs` |
 //! | neither | `address.rs`: the address | `address.rs` |
 //!
-//! `native_frames` allocates and takes locks. `write_native` does neither: a signal handler may call
-//! it.
+//! `native_frames` allocates and takes locks. `write_native` does neither: a signal handler may
+//! call it.
 
 #[cfg(not(feature = "traceback"))]
 mod address;
