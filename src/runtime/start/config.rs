@@ -327,3 +327,23 @@ impl std::error::Error for RunError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn errors_that_wrap_one_have_a_source() {
+        let stack = StackError::TooLarge { requested: 1 << 30 };
+        let code = JitError::ForkedChild;
+        for (error, inner) in [
+            (RunError::Stack(stack.clone()), stack.to_string()),
+            (RunError::Code(code.clone()), code.to_string()),
+        ] {
+            assert_eq!(error.source().map(ToString::to_string), Some(inner));
+        }
+        assert!(RunError::Nested.source().is_none());
+    }
+}

@@ -1,5 +1,5 @@
 #![allow(unsafe_code, reason = "threads become Ms")]
-//! A run from its beginning to its end: its Ms, its main goroutine, and what it leaves behind.
+//! A run from its beginning to its end: its Ms, its main goroutine, and what it leaves.
 //!
 //! The scheduler (`sched/`) knows no beginning and no end but one flag: when `stopping` is set,
 //! every M that enters the scheduler leaves it for good. Everything else about start and stop is

@@ -29,6 +29,8 @@ use crate::runtime::walk::exact::{Bounds, JitFrame, Start, WalkEnd, exact_walk};
 const _: () = assert!(LARGEST_BYTES <= FARTHEST_BYTES as usize);
 
 /// A frame of JIT code, and what is alive in it. [`scan_own_stack`] has an example.
+///
+/// The addresses that it hands out are those of a stack, and valid as long as the frame is visited.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct ScanFrame {

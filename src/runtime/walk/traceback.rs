@@ -397,4 +397,14 @@ mod tests {
         // Where the walk began, JIT code, and the native code that entered it.
         assert_eq!(*seen.lock().expect("no panic"), [native, a, b, c, native]);
     }
+
+    /// What the documentation of these types promises.
+    #[test]
+    fn what_is_known_of_goroutines_can_be_sent() {
+        fn is_plain_data<T: Send + Sync + fmt::Debug>() {}
+        is_plain_data::<Goroutine>();
+        is_plain_data::<JitFrame>();
+        is_plain_data::<Traceback>();
+        is_plain_data::<runtime::Config>();
+    }
 }
