@@ -372,10 +372,10 @@ mod tests {
 
     #[test]
     fn without_native_frames_the_known_addresses_are_left() {
-        let seen = Box::leak(Box::new(Mutex::new(Vec::new())));
+        static SEEN: Mutex<Vec<Option<StubKind>>> = Mutex::new(Vec::new());
         let jit = Jit::new().expect("code memory");
         let look = jit.named_goroutine_fn("look", Convention::SystemV, || {
-            *seen.lock().expect("no panic") = kinds_here();
+            *SEEN.lock().expect("no panic") = kinds_here();
         });
         let look = look.expect("emitted").address();
         // SAFETY: a System V function with a standard frame around a call.
@@ -395,7 +395,7 @@ mod tests {
         let (native, jit) = (None, [StubKind::GoroutineFn, StubKind::User, StubKind::Enter]);
         let [a, b, c] = jit.map(Some);
         // Where the walk began, JIT code, and the native code that entered it.
-        assert_eq!(*seen.lock().expect("no panic"), [native, a, b, c, native]);
+        assert_eq!(*SEEN.lock().expect("no panic"), [native, a, b, c, native]);
     }
 
     /// What the documentation of these types promises.
