@@ -85,8 +85,8 @@ impl Config {
         self
     }
 
-    /// Usable bytes of each goroutine's stack, rounded up to the next of 16 KiB, 64 KiB, 256 KiB, 1
-    /// MiB and 8 MiB. The default is 64 KiB. Only pages that are touched cost memory. A single
+    /// Usable bytes of each goroutine's stack, rounded up to the next of 16 KiB, 64 KiB, 256 KiB,
+    /// 1 MiB and 8 MiB. The default is 64 KiB. Only pages that are touched cost memory. A single
     /// goroutine can have another size:
     /// [`Builder::stack_bytes`](crate::runtime::Builder::stack_bytes).
     ///
