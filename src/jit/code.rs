@@ -218,7 +218,7 @@ impl Jit {
     /// 5. It returns with the floating-point control state (MXCSR, x87 control word) that it was
     ///    entered with, and has it whenever it calls: a goroutine that is suspended in what it
     ///    calls hands its state to the next one. On a goroutine that keeps a state of its own
-    ///    ([`keep_fp_control`](crate::runtime::keep_fp_control)) that does not happen, and it may
+    ///    (`runtime::keep_fp_control`) that does not happen, and it may
     ///    call in another state, if the called function works in that and keeps it; native code
     ///    that computes with floating-point numbers mostly relies on the default. A poll may be
     ///    reached in any state on any goroutine, since its stub saves it; a check of the stack,
@@ -228,15 +228,15 @@ impl Jit {
     /// 6. The frame of a framed class is complete from `mov rbp, rsp` to the last `pop rbp` or
     ///    `leave`, which a `ret` follows directly; rbp is not used for anything else in between.
     /// 7. The code runs on a goroutine's stack with at least 8 KiB left, or it polls
-    ///    ([`Jit::polls`]) where it calls. (With less left it is not preempted.)
+    ///    (`Jit::polls`) where it calls. (With less left it is not preempted.)
     /// 8. At each instruction outside of the unsafe points another goroutine may run on this
     ///    thread, and a migratable goroutine may resume on another: there the code has no lock, no
     ///    address that it got from `fs`, no borrow of a thread-local and no half-made state that
     ///    others on the thread can see. Nor does a caller hold a lock that other goroutines of the
-    ///    thread may want ([`without_preemption`](crate::runtime::without_preemption) is for
+    ///    thread may want (`runtime::without_preemption` is for
     ///    callers that do): that would be a deadlock.
     /// 9. From any instruction of a range that restarts, the code may resume at its first one.
-    /// 10. Native code reaches it through an entry ([`Code::enter`]). By its bare address it may
+    /// 10. Native code reaches it through an entry (`Code::enter`). By its bare address it may
     ///     call code that calls no goroutine function: preemptions, polls and checks of the stack
     ///     leave the goroutine's anchor as it was, and exact walks continue there after code that
     ///     was descheduled. A goroutine function leaves an anchor of its own, so that walks end, or
@@ -245,7 +245,7 @@ impl Jit {
     /// With [`Annotations::stack_map`]:
     /// 11. What a visitor of the code's live slots does to a slot of the stack map is right for the
     ///     code at that place: see [`LiveAt`](super::LiveAt) for which entry counts when.
-    ///     [`scan_own_stack`](crate::runtime::scan_own_stack) visits them.
+    ///     `runtime::scan_own_stack` visits them.
     ///
     /// The machine state survives a preemption: flags, registers, the 128 bytes below rsp, and what
     /// XSAVE keeps on this CPU, but for the tiles of AMX.
@@ -301,6 +301,7 @@ impl Jit {
         self.arena.memory().is_near()
     }
 
+    #[cfg(feature = "runtime")]
     pub(crate) fn arena(&self) -> &'static Arena {
         self.arena
     }
@@ -353,6 +354,7 @@ impl StubHandle {
         Self { id, shared: OnceLock::new() }
     }
 
+    #[cfg(feature = "runtime")]
     pub(crate) fn with_target(id: StubId, target: Arc<SharedStub>) -> Self {
         Self { id, shared: OnceLock::from(Arc::new(SharedStub { id, _target: Some(target) })) }
     }
@@ -445,7 +447,7 @@ impl Code {
     /// 2. If the code may unwind, `F` is the `-unwind` form.
     /// 3. No call of the pointer starts after the last handle to this code was dropped.
     /// 4. `F` is an `unsafe fn`, unless every call of it is sound. A call by this pointer leaves no
-    ///    entry frame: code that calls goroutine functions is entered by [`Code::enter`] instead.
+    ///    entry frame: code that calls goroutine functions is entered by `Code::enter` instead.
     pub unsafe fn as_fn<F: Copy>(&self) -> F {
         // SAFETY: 1. is the caller's promise, and so are 2. to 4., which are about calls.
         unsafe { as_fn(self.address()) }
@@ -500,6 +502,7 @@ impl Code {
     }
 
     /// Keeps the code from being retired.
+    #[cfg(feature = "runtime")]
     pub(crate) fn share(&self) -> Arc<SharedStub> {
         self.stub.share()
     }

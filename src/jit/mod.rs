@@ -73,14 +73,17 @@ crate::on_executing_host! {
     pub use safe_point::WhenUnsafe;
     pub use scalar::{CallResult, Scalar};
     pub use stack_map::{LiveAt, LiveSlot, StackMap};
+}
 
+crate::for_runtime! {
     pub(crate) use arena::StubSpec;
     pub(crate) use code::{SharedStub, StubHandle, as_fn, name_of};
     pub(crate) use frame::{PAGE_BYTES, RED_ZONE_BYTES, entry_frame};
     pub(crate) use registry::{has_preemptible_code, lookup_return};
     pub(crate) use safe_point::SafePoint;
-    pub(crate) use scalar::for_each_arity;
     pub(crate) use stack_map::FARTHEST_BYTES;
+    #[cfg(feature = "traceback")]
+    pub(crate) use unwind::saved_registers;
+    pub(crate) use unwind::rules::FrameState;
     pub(crate) use unwind::Unwinder;
-    pub(crate) use unwind::rules::{FrameState, saved_registers};
 }

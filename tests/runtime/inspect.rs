@@ -456,7 +456,7 @@ fn a_forbidden_call_in_a_visitor_panics_and_the_goroutine_is_resumed() {
             type Visit<'a> = &'a dyn Fn();
             let visits: [(&str, Visit<'_>); 3] = [
                 ("cannot park inside of systemstack", &gosched),
-                ("a visit of its stack cannot look at others", &|| drop(scan(other))),
+                ("a visit of its stack cannot inspect others", &|| drop(scan(other))),
                 ("by the visitor", &|| panic!("by the visitor")),
             ];
             for (expected, visit) in visits {

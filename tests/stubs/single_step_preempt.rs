@@ -575,7 +575,7 @@ fn tracebacks_show_where_a_goroutine_was_preempted() {
         let polling = adder("polling code", FrameClass::Standard, SYSTEM_V, true);
         for (scene, places, words, kind) in [
             (&preempted, preempted.instructions(), "preempted at", "async preempt"),
-            (&polling, vec![0], "gave way at", "poll"),
+            (&polling, vec![0], "yielded at", "poll"),
         ] {
             for at in places {
                 REQUEST_AT.store(scene.start + at, Ordering::Relaxed);

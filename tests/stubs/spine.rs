@@ -21,7 +21,7 @@ fn shape(traceback: &Traceback) -> Vec<String> {
         .map(|frame| match frame {
             TraceFrame::Jit { name, kind, .. } => format!("jit {name} ({kind})"),
             TraceFrame::Rust { name, .. } => format!("rust {name}"),
-            TraceFrame::C { name } => format!("c {name}"),
+            TraceFrame::C { name, .. } => format!("c {name}"),
             other => format!("{other}"),
         })
         .collect()

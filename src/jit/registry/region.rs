@@ -92,6 +92,7 @@ static REGION_LOCK: Mutex<()> = Mutex::new(());
 static HAS_PREEMPTIBLE_CODE: AtomicBool = AtomicBool::new(false);
 
 /// Whether there is code that can be interrupted for another goroutine.
+#[cfg(feature = "runtime")]
 pub(crate) fn has_preemptible_code() -> bool {
     HAS_PREEMPTIBLE_CODE.load(Ordering::Relaxed)
 }

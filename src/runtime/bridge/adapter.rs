@@ -290,7 +290,7 @@ fn make(
     };
     let word = bind.map_or(0, Bind::word);
     let id = shape.code.with_copy(address as u64, word, |code| {
-        jit.arena().emit_ready(&spec, code, shape.code.frame_report())
+        jit.arena().emit_ready(&spec, code, shape.code.report)
     })?;
     Ok(Adapter { stub: StubHandle::new(id), jit: *jit, shape })
 }

@@ -5,13 +5,12 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use super::arity::for_each_arity;
 use super::functions::leak;
 use super::sealed;
 use crate::abi::{Convention, Signature};
 use crate::jit::stubs::enter::{self, EntrySide};
-use crate::jit::{
-    CallResult, Code, Jit, JitError, Scalar, SharedStub, StubHandle, as_fn, for_each_arity, name_of,
-};
+use crate::jit::{CallResult, Code, Jit, JitError, Scalar, SharedStub, StubHandle, as_fn, name_of};
 use crate::runtime::gmp::stub_env::stub_env;
 
 /// A function pointer type that JIT code can be entered with: `fn(A, B, ...) -> R` of up to twelve

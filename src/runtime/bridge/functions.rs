@@ -4,13 +4,12 @@
 use std::any::type_name;
 use std::fmt;
 
+use super::arity::for_each_arity;
 use super::sealed;
 use crate::abi::{Convention, Signature};
 use crate::jit::stubs::enter::{self, EntrySide};
 use crate::jit::stubs::{goroutine_fn, spawn};
-use crate::jit::{
-    CallResult, Code, Jit, JitError, Scalar, StubHandle, as_fn, for_each_arity, name_of,
-};
+use crate::jit::{CallResult, Code, Jit, JitError, Scalar, StubHandle, as_fn, name_of};
 use crate::runtime::gmp::name::Name;
 use crate::runtime::gmp::stub_env::stub_env;
 use crate::runtime::sched::lifecycle::current_class;

@@ -15,6 +15,7 @@
 //! dropped retires it. The code and what it is bound to stay, since frames may return to it.
 
 mod adapter;
+mod arity;
 mod entry;
 mod functions;
 mod poll;

@@ -28,7 +28,8 @@ pub struct AdapterCode {
     pub(super) bytes: Vec<u8>,
     pub(super) target_off: usize,
     pub(super) context_off: Option<usize>,
-    pub(super) report: FrameReport,
+    /// Where the frame is complete, and where it is dropped.
+    pub(crate) report: FrameReport,
     pub(super) class: FrameClass,
     pub(super) is_tail_jump: bool,
 }
@@ -61,11 +62,6 @@ impl AdapterCode {
         self.class
     }
 
-    /// Where that frame is complete, and where it is dropped.
-    pub(crate) fn frame_report(&self) -> FrameReport {
-        self.report
-    }
-
     /// The code with its cells filled in. `context` is the bound word; of no effect where none is
     /// bound.
     pub fn with(&self, target: u64, context: u64) -> Vec<u8> {
@@ -74,6 +70,7 @@ impl AdapterCode {
         bytes
     }
 
+    #[cfg(feature = "runtime")]
     /// Calls `copy` with the code, its cells filled in. Unlike [`Self::with`] this allocates
     /// nothing for adapters of usual size, whose copies take a quarter of a microsecond.
     pub(crate) fn with_copy<R>(
