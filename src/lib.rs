@@ -86,7 +86,7 @@
 //! Code executes on x86-64 Linux. On other hosts there is no `runtime`, and of `jit` what emits
 //! bytes ([`jit::AdapterCode`]); `abi` is the same everywhere.
 
-#![deny(unsafe_code, missing_docs)]
+#![deny(unsafe_code, missing_docs, missing_debug_implementations)]
 #![warn(unreachable_pub, clippy::unwrap_used)]
 #![cfg_attr(
     any(not(all(target_arch = "x86_64", target_os = "linux")), footbridge_other_host),

@@ -4,6 +4,7 @@
 //! Each rule is a function from a [`tree::Tree`] to its violations, with file, line and text. Tests
 //! plant violations in small trees and assert that they are reported.
 
+mod docs;
 mod house;
 mod imports;
 mod rooms;

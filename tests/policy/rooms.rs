@@ -29,13 +29,13 @@ const WINGS: &[(&str, &[&str])] = &[
     (
         "src/jit/",
         &[
-            "dynasm.rs error.rs frame.rs annotations.rs stack_map.rs safe_point.rs",
+            "dynasm.rs error.rs frame.rs annotations.rs stack_map.rs safe_point.rs safe_point/",
             "leaf/",
             "mem/",
             "unwind/",
             "registry/",
             "emit/",
-            "arena.rs code.rs reclaim.rs scalar.rs",
+            "arena.rs arena/ code.rs reclaim.rs scalar.rs",
             "stubs/",
             "visible/",
             "relocate.rs",

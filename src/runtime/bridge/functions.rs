@@ -14,7 +14,7 @@ use crate::runtime::gmp::name::Name;
 use crate::runtime::gmp::stub_env::stub_env;
 use crate::runtime::sched::lifecycle::current_class;
 use crate::runtime::stack::SizeClass;
-use crate::runtime::task::{Settings, go_with};
+use crate::runtime::task::{Builder, Settings, SpawnFnError, go_with};
 
 /// A Rust closure that JIT code can call as a goroutine function: `Fn(A, B, ...) -> R` of up to
 /// twelve [`Scalar`]s, `Send`, `Sync` and `'static`. The crate implements it; no other crate can.
@@ -322,12 +322,71 @@ impl Jit {
     }
 }
 
+impl Builder {
+    /// Makes a stub by which JIT code starts goroutines, like [`Jit::spawn_fn`]; each of them has
+    /// the settings of this builder.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::dynasm::{DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    /// use footbridge::runtime::{self, Builder, Chan};
+    ///
+    /// let (jit, go) = (Jit::new()?, Convention::GoAbiInternal);
+    /// let channel = Chan::new(0);
+    /// let sender = channel.clone();
+    /// let send = move |n: u64| sender.send(n).expect("open");
+    /// let send = jit.named_goroutine_fn("send", go, send)?;
+    /// let call = |name, target: usize| {
+    ///     // SAFETY: a standard frame around a call, which passes the argument register on.
+    ///     unsafe {
+    ///         jit.install(name, FrameClass::Standard, |ops| {
+    ///             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+    ///             dynasm!(ops; .arch x64; call extern target; pop rbp; ret)
+    ///         })
+    ///     }
+    /// };
+    /// let body = call("body", send.address())?;
+    /// let signature = "fn(u64)".parse()?;
+    /// let builder = Builder::new().name("of jit").stack_bytes(256 << 10);
+    /// // SAFETY: `body` is a function of this type; a number may go to another thread.
+    /// let start = unsafe { builder.spawn_fn(&jit, go, &signature, &body)? };
+    /// let main = call("main", start.address())?;
+    /// // SAFETY: `main` is a function of this type.
+    /// let main = unsafe { main.enter::<fn(u64)>(go)? };
+    /// let received = runtime::run(|| {
+    ///     // SAFETY: on a goroutine.
+    ///     unsafe { main.call(7) };
+    ///     channel.recv()
+    /// });
+    /// assert_eq!(received, Ok(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Jit::spawn_fn`]; more than 8 MiB of stack were requested.
+    ///
+    /// # Safety
+    /// As for [`Jit::spawn_fn`].
+    pub unsafe fn spawn_fn(
+        self,
+        jit: &Jit,
+        convention: Convention,
+        signature: &Signature,
+        code: &Code,
+    ) -> Result<SpawnFn, SpawnFnError> {
+        let (class, name) = self.for_many()?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { spawn_fn(jit, convention, signature, code, class, name) }?)
+    }
+}
+
 /// [`Jit::spawn_fn`] with settings of the goroutines: the class of their stacks (`None`: that of
 /// the run in which the stub is called) and their name.
 ///
 /// # Safety
 /// As for [`Jit::spawn_fn`].
-pub(crate) unsafe fn spawn_fn(
+unsafe fn spawn_fn(
     jit: &Jit,
     convention: Convention,
     signature: &Signature,

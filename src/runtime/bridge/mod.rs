@@ -21,7 +21,6 @@ mod functions;
 mod poll;
 pub use adapter::Adapter;
 pub use entry::{Entry, EntryType};
-pub(crate) use functions::spawn_fn;
 pub use functions::{GoroutineClosure, GoroutineFn, SpawnFn};
 pub use poll::{PollLayout, Polls, poll_layout};
 

@@ -74,8 +74,44 @@ use crate::runtime::sync::latch::CountLatch;
 /// The number of the next run. A G that was never used has 0.
 static RUN_IDS: AtomicU64 = AtomicU64::new(1);
 
+impl Config {
+    /// Runs `f` as the main goroutine of a run with these settings.
+    ///
+    /// The calling thread becomes one of the threads of the run, and the main goroutine stays on
+    /// it. The run ends when `f` returns or panics: then no other goroutine of the run continues.
+    /// One that has not finished is abandoned: it is never resumed, what it owns is leaked, and
+    /// a join of it returns [`Abandoned`](crate::runtime::Abandoned).
+    ///
+    /// ```
+    /// use footbridge::runtime::{Chan, Config, go};
+    ///
+    /// let sum = Config::new().processors(2).run(|| {
+    ///     let numbers = Chan::new(4);
+    ///     let producer = numbers.clone();
+    ///     let handle = go(move || {
+    ///         (1..=10_u64).for_each(|n| producer.send(n).expect("open"));
+    ///         producer.close();
+    ///     });
+    ///     let sum = numbers.iter().sum();
+    ///     handle.join().expect("no panic");
+    ///     sum
+    /// });
+    /// assert_eq!(sum, Ok(55));
+    /// ```
+    ///
+    /// # Errors
+    /// A setting is out of range, `run` was called on a goroutine, or the host refused memory or a
+    /// thread.
+    ///
+    /// # Panics
+    /// With the panic of `f`.
+    pub fn run<R>(&self, f: impl FnOnce() -> R) -> Result<R, RunError> {
+        run(self, f)
+    }
+}
+
 /// Runs `f` on a goroutine of a new run, on this thread, and returns its result. Ends the run.
-pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
+fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
     if !getm().is_null() {
         return Err(RunError::Nested);
     }
