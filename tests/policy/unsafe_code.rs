@@ -95,7 +95,7 @@ pub fn unlisted(tree: &Tree, listed: &[&str]) -> Vec<String> {
     differ(&allows, "allows unsafe code");
     differ(&uses, "uses unsafe code");
     for (path, line) in [
-        ("src/lib.rs", "#![deny(unsafe_code, missing_docs)]"),
+        ("src/lib.rs", "#![deny(unsafe_code, missing_docs, missing_debug_implementations)]"),
         ("src/abi/mod.rs", "#![forbid(unsafe_code)]"),
     ] {
         if !tree.get(path).is_some_and(|file| file.contains(line)) {
@@ -147,7 +147,7 @@ fn every_unsafe_block_has_a_safety_comment() {
 #[test]
 fn an_unlisted_file_is_reported() {
     const ROOTS: [(&str, &str); 2] = [
-        ("src/lib.rs", "#![deny(unsafe_code, missing_docs)]"),
+        ("src/lib.rs", "#![deny(unsafe_code, missing_docs, missing_debug_implementations)]"),
         ("src/abi/mod.rs", "#![forbid(unsafe_code)]"),
     ];
     const OPTS_IN: &str = "#![allow(unsafe_code, reason = \"it must\")]\n";
