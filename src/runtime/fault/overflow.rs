@@ -125,7 +125,7 @@ pub(crate) extern "C-unwind" fn overflowed(
 /// The goroutine that this thread runs, as it is printed.
 fn label(g: &G) -> Label<'_> {
     // SAFETY: it runs here, so it has not ended.
-    Label { id: g.goid.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
+    Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
 }
 
 /// A function that the registry does not know, as the frames of tracebacks are written.

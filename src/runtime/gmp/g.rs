@@ -100,7 +100,7 @@ pub(crate) struct G {
     // What bridges and queues touch.
     pub(crate) anchor: Anchor,
     pub(crate) link: Cell<*mut G>,
-    pub(crate) goid: AtomicU64,
+    pub(crate) id: AtomicU64,
     pub(crate) stack: Cell<Stack>,
     pub(crate) join: AtomicUsize,
     /// The lowest rsp that it was switched away from with.
@@ -171,7 +171,7 @@ impl G {
             stack_limit: AtomicUsize::new(0),
             anchor: Anchor { fp: AtomicUsize::new(0), pc: AtomicUsize::new(0) },
             link: Cell::new(ptr::null_mut()),
-            goid: AtomicU64::new(0),
+            id: AtomicU64::new(0),
             stack: Cell::new(Stack { lo: 0, hi: 0 }),
             join: AtomicUsize::new(join_state::RUNNING),
             lowest_sp: Cell::new(usize::MAX),
@@ -228,10 +228,10 @@ impl G {
     #[cold]
     #[inline(never)]
     fn bad_transition(&self, now: u32, from: Status, to: Status) -> ! {
-        let goid = self.goid.load(Ordering::Relaxed);
+        let id = self.id.load(Ordering::Relaxed);
         let now = Status::from_u32(now).name();
         throw(format_args!(
-            "goroutine {goid} is {now}, not {}, and cannot become {} (readied twice, or readied \
+            "goroutine {id} is {now}, not {}, and cannot become {} (readied twice, or readied \
              without being parked?)",
             from.name(),
             to.name(),
@@ -291,23 +291,23 @@ pub(crate) fn all() -> Vec<&'static G> {
 
 /// The stand-in of the calling thread, by which it waits for goroutines.
 pub(crate) fn thread_waiter() -> *mut G {
-    struct StandIn(&'static G);
-    impl Drop for StandIn {
+    struct Waiter(&'static G);
+    impl Drop for Waiter {
         fn drop(&mut self) {
             SLABS.lock().unwrap_or_else(PoisonError::into_inner).free_threads.push(self.0);
         }
     }
     thread_local! {
-        static STAND_IN: StandIn = {
+        static WAITER: Waiter = {
             let free = SLABS.lock().unwrap_or_else(PoisonError::into_inner).free_threads.pop();
             let g = free.unwrap_or_else(allocate);
             g.is_thread.set(true);
-            StandIn(g)
+            Waiter(g)
         };
     }
-    let stand_in = STAND_IN.try_with(|stand_in| stand_in.0);
+    let waiter = WAITER.try_with(|waiter| waiter.0);
     // A thread that ends, and waits in a destructor, gets one that is not used again.
-    let g = stand_in.unwrap_or_else(|_| {
+    let g = waiter.unwrap_or_else(|_| {
         let g = allocate();
         g.is_thread.set(true);
         g

@@ -100,7 +100,7 @@ impl M {
                     ticks: Ticks::new(),
                     timers: Timers::new(),
                     pools: Pools::new(),
-                    goids: Cell::new((0, 0)),
+                    ids: Cell::new((0, 0)),
                     counts: Counts::default(),
                 },
                 local: GQueue::new(),
@@ -137,9 +137,9 @@ impl M {
     }
 
     /// Which time slice it is in, as others see it. `None` if it runs no goroutine.
-    pub(crate) fn slice(&self) -> Option<u64> {
+    pub(crate) fn time_slice(&self) -> Option<u64> {
         let runs_one = !self.curg.load(Ordering::Acquire).is_null();
-        runs_one.then(|| self.p.ticks.slice())
+        runs_one.then(|| self.p.ticks.time_slice())
     }
 
     /// Hands a goroutine of this M to it. Called by other threads; the goroutine is runnable.

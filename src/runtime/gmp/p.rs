@@ -23,7 +23,7 @@ pub(crate) struct P {
     /// Dead goroutines with their stacks.
     pub(crate) pools: Pools,
     /// Goroutine numbers that were taken but not given yet.
-    pub(crate) goids: Cell<(u64, u64)>,
+    pub(crate) ids: Cell<(u64, u64)>,
     pub(crate) counts: Counts,
 }
 
@@ -36,8 +36,8 @@ pub(crate) fn bump(counter: &AtomicU64, by: u64) {
 /// How often a P chose a goroutine, and whose time slice that one began in. Written by its thread,
 /// but for `over`.
 pub(crate) struct Ticks {
-    /// Time slices that began.
-    slices: AtomicU64,
+    /// Time time_slices that began.
+    time_slices: AtomicU64,
     /// How often a goroutine ran on in the slice of the one that readied it.
     inherited: AtomicU64,
     /// `inherited` when the slice began.
@@ -49,7 +49,7 @@ pub(crate) struct Ticks {
 impl Ticks {
     pub(crate) fn new() -> Self {
         Self {
-            slices: AtomicU64::new(0),
+            time_slices: AtomicU64::new(0),
             inherited: AtomicU64::new(0),
             inherited_before: Cell::new(0),
             over: AtomicU64::new(u64::MAX),
@@ -58,14 +58,14 @@ impl Ticks {
 
     /// The number of the current slice.
     #[inline(always)]
-    pub(crate) fn slice(&self) -> u64 {
-        self.slices.load(Ordering::Relaxed)
+    pub(crate) fn time_slice(&self) -> u64 {
+        self.time_slices.load(Ordering::Relaxed)
     }
 
     /// Goroutines that were chosen so far.
     #[inline(always)]
     pub(crate) fn all(&self) -> u64 {
-        self.slice() + self.inherited()
+        self.time_slice() + self.inherited()
     }
 
     /// Those of them that ran on in somebody's slice.
@@ -76,8 +76,8 @@ impl Ticks {
 
     /// The next goroutine begins a slice of its own.
     #[inline(always)]
-    pub(crate) fn begin_slice(&self) {
-        bump(&self.slices, 1);
+    pub(crate) fn begin_time_slice(&self) {
+        bump(&self.time_slices, 1);
         self.inherited_before.set(self.inherited());
     }
 
@@ -86,12 +86,12 @@ impl Ticks {
     #[inline(always)]
     pub(crate) fn may_inherit(&self, limit: u64) -> bool {
         self.inherited() - self.inherited_before.get() < limit
-            && self.over.load(Ordering::Relaxed) != self.slice()
+            && self.over.load(Ordering::Relaxed) != self.time_slice()
     }
 
     /// The next goroutine runs in the current slice, if it may.
     #[inline(always)]
-    pub(crate) fn inherit_slice(&self, limit: u64) -> bool {
+    pub(crate) fn inherit_time_slice(&self, limit: u64) -> bool {
         let may = self.may_inherit(limit);
         if may {
             bump(&self.inherited, 1);
@@ -100,12 +100,12 @@ impl Ticks {
     }
 
     /// The current slice is over. Any thread; where another one has begun this may end that one.
-    pub(crate) fn end_slice(&self) {
-        self.over.store(self.slice(), Ordering::Relaxed);
+    pub(crate) fn end_time_slice(&self) {
+        self.over.store(self.time_slice(), Ordering::Relaxed);
     }
 
     pub(crate) fn reset(&self) {
-        self.slices.store(0, Ordering::Relaxed);
+        self.time_slices.store(0, Ordering::Relaxed);
         self.inherited.store(0, Ordering::Relaxed);
         self.inherited_before.set(0);
         self.over.store(u64::MAX, Ordering::Relaxed);

@@ -363,7 +363,7 @@ pub(crate) fn decommit_idle(pools: &Pools, go_on: impl Fn() -> bool) {
 
 /// Gives back, while all are busy, what nobody needs. Owned by sysmon.
 pub(crate) struct Scavenger {
-    next_look: Instant,
+    next_check: Instant,
     /// How many goroutines of each class are to be cooled before the next look.
     quota: [usize; SizeClass::COUNT],
 }
@@ -373,17 +373,17 @@ impl Scavenger {
     const PERIOD: Duration = Duration::from_secs(1);
 
     pub(crate) fn new(now: Instant) -> Self {
-        Self { next_look: now, quota: [0; SizeClass::COUNT] }
+        Self { next_check: now, quota: [0; SizeClass::COUNT] }
     }
 
     /// Called from time to time. Cools one chain at most: who calls has other things to do.
     pub(crate) fn tick(&mut self, now: Instant) {
-        if now >= self.next_look {
-            self.next_look = now + Self::PERIOD;
+        if now >= self.next_check {
+            self.next_check = now + Self::PERIOD;
             for class in SizeClass::all() {
                 let mut list = shared(class);
-                let warm = list.committed_len();
-                self.quota[class.index()] = std::mem::replace(&mut list.unused, warm);
+                let committed = list.committed_len();
+                self.quota[class.index()] = std::mem::replace(&mut list.unused, committed);
             }
         }
         for class in SizeClass::all() {

@@ -4,7 +4,7 @@
 //! Fairness. A goroutine that was readied by the running one goes next, and shares its time slice, so
 //! that two goroutines that wake each other in turn have one slice and not two. When that slice is
 //! over, it goes to the end of a queue. Queues are first in, first out; the global queue is checked
-//! once in 61 slices, and timers once in 16 ticks or when sysmon says that one is late.
+//! once in 61 time_slices, and timers once in 16 ticks or when sysmon says that one is late.
 
 use std::ptr;
 use std::sync::PoisonError;
@@ -19,17 +19,17 @@ use crate::runtime::gmp::timers;
 use crate::runtime::sched::ready::{displace_run_next, drain_inbox, run_timers};
 use crate::runtime::sync::runq::Stolen;
 
-/// The global queue is looked at once in so many slices, so that it cannot starve.
+/// The global queue is looked at once in so many time_slices, so that it cannot starve.
 const GLOBAL_EVERY: u64 = 61;
 
 /// Timers of a busy M are looked at once in so many rounds.
 const TIMERS_EVERY: u64 = 16;
 
-/// The local queue goes before the run queue once in so many slices.
+/// The local queue goes before the run queue once in so many time_slices.
 const LOCAL_EVERY: u64 = 8;
 
 /// How often in a row the run-next slot goes before the queues at most: with short turns, and where no
-/// sysmon ends slices.
+/// sysmon ends time_slices.
 pub(crate) const RUN_NEXT_STREAK: u64 = 128;
 
 impl Sched {
@@ -79,7 +79,7 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     }
     let next = p.run_next.get();
     if !next.is_null() {
-        if p.ticks.inherit_slice(RUN_NEXT_STREAK) {
+        if p.ticks.inherit_time_slice(RUN_NEXT_STREAK) {
             p.run_next.set(ptr::null_mut());
             return next;
         }
@@ -88,15 +88,15 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     if !m.yielded.is_empty() {
         readmit_yielded(m, sched);
     }
-    let slice = p.ticks.slice();
+    let time_slice = p.ticks.time_slice();
     let mut g = ptr::null_mut();
-    if slice.is_multiple_of(GLOBAL_EVERY) {
+    if time_slice.is_multiple_of(GLOBAL_EVERY) {
         g = sched.pop_global(m);
     }
     if g.is_null() {
         // Goroutines that have not started go first, so that who waits for many of them waits
         // once; the others have their turn in any case.
-        g = if slice.is_multiple_of(LOCAL_EVERY) {
+        g = if time_slice.is_multiple_of(LOCAL_EVERY) {
             let g = m.local.pop();
             if g.is_null() { p.runq.pop() } else { g }
         } else {
@@ -105,7 +105,7 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
         };
     }
     if !g.is_null() {
-        p.ticks.begin_slice();
+        p.ticks.begin_time_slice();
     }
     g
 }
@@ -163,7 +163,7 @@ pub(crate) fn find_without_sleep(m: &M, sched: &Sched, may_steal: bool) -> Optio
     if g.is_null() {
         return None;
     }
-    m.p.ticks.begin_slice();
+    m.p.ticks.begin_time_slice();
     Some(g)
 }
 

@@ -23,7 +23,7 @@ use crate::runtime::sched::schedule::{make_current, schedule};
 use crate::runtime::stack;
 use crate::runtime::stack::{SizeClass, StackError};
 
-static GOIDS: AtomicU64 = AtomicU64::new(1);
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// A goroutine that could not be started.
 pub(crate) struct NewError {
@@ -115,7 +115,7 @@ impl NewGoroutine {
         gr.run_id.store(m.run_id.load(Ordering::Relaxed), Ordering::Relaxed);
         // The number changes between the names: see `name.rs`.
         gr.name.clear();
-        gr.goid.store(next_goid(m), Ordering::Relaxed);
+        gr.id.store(next_id(m), Ordering::Relaxed);
         if let Some(name) = name {
             gr.name.set(name);
         }
@@ -133,15 +133,15 @@ impl NewGoroutine {
     }
 }
 
-fn next_goid(m: &M) -> u64 {
+fn next_id(m: &M) -> u64 {
     const BATCH: u64 = 16;
-    let (next, end) = m.p.goids.get();
+    let (next, end) = m.p.ids.get();
     if next < end {
-        m.p.goids.set((next + 1, end));
+        m.p.ids.set((next + 1, end));
         return next;
     }
-    let first = GOIDS.fetch_add(BATCH, Ordering::Relaxed);
-    m.p.goids.set((first + 1, first + BATCH));
+    let first = NEXT_ID.fetch_add(BATCH, Ordering::Relaxed);
+    m.p.ids.set((first + 1, first + BATCH));
     first
 }
 
@@ -171,8 +171,8 @@ pub(crate) fn drop_result(g: &G, task: &TaskType) {
     let dropped =
         panic::catch_unwind(AssertUnwindSafe(|| unsafe { (task.drop_result)(g.data.get()) }));
     if dropped.is_err() {
-        let goid = g.goid.load(Ordering::Relaxed);
-        throw(format_args!("the result of goroutine {goid} panicked while it was dropped"));
+        let id = g.id.load(Ordering::Relaxed);
+        throw(format_args!("the result of goroutine {id} panicked while it was dropped"));
     }
     g.result_dropped.set(true);
 }
@@ -185,8 +185,8 @@ unsafe extern "C" fn goexit0(g: *const G) -> ! {
         let m = this_m();
         set_g_and_stack_limit(ptr::null_mut(), 0);
         let gr = &*g;
-        let goid = gr.goid.load(Ordering::Relaxed);
-        debug_assert!(goid != 0);
+        let id = gr.id.load(Ordering::Relaxed);
+        debug_assert!(id != 0);
         // What is above its rsp is the task with its result, and the frame to continue in.
         gr.stack.get().decommit_below(gr.lowest_sp.get(), gr.sched.sp());
         gr.transition(Status::Running, Status::Dead);
@@ -201,9 +201,7 @@ unsafe extern "C" fn goexit0(g: *const G) -> ! {
                 make_current(m, g.cast_mut());
                 gogo(&gr.sched);
             }
-            join_state::ABANDONED => {
-                throw(format_args!("goroutine {goid} ended after its run did"))
-            }
+            join_state::ABANDONED => throw(format_args!("goroutine {id} ended after its run did")),
             // Who joins one goroutine often joins many: when its turn comes, more have ended.
             waiter => ready(Parker::from_raw(waiter), false),
         }

@@ -66,7 +66,7 @@ fn request_if(m: &M, is_meant: impl Fn(&G) -> bool) -> bool {
         return false;
     };
     count(&target.counters.requested);
-    m.p.ticks.end_slice();
+    m.p.ticks.end_time_slice();
     // SAFETY: the thread has not ended: it takes the address back first, under the lock.
     let limits = [&g.stack_limit, unsafe { &*stack_limit }];
     if tid == 0 || !has_preemptible_code() {
@@ -90,12 +90,12 @@ pub(crate) fn may_preempt(g: &G, m: &M) -> bool {
 
 /// Called by the poll stub; by code that finds no room above its guard.
 pub(crate) extern "C" fn polled(_sp: usize) {
-    poll_slow();
+    yield_if_requested();
 }
 
 /// Gives way if somebody asked for it.
 #[inline(never)]
-fn poll_slow() {
+fn yield_if_requested() {
     // SAFETY: immortal.
     let (Some(g), Some(m)) = (unsafe { (getg().as_ref(), getm().as_ref()) }) else {
         return;
@@ -145,7 +145,7 @@ pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
 #[inline(always)]
 pub fn checkpoint() {
     if stack_pointer() <= tls::stack_limit() {
-        poll_slow();
+        yield_if_requested();
     }
 }
 

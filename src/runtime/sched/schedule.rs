@@ -22,7 +22,7 @@
 //!
 //! Fairness. A goroutine that was readied by the running one goes next, and shares its time slice,
 //! so that two who wake each other in turn have one slice and not two. Queues are first in, first
-//! out; the global one is looked at once in so many slices, and timers once in so many rounds or
+//! out; the global one is looked at once in so many time_slices, and timers once in so many rounds or
 //! when sysmon says that one is late.
 
 use std::ptr;

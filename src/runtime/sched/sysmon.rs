@@ -43,7 +43,7 @@ fn sleep_while_idle(sched: &Sched) -> bool {
 /// In which time slice an M was seen to be, and since when.
 #[derive(Clone, Copy)]
 struct Seen {
-    slice: u64,
+    time_slice: u64,
     since: Instant,
     /// The slice was over then: the next one begins about then, and need not be seen before it is
     /// over itself.
@@ -53,33 +53,33 @@ struct Seen {
 impl Seen {
     /// What is known now that the M is in slice `current`.
     fn update(self, current: u64, now: Instant) -> Self {
-        match current.wrapping_sub(self.slice) {
+        match current.wrapping_sub(self.time_slice) {
             0 => self,
-            1 if self.ended => Self { slice: current, ended: false, ..self },
-            _ => Self { slice: current, since: now, ended: false },
+            1 if self.ended => Self { time_slice: current, ended: false, ..self },
+            _ => Self { time_slice: current, since: now, ended: false },
         }
     }
 }
 
 /// The body of the thread.
-pub(crate) fn run(sched: &Sched, slice: Duration) {
+pub(crate) fn run(sched: &Sched, time_slice: Duration) {
     // Signals are for the threads of the program.
     signals::block_all();
-    let longest = slice.min(MAX_DELAY).max(FIRST_DELAY);
+    let longest = time_slice.min(MAX_DELAY).max(FIRST_DELAY);
     let mut seen: Vec<Option<Seen>> = vec![None; sched.ms().count()];
-    let (mut delay, mut rounds) = (FIRST_DELAY, 0);
+    let (mut delay, mut ticks) = (FIRST_DELAY, 0);
     let mut scavenger = Scavenger::new(Instant::now());
     let word = &sched.sysmon().0;
     while word.load(Ordering::SeqCst) != sysmon_sleep::ENDED {
         futex::wait(word, sysmon_sleep::AWAKE, Some(delay));
         if sleep_while_idle(sched) {
-            (delay, rounds) = (FIRST_DELAY, 0);
+            (delay, ticks) = (FIRST_DELAY, 0);
             seen.fill(None);
             continue;
         }
         let now = Instant::now();
         for (m, seen) in sched.ms().zip(&mut seen) {
-            let Some(current) = m.slice() else {
+            let Some(current) = m.time_slice() else {
                 *seen = None;
                 continue;
             };
@@ -88,9 +88,9 @@ pub(crate) fn run(sched: &Sched, slice: Duration) {
                 m.p.timers.set_overdue();
                 sched.wake_one();
             }
-            let new = Seen { slice: current, since: now, ended: false };
+            let new = Seen { time_slice: current, since: now, ended: false };
             let known = seen.map_or(new, |seen| seen.update(current, now));
-            let is_over = now.duration_since(known.since) >= slice;
+            let is_over = now.duration_since(known.since) >= time_slice;
             if is_over {
                 preempt::request(m);
             }
@@ -98,8 +98,8 @@ pub(crate) fn run(sched: &Sched, slice: Duration) {
             *seen = Some(if is_over { Seen { since: now, ended: true, ..known } } else { known });
         }
         scavenger.tick(now);
-        rounds += 1;
-        if rounds > EAGER_TICKS {
+        ticks += 1;
+        if ticks > EAGER_TICKS {
             delay = (delay * 2).min(longest);
         }
     }
@@ -113,8 +113,8 @@ mod tests {
     fn a_slice_that_begins_when_another_one_ends_is_counted_from_there() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let seen = |slice, millis, ended| Seen { slice, since: at(millis), ended };
-        let parts = |seen: Seen| (seen.slice, seen.since, seen.ended);
+        let seen = |time_slice, millis, ended| Seen { time_slice, since: at(millis), ended };
+        let parts = |seen: Seen| (seen.time_slice, seen.since, seen.ended);
         for (before, current, expected) in [
             // Still the same.
             (seen(5, 0, false), 5, seen(5, 0, false)),

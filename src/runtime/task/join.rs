@@ -50,7 +50,7 @@ impl<T> RawHandle<T> {
     fn label(&self) -> Label<'_> {
         let g = self.g();
         // SAFETY: the handle exists.
-        Label { id: g.goid.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
+        Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
     }
 
     fn is_finished(&self) -> bool {

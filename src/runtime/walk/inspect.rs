@@ -113,7 +113,7 @@ pub fn goroutines() -> Vec<Goroutine> {
             let lives = !matches!(g.status(), Status::Idle | Status::Dead) && !is_abandoned(g);
             lives && run_id.is_none_or(|id| g.run_id.load(Ordering::Relaxed) == id)
         })
-        .map(|g| Goroutine { g, id: g.goid.load(Ordering::Relaxed) })
+        .map(|g| Goroutine { g, id: g.id.load(Ordering::Relaxed) })
         .collect();
     all.sort_by_key(|goroutine| goroutine.id);
     all
@@ -128,7 +128,7 @@ pub(crate) fn is_abandoned(g: &G) -> bool {
 pub fn this_goroutine() -> Option<Goroutine> {
     // SAFETY: immortal.
     let g: &'static G = unsafe { getg().as_ref()? };
-    Some(Goroutine { g, id: g.goid.load(Ordering::Relaxed) })
+    Some(Goroutine { g, id: g.id.load(Ordering::Relaxed) })
 }
 
 impl Goroutine {
@@ -151,7 +151,7 @@ impl Goroutine {
     /// ```
     pub fn name(self) -> Option<String> {
         let Self { g, id } = self;
-        g.name.copy(|| g.goid.load(Ordering::Relaxed) == id)
+        g.name.copy(|| g.id.load(Ordering::Relaxed) == id)
     }
 
     /// Suspends the goroutine and visits its JIT frames, innermost first, until `visit` breaks, with
@@ -198,7 +198,7 @@ impl Goroutine {
         let Self { g, id } = self;
         let (status, reason) = (g.status(), g.wait_reason());
         let lives = !matches!(status, Status::Idle | Status::Dead) && !is_abandoned(g);
-        (lives && g.goid.load(Ordering::Relaxed) == id).then_some((status, reason))
+        (lives && g.id.load(Ordering::Relaxed) == id).then_some((status, reason))
     }
 
     /// Holds the goroutine, which is not the calling one, suspended as long as the value lives. Until then
@@ -217,7 +217,7 @@ impl Goroutine {
         loop {
             let found = g.found();
             // Another goroutine may have the structure by now.
-            let is_other = g.goid.load(Ordering::Relaxed) != id;
+            let is_other = g.id.load(Ordering::Relaxed) != id;
             if found == Found::Dead || is_other || is_abandoned(g) {
                 return Err(ScanError::Ended);
             }

@@ -121,7 +121,7 @@ pub fn traceback() -> Traceback {
 fn of_caller(here: Registers, names: &mut Names) -> Traceback {
     // SAFETY: immortal.
     let (id, bounds) = match unsafe { getg().as_ref() } {
-        Some(g) => (g.goid.load(Ordering::Relaxed), Bounds::of(g)),
+        Some(g) => (g.id.load(Ordering::Relaxed), Bounds::of(g)),
         None => (0, Bounds::new(threads::stack_bounds(), (0, 0))),
     };
     Traceback {
