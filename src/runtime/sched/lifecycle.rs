@@ -190,8 +190,8 @@ unsafe extern "C" fn goexit0(g: *const G) -> ! {
         // What is above its rsp is the task with its result, and the frame to continue in.
         gr.stack.get().decommit_below(gr.lowest_sp.get(), gr.sched.sp());
         gr.transition(Status::Running, Status::Dead);
-        match gr.join.swap(join_state::DONE, Ordering::AcqRel) {
-            join_state::RUNNING => {}
+        match gr.join.swap(join_state::FINISHED, Ordering::AcqRel) {
+            join_state::JOINABLE => {}
             join_state::DETACHED if gr.result_dropped.get() => gfput(g.cast_mut()),
             join_state::DETACHED => {
                 // Only the goroutine itself may run the destructor: continue it once more.

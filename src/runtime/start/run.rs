@@ -222,7 +222,7 @@ fn abandon_goroutines(run_id: u64) {
         let left = live && g.run_id.load(Ordering::Relaxed) == run_id;
         if left {
             let waiter = g.join.swap(join_state::ABANDONED, Ordering::AcqRel);
-            if waiter >= join_state::WAITER {
+            if waiter >= join_state::MIN_WAITER {
                 let waiter = Parker::from_raw(waiter);
                 // SAFETY: immortal.
                 let other = unsafe { &*waiter.0 };
