@@ -49,10 +49,11 @@ use crate::runtime::gmp::join_state;
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::name::NameCell;
 use crate::runtime::gmp::status::{Status, WaitReason};
-use crate::runtime::os::{futex, throw};
+use crate::runtime::os::throw;
 use crate::runtime::stack::Stack;
 use crate::runtime::sync::inbox::Linked;
-use crate::runtime::sync::suspend::{self, Found, SuspendState};
+use crate::runtime::sync::status::{self, HasStatus};
+use crate::runtime::sync::suspend::{SuspendState, Suspendable};
 
 /// Where JIT code was last left for native code: the frame pointer of the stub that left it, and a
 /// pc inside of that stub. fp = 0: no JIT code is on the stack. Walks begin here, and stubs write it.
@@ -221,55 +222,46 @@ impl G {
         WaitReason::ALL.get(reason).copied().unwrap_or(WaitReason::None)
     }
 
-    /// Makes a transition that the caller has the right to make.
-    ///
-    /// This is no read-modify-write: a switch would pay for it twice. Two threads that both claim
-    /// the right are a bug, which the check finds as far as it can. Release: a thread that suspends
-    /// the goroutine reads the status and then the stack.
+    /// Makes a transition that the caller has the right to make: `sync/status.rs`.
     #[inline(always)]
     pub(crate) fn transition(&self, from: Status, to: Status) {
         debug_assert!(from.may_become(to), "no transition {from:?} -> {to:?}");
-        let now = self.status.load(Ordering::Relaxed);
-        if now != from as u32 {
-            self.bad_transition(now, from, to);
-        }
-        self.status.store(to as u32, Ordering::Release);
-    }
-
-    /// For a goroutine that has become current and that another thread wants suspended: sleeps until
-    /// it is resumed, or earlier. Returns false at once where the context is not saved: then this
-    /// thread is on the goroutine's stack, and must leave it before the goroutine counts as
-    /// suspended.
-    pub(crate) fn wait_while_suspended(&self) -> bool {
-        let must_wait = self.suspend.await_resume(&self.status, &self.sched.pc);
-        if must_wait {
-            futex::wait(self.suspend.word(), suspend::AWAITED, None);
-            self.status.store(Status::Running as u32, Ordering::Release);
-        }
-        must_wait
-    }
-
-    /// What a thread finds that has requested the suspension of this goroutine.
-    pub(crate) fn found(&self) -> Found {
-        suspend::found(&self.status, &self.sched.pc)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn bad_transition(&self, now: u32, from: Status, to: Status) -> ! {
-        let id = self.id.load(Ordering::Relaxed);
-        let now = Status::from_u32(now).name();
-        throw(format_args!(
-            "goroutine {id} is {now}, not {}, and cannot become {} (readied twice, or readied \
-             without being parked?)",
-            from.name(),
-            to.name(),
-        ))
+        status::transition(self, from as u32, to as u32);
     }
 
     #[inline(always)]
     pub(crate) fn set_wait_reason(&self, reason: WaitReason) {
         self.wait_reason.store(reason as u8, Ordering::Relaxed);
+    }
+}
+
+impl HasStatus for G {
+    #[inline(always)]
+    fn status_word(&self) -> &AtomicU32 {
+        &self.status
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, now: u32, from: u32, to: u32) -> ! {
+        let id = self.id.load(Ordering::Relaxed);
+        let [now, from, to] = [now, from, to].map(|status| Status::from_u32(status).name());
+        throw(format_args!(
+            "goroutine {id} is {now}, not {from}, and cannot become {to} (readied twice, or readied \
+             without being parked?)",
+        ))
+    }
+}
+
+impl Suspendable for G {
+    #[inline(always)]
+    fn suspend_state(&self) -> &SuspendState {
+        &self.suspend
+    }
+
+    #[inline(always)]
+    fn saved_pc(&self) -> &AtomicUsize {
+        &self.sched.pc
     }
 }
 

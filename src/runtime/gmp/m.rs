@@ -33,8 +33,9 @@ use crate::runtime::gmp::queues::GQueue;
 use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::timers::{self, Timers};
 use crate::runtime::os::futex;
-use crate::runtime::sync::idle::{PARKED, Parking};
+use crate::runtime::sync::idle::Parking;
 use crate::runtime::sync::inbox::Inbox;
+use crate::runtime::sync::park;
 use crate::runtime::sync::runq::RunQueue;
 
 /// A thread that runs goroutines.
@@ -156,10 +157,10 @@ impl M {
 
     /// Hands a runnable goroutine to the M that it belongs to. Called by other threads.
     pub(crate) fn push_remote(&self, g: *mut G) {
-        // SAFETY: the caller has readied the goroutine, and owns it until it is queued.
-        unsafe { self.remote.inbox.push(g) };
-        futex::light_fence();
-        self.unpark();
+        let Remote { inbox, parking } = &self.remote;
+        // SAFETY: the caller has readied the goroutine, and owns it until it is queued; a G is never
+        // freed. Goroutines leave an inbox by `drain` only.
+        unsafe { park::push_remote(inbox, parking, g, futex::wake) };
     }
 
     /// Whether other threads have pushed goroutines.
@@ -179,22 +180,13 @@ impl M {
             (Some(timer), Some(limit)) => Some(timer.min(limit)),
             (timer, limit) => timer.or(limit),
         };
-        if parking.is_parked() && timeout != Some(Duration::ZERO) {
-            futex::wait(parking.word(), PARKED, timeout);
-        }
+        let sleep = |word: &_, value| {
+            if timeout != Some(Duration::ZERO) {
+                futex::wait(word, value, timeout);
+            }
+        };
         let limit_is_first = limit.is_some_and(|limit| timer.is_none_or(|timer| limit < timer));
-        if limit_is_first && parking.is_parked() {
-            return None;
-        }
-        Some(parking.end())
-    }
-
-    /// Wakes the thread if it sleeps or has announced that it will.
-    pub(crate) fn unpark(&self) {
-        let parking = &self.remote.parking;
-        if parking.notify() {
-            futex::wake(parking.word());
-        }
+        parking.park(sleep, limit_is_first)
     }
 
     /// Whether the thread sleeps or has announced that it will, and no other thread has woken it.

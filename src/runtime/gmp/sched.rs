@@ -3,15 +3,15 @@
 //! This file is data. `start/run.rs` makes an instance and frees it when all Ms have left.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::queues::GlobalQueue;
 use crate::runtime::os::futex;
 use crate::runtime::stack::SizeClass;
-use crate::runtime::sync::idle::{AWAKE, Idle};
+use crate::runtime::sync::idle::Idle;
 use crate::runtime::sync::latch::CountLatch;
-use crate::runtime::sync::sysmon_sleep;
+use crate::runtime::sync::sysmon_sleep::{self, AWAKE};
 
 /// One runtime instance.
 pub(crate) struct Sched {
@@ -72,14 +72,11 @@ impl Sysmon {
     /// Ms.
     #[inline]
     pub(crate) fn wake(&self) {
-        if sysmon_sleep::must_wake(&self.0) {
-            futex::wake(&self.0);
-        }
+        sysmon_sleep::wake(&self.0, futex::wake);
     }
 
     /// Ends sysmon: its thread returns as soon as it wakes.
     pub(crate) fn end(&self) {
-        self.0.store(sysmon_sleep::ENDED, Ordering::SeqCst);
-        futex::wake(&self.0);
+        sysmon_sleep::end(&self.0, futex::wake);
     }
 }

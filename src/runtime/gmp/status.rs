@@ -18,7 +18,7 @@
 //! it.
 
 use crate::runtime::os::throw;
-use crate::runtime::sync::suspend;
+use crate::runtime::sync::status;
 
 /// What a goroutine does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,11 +28,11 @@ pub enum Status {
     /// Not in use.
     Idle = 0,
     /// In a run queue.
-    Runnable = suspend::RUNNABLE as u8,
+    Runnable = status::RUNNABLE as u8,
     /// On an M, running code.
-    Running = suspend::RUNNING as u8,
+    Running = status::RUNNING as u8,
     /// Parked, until another goroutine, a thread or a timer readies it.
-    Waiting = suspend::WAITING as u8,
+    Waiting = status::WAITING as u8,
     /// Finished. Its result may not have been taken yet.
     Dead = 6,
 }
@@ -41,9 +41,9 @@ impl Status {
     pub(crate) fn from_u32(value: u32) -> Self {
         match value {
             0 => Self::Idle,
-            suspend::RUNNABLE => Self::Runnable,
-            suspend::RUNNING => Self::Running,
-            suspend::WAITING => Self::Waiting,
+            status::RUNNABLE => Self::Runnable,
+            status::RUNNING => Self::Running,
+            status::WAITING => Self::Waiting,
             6 => Self::Dead,
             other => throw(format_args!("a goroutine has the status {other}, which none is")),
         }

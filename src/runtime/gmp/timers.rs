@@ -240,7 +240,7 @@ mod tests {
         unsafe { timers.set_limit(10, &wait) };
         assert_eq!(timers.take_due(10), None);
         assert!(!timers.any(), "it has fired");
-        assert!(!wait.claim.park(), "the goroutine finds out");
+        assert!(!wait.claim.open_armed(), "the goroutine finds out");
         assert!(!wait.claim.claim(0), "no peer can have it");
     }
 

@@ -30,7 +30,7 @@ use crate::runtime::sched::{preempt, sysmon};
 use crate::runtime::start::config::{Config, RunError};
 use crate::runtime::start::preempt_setup::{PreemptStubs, SignalRegistration};
 use crate::runtime::start::switch_stubs::emit_stubs;
-use crate::runtime::sync::idle::Idle;
+use crate::runtime::sync::idle::{self, Idle};
 use crate::runtime::sync::latch::CountLatch;
 
 static RUN_IDS: AtomicU64 = AtomicU64::new(1);
@@ -78,8 +78,8 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         let body = move || {
             mstart(m, &stubs);
             // Thread-locals of this thread may be borrowed by goroutines of others: `latch.rs`.
-            sched.ms_running.count_down(1, futex::wake_all);
-            sched.ms_running.wait(|word, value| futex::wait(word, value, None));
+            let sleep = |word: &_, value| futex::wait(word, value, None);
+            sched.ms_running.count_down_and_wait(futex::wake_all, sleep);
         };
         match thread.spawn(body) {
             Ok(thread) => threads.push(thread),
@@ -184,11 +184,7 @@ fn run_main<R>(
 
 /// Ends a run: every M leaves when it comes to the scheduler.
 fn stop(sched: &Sched) {
-    sched.stopping.store(true, Ordering::SeqCst);
-    futex::heavy_fence();
-    for m in &sched.ms {
-        m.unpark();
-    }
+    idle::stop(sched, |parking| futex::wake(parking.word()));
     // Who computes does not come to the scheduler by himself.
     if sched.has_sysmon.load(Ordering::Relaxed) {
         let others = sched.ms.iter().filter(|m| !ptr::eq(**m, getm()));

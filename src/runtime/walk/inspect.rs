@@ -26,7 +26,7 @@ use crate::runtime::os::futex;
 use crate::runtime::sched::preempt;
 use crate::runtime::sched::preempt::checkpoint;
 use crate::runtime::sched::systemstack::systemstack;
-use crate::runtime::sync::suspend::Found;
+use crate::runtime::sync::suspend::{self, Found};
 use crate::runtime::walk::exact::{Bounds, Start, WalkEnd};
 use crate::runtime::walk::scan::{ScanFrame, scan, scan_own_stack};
 
@@ -215,7 +215,7 @@ impl Goroutine {
         let suspended = Suspended { g, _right: right };
         let (mut asked, mut checks) = (None, 0);
         loop {
-            let found = g.found();
+            let found = suspend::found(g);
             // Another goroutine may have the structure by now.
             let is_other = g.id.load(Ordering::Relaxed) != id;
             if found == Found::Dead || is_other || is_abandoned(g) {
@@ -309,8 +309,6 @@ impl Suspended {
 
 impl Drop for Suspended {
     fn drop(&mut self) {
-        if self.g.suspend.resume() {
-            futex::wake(self.g.suspend.word());
-        }
+        self.g.suspend.resume(futex::wake);
     }
 }
