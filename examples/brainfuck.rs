@@ -101,13 +101,13 @@ impl Options {
         use lexopt::prelude::*;
 
         let mut options =
-            Self { programs: Vec::new(), repeat: 1, trace: false, config: Config::default() };
+            Self { programs: Vec::new(), repeat: 1, trace: false, config: Config::new() };
         while let Some(arg) = args.next()? {
             match arg {
                 Long("stages") => options.repeat = number(&args.value()?, "--stages", usize::MAX)?,
                 Long("processors") => {
-                    options.config.processors =
-                        number(&args.value()?, "--processors", MAX_PROCESSORS)?;
+                    let processors = number(&args.value()?, "--processors", MAX_PROCESSORS)?;
+                    options.config = options.config.processors(processors);
                 }
                 Long("trace") => options.trace = true,
                 Short('h') | Long("help") => return Ok(None),

@@ -52,7 +52,7 @@ fn describe_handlers(signals: &[i32]) -> String {
     let numbers: Vec<_> = signals.iter().map(ToString::to_string).collect();
     format!(
         "signals {} have handlers without SA_ONSTACK, which run on goroutine stacks: install them \
-         with it, or raise Config::stack_size",
+         with it, or raise Config::stack_bytes",
         numbers.join(", ")
     )
 }

@@ -65,7 +65,7 @@ fn sum(samples: &[Duration]) -> Duration {
 }
 
 fn run<R>(processors: usize, time_slice: Option<Duration>, f: impl FnOnce() -> R) -> R {
-    let config = Config { processors, time_slice, ..Config::default() };
+    let config = Config::new().processors(processors).time_slice(time_slice);
     config.run(f).expect("the run starts")
 }
 

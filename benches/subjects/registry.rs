@@ -306,7 +306,7 @@ fn chain(mut fp: usize) -> u64 {
 /// Time of walking so many frames.
 fn walk(iterations: u64, bare: bool) -> Duration {
     let walks = iterations.div_ceil(FRAMES);
-    let config = Config { processors: 1, ..Config::default() };
+    let config = Config::new().processors(1);
     // SAFETY: on a goroutine; the nest takes a depth that is not 0.
     let ns = config.run(|| unsafe { nest().entry.call(DEPTH, walks, u64::from(bare)) });
     let time = Duration::from_nanos(ns.expect("the run starts"));

@@ -25,7 +25,7 @@ pub fn subjects() -> Vec<Subject> {
 }
 
 fn run<R>(processors: usize, f: impl FnOnce() -> R) -> R {
-    let config = Config { processors, ..Config::default() };
+    let config = Config::new().processors(processors);
     config.run(f).expect("the run starts")
 }
 

@@ -157,7 +157,7 @@ fn add_one_to_last(_: u64, _: u64, _: u64, _: u64, _: u64, last: u64, x: f64, y:
 
 /// Runs `f` on a goroutine of a run with one processor.
 fn on_one_processor<R>(f: impl FnOnce() -> R) -> R {
-    let config = Config { processors: 1, ..Config::default() };
+    let config = Config::new().processors(1);
     config.run(f).expect("the run starts")
 }
 

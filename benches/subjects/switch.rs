@@ -43,7 +43,7 @@ pub fn subjects() -> Vec<Subject> {
 
 /// Runs `f` on a goroutine of a run with one processor.
 fn on_one_processor<R>(f: impl FnOnce() -> R) -> R {
-    let config = Config { processors: 1, ..Config::default() };
+    let config = Config::new().processors(1);
     config.run(f).expect("the run starts")
 }
 

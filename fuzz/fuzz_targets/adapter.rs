@@ -1,4 +1,4 @@
 //! `cargo +nightly fuzz run adapter`
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| support::fuzz::run(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| body::run(data));

@@ -156,7 +156,7 @@ fn with_bench<R>(conventions: &[Convention], f: impl FnOnce(&mut Bench) -> R) ->
         f(&mut Bench { jit, caller, callee, g })
     };
     if conventions.contains(&Convention::GoAbiInternal) {
-        let config = Config { processors: 1, ..Config::default() };
+        let config = Config::new().processors(1);
         config.run(|| bench(current_g(&jit))).expect("the run starts")
     } else {
         bench(0)
@@ -740,7 +740,7 @@ fn what_is_planted_in_special_calls_is_reported() {
 /// A stack pointer that a stub aligned wrongly, and a frame pointer that leads nowhere: here the
 /// defect calls, and so returns as it came.
 #[test]
-fn a_frame_that_is_not_as_the_law_says_is_reported() {
+fn a_frame_that_breaks_its_contract_is_reported() {
     for from in CONVENTIONS {
         for to in CONVENTIONS {
             with_bench(&[from, to], |bench| {
@@ -755,16 +755,19 @@ fn a_frame_that_is_not_as_the_law_says_is_reported() {
                     (56, 8, vec![Change::FramePointer]),
                 ] {
                     let callee = bench.callee.address();
-                    // SAFETY: nobody walks while it calls.
+                    // SAFETY: no walk passes it while it calls.
                     let thunk = unsafe {
-                        bench.jit.install("lawless", FrameClass::Leaf, |ops| {
+                        bench.jit.install("broken frame", FrameClass::Standard, |ops| {
                             dynasm!(ops
                                 ; .arch x64
-                                ; lea rsp, [rsp - down]
+                                ; push rbp
+                                ; mov rbp, rsp
+                                ; mov rbp, [rbp]
+                                ; lea rsp, [rsp - (down - 8)]
                                 ; lea rbp, [rbp + aside]
                                 ; call extern callee
-                                ; lea rbp, [rbp - aside]
-                                ; lea rsp, [rsp + down]
+                                ; lea rsp, [rsp + (down - 8)]
+                                ; pop rbp
                                 ; ret
                             );
                         })

@@ -4,7 +4,6 @@
 mod carry;
 mod draw;
 mod execution;
-mod fuzz;
 mod listings;
 mod plant;
 mod rust_source;

@@ -865,7 +865,7 @@ fn parked_goroutines_are_scanned_from_another_thread() {
         let gate = GATES[which.expect("one of the two")].get().expect("made before");
         assert!(gate.recv().is_ok());
     });
-    let config = Config { processors: 2, ..Config::default() };
+    let config = Config::new().processors(2);
     let run = config.run(|| {
         let ids = [const { AtomicU64::new(0) }; 2];
         for (gate, heap) in GATES.iter().zip(&HEAPS) {
@@ -994,7 +994,7 @@ fn a_moving_collector_and_code_that_does_not_stop_for_it() {
     let heaps: Vec<(&Heap, AtomicU64)> =
         adders.iter().chain(&adders).map(|_| (Heap::new(), AtomicU64::new(0))).collect();
     let slice = Some(Duration::from_micros(200));
-    let config = Config { processors: 2, time_slice: slice, ..Config::default() };
+    let config = Config::new().processors(2).time_slice(slice);
     let run = config.run(|| {
         runtime::scope(|s| {
             for ((heap, id), adder) in heaps.iter().zip(adders.iter().chain(&adders)) {
@@ -1215,7 +1215,7 @@ fn foreign_code_can_have_a_map() {
     let _code = publish("foreign", 0..9, RDI).expect("it is published");
     let map = lookup(at).and_then(|stub| stub.stack_map()).expect("it has one");
     assert_eq!((map.live_at(8), map.live_at(9)), (&[RDI][..], &[][..]));
-    let config = Config { processors: 2, ..Config::default() };
+    let config = Config::new().processors(2);
     let run = config.run(|| {
         let heap = Heap::new();
         // The last object points to none: the code goes on until it does, and finds poison if it
@@ -1322,7 +1322,7 @@ fn no_frame_of_a_deep_stack_is_left_out() {
     // SAFETY: of that convention and type.
     let entry: Entry<fn(u64, u64)> =
         unsafe { code.expect("it installs").enter(Convention::SystemV) }.expect("an entry");
-    let config = Config { stack_size: 8 << 20, processors: 1, ..Config::default() };
+    let config = Config::new().stack_bytes(8 << 20).processors(1);
     // SAFETY: on a goroutine.
     config.run(|| unsafe { entry.call(1, DEPTH) }).expect("the run starts");
     assert_eq!(SEEN.load(Ordering::Relaxed) as u64, DEPTH + 1);

@@ -436,7 +436,7 @@ fn without_address_space_code_memory_names_mmap_and_the_limit() {
         let view = "mmap(2) failed: Cannot allocate memory (os error 12); the writable view of \
                     code memory; check RLIMIT_AS";
         assert_system(&dual.expect_err("1 GiB"), "mmap(2)", libc::ENOMEM, view);
-        let run = Config { processors: 1, ..Config::default() }.run(|| ());
+        let run = Config::new().processors(1).run(|| ());
         assert_eq!(
             run.expect_err("no code memory").to_string(),
             format!("the switch stubs could not be emitted: {text}")
@@ -541,7 +541,7 @@ fn a_host_that_lets_nothing_become_executable_is_an_error_of_the_install() {
         let small = Jit::builder().reserve_bytes(4 << 20).build().expect("a reservation");
         answer(&small, "refused", 1).expect_err("not executable");
         assert_eq!(published(&small), BTreeSet::new());
-        let run = Config { processors: 1, ..Config::default() }.run(|| ());
+        let run = Config::new().processors(1).run(|| ());
         let expected = format!("the switch stubs could not be emitted: {text}");
         assert_eq!(run.expect_err("no stubs").to_string(), expected);
     })
@@ -550,7 +550,7 @@ fn a_host_that_lets_nothing_become_executable_is_an_error_of_the_install() {
 
 /// Values go to and fro between goroutines on two threads, which sleep in between.
 fn cross_thread_traffic(rounds: u64) -> u64 {
-    let config = Config { processors: 2, ..Config::default() };
+    let config = Config::new().processors(2);
     let run = config.run(|| {
         let (there, back) = (Chan::<u64>::new(0), Chan::<u64>::new(0));
         runtime::scope(|s| {
@@ -640,7 +640,7 @@ fn an_old_kernel_gets_protected_guard_pages_and_they_work() {
             limit / 10 * 9 / 2
         );
         assert_eq!(environment().stack_guards, text);
-        let config = Config { processors: 1, stack_size: 16 << 10, ..Config::default() };
+        let config = Config::new().processors(1).stack_bytes(16 << 10);
         config.run(|| sink(&[0; 4])).expect("the run starts");
     })
     .assert_aborted_with(&overflow(
@@ -662,7 +662,7 @@ fn a_stack_without_a_guard_is_not_handed_out() {
                     this kernel has no MADV_GUARD_INSTALL, so that each guard is a mapping: raise \
                     vm.max_map_count";
         // A thread that watches would have no guard either.
-        let config = Config { processors: 1, time_slice: None, ..Config::default() };
+        let config = Config::new().processors(1).time_slice(None);
         let inside = config.run(|| {
             no_guards();
             let value = 11;
@@ -672,7 +672,7 @@ fn a_stack_without_a_guard_is_not_handed_out() {
             (refused.f)()
         });
         assert_eq!(inside, Ok(11));
-        let error = Config { stack_size: 16 << 10, ..config }.run(|| ()).expect_err("no guard");
+        let error = config.stack_bytes(16 << 10).run(|| ()).expect_err("no guard");
         assert_eq!(error.to_string(), format!("no stack for the main goroutine: {text}"));
         assert_eq!(environment().stack_guards, format!("none: {text}"));
     })
@@ -687,7 +687,7 @@ fn threads_that_cannot_be_made_are_an_error_of_the_run() {
             Refusal { call: libc::SYS_clone3, argument: None, errno: libc::ENOSYS },
             Refusal { call: libc::SYS_clone, argument: None, errno: libc::EAGAIN },
         ]);
-        let config = |processors| Config { processors, ..Config::default() };
+        let config = |processors| Config::new().processors(processors);
         for _ in 0..3 {
             let error = config(4).run(|| ()).expect_err("no thread");
             assert_eq!(error, RunError::Thread { errno: libc::EAGAIN });
@@ -701,7 +701,7 @@ fn threads_that_cannot_be_made_are_an_error_of_the_run() {
         // One processor is the calling thread, but somebody watches how long goroutines run.
         let error = config(1).run(|| ()).expect_err("no thread");
         assert_eq!(error, RunError::Thread { errno: libc::EAGAIN });
-        let alone = Config { time_slice: None, ..config(1) };
+        let alone = config(1).time_slice(None);
         assert_eq!(alone.run(|| runtime::go(|| 3).join().expect("no panic")), Ok(3));
     })
     .assert_success();
@@ -710,7 +710,7 @@ fn threads_that_cannot_be_made_are_an_error_of_the_run() {
 #[test]
 fn without_address_space_for_stacks_the_closure_comes_back() {
     child::run("without_address_space_for_stacks_the_closure_comes_back", || {
-        let config = Config { processors: 1, ..Config::default() };
+        let config = Config::new().processors(1);
         let run = config.run(|| {
             // Heap that is free already, for the structures of the goroutines to come.
             let heap: Vec<Vec<u8>> = (0..200).map(|_| vec![1; 64 << 10]).collect();
@@ -737,7 +737,8 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
             let StackError::Reserve { bytes, errno, shortage, .. } = refused.error else {
                 panic!("{refused}");
             };
-            assert_eq!((bytes, errno), (131_072, libc::ENOMEM));
+            // Room for one stack with its guard.
+            assert_eq!((bytes, errno), (262_144, libc::ENOMEM));
             let Shortage::AddressSpace { used, limit, .. } = shortage else {
                 panic!("{refused}");
             };
@@ -745,7 +746,7 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
             assert_eq!(
                 refused.to_string(),
                 format!(
-                    "a goroutine could not be started: no address space for 131072 bytes of \
+                    "a goroutine could not be started: no address space for 262144 bytes of \
                      goroutine stacks: Cannot allocate memory (os error 12); RLIMIT_AS is {limit} \
                      bytes and {used} are used: raise it (ulimit -v)"
                 )

@@ -12,8 +12,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Gpr};
 use footbridge::jit::{Code, FrameClass, Jit};
 use footbridge::runtime::{
-    self, Case, Chan, Config, MAX_PROCESSORS, RunError, WaitReason, current, go, gopark, goready,
-    gosched,
+    self, Case, Chan, MAX_PROCESSORS, RunError, WaitReason, current, go, gopark, goready, gosched,
 };
 use support::child::{NO_FRAMES, mask, overflow};
 
@@ -47,7 +46,7 @@ fn a_rust_function_that_overflows_is_named() {
 #[test]
 fn an_overflow_on_any_thread_of_the_run_is_reported() {
     child::run("an_overflow_on_any_thread_of_the_run_is_reported", || {
-        let run = Config { stack_size: 128 << 10, ..config(3) }.run(|| {
+        let run = config(3).stack_bytes(128 << 10).run(|| {
             let home = std::thread::current().id();
             loop {
                 let there = go(move || {
@@ -646,16 +645,16 @@ fn settings_out_of_range_are_refused() {
         assert_eq!(error.to_string(), text);
     }
     for requested in [(8 << 20) + 1, usize::MAX] {
-        let config = Config { stack_size: requested, ..config(1) };
+        let config = config(1).stack_bytes(requested);
         let error = config.run(|| ()).expect_err("out of range");
-        assert_eq!(error, RunError::StackSize { requested });
+        assert_eq!(error, RunError::StackBytes { requested });
         let text =
-            format!("Config::stack_size is {requested} bytes, and the largest stack has 8 MiB");
+            format!("Config::stack_bytes is {requested} bytes, and the largest stack has 8 MiB");
         assert_eq!(error.to_string(), text);
     }
     // The ends of the ranges work.
     for stack_size in [0, 1, 16 << 10, 8 << 20] {
-        let config = Config { stack_size, ..config(1) };
+        let config = config(1).stack_bytes(stack_size);
         assert_eq!(config.run(|| go(|| 1).join().expect("no panic")), Ok(1));
     }
 }

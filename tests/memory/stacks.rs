@@ -16,7 +16,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Gpr};
 use footbridge::jit::{Code, FrameClass, Jit};
 use footbridge::runtime::{
-    self, Builder, Chan, Config, RecvError, Shortage, SpawnFnError, StackError, go, gosched, scope,
+    self, Builder, Chan, RecvError, Shortage, SpawnFnError, StackError, go, gosched, scope,
     stack_usage,
 };
 use support::child::{Refusal, mask, overflow, refuse};
@@ -112,7 +112,8 @@ fn a_goroutine_has_the_class_that_it_asked_for() {
             }
         });
         // Without a wish it is the class of the run.
-        Config { stack_size: 100 * KIB, ..config(1) }
+        config(1)
+            .stack_bytes(100 * KIB)
             .run(|| {
                 let handle = Builder::new().go(|| in_use(256 * KIB)).expect("memory");
                 assert_eq!(handle.join().expect("no panic"), 2);
@@ -254,7 +255,7 @@ fn stacks_are_used_again_and_none_is_lost() {
         for processors in [1, 2] {
             for (class, count) in [(16 * KIB, 3000), (64 * KIB, 3000), (MIB, 200), (8 * MIB, 30)] {
                 let before = made(class);
-                let config = Config { stack_size: class, ..config(processors) };
+                let config = config(processors).stack_bytes(class);
                 let run = config.run(|| {
                     for round in 0..5 {
                         let gate = Chan::<()>::new(0);
@@ -432,7 +433,7 @@ fn results_outlive_what_is_given_back() {
         }
     }
     child::run("results_outlive_what_is_given_back", || {
-        let run = Config { stack_size: 8 * MIB, ..config(1) }.run(|| {
+        let run = config(1).stack_bytes(8 * MIB).run(|| {
             let body = || {
                 descend(MIB / (2 * DESCEND_FACTOR), &mut |_| gosched());
                 Large(std::array::from_fn(|n| n as u64 + 1))
@@ -569,7 +570,7 @@ fn where_guards_are_mappings_a_tenth_of_them_is_left() {
         let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("procfs");
         let limit: usize = limit.trim().parse().expect("a number");
         refuse(&[refuse_guard_markers()]);
-        let config = Config { stack_size: 16 * KIB, ..config(1) };
+        let config = config(1).stack_bytes(16 * KIB);
         let run = config.run(|| {
             let gate = Chan::<()>::new(0);
             let mut handles = Vec::new();
@@ -672,7 +673,7 @@ fn a_kernel_that_refuses_address_space_is_asked_why() {
                 else {
                     panic!("{refused}");
                 };
-                assert!(bytes < 2 * (16 * KIB + PAGE) && errno == libc::ENOMEM);
+                assert!(bytes < 2 * (16 * KIB + 64 * KIB) && errno == libc::ENOMEM);
                 assert_eq!(found, shortage);
                 let reason = reason.replace("131072", &bytes.to_string());
                 let text = format!("a goroutine could not be started: {reason}{advice}");
@@ -863,9 +864,7 @@ fn a_large_frame_of_c_code_does_not_step_over_the_guard() {
 #[test]
 fn there_is_nothing_larger_than_the_largest_class() {
     let outcome = child::run("there_is_nothing_larger_than_the_largest_class", || {
-        Config { stack_size: 8 * MIB, ..config(1) }
-            .run(|| black_box(sink(&[0; 4])))
-            .expect("the run starts");
+        config(1).stack_bytes(8 * MIB).run(|| black_box(sink(&[0; 4]))).expect("the run starts");
     });
     outcome.assert_aborted_with(
         "footbridge: fatal: goroutine 1 overflowed its 8 MiB stack in rust memory::stacks::sink\n\
@@ -961,7 +960,7 @@ fn jit_code_that_checks_its_stack_panics_in_time() {
                     unsafe { code.enter::<fn()>(convention) }.expect("entry")
                 })
                 .collect();
-            let run = Config { vector_state, ..config(1) }.run(|| {
+            let run = config(1).vector_state(vector_state).run(|| {
                 for (class, size) in CLASSES.into_iter().zip(SIZE_NAMES) {
                     for entry in &entries {
                         for _ in 0..3 {
@@ -1343,7 +1342,9 @@ fn a_check_on_a_stack_just_above_the_goroutine_s_finds_room() {
             }
             let mut all: Vec<_> = (0..16).map(|_| tops.recv().expect("open")).collect();
             all.sort_unstable();
-            let pair = all.windows(2).find(|pair| pair[1] - pair[0] < 2 * CLASS);
+            // With a guard of 17 pages between them.
+            let near = |pair: &&[usize]| pair[1] - pair[0] < 2 * CLASS + 2 * PAGE;
+            let pair = all.windows(2).find(near);
             let above = pair.expect("two stacks side by side")[1];
             // In the middle of the upper one.
             ask.send((above - CLASS / 2) & !15).expect("somebody waits");
@@ -1367,7 +1368,8 @@ fn stacks_of_other_runs_are_counted() {
         std::thread::scope(|threads| {
             for _ in 0..2 {
                 threads.spawn(|| {
-                    Config { stack_size: class, ..config(1) }
+                    config(1)
+                        .stack_bytes(class)
                         .run(|| {
                             let gate = Chan::<()>::new(0);
                             let waiting: Vec<_> = (0..COUNT)

@@ -23,7 +23,7 @@ const GO: Convention = Convention::GoAbiInternal;
 const SHORT: Duration = Duration::from_micros(200);
 
 fn config(processors: usize) -> Config {
-    Config { processors, time_slice: Some(SHORT), ..Config::default() }
+    Config::new().processors(processors).time_slice(SHORT)
 }
 
 fn run<R>(processors: usize, f: impl FnOnce() -> R) -> R {
@@ -167,7 +167,7 @@ fn code_with_little_stack_left_is_not_interrupted() {
 #[test]
 fn polls_do_without_signals() {
     let waiter = Waiter::new(Loop::Polls(SYSTEM_V));
-    let config = Config { async_preemption: false, ..config(1) };
+    let config = config(1).async_preemption(false);
     let stats = config.run(|| {
         let flag = AtomicU32::new(0);
         scope(|s| {
@@ -398,7 +398,7 @@ fn goroutines_that_wait_behind_rust_code_are_taken_by_who_is_interrupted() {
 fn a_sleeper_is_woken_in_time_beside_loops() {
     let waiter = Waiter::new(Loop::Preemptible);
     let slice = Duration::from_millis(2);
-    let config = Config { time_slice: Some(slice), ..config(1) };
+    let config = config(1).time_slice(slice);
     let sleep = || {
         let flag = AtomicU32::new(0);
         scope(|s| {
@@ -427,7 +427,7 @@ fn a_run_ends_while_goroutines_loop_for_ever() {
         static NEVER: AtomicU32 = AtomicU32::new(0);
         let start = Instant::now();
         // The slice is longer than the end of the run takes: that asks by itself.
-        let config = Config { time_slice: Some(Duration::from_secs(3600)), ..config(3) };
+        let config = config(3).time_slice(Duration::from_secs(3600));
         let handles = config.run(|| {
             let handles: Vec<_> = (0..2).map(|_| go(|| waiter.wait(&NEVER))).collect();
             std::thread::sleep(Duration::from_millis(50));
@@ -759,7 +759,7 @@ fn handlers_on_goroutine_stacks_are_reported() {
         assert_eq!(
             footbridge::environment().signal_handlers,
             "signals 1, 10 have handlers without SA_ONSTACK, which run on goroutine stacks: install \
-             them with it, or raise Config::stack_size"
+             them with it, or raise Config::stack_bytes"
         );
     })
     .assert_success();
@@ -816,13 +816,13 @@ fn an_idle_run_is_not_woken() {
 #[test]
 fn settings_that_cannot_be_kept_are_refused() {
     let requested = Duration::from_micros(19);
-    let error = Config { time_slice: Some(requested), ..config(1) }.run(|| ()).expect_err("short");
+    let error = config(1).time_slice(requested).run(|| ()).expect_err("short");
     assert_eq!(error, RunError::TimeSlice { requested });
     assert_eq!(
         error.to_string(),
         "Config::time_slice is 19µs, and must be at least 20µs; None is no preemption"
     );
-    let shortest = Config { time_slice: Some(Duration::from_micros(20)), ..config(1) };
+    let shortest = config(1).time_slice(Duration::from_micros(20));
     assert_eq!(shortest.run(|| 7), Ok(7));
     let error = RunError::VectorState { requested: VectorState::Avx512 };
     assert_eq!(

@@ -385,7 +385,7 @@ fn code_too_long_for_the_way_back_of_a_word_is_found_from_its_middle() {
 fn stubs_whose_handles_are_dropped_go_on_for_those_inside() {
     let jit = Jit::new().expect("code memory");
     let go = Convention::GoAbiInternal;
-    let sum = Config { processors: 2, ..Config::default() }.run(move || {
+    let sum = Config::new().processors(2).run(move || {
         let (channel, done) = (Chan::<u64>::new(0), Chan::<u64>::new(0));
         let receiver = channel.clone();
         let receive = move || receiver.recv().unwrap_or(0);

@@ -181,7 +181,7 @@ fn a_sleeping_goroutine_lets_its_thread_sleep() {
         let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
         line.and_then(|n| n.trim().parse::<u64>().ok()).expect("a number")
     };
-    let config = Config { processors: 1, time_slice: None, ..Config::default() };
+    let config = Config::new().processors(1).time_slice(None);
     let slept = config.run(|| {
         let before = sleeps();
         footbridge::runtime::sleep(Duration::from_millis(300));
@@ -261,8 +261,7 @@ fn no_thread_of_a_run_ends_before_the_last_goroutine_has_stopped() {
 /// other one, whose time slice was over, was in a queue, and queues went first.
 #[test]
 fn a_readied_goroutine_does_not_starve_beside_a_loop_that_polls() {
-    let config =
-        Config { processors: 1, time_slice: Some(Duration::from_millis(1)), ..Config::default() };
+    let config = Config::new().processors(1).time_slice(Duration::from_millis(1));
     let slices = config.run(|| {
         let has_run = AtomicBool::new(false);
         let channel = Chan::<u64>::new(1);

@@ -580,7 +580,7 @@ fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
 fn a_deadlock_is_found_although_a_long_limit_was_set_before() {
     let test = "a_deadlock_is_found_although_a_long_limit_was_set_before";
     let outcome = child::run(test, || {
-        let config = Config { processors: 1, time_slice: None, ..Config::default() };
+        let config = Config::new().processors(1).time_slice(None);
         let _ = config.run(|| {
             let channel = Chan::new(0);
             let sender = channel.clone();
@@ -603,7 +603,7 @@ fn a_deadlock_is_found_although_a_long_limit_was_set_before() {
 #[test]
 fn a_wait_with_a_limit_is_no_deadlock() {
     let outcome = child::run("a_wait_with_a_limit_is_no_deadlock", || {
-        let config = Config { processors: 1, time_slice: None, ..Config::default() };
+        let config = Config::new().processors(1).time_slice(None);
         let end = config.run(|| Chan::<u8>::new(0).recv_timeout(Duration::from_millis(100)));
         assert_eq!(end, Ok(Err(RecvTimeoutError::Timeout)));
     });

@@ -117,7 +117,7 @@ fn assert_rounding(n: usize, what: &str) {
 const SHORT: Duration = Duration::from_micros(100);
 
 fn config(processors: usize) -> Config {
-    Config { processors, time_slice: Some(SHORT), ..Config::default() }
+    Config::new().processors(processors).time_slice(SHORT)
 }
 
 fn run<R>(processors: usize, f: impl FnOnce() -> R) -> R {

@@ -548,7 +548,7 @@ fn who_waits_for_others_that_look_gives_up_in_time() {
 fn any_goroutine_can_be_named() {
     assert_eq!(this_goroutine(), None);
     // Nobody gives way while it waits for others that look.
-    let config = Config { processors: 1, time_slice: None, ..Config::default() };
+    let config = Config::new().processors(1).time_slice(None);
     let named = config.run(|| {
         let own = this_goroutine().expect("on a goroutine");
         assert_eq!(scan(own), Ok((vec![], WalkEnd::Complete)));

@@ -43,7 +43,7 @@ fn closures_and_results_of_any_size_and_alignment() {
     struct Aligned([u8; 256]);
     #[repr(align(8192))]
     struct Page([u8; 8192]);
-    let config = Config { stack_size: 4 << 20, ..Config::default() };
+    let config = Config::new().stack_bytes(4 << 20);
     let done = config.run(|| {
         let large = [7u8; 3000];
         let sum = go(move || large.iter().map(|&b| u64::from(b)).sum::<u64>());

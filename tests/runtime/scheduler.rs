@@ -12,7 +12,7 @@ use footbridge::runtime::{
 };
 
 fn config(processors: usize) -> Config {
-    Config { processors, time_slice: Some(Duration::from_millis(1)), ..Config::default() }
+    Config::new().processors(processors).time_slice(Duration::from_millis(1))
 }
 
 fn run<R>(processors: usize, f: impl FnOnce() -> R) -> R {
@@ -76,7 +76,7 @@ fn a_pair_that_wakes_each_other_shares_a_slice() {
 /// Without sysmon nobody ends a slice; then the number of turns has a limit.
 #[test]
 fn a_pair_that_wakes_each_other_cannot_go_on_for_ever() {
-    let config = Config { processors: 1, time_slice: None, ..Config::default() };
+    let config = Config::new().processors(1).time_slice(None);
     let gap = config.run(|| {
         let turns = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
@@ -335,7 +335,7 @@ fn a_scope_ends_whoever_comes_last() {
 #[test]
 fn as_many_processors_as_there_can_be_share_the_work() {
     const GOROUTINES: usize = 4000;
-    let config = Config { processors: MAX_PROCESSORS, ..Config::default() };
+    let config = Config::new().processors(MAX_PROCESSORS);
     let (sum, threads) = config
         .run(|| {
             let channel = Chan::new(16);

@@ -29,7 +29,7 @@ fn first_line(trace: &Traceback) -> String {
 
 #[test]
 fn every_way_to_start_a_goroutine_gives_it_a_name() {
-    let config = Config { stack_size: 1 << 20, ..Config::default() };
+    let config = Config::new().stack_bytes(1 << 20);
     let ended = config.run(|| {
         assert_eq!(own_name(), None, "the main goroutine");
         let plain = go(own_name);
@@ -234,7 +234,7 @@ fn an_overflow_shows_the_name_of_its_goroutine() {
 #[test]
 fn a_deadlock_shows_names() {
     let outcome = child::run("a_deadlock_shows_names", || {
-        let config = Config { processors: 1, time_slice: None, ..Config::default() };
+        let config = Config::new().processors(1).time_slice(None);
         let _ = config.run(|| {
             let never = Chan::<u8>::new(0);
             let waiting = never.clone();

@@ -37,7 +37,7 @@ fn seed() -> u64 {
 }
 
 fn storm_config(vector_state: VectorState) -> Config {
-    Config { processors: 2, time_slice: Some(STORM_SLICE), vector_state, ..Config::default() }
+    Config::new().processors(2).time_slice(STORM_SLICE).vector_state(vector_state)
 }
 
 /// What a storm did.
@@ -141,7 +141,7 @@ fn registers_that_are_not_saved_are_seen_to_be_lost() {
 /// threads.
 #[test]
 fn without_preemption_the_check_for_starvation_fails() {
-    let config = Config { time_slice: None, ..storm_config(VectorState::Auto) };
+    let config = storm_config(VectorState::Auto).time_slice(None);
     let storm = storm(&config, Level::Sse, GivesWay::Anywhere, stress() / 8);
     assert!(storm.starved >= SPINNERS - 2, "{} starved", storm.starved);
     let Stats { requested, signals, cooperative, asynchronous, refused, .. } = storm.stats;

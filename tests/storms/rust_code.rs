@@ -81,7 +81,7 @@ fn storm<'env>(
     begin: impl for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> Vec<ScopedJoinHandle<'scope, u64>>,
 ) -> (u64, Stats) {
     println!("FOOTBRIDGE_SEED={}", storm.seed);
-    let config = Config { processors: 3, time_slice: Some(slice), ..Config::default() };
+    let config = Config::new().processors(3).time_slice(slice);
     let run = config.run(|| {
         let end = Instant::now() + time;
         scope(|s| {
@@ -460,13 +460,11 @@ fn small_program() {
     // SAFETY: of that convention and type.
     let pipe = unsafe { code.expect("it installs").enter::<fn(u64) -> u64>(GO) };
     let pipe = pipe.expect("an entry");
-    let config = Config {
-        processors: 2,
-        time_slice: Some(Duration::from_micros(100)),
-        vector_state: VectorState::Sse,
-        async_preemption: false,
-        ..Config::default()
-    };
+    let config = Config::new()
+        .processors(2)
+        .time_slice(Duration::from_micros(100))
+        .vector_state(VectorState::Sse)
+        .async_preemption(false);
     let run = config.run(|| {
         let server = {
             let (to, from) = (to.clone(), from.clone());

@@ -292,7 +292,7 @@ impl Scene {
 
 fn run<R>(f: impl FnOnce() -> R) -> R {
     // Steps are slow: every time slice would end in the scene.
-    let config = Config { processors: 1, time_slice: None, ..Config::default() };
+    let config = Config::new().processors(1).time_slice(None);
     config.run(f).expect("the run starts")
 }
 

@@ -36,8 +36,7 @@ fn instructions(start: usize) -> BTreeSet<usize> {
 #[test]
 fn the_walk_is_right_at_every_instruction_of_a_check() {
     // Sysmon is there, so that there are means to preempt, and asks nobody.
-    let config =
-        Config { processors: 1, time_slice: Some(Duration::from_secs(3600)), ..Config::default() };
+    let config = Config::new().processors(1).time_slice(Duration::from_secs(3600));
     let mut seen: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
     for (name, class, convention, frame_bytes) in [
         ("small c", FrameClass::Standard, Convention::SystemV, 16),

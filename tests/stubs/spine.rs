@@ -395,7 +395,7 @@ fn what_a_start_cannot_carry_is_refused() {
     );
     assert_eq!(
         refused("fn(u64) -> u64"),
-        "spawn stub: nobody receives the results of a goroutine that JIT code starts: the \
+        "spawn stub: the results of a goroutine that JIT code starts have no receiver: the \
          signature must have none"
     );
 }

@@ -66,7 +66,7 @@ impl Places {
         let join = |handles: Vec<ScopedJoinHandle<'_, (ThreadId, Instant)>>| -> Vec<_> {
             handles.into_iter().map(|handle| handle.join().expect("it does not panic")).collect()
         };
-        let config = Config { processors, ..Config::default() };
+        let config = Config::new().processors(processors);
         let run = config.run(|| {
             scope(|s| {
                 let seconds = (second != 0).then(|| {
@@ -162,7 +162,7 @@ fn batches(processors: usize, iterations: u64, mut run: impl FnMut(&mut [u64])) 
         let sum: u64 = results.iter_mut().map(std::mem::take).sum();
         assert_eq!(sum, BATCH * (BATCH + 1) / 2, "each has left its number");
     };
-    let config = Config { processors, ..Config::default() };
+    let config = Config::new().processors(processors);
     let taken = config.run(|| {
         batch();
         let began = Instant::now();
@@ -224,7 +224,7 @@ pub fn pairs_together(runs: usize) -> usize {
             thread::current().id()
         };
         let body = &body;
-        let config = Config { processors: 2, ..Config::default() };
+        let config = Config::new().processors(2);
         let threads = config.run(|| {
             scope(|s| {
                 let handles = [true, false].map(|leads| s.go(move || body(leads)));

@@ -68,7 +68,7 @@ fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
         Some(next) => writeln!(
             out,
             "the next class is {next}: runtime::Builder::stack_bytes for one goroutine, \
-             Config::stack_size for all"
+             Config::stack_bytes for all"
         )?,
         None => writeln!(
             out,

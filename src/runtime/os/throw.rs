@@ -1,4 +1,3 @@
-#![allow(unsafe_code, reason = "write(2) from any context")]
 //! The end of a process whose runtime state is broken: a message by write(2), then abort.
 //!
 //! Nothing here allocates, locks or unwinds: it may run on any stack and in any signal handler.

@@ -128,9 +128,7 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
 /// backlog is followed there, but not without end: a goroutine that yields must not starve where
 /// others start more goroutines than this M can run.
 #[cold]
-fn readmit_yielded(m: &M, sched: &Sched) {
-    /// How many spills a backlog is followed through.
-    /// How many spills a backlog is followed through.
+pub(crate) fn readmit_yielded(m: &M, sched: &Sched) {
     /// How many spills a backlog is followed through.
     const MAX_MOVES: u8 = 16;
     let (spills, spilled_before) = m.spills.get();
@@ -155,7 +153,6 @@ fn readmit_yielded(m: &M, sched: &Sched) {
     }
 }
 
-/// The next goroutine from any queue, those of other Ms included if `may_steal`.
 /// The next goroutine from any queue, those of other Ms included if `may_steal`.
 pub(crate) fn find_without_sleep(m: &M, sched: &Sched, may_steal: bool) -> Option<*mut G> {
     if m.p.timers.any() {

@@ -36,7 +36,7 @@ use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::status::Status;
 use crate::runtime::gmp::timers;
 use crate::runtime::os::futex;
-use crate::runtime::sched::find::{find_without_sleep, pick_next, steal};
+use crate::runtime::sched::find::{find_without_sleep, pick_next, readmit_yielded, steal};
 use crate::runtime::sched::idle;
 use crate::runtime::sched::ready::{displace_run_next, enqueue, run_timers};
 use crate::runtime::sync::idle::{Parking, Searcher, search};
@@ -96,6 +96,8 @@ pub(crate) unsafe extern "C" fn deschedule0(g: *const G) -> ! {
         let m = this_m();
         let sched = sched_of(m);
         set_g_and_stack_limit(ptr::null_mut(), 0);
+        // A goroutine that yielded before `g` began to run must run before `g` does again.
+        readmit_yielded(m, sched);
         if m.p.timers.any() {
             run_timers(m, m);
         }

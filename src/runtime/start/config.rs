@@ -10,33 +10,24 @@ use crate::runtime::stack::{SizeClass, StackError};
 /// The most processors that a run can have.
 pub const MAX_PROCESSORS: usize = 256;
 
-/// Settings of a run.
+/// Settings of a run, built by setters.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use footbridge::runtime::Config;
+///
+/// let config = Config::new().processors(2).time_slice(Duration::from_millis(1));
+/// assert_eq!(config.run(|| 6 * 7), Ok(42));
+/// ```
 #[derive(Debug, Clone)]
+#[must_use = "settings do nothing until `run` is called"]
 pub struct Config {
-    /// Threads that run goroutines, 1 to [`MAX_PROCESSORS`]. The default is what
-    /// `std::thread::available_parallelism` says.
-    pub processors: usize,
-    /// Usable bytes of each goroutine's stack, rounded up to the next of 16 KiB, 64 KiB, 256 KiB,
-    /// 1 MiB and 8 MiB. The default is 64 KiB. Only pages that are touched cost memory. A single
-    /// goroutine can have another one: [`Builder`](super::Builder).
-    pub stack_size: usize,
-    /// How long a goroutine runs before it is asked to give way to others, at least 20 us.
-    /// `None`: never; then a goroutine that does not park keeps its thread. The default is 10 ms.
-    /// Turns are looked at about once in a slice: one that begins when another one's time is over
-    /// takes about a slice, any other up to two.
-    pub time_slice: Option<Duration>,
-    /// Whether goroutines are also interrupted, by a signal (SIGURG), in JIT code that is
-    /// registered as preemptible ([`Annotations::preemptible`](crate::jit::Annotations::preemptible)).
-    /// The default is yes. Otherwise they give way at polls only.
-    ///
-    /// Once a program has such code, a thread whose goroutine runs for longer than its slice gets
-    /// the signal in native code too, where it changes nothing but that system calls may end with
-    /// EINTR which SA_RESTART does not cover (poll(2), nanosleep(2) and others of signal(7)). Without
-    /// such code no signal is sent.
-    pub async_preemption: bool,
-    /// What is saved of the vector registers when a goroutine gives way in the midst of JIT code.
-    /// The default is everything that this CPU has.
-    pub vector_state: VectorState,
+    processors: usize,
+    stack_bytes: usize,
+    time_slice: Option<Duration>,
+    async_preemption: bool,
+    vector_state: VectorState,
 }
 
 /// Shorter slices than this are not kept.
@@ -47,7 +38,7 @@ impl Default for Config {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             processors: processors.min(MAX_PROCESSORS),
-            stack_size: 64 << 10,
+            stack_bytes: 64 << 10,
             time_slice: Some(Duration::from_millis(10)),
             async_preemption: true,
             vector_state: VectorState::Auto,
@@ -56,9 +47,69 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The default settings.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Threads that run goroutines, 1 to [`MAX_PROCESSORS`]. The default is the value of
+    /// `std::thread::available_parallelism`.
+    pub fn processors(mut self, processors: usize) -> Self {
+        self.processors = processors;
+        self
+    }
+
+    /// Usable bytes of each goroutine's stack, rounded up to the next of 16 KiB, 64 KiB, 256 KiB,
+    /// 1 MiB and 8 MiB. The default is 64 KiB. Only pages that are touched cost memory. A single
+    /// goroutine can have another size: [`Builder::stack_bytes`](crate::runtime::Builder::stack_bytes).
+    pub fn stack_bytes(mut self, bytes: usize) -> Self {
+        self.stack_bytes = bytes;
+        self
+    }
+
+    /// How long a goroutine runs before it must yield to others, at least 20 us. With `None` it is
+    /// never preempted: then a goroutine that does not park keeps its thread. The default is 10 ms.
+    ///
+    /// Time slices are checked about once a slice. A slice that begins when another one ends takes
+    /// about its time, any other one up to twice that.
+    pub fn time_slice(mut self, slice: impl Into<Option<Duration>>) -> Self {
+        self.time_slice = slice.into();
+        self
+    }
+
+    /// Whether goroutines are also preempted by a signal (SIGURG), in JIT code that is registered as
+    /// preemptible ([`Annotations::preemptible`](crate::jit::Annotations::preemptible)). The default
+    /// is yes. Otherwise they yield at polls only.
+    ///
+    /// Once a program has such code, a thread whose goroutine runs for longer than its slice gets
+    /// the signal in native code too. There it changes nothing but that system calls may end with
+    /// EINTR which SA_RESTART does not cover (poll(2), nanosleep(2) and others of signal(7)).
+    /// Without such code no signal is sent.
+    pub fn async_preemption(mut self, on: bool) -> Self {
+        self.async_preemption = on;
+        self
+    }
+
+    /// Which vector registers are saved when a goroutine is preempted in JIT code. The default is
+    /// all that this CPU has.
+    pub fn vector_state(mut self, state: VectorState) -> Self {
+        self.vector_state = state;
+        self
+    }
+
+    /// Whether goroutines are to be preempted by a signal.
+    pub(crate) fn is_preempted_by_signal(&self) -> bool {
+        self.async_preemption && self.time_slice.is_some()
+    }
+
+    /// The vector registers to save.
+    pub(crate) fn wanted_vector_state(&self) -> VectorState {
+        self.vector_state
+    }
+
     pub(crate) fn class(&self) -> Result<SizeClass, RunError> {
-        SizeClass::for_bytes(self.stack_size)
-            .ok_or(RunError::StackSize { requested: self.stack_size })
+        SizeClass::for_bytes(self.stack_bytes)
+            .ok_or(RunError::StackBytes { requested: self.stack_bytes })
     }
 
     pub(crate) fn processor_count(&self) -> Result<usize, RunError> {
@@ -104,8 +155,8 @@ pub enum RunError {
         /// What was asked for.
         requested: usize,
     },
-    /// `Config::stack_size` is larger than the largest class.
-    StackSize {
+    /// `Config::stack_bytes` is larger than the largest class.
+    StackBytes {
         /// What was asked for.
         requested: usize,
     },
@@ -140,9 +191,9 @@ impl fmt::Display for RunError {
                 f,
                 "Config::processors is {requested}, and must be from 1 to {MAX_PROCESSORS}"
             ),
-            Self::StackSize { requested } => write!(
+            Self::StackBytes { requested } => write!(
                 f,
-                "Config::stack_size is {requested} bytes, and the largest stack has 8 MiB"
+                "Config::stack_bytes is {requested} bytes, and the largest stack has 8 MiB"
             ),
             Self::TimeSlice { requested } => write!(
                 f,

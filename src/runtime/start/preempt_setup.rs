@@ -1,4 +1,3 @@
-#![allow(unsafe_code, reason = "addresses of other threads")]
 //! What a run sets up to preempt: the stubs of its settings, the signal, and each thread for it.
 
 use std::ptr;

@@ -46,8 +46,8 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
     fault::install_handlers();
     let processors = config.processor_count()?;
     let slice = config.slice()?;
-    let by_signal = config.async_preemption && slice.is_some();
-    let stubs = PreemptStubs::new(config.vector_state, by_signal)?;
+    let by_signal = config.is_preempted_by_signal();
+    let stubs = PreemptStubs::new(config.wanted_vector_state(), by_signal)?;
     let run_id = RUN_IDS.fetch_add(1, Ordering::Relaxed);
     let ms: Vec<_> = (0..processors).map(|_| M::allocate()).collect();
     let sched = Box::new(Sched {

@@ -47,6 +47,11 @@ struct Plan {
     config: Config,
     /// What the area of the run saves.
     level: Level,
+    processors: usize,
+    /// The position of the stack size in [`CLASSES`].
+    class: usize,
+    /// Whether goroutines are preempted by signals.
+    preempts: bool,
     /// Goroutines that are started again and again.
     target: usize,
     seed: u64,
@@ -62,28 +67,33 @@ impl Plan {
         let is_largest = level == Level::largest();
         let vector_state =
             if is_largest && below(2) == 0 { VectorState::Auto } else { level.vector_state() };
-        let config = Config {
-            processors: [1, 2, 2, 3, 4, 8][below(6) as usize],
-            stack_size: CLASSES[[1, 1, 1, 2, 3][below(5) as usize]],
-            time_slice: slice,
-            async_preemption: below(8) != 0,
-            vector_state,
-        };
+        let processors = [1, 2, 2, 3, 4, 8][below(6) as usize];
+        let class = [1, 1, 1, 2, 3][below(5) as usize];
+        let by_signal = below(8) != 0;
+        let config = Config::new()
+            .processors(processors)
+            .stack_bytes(CLASSES[class])
+            .time_slice(slice)
+            .async_preemption(by_signal)
+            .vector_state(vector_state);
+        let preempts = slice.is_some() && by_signal;
         // A few goroutines let threads fall asleep, many do not.
         let target = if below(3) == 0 { 1 + below(3) } else { 4 + below(60) };
-        Self { config, level, target: target as usize, seed: random.bits() }
+        Self {
+            config,
+            processors,
+            class,
+            preempts,
+            level,
+            target: target as usize,
+            seed: random.bits(),
+        }
     }
 
     /// As the main goroutine of a run, number `run` of its round.
     fn surroundings(&self, run: usize) -> Surroundings {
-        let class = CLASSES.iter().position(|&class| class == self.config.stack_size);
-        Surroundings {
-            run,
-            class: class.expect("a class"),
-            level: self.level,
-            preempts: self.config.time_slice.is_some() && self.config.async_preemption,
-            processors: self.config.processors,
-        }
+        let Self { class, level, preempts, processors, .. } = *self;
+        Surroundings { run, class, level, preempts, processors }
     }
 
     /// One run from its beginning to its end.
@@ -411,7 +421,7 @@ fn steady_load() {
         }
         watchdog::beat();
     };
-    let config = Config { processors: PROCESSORS, ..Config::default() };
+    let config = Config::new().processors(PROCESSORS);
     for _ in 0..3 {
         let waves = || {
             (0..120).for_each(|_| CLASSES[..4].iter().for_each(|&class| wave(class)));

@@ -207,7 +207,7 @@ pub fn overflow(goid: &str, size: &str, next: &str, in_what: &str, frames: &str)
         "footbridge: fatal: goroutine {goid} overflowed its {size} stack in {in_what}\n\
          pc 0x_, rsp 0x_, access to 0x_ in the guard 0x_..0x_\n\
          the next class is {next}: runtime::Builder::stack_bytes for one goroutine, \
-         Config::stack_size for all\n\
+         Config::stack_bytes for all\n\
          JIT frames, innermost first:\n{frames}"
     )
 }

@@ -5,8 +5,6 @@ pub mod child;
 #[cfg(target_arch = "x86_64")]
 pub mod code;
 #[cfg(target_arch = "x86_64")]
-pub mod fuzz;
-#[cfg(target_arch = "x86_64")]
 pub mod gcc;
 #[cfg(target_arch = "x86_64")]
 pub mod native_unwind;

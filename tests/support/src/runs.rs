@@ -7,7 +7,7 @@ use footbridge::runtime::{Config, gosched, stats};
 
 /// The default settings on this many processors.
 pub fn config(processors: usize) -> Config {
-    Config { processors, ..Config::default() }
+    Config::new().processors(processors)
 }
 
 /// Runs `f` on the main goroutine of a run on this many processors.
@@ -25,7 +25,7 @@ pub fn alone<R>(f: impl FnOnce() -> R) -> R {
 pub fn alone_and_preemptible<R>(f: impl FnOnce() -> R) -> R {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let config = Config { time_slice: Some(Duration::from_secs(3600)), ..config(1) };
+    let config = config(1).time_slice(Duration::from_secs(3600));
     config.run(f).expect("the run starts")
 }
 

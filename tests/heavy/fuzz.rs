@@ -1,4 +1,4 @@
-//! The body of the fuzz target (`fuzz/body.rs`) on random bytes and on changed texts.
+//! The body of the fuzz target (`tests/fuzz_body`) on random bytes and on changed texts.
 //!
 //! `FOOTBRIDGE_FUZZ_SECONDS` sets for how long, `FOOTBRIDGE_SEED` where it starts. What it fails on
 //! is printed as bytes, to be kept as a case here.
@@ -45,7 +45,7 @@ fn no_input_breaks_parser_planner_or_emitter() {
         } else {
             (0..rng.below(200)).map(|_| (rng.bits() >> 40) as u8).collect()
         };
-        let result = catch_unwind(AssertUnwindSafe(|| support::fuzz::run(&input)));
+        let result = catch_unwind(AssertUnwindSafe(|| body::run(&input)));
         if let Err(panic) = result {
             eprintln!("seed {seed}, input {inputs}: {input:?}");
             resume_unwind(panic);

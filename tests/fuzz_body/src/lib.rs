@@ -1,4 +1,5 @@
-//! What the fuzzer and `tests/fuzz.rs` run: parser, planner and emitter on bytes from anywhere.
+//! What the fuzzer (`fuzz/`) and `tests/heavy/fuzz.rs` run: parser, planner and emitter on bytes from
+//! anywhere.
 //!
 //! The bytes are read twice: as the text of a signature, and as a recipe for a signature, two
 //! conventions and a binding. Whatever comes out must be an error with a text, or right: a plan is
