@@ -16,7 +16,7 @@
 
 use std::ptr;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::runtime::gmp::current::{getm, sched_of};
 use crate::runtime::gmp::g::G;
@@ -48,8 +48,8 @@ impl Instance for Sched {
         work_exists(self)
     }
 
-    fn wake(&self, chosen: &Parking) {
-        futex::wake(chosen.word());
+    fn wake(&self, _chosen: &Parking, word: &AtomicU32) {
+        futex::wake(word);
     }
 }
 

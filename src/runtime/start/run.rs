@@ -184,7 +184,7 @@ fn run_main<R>(
 
 /// Ends a run: every M leaves when it comes to the scheduler.
 fn stop(sched: &Sched) {
-    idle::stop(sched, |parking| futex::wake(parking.word()));
+    idle::stop(sched, |_, word| futex::wake(word));
     // Who computes does not come to the scheduler by himself.
     if sched.has_sysmon.load(Ordering::Relaxed) {
         let others = sched.ms.iter().filter(|m| !ptr::eq(**m, getm()));

@@ -65,10 +65,6 @@ impl Parking {
         Self(AtomicU32::new(AWAKE))
     }
 
-    pub(crate) fn word(&self) -> &AtomicU32 {
-        &self.0
-    }
-
     /// Announces that this thread is about to sleep. It must check for work afterwards.
     fn announce(&self) {
         self.0.store(PARKED, Ordering::SeqCst);
@@ -148,8 +144,8 @@ pub(crate) trait Instance {
     /// Whether a queue that all Ms take from has something.
     fn work_exists(&self) -> bool;
 
-    /// Wakes the thread of an M that was chosen to search for work.
-    fn wake(&self, chosen: &Parking);
+    /// Wakes the thread of an M that was chosen to search for work. It sleeps on the word.
+    fn wake(&self, chosen: &Parking, word: &AtomicU32);
 }
 
 /// An M that has nothing to run, as [`search`] leads it.
@@ -195,7 +191,7 @@ pub(crate) fn wake_one(instance: &impl Instance) {
 fn wake_sleeper(instance: &impl Instance) {
     let chosen = instance.idle().choose(instance.parkings(), || instance.work_exists());
     if let Some(chosen) = chosen {
-        instance.wake(chosen);
+        instance.wake(chosen, &chosen.0);
     }
 }
 
@@ -203,10 +199,10 @@ fn wake_sleeper(instance: &impl Instance) {
 /// spinning. `None`: the run is over.
 pub(crate) fn search<M: Searcher>(m: &M, mut is_spinning: bool) -> Option<M::Found> {
     let instance = m.instance();
-    let (idle, stopping) = (instance.idle(), instance.stopping());
+    let idle = instance.idle();
     loop {
         let mut found = m.find();
-        if found.is_none() && !stopping.load(Ordering::Acquire) {
+        if found.is_none() && !is_stopping(instance) {
             is_spinning = is_spinning || idle.start_spinning(instance.parkings().count());
             found = m.spin(is_spinning);
         }
@@ -217,7 +213,7 @@ pub(crate) fn search<M: Searcher>(m: &M, mut is_spinning: bool) -> Option<M::Fou
                 wake_one(instance);
             }
         }
-        if stopping.load(Ordering::Acquire) {
+        if is_stopping(instance) {
             return None;
         }
         if found.is_some() {
@@ -227,14 +223,18 @@ pub(crate) fn search<M: Searcher>(m: &M, mut is_spinning: bool) -> Option<M::Fou
     }
 }
 
+fn is_stopping(instance: &impl Instance) -> bool {
+    let stopping = instance.stopping();
+    stopping.load(Ordering::Acquire)
+}
+
 /// Announces that the M sleeps, checks for work, and sleeps if there is none. Returns whether the M is
 /// counted as spinning.
 fn sleep_until_work(m: &impl Searcher) -> bool {
     let (instance, parking) = (m.instance(), m.parking());
-    let idle = instance.idle();
+    let (idle, stopping) = (instance.idle(), instance.stopping());
     let sleeping = idle.prepare_sleep(parking);
-    let has_work =
-        m.has_own_work() || instance.work_exists() || instance.stopping().load(Ordering::SeqCst);
+    let has_work = m.has_own_work() || instance.work_exists() || stopping.load(Ordering::SeqCst);
     if !has_work {
         return sleep(m, sleeping);
     }
@@ -257,12 +257,14 @@ fn leave_sleep(m: &impl Searcher) {
     m.has_woken();
 }
 
-/// Ends a run: every M leaves when it comes to the scheduler. `wake` wakes the thread of an M.
-pub(crate) fn stop<I: Instance>(instance: &I, wake: impl Fn(&Parking)) {
-    instance.stopping().store(true, Ordering::SeqCst);
+/// Ends a run: every M leaves when it comes to the scheduler. `wake` wakes the thread
+/// of an M that sleeps on the word.
+pub(crate) fn stop<I: Instance>(instance: &I, wake: impl Fn(&Parking, &AtomicU32)) {
+    let stopping = instance.stopping();
+    stopping.store(true, Ordering::SeqCst);
     heavy_fence();
     for parking in instance.parkings() {
-        parking.unpark(|_| wake(parking));
+        parking.unpark(|word| wake(parking, word));
     }
 }
 

@@ -110,14 +110,14 @@ pub(crate) fn yield_to_suspender(
     sleep: impl Fn(&AtomicU32, u32),
     deschedule: impl Fn(),
 ) {
-    let state = g.suspend_state();
+    let (state, status) = (g.suspend_state(), g.status_word());
     while state.is_requested() {
         if !await_resume(g) {
             deschedule();
             continue;
         }
         sleep(&state.0, AWAITED);
-        g.status_word().store(RUNNING, Ordering::Release);
+        status.store(RUNNING, Ordering::Release);
     }
 }
 
@@ -127,10 +127,10 @@ pub(crate) fn yield_to_suspender(
 /// Then this thread is on the goroutine's stack: the goroutine was about to leave it, was readied, and
 /// was picked again. The inspector does not find it suspended before it has left.
 fn await_resume(g: &impl Suspendable) -> bool {
-    if g.saved_pc().load(Ordering::Relaxed) == 0 {
+    let (status, saved_pc) = (g.status_word(), g.saved_pc());
+    if saved_pc.load(Ordering::Relaxed) == 0 {
         return false;
     }
-    let status = g.status_word();
     status.store(RUNNABLE, Ordering::Release);
     let word = &g.suspend_state().0;
     // Fails where the goroutine was resumed meanwhile. Then the word is FREE, and the sleep ends at

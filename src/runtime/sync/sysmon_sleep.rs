@@ -64,8 +64,11 @@ pub(crate) fn wake(word: &AtomicU32, wake_thread: impl FnOnce(&AtomicU32)) {
 }
 
 /// Ends sysmon, asleep or not. No other thread changes the word afterwards.
+///
+/// A swap and no store: sysmon must not find the old value when it falls asleep after this. (The kernel
+/// would order a store, too, before it wakes the thread. The model has no kernel.)
 pub(crate) fn end(word: &AtomicU32, wake_thread: impl FnOnce(&AtomicU32)) {
-    word.store(ENDED, Ordering::SeqCst);
+    word.swap(ENDED, Ordering::SeqCst);
     wake_thread(word);
 }
 
