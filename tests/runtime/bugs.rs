@@ -7,8 +7,8 @@ use support::runs::on;
 
 use footbridge::jit::{Jit, JitError};
 use footbridge::runtime::{
-    Builder, Case, Chan, Config, JoinHandle, RecvError, checkpoint, go, gosched, run, scope,
-    select, stats,
+    Builder, Case, Chan, Config, JoinHandle, RecvError, WaitReason, checkpoint, current, go,
+    gopark, goready, gosched, run, scope, select, stats,
 };
 
 /// The value of a scoped goroutine that nobody joins was dropped after the scope had ended.
@@ -345,4 +345,37 @@ fn goroutines_that_yield_wait_for_their_own_backlog_only() {
             }
         });
     });
+}
+
+/// When the thread-locals of a foreign thread were destroyed, `current` and `gopark` took different
+/// waiters, and a destructor that waited slept for ever.
+#[test]
+fn a_foreign_thread_can_wait_in_its_last_destructor() {
+    struct Late;
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let me = current();
+            let unlock = || {
+                // SAFETY: the thread is in the `gopark` below, whose `unlock` is running, and nothing
+                // else readies it.
+                std::thread::spawn(move || unsafe { goready(me) });
+            };
+            // SAFETY: one call of `goready` follows; `unlock` neither parks nor unwinds.
+            unsafe { gopark(WaitReason::Other, unlock) };
+        }
+    }
+    std::thread_local! {
+        static LATE: Late = const { Late };
+    }
+    let thread = std::thread::spawn(|| {
+        // Destructors run in the reverse order of their registration: this one comes last.
+        LATE.with(|_| ());
+        current();
+    });
+    let start = Instant::now();
+    while !thread.is_finished() {
+        assert!(start.elapsed() < Duration::from_secs(20), "the thread sleeps in its destructor");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    thread.join().expect("no panic");
 }
