@@ -1,7 +1,9 @@
 //! One test for each defect that was found and mended.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use support::runs::on;
 
@@ -351,7 +353,7 @@ fn goroutines_that_yield_wait_for_their_own_backlog_only() {
 /// waiters, and a destructor that waited slept for ever.
 #[test]
 fn a_foreign_thread_can_wait_in_its_last_destructor() {
-    struct Late;
+    struct Late(Sender<()>);
     impl Drop for Late {
         fn drop(&mut self) {
             let me = current();
@@ -362,20 +364,18 @@ fn a_foreign_thread_can_wait_in_its_last_destructor() {
             };
             // SAFETY: one call of `goready` follows; `unlock` neither parks nor unwinds.
             unsafe { gopark(WaitReason::Other, unlock) };
+            self.0.send(()).expect("the test waits");
         }
     }
     std::thread_local! {
-        static LATE: Late = const { Late };
+        static LATE: Cell<Option<Late>> = const { Cell::new(None) };
     }
-    let thread = std::thread::spawn(|| {
+    let (sender, receiver) = channel();
+    std::thread::spawn(|| {
         // Destructors run in the reverse order of their registration: this one comes last.
-        LATE.with(|_| ());
+        LATE.set(Some(Late(sender)));
         current();
     });
-    let start = Instant::now();
-    while !thread.is_finished() {
-        assert!(start.elapsed() < Duration::from_secs(20), "the thread sleeps in its destructor");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    thread.join().expect("no panic");
+    let woken = receiver.recv_timeout(Duration::from_secs(20));
+    woken.expect("the thread sleeps in its destructor");
 }
