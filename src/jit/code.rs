@@ -273,7 +273,7 @@ impl Jit {
         self.arena.memory().report()
     }
 
-    /// Whether code in this arena reaches the program's text with `call rel32`.
+    /// Whether code in this arena reaches the program's text with a direct call (`call rel32`).
     ///
     /// ```
     /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};

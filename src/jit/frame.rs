@@ -20,8 +20,14 @@ pub(crate) const RED_ZONE_BYTES: usize = 128;
 /// pointer further than this touches each page on the way.
 pub(crate) const PAGE_BYTES: usize = 4096;
 
-/// The reach of a `rel32` operand, less room for a reservation's last piece of code.
+/// The reach of a `rel32` operand of x86-64, less room for a reservation's last piece of code.
 pub(crate) const REL32_REACH_BYTES: usize = (1 << 31) - (2 << 20);
+
+/// The reach of a direct call on this host: on AArch64 that of `bl`, with the same room.
+pub(crate) const CALL_REACH_BYTES: usize = match HOST {
+    Arch::Amd64 => REL32_REACH_BYTES,
+    _ => (1 << 27) - (2 << 20),
+};
 
 /// The contract that a frame of some code keeps, so that one unwind rule serves a whole sub-arena.
 ///

@@ -4,7 +4,17 @@
 //! plan, the emitter turns the plan into bytes at their final address, the arena copies them
 //! through the writable view, and the registry publishes them. Only then does the address leave.
 //!
-//! Emission is for any machine on any host. What executes is for one host, and only there.
+//! Emission is for any machine on any host ([`AdapterCode`]). What executes is for the host:
+//!
+//! | | x86-64 Linux | AArch64 Linux |
+//! | --- | --- | --- |
+//! | installed code, registry, unwinding of panics | yes | yes, without `Saved` frames |
+//! | switches between goroutines | yes | yes |
+//! | goroutine functions, entries, starts from JIT code | yes | refused |
+//! | adapters that execute | yes | refused |
+//! | polls, checks of the stack, preemption | yes | refused |
+//!
+//! What is refused is [`JitError::Unsupported`], or for frames [`JitError::FrameContract`].
 
 pub mod dynasm;
 pub(crate) mod emit;

@@ -243,7 +243,7 @@ fn foreign_ranges_that_break_a_rule_are_refused_with_the_rule() {
         unsafe { ForeignRegion::new(range, class) }
     };
     let standard = FrameClass::Standard;
-    let refused = |range, class| rule(region(range, class).err().expect("refused"));
+    let refused = |range, class| rule(region(range, class).expect_err("refused"));
     let both_ends = "both ends must be multiples of 64 bytes";
     let user_space = "the range must not be empty, and lie in user space";
     let own = "entry and root frames are made by the crate's own stubs only";
@@ -273,7 +273,7 @@ fn foreign_ranges_that_break_a_rule_are_refused_with_the_rule() {
 
     // SAFETY: there are no bytes that could change.
     let publish = |range: Range<usize>| unsafe { known.publish("piece", range, ()) };
-    let refused = |range| rule(publish(range).err().expect("refused"));
+    let refused = |range| rule(publish(range).expect_err("refused"));
     let start = middle.start;
     let aligned = "it must start at a multiple of 64 bytes and not be empty";
     let leaves = "it leaves the region it is published in";

@@ -173,6 +173,27 @@ unsafe fn protect(
     })
 }
 
+/// Makes bytes that were written the ones that all processors fetch, where that does not happen by
+/// itself. Arm Architecture Reference Manual for A-profile, section B2.4.4: data caches are cleaned
+/// by any address of the memory, and instruction caches by the one that it runs from.
+///
+/// # Safety
+/// The range is readable code.
+pub(super) unsafe fn synchronize_instructions(start: usize, bytes: usize) {
+    #[cfg(target_arch = "aarch64")]
+    {
+        unsafe extern "C" {
+            /// Of libgcc and compiler-rt.
+            fn __clear_cache(start: *const u8, end: *const u8);
+        }
+        let start = start as *const u8;
+        // SAFETY: the caller's promise.
+        unsafe { __clear_cache(start, start.wrapping_add(bytes)) };
+    }
+    // x86-64 does it: Intel SDM volume 3, section 13.6.
+    let _ = (start, bytes);
+}
+
 /// Bytes of a page on this host.
 pub(super) fn page_bytes() -> usize {
     region::page::size()

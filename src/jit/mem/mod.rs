@@ -21,7 +21,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::JitError;
-use super::frame::{GRANULE_BYTES, REL32_REACH_BYTES};
+use super::frame::{CALL_REACH_BYTES, GRANULE_BYTES};
 use linux::{File, WritableView};
 
 pub(crate) use linux::{discard_table, symbol_exists, zeroed_table};
@@ -48,7 +48,7 @@ pub enum MemoryMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// Within reach of `call rel32` from the program's text where there is room, else anywhere.
+    /// Within reach of a direct call from the program's text where there is room, else anywhere.
     #[default]
     Near,
     /// At an address of the kernel's choice: helpers are called through a cell.
@@ -157,7 +157,7 @@ impl CodeMemory {
         self.size
     }
 
-    /// Whether every byte of the reservation reaches the program's text with a `rel32`.
+    /// Whether every byte of the reservation reaches the program's text with a direct call.
     pub(crate) fn is_near(&self) -> bool {
         self.near
     }
@@ -213,6 +213,8 @@ impl CodeMemory {
                 unsafe { linux::flip_to_executable(start, bytes)? };
             }
         }
+        // SAFETY: the range is in the committed part of the view that runs.
+        unsafe { linux::synchronize_instructions(self.base + at, code.len()) };
         Ok(())
     }
 }
@@ -249,7 +251,7 @@ fn map_code(
     }
     let base = linux::map_inaccessible(size, file)?;
     let text = text_address();
-    let near = base.abs_diff(text).max((base + size).abs_diff(text)) < REL32_REACH_BYTES;
+    let near = base.abs_diff(text).max((base + size).abs_diff(text)) < CALL_REACH_BYTES;
     Ok((base, near))
 }
 
@@ -257,12 +259,12 @@ fn map_code(
 fn near_candidates(size: usize) -> impl Iterator<Item = usize> {
     const STEP: usize = 32 << 20;
     let text = text_address() & !(CHUNK_BYTES - 1);
-    let lowest = text.saturating_sub(REL32_REACH_BYTES).max(1 << 20);
+    let lowest = text.saturating_sub(CALL_REACH_BYTES).max(1 << 20);
     let below = (1..).map(move |i| text.checked_sub(size + i * STEP)).map_while(|a| a);
     let above = (16..).map(move |i| text + i * STEP);
     below
         .take_while(move |&a| a >= lowest)
-        .chain(above.take_while(move |&a| a + size <= text + REL32_REACH_BYTES))
+        .chain(above.take_while(move |&a| a + size <= text + CALL_REACH_BYTES))
 }
 
 /// An address in the program's text, near the helpers that stubs call.

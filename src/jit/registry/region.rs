@@ -57,6 +57,22 @@ struct RegionEntry {
     region: AtomicPtr<Region>,
 }
 
+impl RegionEntry {
+    /// The region itself.
+    ///
+    /// # Safety
+    /// The caller has loaded a size with Acquire that is not zero.
+    #[inline]
+    unsafe fn region(&self) -> &'static Region {
+        let region = self.region.load(Ordering::Relaxed);
+        // SAFETY: the entry was filled before its size was published. Said on its own, since the
+        // compiler compares the pointer with null again in each lookup otherwise.
+        unsafe { std::hint::assert_unchecked(!region.is_null()) };
+        // SAFETY: the entry was filled before its size was published, and regions are leaked.
+        unsafe { &*region }
+    }
+}
+
 /// What lookups walk.
 ///
 /// Invariant: entries are filled from the front and never change afterwards. An entry counts once
@@ -182,8 +198,8 @@ impl Region {
         let entry = &REGIONS[0];
         let size = entry.size.load(Ordering::Acquire);
         if at.wrapping_sub(entry.base.load(Ordering::Relaxed)) < size {
-            // SAFETY: the entry was filled before its size was published, and regions are leaked.
-            return Some(unsafe { &*entry.region.load(Ordering::Relaxed) });
+            // SAFETY: the size was seen.
+            return Some(unsafe { entry.region() });
         }
         None
     }
@@ -197,8 +213,8 @@ impl Region {
                 return None;
             }
             if at.wrapping_sub(entry.base.load(Ordering::Relaxed)) < size {
-                // SAFETY: as in `first`.
-                return Some(unsafe { &*entry.region.load(Ordering::Relaxed) });
+                // SAFETY: the size was seen.
+                return Some(unsafe { entry.region() });
             }
         }
         None
