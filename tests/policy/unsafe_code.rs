@@ -60,6 +60,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/start/bench_hooks.rs",
     "src/runtime/start/run.rs",
     "src/runtime/sync/inbox.rs",
+    "src/runtime/sync/park.rs",
     "src/runtime/task/builder.rs",
     "src/runtime/task/join.rs",
     "src/runtime/task/panic_hook.rs",

@@ -1,14 +1,16 @@
 //! Regression tests, one for each defect that was fixed.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use support::runs::on;
 
 use footbridge::jit::{Jit, JitError};
 use footbridge::runtime::{
-    Builder, Case, Chan, Config, JoinHandle, RecvError, checkpoint, go, gosched, run, scope,
-    select, stats,
+    Builder, Case, Chan, Config, JoinHandle, RecvError, WaitReason, checkpoint, current, go,
+    gopark, goready, gosched, run, scope, select, stats,
 };
 
 /// The value of a scoped goroutine that is not joined was dropped after the scope had ended.
@@ -351,4 +353,35 @@ fn goroutines_that_yield_wait_for_their_own_backlog_only() {
             }
         });
     });
+}
+
+/// When the thread-locals of a foreign thread were destroyed, `current` and `gopark` took different
+/// waiters, and a destructor that waited slept for ever.
+#[test]
+fn a_foreign_thread_can_wait_in_its_last_destructor() {
+    struct Late(Sender<()>);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let me = current();
+            let unlock = || {
+                // SAFETY: the thread is in the `gopark` below, whose `unlock` is running, and nothing
+                // else readies it.
+                std::thread::spawn(move || unsafe { goready(me) });
+            };
+            // SAFETY: one call of `goready` follows; `unlock` neither parks nor unwinds.
+            unsafe { gopark(WaitReason::Other, unlock) };
+            self.0.send(()).expect("the test waits");
+        }
+    }
+    std::thread_local! {
+        static LATE: Cell<Option<Late>> = const { Cell::new(None) };
+    }
+    let (sender, receiver) = channel();
+    std::thread::spawn(|| {
+        // Destructors run in the reverse order of their registration: this one comes last.
+        LATE.set(Some(Late(sender)));
+        current();
+    });
+    let woken = receiver.recv_timeout(Duration::from_secs(20));
+    woken.expect("the thread sleeps in its destructor");
 }

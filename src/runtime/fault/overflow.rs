@@ -137,7 +137,7 @@ pub(crate) extern "C-unwind" fn overflowed(
 /// How the goroutine that this thread runs is printed.
 fn label(g: &G) -> Label<'_> {
     // SAFETY: the goroutine runs here, so it has not ended.
-    Label { id: g.goid.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
+    Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
 }
 
 /// The size of a stack, with its unit.

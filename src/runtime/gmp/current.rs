@@ -1,5 +1,10 @@
 #![allow(unsafe_code, reason = "immortal structures of this thread")]
-//! The goroutine, the M and the runtime instance of the calling thread.
+//! The goroutine, the M and the runtime instance of the calling thread: the thread-local words of
+//! `arch/tls`, with their types.
+//!
+//! A goroutine may resume on another thread. No value of this file may be kept over a suspension of a
+//! migratable goroutine, and a function that suspends one is not inlined: the compiler would
+//! otherwise reuse the address of a thread-local that it computed before.
 
 use std::sync::atomic::Ordering;
 
@@ -8,13 +13,13 @@ use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::sched::Sched;
 
-/// The goroutine that this thread runs, or null: on foreign threads and in the scheduler.
+/// The goroutine that this thread runs. Null on foreign threads, and in the scheduler.
 #[inline(always)]
 pub(crate) fn getg() -> *mut G {
     tls::g() as *mut G
 }
 
-/// The M of this thread, or null on foreign threads.
+/// The M of this thread. Null on foreign threads.
 #[inline(always)]
 pub(crate) fn getm() -> *mut M {
     tls::m() as *mut M
@@ -34,24 +39,29 @@ pub(crate) fn set_g_and_stack_limit(g: *mut G, stack_limit: usize) {
 /// The M of this thread.
 ///
 /// # Safety
-/// The thread is an M; the reference is not kept over a suspension of a migratable goroutine.
+/// 1. The thread is an M.
+/// 2. The reference is not used after a suspension of a migratable goroutine.
 #[inline(always)]
 pub(crate) unsafe fn this_m() -> &'static M {
-    // SAFETY: the thread is an M by the contract, and those are immortal.
+    // SAFETY: the thread is an M by contract (1), and an M is never freed.
     unsafe { &*getm() }
 }
 
+/// The runtime instance of an M.
+///
 /// # Safety
-/// As for [`this_m`].
+/// 1. `m` is the M of the calling thread.
+/// 2. The reference is not used after the thread has left the run.
 #[inline(always)]
 pub(crate) unsafe fn sched_of(m: &M) -> &'static Sched {
-    // SAFETY: set before the thread became an M, and alive until all its Ms have left.
+    // SAFETY: `run` stores the address before the thread becomes an M, and frees the instance after
+    // all Ms have left: contracts (1) and (2).
     unsafe { &*m.sched.load(Ordering::Relaxed) }
 }
 
-/// The run that the calling thread belongs to, if any.
+/// The runtime instance that the calling thread belongs to, if any.
 pub(crate) fn this_sched() -> Option<&'static Sched> {
     let m = getm();
-    // SAFETY: this thread's M, and its run.
+    // SAFETY: an M is never freed, and this is the calling thread's.
     (!m.is_null()).then(|| unsafe { sched_of(&*m) })
 }

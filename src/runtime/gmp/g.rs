@@ -1,19 +1,42 @@
 #![allow(unsafe_code, reason = "raw, immortal structures")]
-//! A goroutine: its saved context, its status, its stack, and where it belongs.
+//! A G: one goroutine with its saved context, its status, its stack and the M that it belongs to.
 //!
-//! G structures come from slabs that are never freed and are used again for other goroutines, so
-//! that a pointer to one always points to some G. Who may touch a field:
+//! This file is data. It must not decide where a goroutine goes or when it runs: that is `sched/`.
 //!
-//! * `sched`, `anchor`: the thread that runs the goroutine; anybody while it is parked, to read.
-//! * `guard`: the thread that runs the goroutine when it begins to; anybody who requests a
-//!   preemption.
-//! * `status`: see [`Status`]; stored by whoever has the right to make the transition.
-//! * `freeze`: see `freeze.rs`.
-//! * `link`: whoever has the goroutine in a queue or a pool.
+//! A G in time order:
+//!
+//! 1. [`allocate`] takes it from a slab, and `pools` gives it a stack. It keeps that stack for good.
+//! 2. `lifecycle::newproc` takes it from a pool, sets it up for one goroutine and queues it.
+//! 3. It runs, parks and is preempted; [`Status`] has the machine of its states.
+//! 4. When the goroutine has ended and its handle is gone, `lifecycle::gfput` returns it to a pool.
+//!
+//! **Invariant: a G is never freed.** A pointer to one always points to some G. A thread that reads
+//! one without owning it may find another goroutine in it, and compares `id` for that reason.
+//!
+//! Which thread may touch a field:
+//!
+//! * `sched`, `anchor`: the thread that runs the goroutine. While the goroutine is suspended other
+//!   threads may read them.
+//! * `stack_limit`: the thread that runs the goroutine, when the goroutine becomes current; and
+//!   every thread that requests a preemption.
+//! * `status`: the thread that has the right to make the transition ([`G::transition`]).
+//! * `suspend`: as `sync/suspend.rs` says.
+//! * `link`: the owner of the queue or pool that the G is in.
 //! * `lowest_sp`: the thread that makes the goroutine current.
-//! * `keeps_fp_control`: the goroutine itself; false when it ends.
-//! * `name`: see `name.rs`.
-//! * the rest: set when the goroutine is made, before it is published.
+//! * `keeps_fp_control`, `result_dropped`: the goroutine itself. Both are false when it starts.
+//! * `migratable`: as for the fields that are set before publication. A goroutine that must stay on
+//!   its thread for one suspension (it is unwinding) clears it and sets it again.
+//! * `m`: the thread that makes the goroutine current.
+//! * `no_preempt`: the goroutine itself; a signal handler on its thread reads it.
+//! * `thread_wake`: the thread whose waiter this is, and the thread that readies it.
+//! * `next_chain`, `chain_len`: the owner of the list of chains (`pools.rs`).
+//! * `backlog`: the M whose `yielded` queue the G is in.
+//! * `name`: as `name.rs` says.
+//! * the rest is set while one thread owns the G, before the goroutine is published.
+//!
+//! Rejected: `Arc<G>`. Queues would count references on every hop, and a signal handler or a walk
+//! could drop the last one. Rejected: freeing slabs that are all idle. Preempters, walks and timers
+//! hold bare pointers, and would need a grace period each.
 
 use std::cell::Cell;
 use std::mem::offset_of;
@@ -22,17 +45,18 @@ use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, 
 use std::sync::{Mutex, PoisonError};
 
 use crate::runtime::arch::Gobuf;
+use crate::runtime::gmp::join_state;
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::name::NameCell;
 use crate::runtime::gmp::status::{Status, WaitReason};
-use crate::runtime::os::{futex, throw};
+use crate::runtime::os::throw;
 use crate::runtime::stack::Stack;
 use crate::runtime::sync::inbox::Linked;
-use crate::runtime::sync::suspend;
-use crate::runtime::sync::suspend::{Found, SuspendState};
+use crate::runtime::sync::status::{self, HasStatus};
+use crate::runtime::sync::suspend::{SuspendState, Suspendable};
 
-/// Where JIT code was left for native code, innermost first: the frame pointer of the stub that
-/// left it and a pc inside that stub. fp = 0: no JIT code is on the stack.
+/// Where JIT code was last left for native code: the frame pointer of the stub that left it, and a
+/// pc inside of that stub. fp = 0: no JIT code is on the stack. Walks begin here, and stubs write it.
 #[repr(C)]
 pub(crate) struct Anchor {
     fp: AtomicUsize,
@@ -40,12 +64,12 @@ pub(crate) struct Anchor {
 }
 
 impl Anchor {
-    /// fp and pc.
+    /// Returns fp and pc.
     pub(crate) fn get(&self) -> (usize, usize) {
         (self.fp.load(Ordering::Relaxed), self.pc.load(Ordering::Relaxed))
     }
 
-    /// Sets fp and pc. The goroutine's own, while no JIT code runs.
+    /// Sets fp and pc. Called by the goroutine itself, while no JIT code runs.
     pub(crate) fn set(&self, (fp, pc): (usize, usize)) {
         self.fp.store(fp, Ordering::Relaxed);
         self.pc.store(pc, Ordering::Relaxed);
@@ -56,96 +80,97 @@ impl Anchor {
     }
 }
 
-/// What a goroutine runs, by the types that only `go` knew.
+/// The functions of a goroutine's task, monomorphized for the closure and its result.
 pub(crate) struct TaskType {
     /// Runs the closure at the address and leaves its result there.
     pub(crate) run: unsafe fn(*mut u8),
-    /// Drops a result that nobody took.
+    /// Drops the result at the address, when no handle will take it.
     pub(crate) drop_result: unsafe fn(*mut u8),
 }
 
-/// States of `G::join` besides the address of a goroutine that waits for the end.
-pub(crate) mod join_state {
-    /// Not finished, the handle exists, nobody waits.
-    pub(crate) const RUNNING: usize = 0;
-    /// Finished; the result is the handle's.
-    pub(crate) const DONE: usize = 1;
-    /// Not finished, the handle is gone.
-    pub(crate) const DETACHED: usize = 2;
-    /// The runtime ended before the goroutine did.
-    pub(crate) const ABANDONED: usize = 3;
-    /// The smallest value that is an address.
-    pub(crate) const WAITER: usize = 64;
-}
-
-/// A goroutine, or (without a stack) the stand-in of a foreign thread that waits for one.
+/// A goroutine, or (without a stack) the waiter of a foreign thread.
+///
+/// The first cache line has what a switch touches, the second what bridges, queues and joins touch.
 #[repr(C, align(64))]
 pub(crate) struct G {
-    // What a switch touches.
+    /// The saved context. It comes first: the entry stub takes the address of a G for its Gobuf.
     pub(crate) sched: Gobuf,
     status: AtomicU32,
     wait_reason: AtomicU8,
-    /// `Builder::go_migratable`: may continue on another thread.
+    /// Set by `Builder::go_migratable`: the goroutine may resume on another thread.
     pub(crate) migratable: Cell<bool>,
-    /// Its result was dropped by itself, since nobody can take it.
+    /// The goroutine has dropped its result itself, since its handle is gone.
     pub(crate) result_dropped: Cell<bool>,
-    /// Its floating-point control modes are its own over suspensions: see `fp_control.rs`.
+    /// The goroutine keeps an FP control state of its own over suspensions: `sched/fp_control.rs`.
     pub(crate) keeps_fp_control: Cell<bool>,
+    /// The M that the goroutine ran on last. Null: it has not started, and any M may start it.
     pub(crate) m: AtomicPtr<M>,
-    /// Whether it must not run while somebody looks at its stack.
+    /// Whether another thread wants the goroutine suspended.
     pub(crate) suspend: SuspendState,
-    /// What polls compare rsp with: the limit of the stack, or [`REQUESTED`](crate::runtime::sync::preempt_request::REQUESTED).
+    /// What polls compare rsp with: the stack limit, or
+    /// [`REQUESTED`](crate::runtime::sync::preempt_request::REQUESTED).
     pub(crate) stack_limit: AtomicUsize,
 
-    // What bridges and queues touch.
     pub(crate) anchor: Anchor,
+    /// The next G of the queue or pool that this one is in.
     pub(crate) link: Cell<*mut G>,
-    pub(crate) goid: AtomicU64,
+    /// The goroutine's number. No other goroutine of the process ever has it. 0: never used.
+    pub(crate) id: AtomicU64,
     pub(crate) stack: Cell<Stack>,
+    /// A [`join_state`], or the address of the G that waits for the end.
     pub(crate) join: AtomicUsize,
-    /// The lowest rsp that it was switched away from with.
+    /// The lowest rsp that the goroutine was switched away from with. Below it no page was touched
+    /// by this goroutine, as far as switches show.
     pub(crate) lowest_sp: Cell<usize>,
 
     pub(crate) task: Cell<Option<&'static TaskType>>,
+    /// Where the closure, and then the result, lies: at the top of the stack, or what the starter
+    /// has put there.
     pub(crate) data: Cell<*mut u8>,
-    /// Which run it belongs to.
+    /// The run that the goroutine belongs to.
     pub(crate) run_id: AtomicU64,
-    /// Stand-ins of threads: what the thread sleeps on.
+    /// Of a thread waiter: the word that the thread sleeps on.
     pub(crate) thread_wake: AtomicU32,
-    /// A stand-in of a thread.
+    /// This is the waiter of a foreign thread, and no goroutine.
     pub(crate) is_thread: Cell<bool>,
-    /// In a pool, the first of a chain: the next chain, and how many this one has.
+    /// Of the first G of a chain in a pool: the first G of the next chain.
     pub(crate) next_chain: Cell<*mut G>,
+    /// Of the first G of a chain in a pool: how many Gs the chain has.
     pub(crate) chain_len: Cell<u32>,
-    /// While it is not zero the goroutine is not preempted.
+    /// While this is not zero the goroutine is not preempted.
     pub(crate) no_preempt: AtomicU32,
-    /// Shown by panics and tracebacks.
+    /// Printed by panics and tracebacks.
     pub(crate) name: NameCell,
-    /// In `M::yielded`: what has its turn first.
+    /// While the G is in `M::yielded`: what runs before it.
     pub(crate) backlog: Cell<Backlog>,
 }
 
-// The name and the backlog lie in what the third line has left over.
+// Three cache lines. `name` and `backlog` lie in what the third one had left: a fourth line would
+// cost a miss for each goroutine that starts.
 const _: () = assert!(size_of::<G>() == 192);
 
-/// What was runnable for any thread when a goroutine yielded, and has its turn before it does.
+/// What any M could have run when a goroutine yielded. All of it runs before that goroutine does.
+///
+/// A backlog is a position in a queue and not a count: thieves take from the queue, too, and a
+/// spill moves part of it. Positions show both.
 #[derive(Clone, Copy)]
 pub(crate) struct Backlog {
-    /// Whether it is in the global queue. Otherwise it is in the run queue of the P: goroutines move
-    /// from the first to the second.
+    /// The backlog is in the global queue. Otherwise it is in the run queue of the P: goroutines
+    /// move from the first to the second.
     pub(crate) is_global: bool,
-    /// How often part of it may have moved from the run queue back to the global queue.
+    /// How often part of the backlog may have moved from the run queue back to the global queue.
     pub(crate) moved: u8,
-    /// `M::spills` when that was so.
+    /// `M::spills` when the position was taken.
     pub(crate) spills: u16,
-    /// The position in that queue before which it lies. Positions wrap around.
+    /// The position in that queue before which the backlog lies. Positions wrap around.
     pub(crate) before: u32,
 }
 
-// SAFETY: see the head of the file for who may touch what.
+// SAFETY: the head of the file says which thread may touch which field; what several threads touch
+// at once is atomic.
 unsafe impl Sync for G {}
 
-/// Offset of the guard, for stubs.
+/// Offset of the stack limit, for stubs.
 pub(crate) const G_STACK_LIMIT_OFF: i32 = offset_of!(G, stack_limit) as i32;
 
 /// Offset of the lowest address of the stack, for stubs.
@@ -171,9 +196,9 @@ impl G {
             stack_limit: AtomicUsize::new(0),
             anchor: Anchor { fp: AtomicUsize::new(0), pc: AtomicUsize::new(0) },
             link: Cell::new(ptr::null_mut()),
-            goid: AtomicU64::new(0),
+            id: AtomicU64::new(0),
             stack: Cell::new(Stack { lo: 0, hi: 0 }),
-            join: AtomicUsize::new(join_state::RUNNING),
+            join: AtomicUsize::new(join_state::JOINABLE),
             lowest_sp: Cell::new(usize::MAX),
             task: Cell::new(None),
             data: Cell::new(ptr::null_mut()),
@@ -197,45 +222,11 @@ impl G {
         WaitReason::ALL.get(reason).copied().unwrap_or(WaitReason::None)
     }
 
-    /// Makes a transition that the caller has the right to make. No read-modify-write: two who
-    /// both believe to have the right are a bug, which the check finds as far as it can.
+    /// Makes a transition that the caller has the right to make: `sync/status.rs`.
     #[inline(always)]
     pub(crate) fn transition(&self, from: Status, to: Status) {
         debug_assert!(from.may_become(to), "no transition {from:?} -> {to:?}");
-        let now = self.status.load(Ordering::Relaxed);
-        if now != from as u32 {
-            self.bad_transition(now, from, to);
-        }
-        self.status.store(to as u32, Ordering::Release);
-    }
-
-    /// For a goroutine that begins to run, and is wanted still: waits until it is not, or might not
-    /// be. Returns false at once where its context is not saved: it runs here, on its stack.
-    pub(crate) fn wait_while_suspended(&self) -> bool {
-        let held = self.suspend.await_resume(&self.status, &self.sched.pc);
-        if held {
-            futex::wait(self.suspend.word(), suspend::AWAITED, None);
-            self.status.store(Status::Running as u32, Ordering::Release);
-        }
-        held
-    }
-
-    /// What somebody who asked the goroutine to be still finds.
-    pub(crate) fn found(&self) -> Found {
-        suspend::found(&self.status, &self.sched.pc)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn bad_transition(&self, now: u32, from: Status, to: Status) -> ! {
-        let goid = self.goid.load(Ordering::Relaxed);
-        let now = Status::from_u32(now).name();
-        throw(format_args!(
-            "goroutine {goid} is {now}, not {}, and cannot become {} (readied twice, or readied \
-             without being parked?)",
-            from.name(),
-            to.name(),
-        ))
+        status::transition(self, from as u32, to as u32);
     }
 
     #[inline(always)]
@@ -244,32 +235,68 @@ impl G {
     }
 }
 
+impl HasStatus for G {
+    #[inline(always)]
+    fn status_word(&self) -> &AtomicU32 {
+        &self.status
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, now: u32, from: u32, to: u32) -> ! {
+        let id = self.id.load(Ordering::Relaxed);
+        let [now, from, to] = [now, from, to].map(|status| Status::from_u32(status).name());
+        throw(format_args!(
+            "goroutine {id} is {now}, not {from}, and cannot become {to} (readied twice, or readied \
+             without being parked?)",
+        ))
+    }
+}
+
+impl Suspendable for G {
+    #[inline(always)]
+    fn suspend_state(&self) -> &SuspendState {
+        &self.suspend
+    }
+
+    #[inline(always)]
+    fn saved_pc(&self) -> &AtomicUsize {
+        &self.sched.pc
+    }
+}
+
 impl Linked for G {
     unsafe fn set_link(this: *mut Self, next: *mut Self) {
-        // SAFETY: immortal, and the caller's.
+        // SAFETY: a G is never freed, and this one is the caller's by contract.
         unsafe { (*this).link.set(next) };
     }
 
     unsafe fn link(this: *mut Self) -> *mut Self {
-        // SAFETY: as above.
+        // SAFETY: a G is never freed, and this one is the caller's by contract.
         unsafe { (*this).link.get() }
     }
 }
 
-/// Structures a slab holds.
+/// How many Gs a slab holds.
 const SLAB: usize = 256;
 
 struct Slabs {
     slabs: Vec<&'static [G]>,
     used_in_last: usize,
-    /// Stand-ins whose threads ended.
-    free_threads: Vec<&'static G>,
+    /// Waiters of threads that have ended.
+    free_waiters: Vec<&'static G>,
 }
 
+/// All Gs of the process. It only grows: a slab is never freed, and a G is handed out by
+/// [`allocate`] once. Later it is used again through a pool, or (a thread waiter) through
+/// `free_waiters`. [`all`] reads every G without owning any.
+///
+/// The lock is taken neither by a switch nor by a signal handler, and no other lock is taken while
+/// it is held.
 static SLABS: Mutex<Slabs> =
-    Mutex::new(Slabs { slabs: Vec::new(), used_in_last: SLAB, free_threads: Vec::new() });
+    Mutex::new(Slabs { slabs: Vec::new(), used_in_last: SLAB, free_waiters: Vec::new() });
 
-/// A structure that was never used.
+/// A G that was never used.
 pub(crate) fn allocate() -> &'static G {
     let mut slabs = SLABS.lock().unwrap_or_else(PoisonError::into_inner);
     if slabs.used_in_last == SLAB {
@@ -283,34 +310,84 @@ pub(crate) fn allocate() -> &'static G {
     &slab[at]
 }
 
-/// Every structure there is, used or not.
+/// Every G of the process, used or not. Each may become another goroutine at any moment.
 pub(crate) fn all() -> Vec<&'static G> {
     let slabs = SLABS.lock().unwrap_or_else(PoisonError::into_inner);
     slabs.slabs.iter().flat_map(|slab| slab.iter()).collect()
 }
 
-/// The stand-in of the calling thread, by which it waits for goroutines.
+std::thread_local! {
+    /// The waiter of this thread, or null. It has no destructor, so that it is valid up to the
+    /// thread's last instruction: see [`thread_waiter`].
+    static WAITER: Cell<*mut G> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// The waiter of the calling thread: the G by which a foreign thread waits for goroutines. All calls
+/// of one wait return the same.
+///
+/// In time order: the first call takes a G, and registers a destructor. When the thread ends, the
+/// destructor clears the word and returns the G for other threads. Destructors of thread-locals that
+/// run later may wait, too: their first call takes another G, which stays this thread's. It is not
+/// used again, since nothing runs after the last destructor. (Were it not remembered, `current` and
+/// `gopark` would find different ones, and the thread would sleep for ever.)
 pub(crate) fn thread_waiter() -> *mut G {
-    struct StandIn(&'static G);
-    impl Drop for StandIn {
+    match WAITER.get() {
+        g if g.is_null() => take_waiter(),
+        g => g,
+    }
+}
+
+#[cold]
+fn take_waiter() -> *mut G {
+    struct Return;
+    impl Drop for Return {
         fn drop(&mut self) {
-            SLABS.lock().unwrap_or_else(PoisonError::into_inner).free_threads.push(self.0);
+            // SAFETY: null, or a G, which is never freed.
+            if let Some(g) = unsafe { WAITER.replace(ptr::null_mut()).as_ref() } {
+                let mut slabs = SLABS.lock().unwrap_or_else(PoisonError::into_inner);
+                slabs.free_waiters.push(g);
+            }
         }
     }
-    thread_local! {
-        static STAND_IN: StandIn = {
-            let free = SLABS.lock().unwrap_or_else(PoisonError::into_inner).free_threads.pop();
-            let g = free.unwrap_or_else(allocate);
-            g.is_thread.set(true);
-            StandIn(g)
-        };
+    std::thread_local! {
+        static RETURN: Return = const { Return };
     }
-    let stand_in = STAND_IN.try_with(|stand_in| stand_in.0);
-    // A thread that ends, and waits in a destructor, gets one that is not used again.
-    let g = stand_in.unwrap_or_else(|_| {
-        let g = allocate();
-        g.is_thread.set(true);
-        g
-    });
-    ptr::from_ref(g).cast_mut()
+    // Fails when this destructor has run.
+    let _ = RETURN.try_with(|_| ());
+    let free = SLABS.lock().unwrap_or_else(PoisonError::into_inner).free_waiters.pop();
+    let g = free.unwrap_or_else(allocate);
+    g.is_thread.set(true);
+    let g = ptr::from_ref(g).cast_mut();
+    WAITER.set(g);
+    g
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::*;
+
+    #[test]
+    fn a_thread_has_one_waiter_also_in_its_last_destructors() {
+        struct Late(Sender<[usize; 2]>);
+        impl Drop for Late {
+            fn drop(&mut self) {
+                let waiters = [thread_waiter() as usize, thread_waiter() as usize];
+                self.0.send(waiters).expect("the test waits");
+            }
+        }
+        std::thread_local! {
+            static LATE: Cell<Option<Late>> = const { Cell::new(None) };
+        }
+        let (sender, receiver) = channel();
+        let thread = std::thread::spawn(move || {
+            // Destructors run in the reverse order of their registration: this one comes last.
+            LATE.set(Some(Late(sender)));
+            assert_eq!(thread_waiter(), thread_waiter());
+        });
+        let [first, second] = receiver.recv().expect("the destructor runs");
+        assert_eq!(first, second);
+        thread.join().expect("no panic");
+    }
 }

@@ -1,17 +1,22 @@
 #![allow(unsafe_code, reason = "threads share raw structures")]
-//! An M (a thread that runs goroutines) and its P (the right to run, with a queue of work).
+//! An M: a thread that runs goroutines, with the queues of those that belong to it.
 //!
-//! Each M owns one P for its life: nothing here blocks a thread under a goroutine yet, so that
-//! there is no reason to pass a P on. M structures are immortal and used again.
+//! This file is data. It must not choose a goroutine: that is `sched/find.rs`.
+//!
+//! **Invariants.** An M is never freed. It serves one run at a time, on one thread at a time, and is
+//! used again by later runs; `run_id` tells their goroutines apart. Each M owns one P for good:
+//! nothing blocks a thread under a goroutine yet, so that there is no reason to pass a P on.
 //!
 //! Where a runnable goroutine waits:
 //!
 //! * `local`: goroutines that belong to this thread. Only this thread touches it.
-//! * `yielded`: goroutines of this thread that called `gosched` while there was a backlog in the last
-//!   two. Each joins `local` when that has had its turn.
-//! * `inbox`: the same, readied by other threads. Many push, this thread takes all.
-//! * `P::runq`: goroutines that any thread may run: not started yet, or migratable. Others steal.
-//! * `Sched::global`: the overflow of those, and what foreign threads make.
+//! * `yielded`: goroutines of this thread that called `gosched` while the run queue or the global
+//!   queue had a backlog. Each joins `local` when its backlog has left those queues.
+//! * `remote.inbox`: goroutines of this thread that other threads have readied. Many push, and this
+//!   thread drains all at once.
+//! * `P::run_next`: one goroutine that the running one has readied.
+//! * `P::runq`: goroutines that any thread may run: not started yet, or migratable. Other Ms steal.
+//! * `Sched::global`: the overflow of the run queues.
 
 use std::cell::Cell;
 use std::ptr;
@@ -26,62 +31,69 @@ use crate::runtime::gmp::pools::Pools;
 use crate::runtime::gmp::preempt_state::PreemptState;
 use crate::runtime::gmp::queues::GQueue;
 use crate::runtime::gmp::sched::Sched;
-use crate::runtime::gmp::timers;
-use crate::runtime::gmp::timers::Timers;
+use crate::runtime::gmp::timers::{self, Timers};
 use crate::runtime::os::futex;
-use crate::runtime::sync::idle::{PARKED, Parking};
+use crate::runtime::sync::idle::Parking;
 use crate::runtime::sync::inbox::Inbox;
+use crate::runtime::sync::park;
 use crate::runtime::sync::runq::RunQueue;
 
 /// A thread that runs goroutines.
 #[repr(C, align(128))]
 pub(crate) struct M {
+    /// The M's place in its run.
     pub(crate) id: Cell<usize>,
+    /// The runtime instance that the M serves. Null: none.
     pub(crate) sched: AtomicPtr<Sched>,
-    /// The run it serves now; goroutines of another run are not its business.
+    /// The run that the M serves. It must not run a goroutine of another run, which may still be in
+    /// its inbox or be readied on its thread. 0: none.
     pub(crate) run_id: AtomicU64,
-    /// The goroutine it runs, for tracebacks.
+    /// The goroutine that the M runs, for preempters and tracebacks. Stored last when a goroutine
+    /// becomes current: `sync/preempt_request.rs` says why.
     pub(crate) curg: AtomicPtr<G>,
-    /// The context of whoever called `mstart`.
+    /// The context of the caller of `mstart`.
     pub(crate) g0: Gobuf,
     /// Where calls to the system stack begin.
     pub(crate) system_sp: Cell<usize>,
     /// Bounds of the system stack, for walks.
     pub(crate) system_stack: Cell<(usize, usize)>,
+    /// The running goroutine has called to the system stack, where it must neither park nor be
+    /// preempted: the next goroutine would overwrite its frames there.
     pub(crate) on_system_stack: Cell<bool>,
     pub(crate) p: P,
     pub(crate) local: GQueue,
     pub(crate) yielded: GQueue,
-    /// How often half of the run queue went to the global queue, and what had gone through that one
-    /// the last time.
+    /// How often half of the run queue was spilled to the global queue, and how many goroutines had
+    /// entered that one after the last spill.
     pub(crate) spills: Cell<(u16, u32)>,
 
     pub(crate) preempt: PreemptState,
 
-    // What other threads write to, on a line of its own.
     pub(crate) remote: Remote,
 }
 
-/// What other threads write to.
+/// What other threads write to, on cache lines of its own. Two lines: processors prefetch in pairs.
 #[repr(C, align(128))]
 pub(crate) struct Remote {
     pub(crate) inbox: Inbox<G>,
     pub(crate) parking: Parking,
 }
 
-// SAFETY: cells are touched by the thread that is this M only; the rest is atomic.
+// SAFETY: the thread that is this M alone touches the cells; the rest is atomic or locked.
 unsafe impl Sync for M {}
 
-// SAFETY: as above.
+// SAFETY: nothing in an M belongs to the thread that made it.
 unsafe impl Send for M {}
 
+/// Ms that serve no run. An M in this list has empty queues and no thread. It is in here at most
+/// once: [`M::release`] pushes it, and [`M::allocate`] takes it out.
 static FREE_MS: Mutex<Vec<&'static M>> = Mutex::new(Vec::new());
 
-/// Every structure there is, free or not.
+/// Every M of the process, free or not. The list only grows.
 static ALL_MS: Mutex<Vec<&'static M>> = Mutex::new(Vec::new());
 
 impl M {
-    /// An M that no thread is yet.
+    /// An M without a thread.
     pub(crate) fn allocate() -> &'static Self {
         let free = FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).pop();
         free.unwrap_or_else(|| {
@@ -100,7 +112,7 @@ impl M {
                     ticks: Ticks::new(),
                     timers: Timers::new(),
                     pools: Pools::new(),
-                    goids: Cell::new((0, 0)),
+                    ids: Cell::new((0, 0)),
                     counts: Counts::default(),
                 },
                 local: GQueue::new(),
@@ -114,18 +126,18 @@ impl M {
         })
     }
 
-    /// Every M of this process, of whatever run or of none.
+    /// Every M of this process, of any run or of none.
     pub(crate) fn all() -> Vec<&'static Self> {
         ALL_MS.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Gives the structure back. Its thread has ended and its queues are forgotten.
+    /// Ends the M's service. Its thread has left the run; what is in its queues is abandoned.
     pub(crate) fn release(&'static self) {
         while !self.local.pop().is_null() {}
         while !self.yielded.pop().is_null() {}
         while !self.p.runq.pop().is_null() {}
         self.p.run_next.set(ptr::null_mut());
-        // What is looked at once in so many rounds is so in the next run as in a first one.
+        // Ticks begin at zero, so that each run checks queues and timers at the same ticks.
         self.p.ticks.reset();
         self.p.timers.clear();
         self.p.counts.reset();
@@ -136,28 +148,30 @@ impl M {
         FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).push(self);
     }
 
-    /// Which time slice it is in, as others see it. `None` if it runs no goroutine.
-    pub(crate) fn slice(&self) -> Option<u64> {
+    /// The number of the current time slice, as another thread sees it. `None` if the M runs no
+    /// goroutine.
+    pub(crate) fn time_slice(&self) -> Option<u64> {
         let runs_one = !self.curg.load(Ordering::Acquire).is_null();
-        runs_one.then(|| self.p.ticks.slice())
+        runs_one.then(|| self.p.ticks.time_slice())
     }
 
-    /// Hands a goroutine of this M to it. Called by other threads; the goroutine is runnable.
+    /// Hands a runnable goroutine to the M that it belongs to. Called by other threads.
     pub(crate) fn push_remote(&self, g: *mut G) {
-        // SAFETY: whoever readied the goroutine has it.
-        unsafe { self.remote.inbox.push(g) };
-        futex::light_fence();
-        self.unpark();
+        let Remote { inbox, parking } = &self.remote;
+        // SAFETY: the caller has readied the goroutine, and owns it until it is queued; a G is never
+        // freed. Goroutines leave an inbox by `drain` only.
+        unsafe { park::push_remote(inbox, parking, g, futex::wake) };
     }
 
-    /// Whether something was delivered.
+    /// Whether other threads have pushed goroutines.
     #[inline(always)]
     pub(crate) fn has_remote(&self) -> bool {
         !self.remote.inbox.is_empty()
     }
 
-    /// Sleeps until somebody unparks this M or its next timer is due; returns whether the waker
-    /// counted it as spinning. `None`: the limit was reached first, and the M is still announced.
+    /// Sleeps until another thread unparks this M or its next timer is due. Returns whether the waker
+    /// has counted the M as spinning. `None`: `limit` was reached first, and the M is still announced
+    /// as a sleeper.
     pub(crate) fn park(&self, limit: Option<Duration>) -> Option<bool> {
         let parking = &self.remote.parking;
         let timer = self.p.timers.next().map(|at| at.saturating_sub(timers::now()));
@@ -166,25 +180,16 @@ impl M {
             (Some(timer), Some(limit)) => Some(timer.min(limit)),
             (timer, limit) => timer.or(limit),
         };
-        if parking.is_parked() && timeout != Some(Duration::ZERO) {
-            futex::wait(parking.word(), PARKED, timeout);
-        }
+        let sleep = |word: &_, value| {
+            if timeout != Some(Duration::ZERO) {
+                futex::wait(word, value, timeout);
+            }
+        };
         let limit_is_first = limit.is_some_and(|limit| timer.is_none_or(|timer| limit < timer));
-        if limit_is_first && parking.is_parked() {
-            return None;
-        }
-        Some(parking.end())
+        parking.park(sleep, limit_is_first)
     }
 
-    /// Wakes the thread if it sleeps or is about to.
-    pub(crate) fn unpark(&self) {
-        let parking = &self.remote.parking;
-        if parking.notify() {
-            futex::wake(parking.word());
-        }
-    }
-
-    /// Whether the thread sleeps or is about to, and nobody has woken it.
+    /// Whether the thread sleeps or has announced that it will, and no other thread has woken it.
     pub(crate) fn is_parked(&self) -> bool {
         self.remote.parking.is_parked()
     }

@@ -2,18 +2,21 @@
 //! Names of goroutines.
 //!
 //! A name is for people: panics and tracebacks print it. Most goroutines have none, and pay for
-//! that with one load when a G is used again. The name of a goroutine is freed then, and not when
-//! it ends, so that the goroutine itself (in the handler of a fault, too) and its `JoinHandle` read
-//! it without a lock. All others read it under a lock that is taken when a name is set or freed,
-//! and compare the number of the goroutine under it: a name is freed before its G gets another
-//! number, and set afterwards.
+//! that with one load when a G is used again.
+//!
+//! **Invariant.** A name is freed when its G is used again, and not when its goroutine ends. So the
+//! goroutine itself (in the handler of a fault, too) and its `JoinHandle` read the name without a
+//! lock. All other threads read it under [`NAMES`], and compare the number of the goroutine under
+//! that lock. When a G is used again, the old name is freed, then the number changes, then the new
+//! name is set: a thread that finds the right number under the lock finds no other goroutine's name.
 
 use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Held while a name is set, freed, or copied by others than its owners.
+/// Held while a name is set, freed, or copied by a thread that is neither the goroutine's nor has its
+/// handle. A leaf lock: nothing else is locked, and no goroutine parks, while it is held.
 static NAMES: Mutex<()> = Mutex::new(());
 
 /// The name of a goroutine that is about to start. Boxed twice, so that a pointer to it is one
@@ -26,7 +29,7 @@ impl Name {
     }
 }
 
-/// The name of the goroutine that a G is, if it has one.
+/// The name of the goroutine in a G, if it has one.
 pub(crate) struct NameCell(AtomicPtr<Box<str>>);
 
 impl NameCell {
@@ -34,7 +37,7 @@ impl NameCell {
         Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Frees the name of the previous goroutine. The G is the caller's, and has its old number.
+    /// Frees the name of the previous goroutine. The caller owns the G, which has its old number.
     #[inline(always)]
     pub(crate) fn clear(&self) {
         if !self.0.load(Ordering::Relaxed).is_null() {
@@ -47,12 +50,12 @@ impl NameCell {
         let lock = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
         let name = self.0.swap(ptr::null_mut(), Ordering::Relaxed);
         drop(lock);
-        // SAFETY: from `set`, and not null. The previous goroutine has ended and its handle is
-        // gone; others read it under the lock only.
+        // SAFETY: `set` stored it, and `clear` found it not null. The previous goroutine has ended
+        // and its handle is gone; all other threads read it under the lock.
         drop(unsafe { Box::from_raw(name) });
     }
 
-    /// Names the new goroutine. The G is the caller's, has no name, and has its new number.
+    /// Names the new goroutine. The caller owns the G, which has no name and has its new number.
     #[cold]
     pub(crate) fn set(&self, name: Name) {
         let _lock = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,8 +72,8 @@ impl NameCell {
         unsafe { self.0.load(Ordering::Acquire).as_ref() }.map(|name| &**name)
     }
 
-    /// A copy of the name, if `is_same` says under the lock that the G is still the goroutine that
-    /// is meant.
+    /// A copy of the name, if `is_same` finds under the lock that the G is still the goroutine that
+    /// the caller means.
     pub(crate) fn copy(&self, is_same: impl FnOnce() -> bool) -> Option<String> {
         let _lock = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_same() {

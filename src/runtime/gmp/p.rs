@@ -1,5 +1,10 @@
-//! A P: the right to run goroutines, with a queue of work, timers, pools of dead goroutines and
-//! counters. Each M owns one P for life, so that no P is ever handed to another thread.
+//! A P: the right to run goroutines, with a run queue, timers, pools of dead goroutines and counters.
+//!
+//! This file is data. Each M owns one P for good, so that no P is handed to another thread.
+//!
+//! Two words for time. A *tick* is one choice of a goroutine to run. A *time slice* is what the
+//! fairness of the scheduler counts: a goroutine begins one, and a goroutine that it readies may run
+//! on in the same one (it *inherits* the time slice). sysmon ends a time slice that takes too long.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,84 +19,85 @@ pub(crate) const RUNQ: usize = 256;
 
 /// The right to run goroutines, and what comes with it.
 pub(crate) struct P {
+    /// Goroutines that any M may run.
     pub(crate) runq: RunQueue<G, RUNQ>,
-    /// Readied by the goroutine that runs now: it goes first, while its data is in the cache, and
-    /// runs on in the same time slice.
+    /// The goroutine that the running one has readied last. It runs next, while its data is in the
+    /// cache, and inherits the time slice. Other Ms do not steal it. Null: none.
     pub(crate) run_next: Cell<*mut G>,
     pub(crate) ticks: Ticks,
     pub(crate) timers: Timers,
     /// Dead goroutines with their stacks.
     pub(crate) pools: Pools,
-    /// Goroutine numbers that were taken but not given yet.
-    pub(crate) goids: Cell<(u64, u64)>,
+    /// The rest of a batch of goroutine numbers: the next one, and the end of the batch.
+    pub(crate) ids: Cell<(u64, u64)>,
     pub(crate) counts: Counts,
 }
 
-/// Adds to a counter that only this thread writes to: no read-modify-write.
+/// Adds to a counter that only this thread writes to. A load and a store: a locked instruction for
+/// each switch would cost more than the rest of it.
 #[inline(always)]
 pub(crate) fn bump(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
 }
 
-/// How often a P chose a goroutine, and whose time slice that one began in. Written by its thread,
-/// but for `over`.
+/// The ticks and time slices of a P. Its thread writes everything but `over`.
 pub(crate) struct Ticks {
     /// Time slices that began.
-    slices: AtomicU64,
-    /// How often a goroutine ran on in the slice of the one that readied it.
+    time_slices: AtomicU64,
+    /// Ticks at which a goroutine inherited the time slice.
     inherited: AtomicU64,
-    /// `inherited` when the slice began.
+    /// `inherited` when the current time slice began.
     inherited_before: Cell<u64>,
-    /// The slice that somebody has found to be over.
+    /// The number of the time slice that another thread has ended. `u64::MAX`: none.
     over: AtomicU64,
 }
 
 impl Ticks {
     pub(crate) fn new() -> Self {
         Self {
-            slices: AtomicU64::new(0),
+            time_slices: AtomicU64::new(0),
             inherited: AtomicU64::new(0),
             inherited_before: Cell::new(0),
             over: AtomicU64::new(u64::MAX),
         }
     }
 
-    /// The number of the current slice.
+    /// The number of the current time slice.
     #[inline(always)]
-    pub(crate) fn slice(&self) -> u64 {
-        self.slices.load(Ordering::Relaxed)
+    pub(crate) fn time_slice(&self) -> u64 {
+        self.time_slices.load(Ordering::Relaxed)
     }
 
-    /// Goroutines that were chosen so far.
+    /// All ticks so far.
     #[inline(always)]
     pub(crate) fn all(&self) -> u64 {
-        self.slice() + self.inherited()
+        self.time_slice() + self.inherited()
     }
 
-    /// Those of them that ran on in somebody's slice.
+    /// Ticks so far at which a goroutine inherited the time slice.
     #[inline(always)]
     pub(crate) fn inherited(&self) -> u64 {
         self.inherited.load(Ordering::Relaxed)
     }
 
-    /// The next goroutine begins a slice of its own.
+    /// The next goroutine begins a time slice.
     #[inline(always)]
-    pub(crate) fn begin_slice(&self) {
-        bump(&self.slices, 1);
+    pub(crate) fn begin_time_slice(&self) {
+        bump(&self.time_slices, 1);
         self.inherited_before.set(self.inherited());
     }
 
-    /// Whether the next goroutine may run in the current slice: it is not over, and that was done
-    /// less than `limit` times.
+    /// Whether the next goroutine may inherit the current time slice: it is not over, and fewer than
+    /// `limit` goroutines have inherited it.
     #[inline(always)]
     pub(crate) fn may_inherit(&self, limit: u64) -> bool {
         self.inherited() - self.inherited_before.get() < limit
-            && self.over.load(Ordering::Relaxed) != self.slice()
+            && self.over.load(Ordering::Relaxed) != self.time_slice()
     }
 
-    /// The next goroutine runs in the current slice, if it may.
+    /// Lets the next goroutine inherit the current time slice, if it may.
     #[inline(always)]
-    pub(crate) fn inherit_slice(&self, limit: u64) -> bool {
+    pub(crate) fn inherit_time_slice(&self, limit: u64) -> bool {
         let may = self.may_inherit(limit);
         if may {
             bump(&self.inherited, 1);
@@ -99,20 +105,21 @@ impl Ticks {
         may
     }
 
-    /// The current slice is over. Any thread; where another one has begun this may end that one.
-    pub(crate) fn end_slice(&self) {
-        self.over.store(self.slice(), Ordering::Relaxed);
+    /// Ends the current time slice. Any thread may call this. If the next one begins meanwhile, this
+    /// may end that one: a goroutine then loses part of one time slice.
+    pub(crate) fn end_time_slice(&self) {
+        self.over.store(self.time_slice(), Ordering::Relaxed);
     }
 
     pub(crate) fn reset(&self) {
-        self.slices.store(0, Ordering::Relaxed);
+        self.time_slices.store(0, Ordering::Relaxed);
         self.inherited.store(0, Ordering::Relaxed);
         self.inherited_before.set(0);
         self.over.store(u64::MAX, Ordering::Relaxed);
     }
 }
 
-/// What happened on one P, for `stats`. Written by its thread.
+/// What happened on one P, for `stats`. Its thread alone writes.
 #[derive(Default)]
 pub(crate) struct Counts {
     pub(crate) steals: AtomicU64,
@@ -141,7 +148,7 @@ mod tests {
     const SLOTS: usize = RUNQ;
     type Queue = RunQueue<u8, SLOTS>;
 
-    /// Numbers stand for items: queues never look into them.
+    /// Numbers stand for items: a queue never dereferences them.
     fn fake(n: usize) -> *mut u8 {
         n as *mut u8
     }

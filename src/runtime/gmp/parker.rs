@@ -1,5 +1,5 @@
 #![allow(unsafe_code, reason = "names a goroutine by its address")]
-//! A goroutine, or a thread that waits like one, as a value to ready it by.
+//! A goroutine, or a thread that waits like one, as a value by which it is readied.
 
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -7,14 +7,18 @@ use std::sync::atomic::Ordering;
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::join_state;
 
-/// The goroutine (or thread) that calls, as a value to hand to [`goready`].
+/// A goroutine (or a foreign thread), as a value to hand to [`goready`](super::goready).
+///
+/// [`current`](super::current) returns the caller's. A `Parker` is valid for good: it names a structure
+/// that is never freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Parker(pub(crate) *mut G);
 
-// SAFETY: an address of an immortal structure; what may be done with it is `goready`'s contract.
+// SAFETY: the address of a G, which is never freed; `goready`'s contract says what may be done with
+// it.
 unsafe impl Send for Parker {}
 
-// SAFETY: as above.
+// SAFETY: a `Parker` is a plain address.
 unsafe impl Sync for Parker {}
 
 impl Parker {
@@ -28,9 +32,9 @@ impl Parker {
         Self(raw as *mut G)
     }
 
-    /// Whether its run ended while it was parked: it will never run again.
+    /// Whether the goroutine's run ended while it was parked. Then it never runs again.
     pub(crate) fn is_abandoned(self) -> bool {
-        // SAFETY: immortal.
+        // SAFETY: a G is never freed.
         unsafe { (*self.0).join.load(Ordering::Relaxed) == join_state::ABANDONED }
     }
 }

@@ -1,22 +1,30 @@
 #![allow(unsafe_code, reason = "links raw, immortal structures")]
-//! Dead goroutines with their stacks, to be used again.
+//! Pools of dead goroutines with their stacks, to be used again.
 //!
-//! Each P has two *chains* of a size class, the current one and the one before, and works on the
-//! current one as a stack: the goroutine that died last starts next, while its stack is in the
-//! cache. When the current chain is full, the one before goes as a whole to the list that all
-//! threads share; when both are empty, a whole chain comes from there. So a lock is taken once for
-//! as many goroutines as a chain has, in both directions, and a program that starts and ends
-//! goroutines around the border between two chains does not go to the list each time.
+//! This file must not allocate on the way of a goroutine that ends: it may end because there is no
+//! memory. Chains are linked through the goroutines themselves (`G::link`, and for the first one of
+//! a chain `G::next_chain` and `G::chain_len`).
 //!
-//! The shared list of a class has two sides: *warm* chains, whose stacks have memory, and *cold*
-//! ones, whose memory was given back. Memory is given back where nobody waits: by an M that has had
-//! nothing to do for a while, at the end of a run, and by sysmon, where all are busy: what nobody has
-//! needed for a whole period. Stacks that lie side by side go in one system call; guards between
-//! them stay.
+//! **Two chains per P.** For each size class a P has two *chains*, the current one and the one
+//! before. It uses the current one as a stack: the goroutine that died last starts next, while its
+//! stack is in the cache. When the current chain is full, the chain before goes as a whole to the
+//! shared list; when both are empty, a whole chain comes from there. So a lock is taken once for as
+//! many goroutines as a chain has, in both directions.
 //!
-//! Chains are linked through the goroutines themselves (`G::link`, and for the first one of each
-//! `G::next_chain` and `G::chain_len`): nothing here allocates, so that a goroutine can end when
-//! there is no memory.
+//! Rejected: one chain per P. A program that starts and ends goroutines around the border of a full
+//! chain would go to the shared list each time.
+//!
+//! **Committed and decommitted.** The shared list of a class has two sides: *committed* chains, whose
+//! stacks have memory, and *decommitted* ones, whose memory was returned to the system. Memory is
+//! decommitted where no goroutine waits for it:
+//!
+//! 1. by an M that has had nothing to do for a while ([`decommit_idle`]),
+//! 2. at the end of a run ([`close`]),
+//! 3. by sysmon, where all Ms are busy: what no goroutine has needed for a whole period
+//!    ([`Scavenger`]).
+//!
+//! Stacks that lie side by side are decommitted in one system call. The guards between them stay
+//! guards. Address space is never returned.
 
 use std::cell::Cell;
 use std::ptr;
@@ -24,11 +32,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::runtime::gmp::g;
-use crate::runtime::gmp::g::G;
+use crate::runtime::gmp::g::{self, G};
 use crate::runtime::gmp::m::M;
-use crate::runtime::stack;
-use crate::runtime::stack::{SizeClass, StackError};
+use crate::runtime::stack::{self, SizeClass, StackError};
 
 /// The most goroutines that a chain has, of any class.
 const MAX_CHAIN: usize = 512;
@@ -53,10 +59,10 @@ impl Chain {
     const EMPTY: Self = Self { head: ptr::null_mut(), len: 0 };
 
     /// # Safety
-    /// The goroutine is idle and the caller's.
+    /// The goroutine is idle, and the caller owns it.
     #[inline(always)]
     unsafe fn push(&mut self, g: *mut G) {
-        // SAFETY: the caller's promise.
+        // SAFETY: a G is never freed, and the caller owns it by contract.
         unsafe { (*g).link.set(self.head) };
         *self = Self { head: g, len: self.len + 1 };
     }
@@ -65,7 +71,7 @@ impl Chain {
     fn pop(&mut self) -> *mut G {
         let g = self.head;
         if !g.is_null() {
-            // SAFETY: immortal, and in this chain.
+            // SAFETY: a G is never freed, and this one is in this chain.
             let next = unsafe { (*g).link.get() };
             *self = Self { head: next, len: self.len - 1 };
         }
@@ -73,13 +79,13 @@ impl Chain {
     }
 }
 
-/// What a P keeps for itself. Touched by its thread only, but for the counts.
+/// What a P keeps for itself. Only its thread touches the chains; others read the counts.
 pub(crate) struct Pools([Pool; SizeClass::COUNT]);
 
 struct Pool {
     current: Cell<Chain>,
     before: Cell<Chain>,
-    /// Goroutines in both, for others to read.
+    /// How many goroutines are in both chains.
     len: AtomicUsize,
 }
 
@@ -115,7 +121,7 @@ impl Pool {
     }
 
     /// # Safety
-    /// The goroutine is idle, of this class, and the caller's.
+    /// The goroutine is idle and of this class, and the caller owns it.
     #[inline(always)]
     unsafe fn put(&self, class: SizeClass, g: *mut G) {
         let mut current = self.current.get();
@@ -124,13 +130,13 @@ impl Pool {
             shared(class).push_committed(before);
             current = Chain::EMPTY;
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the contract of this function.
         unsafe { current.push(g) };
         self.current.set(current);
         self.update_len();
     }
 
-    /// Whether it has much, for a P that has nothing to do.
+    /// Whether this is more than a P that has nothing to do should keep.
     fn has_surplus(&self, class: SizeClass) -> bool {
         self.current.get().len > full(class.bytes()) / 8 || self.before.get().len != 0
     }
@@ -148,15 +154,15 @@ impl Pool {
 struct Shared {
     committed: Chains,
     decommitted: Chains,
-    /// Warm goroutines that came one by one, from threads that have no P.
+    /// Committed goroutines that came one by one, from threads without a P. At most a full chain.
     loose: Chain,
-    /// The fewest that were warm since a [`Scavenger`] looked.
+    /// The fewest committed goroutines there were since a [`Scavenger`] checked.
     unused: usize,
-    /// Goroutines in chains that are being cooled.
+    /// Goroutines in chains that are being decommitted, outside of the lock.
     decommitting: usize,
 }
 
-// SAFETY: behind a lock; idle goroutines in it are whoever's takes them out.
+// SAFETY: a lock guards it; an idle goroutine in it belongs to the thread that takes it out.
 unsafe impl Send for Shared {}
 
 /// Chains linked through their first goroutines.
@@ -170,7 +176,8 @@ impl Chains {
     const EMPTY: Self = Self { head: ptr::null_mut(), len: 0 };
 
     fn push(&mut self, chain: Chain) {
-        // SAFETY: immortal, and of this list from now on; an empty chain has none.
+        // SAFETY: null (the chain is empty), or a G, which is never freed and belongs to this list
+        // from now on.
         let Some(first) = (unsafe { chain.head.as_ref() }) else {
             return;
         };
@@ -180,7 +187,7 @@ impl Chains {
     }
 
     fn pop(&mut self) -> Chain {
-        // SAFETY: immortal, and of this list.
+        // SAFETY: null (the list is empty), or a G, which is never freed and belongs to this list.
         let Some(first) = (unsafe { self.head.as_ref() }) else {
             return Chain::EMPTY;
         };
@@ -190,6 +197,9 @@ impl Chains {
     }
 }
 
+/// One shared list for each size class. Every goroutine in a list is idle, has a stack of the class,
+/// and is in no other queue or pool. No other lock is taken while one of these is held, and no memory
+/// is decommitted.
 static SHARED: [Mutex<Shared>; SizeClass::COUNT] = [const {
     Mutex::new(Shared {
         committed: Chains::EMPTY,
@@ -200,7 +210,8 @@ static SHARED: [Mutex<Shared>; SizeClass::COUNT] = [const {
     })
 }; SizeClass::COUNT];
 
-/// How many goroutines of all classes are warm in the shared lists.
+/// How many committed goroutines of all classes are in the shared lists. Changed under the lock of
+/// the class; [`has_surplus`] reads it without a lock, so that an M that is about to sleep takes none.
 static COMMITTED: AtomicUsize = AtomicUsize::new(0);
 
 fn shared(class: SizeClass) -> MutexGuard<'static, Shared> {
@@ -227,7 +238,7 @@ impl Shared {
         chain
     }
 
-    /// Takes a warm chain for [`decommit_chain`].
+    /// Takes a committed chain for [`decommit_chain`].
     fn take_to_decommit(&mut self) -> Chain {
         let chain = self.take_committed();
         self.decommitting += chain.len;
@@ -235,9 +246,9 @@ impl Shared {
     }
 
     /// # Safety
-    /// The goroutine is idle, of this class, and the caller's.
+    /// The goroutine is idle and of this class, and the caller owns it.
     unsafe fn push_loose(&mut self, class: SizeClass, g: *mut G) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the contract of this function.
         unsafe { self.loose.push(g) };
         COMMITTED.fetch_add(1, Ordering::Relaxed);
         if self.loose.len == full(class.bytes()) {
@@ -247,7 +258,7 @@ impl Shared {
     }
 }
 
-/// A G with a stack of the class, used before or new. Idle. `pools`: those of this thread's P.
+/// Takes an idle G with a stack of the class, used before or new. `pools`: those of this thread's P.
 pub(crate) fn take(pools: Option<&Pools>, class: SizeClass) -> Result<*mut G, StackError> {
     if let Some(pools) = pools {
         let g = pools.0[class.index()].take();
@@ -271,7 +282,7 @@ fn take_shared(pools: Option<&Pools>, class: SizeClass) -> Result<*mut G, StackE
     }
     match pools {
         Some(pools) => {
-            // The P's own chains are empty: it came here for that.
+            // The P's own chains are empty: only then does it come here.
             let pool = &pools.0[class.index()];
             pool.current.set(chain);
             pool.update_len();
@@ -282,7 +293,7 @@ fn take_shared(pools: Option<&Pools>, class: SizeClass) -> Result<*mut G, StackE
     Ok(g)
 }
 
-/// A G that was never used, with a stack of its own.
+/// Makes a G that was never used, with a stack of its own.
 fn new(class: SizeClass) -> Result<*mut G, StackError> {
     let stack = stack::allocate_slot(class)?;
     let g = g::allocate();
@@ -290,12 +301,12 @@ fn new(class: SizeClass) -> Result<*mut G, StackError> {
     Ok(ptr::from_ref(g).cast_mut())
 }
 
-/// Takes an idle goroutine back. `pools`: those of this thread's P.
+/// Returns an idle goroutine to a pool. `pools`: those of this thread's P.
 ///
 /// # Safety
-/// Nobody else refers to the goroutine.
+/// The caller owns the goroutine, and nothing else that owns it refers to it.
 pub(crate) unsafe fn put(pools: Option<&Pools>, g: *mut G) {
-    // SAFETY: immortal, and of the class of its stack.
+    // SAFETY: a G is never freed, is of the class of its stack, and is the caller's by contract.
     unsafe {
         let class = (*g).stack.get().class();
         match pools {
@@ -305,12 +316,12 @@ pub(crate) unsafe fn put(pools: Option<&Pools>, g: *mut G) {
     }
 }
 
-/// Gives the memory of the stacks in a chain back, and the chain, which [`Shared::take_to_decommit`] has
-/// taken, to the cold ones.
+/// Decommits the stacks of a chain that [`Shared::take_to_decommit`] has taken, and adds the chain to
+/// the decommitted ones.
 fn decommit_chain(class: SizeClass, chain: Chain) {
     let mut stacks = [(0, 0); MAX_CHAIN];
     let (mut count, mut g) = (0, chain.head);
-    // SAFETY: immortal; the chain is ours.
+    // SAFETY: null (the end), or a G, which is never freed; the chain is this thread's.
     while let Some(gr) = unsafe { g.as_ref() } {
         let stack = gr.stack.get();
         stacks[count] = (stack.guard(), stack.hi);
@@ -342,16 +353,17 @@ pub(crate) fn has_surplus(pools: &Pools) -> bool {
         || SizeClass::all().any(|class| pools.0[class.index()].has_surplus(class))
 }
 
-/// Gives back the memory of dead goroutines. Called by the thread of an M that has had nothing to
-/// do for a while; `go_on` says that this is still so.
-pub(crate) fn decommit_idle(pools: &Pools, go_on: impl Fn() -> bool) {
+/// Decommits the stacks of dead goroutines. Called by the thread of an M that has had nothing to do
+/// for a while; stops when `is_idle` says that it has.
+pub(crate) fn decommit_idle(pools: &Pools, is_idle: impl Fn() -> bool) {
     for class in SizeClass::all() {
         let pool = &pools.0[class.index()];
         if pool.has_surplus(class) {
             pool.flush(class);
         }
-        while go_on() {
-            // The lock is not held while the chain is cooled: others find fewer goroutines, no more.
+        while is_idle() {
+            // The lock is not held during the system call. Other threads find fewer goroutines
+            // meanwhile, and do not wait.
             let chain = shared(class).take_to_decommit();
             if chain.len == 0 {
                 break;
@@ -361,29 +373,32 @@ pub(crate) fn decommit_idle(pools: &Pools, go_on: impl Fn() -> bool) {
     }
 }
 
-/// Gives back, while all are busy, what nobody needs. Owned by sysmon.
+/// Decommits, while all Ms are busy, stacks that no goroutine needs. Owned by sysmon.
+///
+/// What is not needed is measured, and not guessed by age: the fewest goroutines that a shared list
+/// had during a period were unused for all of it.
 pub(crate) struct Scavenger {
-    next_look: Instant,
-    /// How many goroutines of each class are to be cooled before the next look.
+    next_check: Instant,
+    /// How many goroutines of each class are to be decommitted before the next check.
     quota: [usize; SizeClass::COUNT],
 }
 
 impl Scavenger {
-    /// So long a goroutine is warm in vain.
+    /// How long a stack stays committed while it is unused.
     const PERIOD: Duration = Duration::from_secs(1);
 
     pub(crate) fn new(now: Instant) -> Self {
-        Self { next_look: now, quota: [0; SizeClass::COUNT] }
+        Self { next_check: now, quota: [0; SizeClass::COUNT] }
     }
 
-    /// Called from time to time. Cools one chain at most: who calls has other things to do.
+    /// Called from time to time. Decommits at most one chain: sysmon must not be late for time slices.
     pub(crate) fn tick(&mut self, now: Instant) {
-        if now >= self.next_look {
-            self.next_look = now + Self::PERIOD;
+        if now >= self.next_check {
+            self.next_check = now + Self::PERIOD;
             for class in SizeClass::all() {
                 let mut list = shared(class);
-                let warm = list.committed_len();
-                self.quota[class.index()] = std::mem::replace(&mut list.unused, warm);
+                let committed = list.committed_len();
+                self.quota[class.index()] = std::mem::replace(&mut list.unused, committed);
             }
         }
         for class in SizeClass::all() {
@@ -400,7 +415,7 @@ impl Scavenger {
     }
 }
 
-/// The end of a run: takes what its P had, and gives memory back beyond a chain of each class.
+/// The end of a run: takes what its Ps had, and decommits all but one chain of each class.
 pub(crate) fn close<'a>(all: impl Iterator<Item = &'a Pools>) {
     for pools in all {
         for class in SizeClass::all() {
@@ -422,10 +437,11 @@ pub(crate) fn close<'a>(all: impl Iterator<Item = &'a Pools>) {
 
 /// How guards are made here, for `environment()`. The first call makes a stack to find out.
 pub(crate) fn probe_guards() -> Result<String, StackError> {
+    /// A stack was made. Two threads that come first together make two, which does no harm.
     static PROBED: AtomicBool = AtomicBool::new(false);
     if !PROBED.load(Ordering::Relaxed) {
         let g = new(SizeClass::for_request(0)?)?;
-        // SAFETY: ours since the line above.
+        // SAFETY: `new` has made it for this thread.
         unsafe { put(None, g) };
         PROBED.store(true, Ordering::Relaxed);
     }
@@ -438,20 +454,29 @@ pub(crate) fn probe_guards() -> Result<String, StackError> {
 pub struct StackUsage {
     /// Usable bytes of a stack of this class.
     pub stack_bytes: usize,
-    /// Stacks that were ever made. Their address space is never given back.
+    /// Stacks that were ever made. Their address space is never returned to the system.
     pub made: usize,
     /// Stacks that wait for the next goroutine, with the memory that the last one used.
     pub pooled: usize,
-    /// Stacks that wait for the next goroutine, whose memory was given back.
+    /// Stacks that wait for the next goroutine, and whose memory was decommitted.
     pub decommitted: usize,
 }
 
 /// How many goroutine stacks there are, by size class, smallest first.
 ///
-/// What is neither `pooled` nor `returned` is in use. Where other threads start and end
+/// A stack that is neither `pooled` nor `decommitted` is in use. Where other threads start and end
 /// goroutines meanwhile, the numbers are of no single moment.
+///
+/// ```
+/// use footbridge::runtime::{self, stack_usage};
+///
+/// runtime::run(|| {
+///     let in_use = stack_usage().iter().map(|u| u.made - u.pooled - u.decommitted).sum::<usize>();
+///     assert!(in_use >= 1, "this goroutine has one");
+/// });
+/// ```
 pub fn stack_usage() -> Vec<StackUsage> {
-    // Those that serve no run have nothing.
+    // An M that serves no run has none.
     let ms = M::all();
     SizeClass::all()
         .map(|class| {
@@ -474,11 +499,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_needed_within_a_period_stays_warm() {
+    fn what_was_needed_within_a_period_stays_committed() {
         // No other unit test uses this class.
         let class = SizeClass::for_bytes(8 << 20).expect("a class");
         let put_all = |gs: Vec<*mut G>| {
-            // SAFETY: ours, and idle.
+            // SAFETY: `new` and `take` return idle goroutines that this test owns.
             gs.into_iter().for_each(|g| unsafe { put(None, g) });
         };
         put_all((0..12).map(|_| new(class).expect("address space")).collect());
@@ -496,17 +521,17 @@ mod tests {
         pass(0);
         assert_eq!(count(), (12, 0), "nothing is known yet");
         // Five of twelve are needed for a while.
-        put_all((0..5).map(|_| take(None, class).expect("a warm one")).collect());
+        put_all((0..5).map(|_| take(None, class).expect("a committed one")).collect());
         assert_eq!(count(), (12, 0));
         pass(1);
-        let (warm, cooled) = count();
-        assert!((4..=8).contains(&cooled), "{cooled}");
-        assert_eq!(warm, 12 - cooled);
+        let (committed, decommitted) = count();
+        assert!((4..=8).contains(&decommitted), "{decommitted}");
+        assert_eq!(committed, 12 - decommitted);
         // None is needed.
         pass(2);
         assert_eq!(count(), (0, 12));
-        // Cold ones come back when there are no others.
-        let all: Vec<_> = (0..12).map(|_| take(None, class).expect("a cold one")).collect();
+        // Decommitted ones are used when there are no others.
+        let all: Vec<_> = (0..12).map(|_| take(None, class).expect("a pooled one")).collect();
         assert_eq!(count(), (0, 0));
         put_all(all);
     }

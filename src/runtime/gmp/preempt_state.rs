@@ -1,6 +1,9 @@
 #![allow(unsafe_code, reason = "an address of another thread")]
-//! What an M and its preempters share: the thread, the request that is on its way, the stubs, the
-//! counters. The protocol is in `sync/preempt_request.rs`, the story in `sched/preempt.rs`.
+//! What an M and its preempters share: the thread, the signal that is on its way, the stub that the
+//! handler resumes in, and the counters.
+//!
+//! This file is data. The protocol is in `sync/preempt_request.rs`, and the story in
+//! `sched/preempt.rs`. A signal handler uses everything but `thread`, which it must not lock.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
@@ -8,33 +11,36 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering}
 use crate::runtime::gmp::g::G;
 use crate::runtime::os::threads::Tid;
 
-/// The process that sends the preemption signals of this crate. A forked child that starts a run sets
-/// it anew.
+/// The process whose preemption signals are this crate's: its own number. 0 before the first run.
+/// Every start of a run stores it, so that a forked child which starts one has its own.
 pub(crate) static PID: AtomicI32 = AtomicI32::new(0);
 
-/// The thread of an M, for those who request.
+/// The thread of an M, for its preempters.
 pub(crate) struct Thread {
-    /// 0 where it takes no signals.
+    /// 0: the thread takes no preemption signals.
     pub(crate) tid: Tid,
-    /// Its stack limit word: valid until the thread takes this back.
+    /// The thread's stack limit word. Valid while this value is in [`PreemptState::thread`].
     pub(crate) stack_limit: *const AtomicUsize,
 }
 
-// SAFETY: the address of an atomic.
+// SAFETY: the address of an atomic, which is read under the lock of `PreemptState::thread` only.
 unsafe impl Send for Thread {}
 
 /// The part of an M that preemption is about.
 pub(crate) struct PreemptState {
+    /// `None`: the M has no thread. The thread removes itself under the lock before it ends, so that
+    /// a preempter that holds the lock can use its address.
     pub(crate) thread: Mutex<Option<Thread>>,
-    /// A signal is on its way.
+    /// A signal is on its way to the thread.
     pub(crate) pending: AtomicBool,
-    /// Where the handler leads to.
+    /// The address of the async-preempt stub, in which the handler resumes the thread.
     pub(crate) async_stub: AtomicUsize,
+    /// How far above the end of a goroutine's stack its stack limit lies.
     pub(crate) headroom_bytes: AtomicUsize,
     pub(crate) counters: Counters,
 }
 
-/// What happened on one M. Written by its thread and its handler, but for `requested`.
+/// What happened on one M. Its thread and the handler on it write all but `requested` and `signals`.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) requested: AtomicU64,
@@ -44,7 +50,8 @@ pub(crate) struct Counters {
     pub(crate) refused: [AtomicU64; Refusal::COUNT],
 }
 
-/// Why a request did not stop a goroutine where it was.
+/// Why a request did not preempt a goroutine where a poll or a signal found it. The public counters
+/// (`sched/stats.rs`) say what each means.
 #[derive(Clone, Copy)]
 pub(crate) enum Refusal {
     Stale,
@@ -59,7 +66,8 @@ impl Refusal {
     pub(crate) const COUNT: usize = 6;
 }
 
-/// Counts one up. In a handler, too: a single instruction on this thread's counter.
+/// Adds one to a counter. A single instruction, since a handler may interrupt the thread between a
+/// load and a store.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
@@ -81,7 +89,7 @@ impl PreemptState {
         }
     }
 
-    /// Forgets what an earlier run counted.
+    /// Resets what an earlier run has left.
     pub(crate) fn reset(&self) {
         let Counters { requested, signals, cooperative, asynchronous, refused } = &self.counters;
         let single = [requested, signals, cooperative, asynchronous];

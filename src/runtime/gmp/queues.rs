@@ -1,12 +1,15 @@
 #![allow(unsafe_code, reason = "links raw structures")]
-//! Queues of goroutines, linked through the goroutines themselves.
+//! Queues of goroutines, linked through the goroutines themselves. They never allocate, and so a
+//! goroutine can be queued when there is no memory.
+//!
+//! A G is in at most one queue or pool at a time: all of them use `G::link`.
 
 use std::cell::Cell;
 use std::ptr;
 
 use crate::runtime::gmp::g::G;
 
-/// A queue of goroutines linked through themselves. Owned by one thread, or behind a lock.
+/// A first-in-first-out queue of goroutines. One thread owns it, or a lock guards it.
 pub(crate) struct GQueue {
     head: Cell<*mut G>,
     tail: Cell<*mut G>,
@@ -19,7 +22,7 @@ impl GQueue {
 
     #[inline(always)]
     pub(crate) fn push(&self, g: *mut G) {
-        // SAFETY: G structures are immortal, and a queued one belongs to its queue.
+        // SAFETY: a G is never freed, and a queued one belongs to its queue.
         unsafe {
             (*g).link.set(ptr::null_mut());
             match self.tail.get() {
@@ -30,7 +33,7 @@ impl GQueue {
         self.tail.set(g);
     }
 
-    /// Puts all of another queue behind this one.
+    /// Moves all of another queue to the end of this one.
     pub(crate) fn append(&self, other: &Self) {
         let first = other.head.replace(ptr::null_mut());
         if first.is_null() {
@@ -39,7 +42,7 @@ impl GQueue {
         let last = other.tail.replace(ptr::null_mut());
         match self.tail.replace(last) {
             tail if tail.is_null() => self.head.set(first),
-            // SAFETY: as in `push`.
+            // SAFETY: a G is never freed, and a queued one belongs to its queue.
             tail => unsafe { (*tail).link.set(first) },
         }
     }
@@ -49,9 +52,9 @@ impl GQueue {
         self.head.get().is_null()
     }
 
-    /// The one that is popped next, if any.
+    /// The goroutine that will be popped next, if any.
     pub(crate) fn first(&self) -> Option<&'static G> {
-        // SAFETY: null, or immortal.
+        // SAFETY: null, or a G, which is never freed.
         unsafe { self.head.get().as_ref() }
     }
 
@@ -59,7 +62,7 @@ impl GQueue {
     pub(crate) fn pop(&self) -> *mut G {
         let g = self.head.get();
         if !g.is_null() {
-            // SAFETY: as in `push`.
+            // SAFETY: a G is never freed, and a queued one belongs to its queue.
             let next = unsafe { (*g).link.get() };
             self.head.set(next);
             if next.is_null() {
@@ -70,9 +73,10 @@ impl GQueue {
     }
 }
 
+/// The global queue, in its lock.
 pub(crate) struct GlobalQueue(pub(crate) GQueue);
 
-// SAFETY: behind a lock.
+// SAFETY: it is used behind a lock, and its goroutines belong to no thread.
 unsafe impl Send for GlobalQueue {}
 
 #[cfg(test)]

@@ -1,34 +1,43 @@
 //! The runtime instance: the Ms of one run, and what they share.
+//!
+//! This file is data. `start/run.rs` makes an instance and frees it when all Ms have left.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::queues::GlobalQueue;
 use crate::runtime::os::futex;
 use crate::runtime::stack::SizeClass;
-use crate::runtime::sync::idle::{AWAKE, Idle};
+use crate::runtime::sync::idle::Idle;
 use crate::runtime::sync::latch::CountLatch;
-use crate::runtime::sync::sysmon_sleep;
+use crate::runtime::sync::sysmon_sleep::{self, AWAKE};
 
-/// One run of the runtime: its Ms and what they share.
+/// One runtime instance.
 pub(crate) struct Sched {
+    /// No two runs of a process have the same.
     pub(crate) run_id: u64,
     pub(crate) ms: Vec<&'static M>,
+    /// The size class of stacks, where a builder names none.
     pub(crate) class: SizeClass,
+    /// The overflow of the run queues.
     pub(crate) global: Mutex<GlobalQueue>,
+    /// How many goroutines are in the global queue. Written under its lock, read without.
     pub(crate) global_len: AtomicUsize,
-    /// How many goroutines went through the global queue, in and out. They wrap around.
+    /// How many goroutines have entered the global queue. Wraps around.
     pub(crate) global_pushed: AtomicU32,
+    /// How many goroutines have left the global queue. Wraps around.
     pub(crate) global_popped: AtomicU32,
     pub(crate) idle: Idle,
+    /// The run is over: an M that comes to the scheduler leaves. Once set, it stays.
     pub(crate) stopping: AtomicBool,
-    /// Ms that may still run goroutines: no thread of the run ends before all have left.
+    /// Ms that may still run goroutines. No thread of the run ends before all have left.
     pub(crate) ms_running: CountLatch,
-    /// Whether a sysmon watches, and how it is woken.
+    /// Whether the run has a sysmon.
     pub(crate) has_sysmon: AtomicBool,
     pub(crate) sysmon: Sysmon,
-    /// Called where every goroutine is parked and nothing can ready one.
+    /// Called when every goroutine is parked and nothing can ready one. A function pointer: the
+    /// report walks stacks, which the scheduler knows nothing of.
     pub(crate) on_deadlock: fn() -> !,
 }
 
@@ -45,13 +54,13 @@ impl Sched {
         &self.sysmon
     }
 
-    /// Whether every M sleeps or is about to.
+    /// Whether every M sleeps or has announced that it will.
     pub(crate) fn all_idle(&self) -> bool {
         self.idle.sleeping() == self.ms.len()
     }
 }
 
-/// What sysmon shares with the Ms: whether it sleeps, and whether it is to end.
+/// The word that sysmon sleeps on: `sync/sysmon_sleep.rs`.
 pub(crate) struct Sysmon(pub(crate) AtomicU32);
 
 impl Sysmon {
@@ -59,17 +68,15 @@ impl Sysmon {
         Self(AtomicU32::new(AWAKE))
     }
 
-    /// Called by an M that was idle, after it is counted as idle no more.
+    /// Wakes sysmon if it sleeps. Called by an M that was idle, after it has left the count of idle
+    /// Ms.
     #[inline]
     pub(crate) fn wake(&self) {
-        if sysmon_sleep::must_wake(&self.0) {
-            futex::wake(&self.0);
-        }
+        sysmon_sleep::wake(&self.0, futex::wake);
     }
 
-    /// Lets the thread end.
+    /// Ends sysmon: its thread returns as soon as it wakes.
     pub(crate) fn end(&self) {
-        self.0.store(sysmon_sleep::ENDED, Ordering::SeqCst);
-        futex::wake(&self.0);
+        sysmon_sleep::end(&self.0, futex::wake);
     }
 }

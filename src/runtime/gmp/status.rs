@@ -1,7 +1,24 @@
-//! What a goroutine does, and why it waits.
+//! The states of a goroutine, and the reasons why it waits.
+//!
+//! ```text
+//!              newproc             make_current            gopark
+//!      Idle ------------> Runnable ------------> Running ----------> Waiting
+//!       ^                  ^    ^                 |   |                 |
+//!       |                  |    `-----------------'   |                 |
+//!       |                  |     gosched, preemption  |                 |
+//!       |                  `------------------------- | ----------------'
+//!       |                             goready         |
+//!       `---------------- Dead <----------------------'
+//!              gfput                 goexit0
+//! ```
+//!
+//! The thread that has the right to make a transition makes it with a plain store
+//! (`G::transition`). For `Idle` and `Dead` that is the owner of the G; for `Runnable` the M that
+//! took it from a queue; for `Running` the M that runs it; for `Waiting` the one thread that readies
+//! it.
 
 use crate::runtime::os::throw;
-use crate::runtime::sync::suspend;
+use crate::runtime::sync::status;
 
 /// What a goroutine does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,12 +28,12 @@ pub enum Status {
     /// Not in use.
     Idle = 0,
     /// In a run queue.
-    Runnable = suspend::RUNNABLE as u8,
+    Runnable = status::RUNNABLE as u8,
     /// On an M, running code.
-    Running = suspend::RUNNING as u8,
-    /// Parked; somebody will make it runnable.
-    Waiting = suspend::WAITING as u8,
-    /// Finished; its result may not have been taken yet.
+    Running = status::RUNNING as u8,
+    /// Parked, until another goroutine, a thread or a timer readies it.
+    Waiting = status::WAITING as u8,
+    /// Finished. Its result may not have been taken yet.
     Dead = 6,
 }
 
@@ -24,15 +41,20 @@ impl Status {
     pub(crate) fn from_u32(value: u32) -> Self {
         match value {
             0 => Self::Idle,
-            suspend::RUNNABLE => Self::Runnable,
-            suspend::RUNNING => Self::Running,
-            suspend::WAITING => Self::Waiting,
+            status::RUNNABLE => Self::Runnable,
+            status::RUNNING => Self::Running,
+            status::WAITING => Self::Waiting,
             6 => Self::Dead,
             other => throw(format_args!("a goroutine has the status {other}, which none is")),
         }
     }
 
-    /// The word that tracebacks print.
+    /// The word that tracebacks print for it.
+    ///
+    /// ```
+    /// use footbridge::runtime::Status;
+    /// assert_eq!(Status::Waiting.name(), "waiting");
+    /// ```
     pub fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -56,7 +78,7 @@ impl Status {
     }
 }
 
-/// Why a goroutine waits. The names are Go's where Go has the thing.
+/// Why a goroutine waits. The names are Go's where Go has the same reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 #[repr(u8)]
@@ -77,7 +99,7 @@ pub enum WaitReason {
     Join,
     /// At the end of a `scope`.
     Scope,
-    /// In `gopark` by code outside of this crate.
+    /// In [`gopark`](super::gopark), called by code outside of this crate.
     Other,
 }
 
@@ -94,7 +116,12 @@ impl WaitReason {
         Self::Other,
     ];
 
-    /// The words that tracebacks print.
+    /// The words that tracebacks print for it.
+    ///
+    /// ```
+    /// use footbridge::runtime::WaitReason;
+    /// assert_eq!(WaitReason::ChanReceive.name(), "chan receive");
+    /// ```
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "",

@@ -1,6 +1,8 @@
 #![allow(unsafe_code, reason = "reads the name that a stub passes")]
-//! What stubs know of the runtime: offsets, and the functions that end the process where a stub finds
-//! its contract broken.
+//! What stubs know of the runtime: offsets of fields and thread-local words, and the functions that
+//! end the process where a stub finds its contract broken.
+//!
+//! `jit` gets plain numbers from here. It must not import `runtime`.
 
 use std::sync::OnceLock;
 
@@ -39,7 +41,8 @@ extern "C" fn no_goroutine() -> ! {
 
 const _: BrokenCall = broken_call;
 
-/// Ends the process. `found`: what the contract is about; `return_address`: in the caller of the stub.
+/// Ends the process. `found`: the value that breaks the contract; `return_address`: in the caller of
+/// the stub.
 pub(crate) extern "C" fn broken_call(
     contract: u32,
     name: *const u8,
@@ -63,7 +66,7 @@ pub(crate) extern "C" fn broken_call(
     ))
 }
 
-/// The code that a return address leads back to.
+/// The code that a return address leads to, as an error names it.
 pub(crate) struct Caller(usize);
 
 impl std::fmt::Display for Caller {

@@ -1,13 +1,20 @@
 #![allow(unsafe_code, reason = "timers refer to waits in the stacks of goroutines")]
-//! When parked goroutines are due: an ordered map for each P.
+//! Timers of parked goroutines: an ordered map for each P.
 //!
-//! The P's own M sets timers and fires them, between goroutines. When code that does not yield
-//! keeps the M from that, an M that finds nothing else to do may fire them.
+//! This file must not ready a goroutine: [`Timers::take_due`] returns it, and `sched/` readies it,
+//! outside of the lock.
 //!
-//! A timer that ends a sleep fires in any case. One that limits a wait ([`ParkClaim`]) is withdrawn
-//! when another event ends the wait, since the wait lies in the stack of its goroutine. It is
-//! claimed under the lock of the timers, so that none of its wait is touched after it was
-//! withdrawn. Hence an ordered map: timers are taken out of the middle as often as in front.
+//! The P's own M sets timers and fires them, between goroutines. When code that does not yield keeps
+//! the M from that, an M that finds nothing else to do fires them for it.
+//!
+//! Two kinds. A timer that ends a sleep always fires. A timer that limits a wait ([`ParkClaim`]) is
+//! withdrawn when another event ends the wait, since the wait lies in the stack of its goroutine.
+//!
+//! **Invariant.** A wait is claimed under the lock of the timers that it is in. So nothing touches a
+//! wait after [`Timers::withdraw`] has returned, and its goroutine may leave the frame.
+//!
+//! Why an ordered map and no binary heap: a limit is withdrawn from the middle as often as a timer
+//! fires in front.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,25 +27,26 @@ use crate::runtime::sync::{Claim, TimedOut};
 /// No timer.
 const NEVER: u64 = u64::MAX;
 
-/// Nanoseconds since some moment before the first call.
+/// Nanoseconds since a moment at or before the first call.
 pub(crate) fn now() -> u64 {
     after(Duration::ZERO)
 }
 
 /// What [`now`] will be after `duration`, or the end of its range.
 pub(crate) fn after(duration: Duration) -> u64 {
+    /// Zero of this clock. Set once, so that times of all threads compare.
     static START: OnceLock<Instant> = OnceLock::new();
     let since_start = START.get_or_init(Instant::now).elapsed().saturating_add(duration);
     u64::try_from(since_start.as_nanos()).unwrap_or(NEVER).min(NEVER - 1)
 }
 
-/// A park that its timer or a peer may end: the one that gets the claim readies the goroutine.
+/// A park that its timer or a peer may end. The one that gets the claim readies the goroutine.
 pub(crate) struct ParkClaim {
     pub(crate) parker: Parker,
     pub(crate) claim: Claim,
 }
 
-/// Names a timer: when it is due and, among those that are due at one time, its age.
+/// Names a timer: when it is due and, among timers that are due at the same time, its age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TimerKey {
     at: u64,
@@ -55,17 +63,20 @@ enum Event {
 
 struct Heap {
     timers: BTreeMap<TimerKey, Event>,
+    /// The number of the next timer.
     numbers: u64,
 }
 
-// SAFETY: waits are reached through exchanges on their claims only.
+// SAFETY: an event is an address of a G, which is never freed, or of a wait, which stays where it is
+// while its timer is in the map. Both are made for use by several threads.
 unsafe impl Send for Heap {}
 
+/// The timers of one P.
 pub(crate) struct Timers {
     heap: Mutex<Heap>,
-    /// When the first one is due; read without the lock.
+    /// When the first timer is due. Written under the lock, read without.
     next: AtomicU64,
-    /// It was seen to be due, and is not fired yet.
+    /// sysmon has found the first timer to be late.
     overdue: AtomicBool,
 }
 
@@ -78,13 +89,15 @@ impl Timers {
         }
     }
 
-    /// Whether there is any. One that is set by another thread may be missed.
+    /// Whether a timer is set. A timer that another thread sets at the same time may be missed.
     #[inline(always)]
     pub(crate) fn any(&self) -> bool {
         self.next.load(Ordering::Relaxed) != NEVER
     }
 
-    /// When the first one is due.
+    /// When the first timer is due.
+    ///
+    /// SeqCst: the check for a deadlock relies on it (`sched/idle.rs`).
     pub(crate) fn next(&self) -> Option<u64> {
         let next = self.next.load(Ordering::SeqCst);
         (next != NEVER).then_some(next)
@@ -99,7 +112,7 @@ impl Timers {
         self.overdue.load(Ordering::Relaxed)
     }
 
-    /// Tells the owner, which checks its timers from time to time only, that one is due.
+    /// Tells the owner, which checks its timers only at some ticks, that one is due.
     pub(crate) fn set_overdue(&self) {
         self.overdue.store(true, Ordering::Relaxed);
     }
@@ -126,8 +139,8 @@ impl Timers {
         key
     }
 
-    /// Takes a timer back, if it has not fired. Afterwards its wait is not touched any more. Any
-    /// thread.
+    /// Withdraws a timer, if it has not fired. Afterwards nothing touches its wait. Any thread may
+    /// call this.
     pub(crate) fn withdraw(&self, key: TimerKey) {
         let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
         if heap.timers.remove(&key).is_some() {
@@ -136,7 +149,7 @@ impl Timers {
     }
 
     /// Takes a timer that is due at `now`, and returns the goroutine that the caller must ready.
-    /// Timers of waits that were claimed by others are dropped on the way.
+    /// Timers of waits that peers have claimed are dropped on the way.
     pub(crate) fn take_due(&self, now: u64) -> Option<Parker> {
         let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
         self.overdue.store(false, Ordering::Relaxed);
@@ -148,9 +161,10 @@ impl Timers {
             due = match first.remove() {
                 Event::Sleep(parker) => Some(parker),
                 Event::Wait(wait) => {
-                    // SAFETY: the wait is where it was: its timer was not withdrawn, which takes
-                    // the lock that is held. Its goroutine is parked until readied if the claim
-                    // says so.
+                    // SAFETY: the timer was in the map, so it was not withdrawn, which takes the lock
+                    // that is held here. So the wait is where it was, by the contract of
+                    // `set_limit`. The parker is read before the claim: a goroutine that finds the
+                    // claim taken may leave the frame.
                     unsafe {
                         let parker = (*wait).parker;
                         ((*wait).claim.time_out() == TimedOut::MustReady).then_some(parker)
@@ -167,7 +181,7 @@ impl Timers {
         self.next.store(next, Ordering::SeqCst);
     }
 
-    /// Forgets all.
+    /// Forgets all timers, at the end of a run. Their goroutines never run again.
     pub(crate) fn clear(&self) {
         let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
         heap.timers.clear();
@@ -226,7 +240,7 @@ mod tests {
         unsafe { timers.set_limit(10, &wait) };
         assert_eq!(timers.take_due(10), None);
         assert!(!timers.any(), "it has fired");
-        assert!(!wait.claim.park(), "the goroutine finds out");
+        assert!(!wait.claim.open_armed(), "the goroutine finds out");
         assert!(!wait.claim.claim(0), "no peer can have it");
     }
 

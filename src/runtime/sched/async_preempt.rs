@@ -1,8 +1,9 @@
 #![allow(unsafe_code, reason = "redirects an interrupted thread")]
-//! The handler of the preemption signal.
+//! The handler of the preemption signal: step 3 of the story in `preempt.rs`.
 //!
-//! It may touch thread-local words, atomics of G and M, the registry, and eight bytes below the red
-//! zone of a goroutine's stack. It takes no lock, allocates nothing, and uses no lazy thread-local.
+//! The handler may touch thread-local words, atomics of G and M, the registry, and eight bytes below
+//! the red zone of a goroutine's stack. It must not take a lock, allocate, panic, or use a lazy
+//! thread-local: the thread may have been interrupted inside of any of these.
 
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -14,35 +15,38 @@ use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::preempt_state::{PID, Refusal};
 use crate::runtime::os::signals::Signal;
 use crate::runtime::sched::preempt::{may_preempt, yield_to_request};
-use crate::runtime::sync::preempt_request;
-use crate::runtime::sync::preempt_request::is_requested;
+use crate::runtime::sync::preempt_request::{self, is_requested};
 
-/// The handler of the preemption signal: see the head of `preempt.rs`.
+/// The handler of the preemption signal.
 pub(crate) fn on_signal(signal: &mut Signal) {
     let is_ours = signal.is_sent_by(PID.load(Ordering::Relaxed));
-    // Acknowledged in all cases, and before anything is inspected: a request from now on sends a
-    // signal of its own.
-    // SAFETY: null, or immortal: this thread's M.
+    // SAFETY: null, or this thread's M, which is never freed.
     let m = unsafe { getm().as_ref() };
-    let is_expected = m.is_some_and(|m| preempt_request::acknowledge(&m.preempt.pending));
-    if is_expected && let Some(m) = m {
-        match interruption(m, signal.registers()) {
-            // SAFETY: `interruption` has returned the pc for this signal.
-            Ok(resume_pc) => unsafe { redirect(m, signal, resume_pc) },
-            Err(why) => m.preempt.refuse(why),
-        }
+    // Every signal is acknowledged, and before anything is inspected: `sync/preempt_request.rs`.
+    let inspected = m.and_then(|m| {
+        let registers = signal.registers();
+        let inspected = preempt_request::handle(&m.preempt.pending, || inspect(m, registers));
+        inspected.map(|inspected| (m, inspected))
+    });
+    let is_expected = inspected.is_some();
+    match inspected {
+        // SAFETY: `inspect` has returned the pc for this signal.
+        Some((m, Ok(resume_pc))) => unsafe { redirect(m, signal, resume_pc) },
+        Some((m, Err(why))) => m.preempt.refuse(why),
+        None => {}
     }
-    // Two signals may have become one. A program that waits for SIGURG, too, can bear one too many.
+    // The kernel merges signals: one of the program may have become one with this crate's. A program
+    // that uses SIGURG, too, can bear one too many.
     if !(is_expected && is_ours) {
         signal.chain();
     }
 }
 
-/// Where the interrupted goroutine goes on if it is put aside here.
-fn interruption(m: &M, at: Registers) -> Result<usize, Refusal> {
-    // SAFETY: immortal.
+/// The pc at which the interrupted goroutine resumes if it is preempted here.
+fn inspect(m: &M, at: Registers) -> Result<usize, Refusal> {
+    // SAFETY: null, or this thread's G, which is never freed.
     let Some(g) = (unsafe { getg().as_ref() }) else {
-        return Err(Refusal::Stale); // in the scheduler
+        return Err(Refusal::Stale); // In the scheduler.
     };
     if !ptr::eq(g, m.curg.load(Ordering::Relaxed)) || !is_requested(&g.stack_limit) {
         return Err(Refusal::Stale);
@@ -51,8 +55,8 @@ fn interruption(m: &M, at: Registers) -> Result<usize, Refusal> {
         return Err(Refusal::Disabled);
     }
     let Registers { pc, sp, .. } = at;
-    // A goroutine that was made current, but not switched to yet, is refused here: rsp is in the
-    // stack of the one before. So are system stacks, and handlers of other signals.
+    // A goroutine that was made current, and not switched to yet, is refused here: rsp is in the stack
+    // of the one before. So are system stacks, and handlers of other signals.
     if sp < m.preempt.limit_of(g) || sp > g.stack.get().hi || !sp.is_multiple_of(8) {
         return Err(Refusal::Stack);
     }
@@ -66,22 +70,22 @@ fn interruption(m: &M, at: Registers) -> Result<usize, Refusal> {
     }
 }
 
-/// Lets the thread go on in the stub.
+/// Resumes the thread in the async-preempt stub.
 ///
 /// # Safety
-/// [`interruption`] has returned the pc for this signal.
+/// [`inspect`] has returned the pc for this signal.
 unsafe fn redirect(m: &M, signal: &mut Signal, resume_pc: usize) {
     let sp = signal.registers().sp - RED_ZONE_BYTES - 8;
-    // SAFETY: inside of the goroutine's stack, by the check of the headroom; below the red zone
-    // nothing is alive.
+    // SAFETY: `inspect` has checked the headroom, so that the word is in the goroutine's stack; below
+    // the red zone nothing is alive (System V psABI, section 3.2.2).
     unsafe { (sp as *mut usize).write(resume_pc) };
-    // SAFETY: the stub is entered with a return address at sp, and keeps every register.
+    // SAFETY: the stub is entered with a return address at rsp, and keeps every register.
     unsafe { signal.resume_at(m.preempt.async_stub.load(Ordering::Relaxed), sp) };
 }
 
-/// Called by the async stub.
+/// Called by the async-preempt stub.
 pub(crate) extern "C" fn interrupted(_sp: usize) {
-    // SAFETY: on a goroutine: the handler has looked.
+    // SAFETY: the handler has found this thread on a goroutine, and so on an M; neither is ever freed.
     let (g, m) = unsafe { (&*getg(), &*getm()) };
     yield_to_request(g, m, &m.preempt.counters.asynchronous);
 }

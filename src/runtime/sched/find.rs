@@ -1,10 +1,23 @@
 #![allow(unsafe_code, reason = "moves raw, immortal structures between queues")]
-//! Choosing the next goroutine of an M, without sleeping.
+//! Choosing the next goroutine of an M, without sleeping and without switching.
 //!
-//! Fairness. A goroutine that was readied by the running one goes next, and shares its time slice, so
-//! that two goroutines that wake each other in turn have one slice and not two. When that slice is
-//! over, it goes to the end of a queue. Queues are first in, first out; the global queue is checked
-//! once in 61 slices, and timers once in 16 ticks or when sysmon says that one is late.
+//! The order in which [`pick_next`] checks the queues, and why nothing starves:
+//!
+//! 1. *Inbox.* It is drained first, so that a goroutine which another thread has readied is queued
+//!    after what is runnable now, and not after what will be.
+//! 2. *Timers*, at one tick in 16, or when sysmon has found one to be late. Reading the clock at each
+//!    tick would cost more than a switch.
+//! 3. *Run-next slot.* A goroutine that the running one has readied runs next, and inherits the time
+//!    slice: two goroutines that ready each other have one time slice between them, and not two. When
+//!    that time slice is over, the goroutine goes to the end of a queue.
+//! 4. *Yielded goroutines*, whose backlog has left the queues, join the local queue.
+//! 5. *Global queue*, at one time slice in 61, so that the Ms' own queues do not starve it. (A prime:
+//!    a program whose own period divides it would meet the same goroutine each time.)
+//! 6. *Run queue and local queue.* Goroutines of the run queue go first, which have mostly not
+//!    started: a goroutine that waits for many of them is woken once. At one time slice in 8 the
+//!    local queue goes first.
+//!
+//! All queues are first in, first out.
 
 use std::ptr;
 use std::sync::PoisonError;
@@ -19,22 +32,22 @@ use crate::runtime::gmp::timers;
 use crate::runtime::sched::ready::{displace_run_next, drain_inbox, run_timers};
 use crate::runtime::sync::runq::Stolen;
 
-/// The global queue is looked at once in so many slices, so that it cannot starve.
+/// The global queue is checked first at one time slice in this many.
 const GLOBAL_EVERY: u64 = 61;
 
-/// Timers of a busy M are looked at once in so many rounds.
+/// The timers of a busy M are checked at one tick in this many.
 const TIMERS_EVERY: u64 = 16;
 
-/// The local queue goes before the run queue once in so many slices.
+/// The local queue goes before the run queue at one time slice in this many.
 const LOCAL_EVERY: u64 = 8;
 
-/// How often in a row the run-next slot goes before the queues at most: with short turns, and where no
-/// sysmon ends slices.
+/// How many goroutines in a row inherit a time slice at most. It bounds the run-next slot where ticks
+/// are too short for sysmon to see, and in runs without a sysmon.
 pub(crate) const RUN_NEXT_STREAK: u64 = 128;
 
 impl Sched {
-    /// Takes one goroutine from the global queue, and with it, for the M's own queue, a fair share
-    /// of the others: one lock for many.
+    /// Takes one goroutine from the global queue, and moves a fair share of the others to the M's run
+    /// queue: one lock for many.
     pub(crate) fn pop_global(&self, m: &M) -> *mut G {
         let len = self.global_len.load(Ordering::Acquire);
         if len == 0 {
@@ -61,12 +74,12 @@ impl Sched {
     }
 }
 
-/// The next goroutine among those that cost no lock to find, or null. Null also when the run is
-/// over: the caller then goes to the system stack, where the M stops.
+/// The next goroutine among those that are found without stealing, or null. Null also when the run
+/// is over: then the caller goes to the system stack, where the M leaves.
 #[inline(always)]
 pub(crate) fn pick_next(m: &M) -> *mut G {
     let p = &m.p;
-    // SAFETY: `m` is this thread's M.
+    // SAFETY: `m` is this thread's M, which has not left its run.
     let sched = unsafe { sched_of(m) };
     if sched.stopping.load(Ordering::Relaxed) {
         return ptr::null_mut();
@@ -79,7 +92,7 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     }
     let next = p.run_next.get();
     if !next.is_null() {
-        if p.ticks.inherit_slice(RUN_NEXT_STREAK) {
+        if p.ticks.inherit_time_slice(RUN_NEXT_STREAK) {
             p.run_next.set(ptr::null_mut());
             return next;
         }
@@ -88,15 +101,13 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     if !m.yielded.is_empty() {
         readmit_yielded(m, sched);
     }
-    let slice = p.ticks.slice();
+    let time_slice = p.ticks.time_slice();
     let mut g = ptr::null_mut();
-    if slice.is_multiple_of(GLOBAL_EVERY) {
+    if time_slice.is_multiple_of(GLOBAL_EVERY) {
         g = sched.pop_global(m);
     }
     if g.is_null() {
-        // Goroutines that have not started go first, so that who waits for many of them waits
-        // once; the others have their turn in any case.
-        g = if slice.is_multiple_of(LOCAL_EVERY) {
+        g = if time_slice.is_multiple_of(LOCAL_EVERY) {
             let g = m.local.pop();
             if g.is_null() { p.runq.pop() } else { g }
         } else {
@@ -105,19 +116,20 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
         };
     }
     if !g.is_null() {
-        p.ticks.begin_slice();
+        p.ticks.begin_time_slice();
     }
     g
 }
 
 /// Moves goroutines that yielded to the local queue, oldest first, up to the first one whose backlog
-/// has not had its turn.
+/// has not left the queues.
 ///
-/// A spill moves the older half of the run queue to the global queue, the backlog with it. It is
-/// followed there, but not for ever: a goroutine that yields must not starve where others start more
-/// than this M can run.
+/// A spill moves the older half of the run queue to the global queue, and the backlog with it. The
+/// backlog is followed there, but not without end: a goroutine that yields must not starve where
+/// others start more goroutines than this M can run.
 #[cold]
 pub(crate) fn readmit_yielded(m: &M, sched: &Sched) {
+    /// How many spills a backlog is followed through.
     const MAX_MOVES: u8 = 16;
     let (spills, spilled_before) = m.spills.get();
     while let Some(g) = m.yielded.first() {
@@ -141,6 +153,7 @@ pub(crate) fn readmit_yielded(m: &M, sched: &Sched) {
     }
 }
 
+/// The next goroutine from any queue, those of other Ms included if `may_steal`.
 pub(crate) fn find_without_sleep(m: &M, sched: &Sched, may_steal: bool) -> Option<*mut G> {
     if m.p.timers.any() {
         run_timers(m, m);
@@ -150,7 +163,8 @@ pub(crate) fn find_without_sleep(m: &M, sched: &Sched, may_steal: bool) -> Optio
         return Some(g);
     }
     if sched.stopping.load(Ordering::Relaxed) {
-        // Nothing more is run, and the own queue may be full: it is not to be stolen into.
+        // No goroutine runs any more. The own run queue may not be empty, and stealing into it would
+        // overwrite what it has.
         return None;
     }
     let mut g = sched.pop_global(m);
@@ -163,11 +177,11 @@ pub(crate) fn find_without_sleep(m: &M, sched: &Sched, may_steal: bool) -> Optio
     if g.is_null() {
         return None;
     }
-    m.p.ticks.begin_slice();
+    m.p.ticks.begin_time_slice();
     Some(g)
 }
 
-/// The other Ms, beginning somewhere else each time.
+/// The other Ms, beginning at another one each time: thieves do not all go to the same victim.
 pub(crate) fn others<'a>(m: &'a M, sched: &'a Sched) -> impl Iterator<Item = &'static M> + 'a {
     let count = sched.ms.len();
     let start = m.p.ticks.all() as usize % count;
@@ -175,7 +189,8 @@ pub(crate) fn others<'a>(m: &'a M, sched: &'a Sched) -> impl Iterator<Item = &'s
     all.filter(move |other| !ptr::eq(*other, m))
 }
 
-/// Takes half of somebody else's run queue; returns one of it, or null. The own one is empty.
+/// Steals half of another M's run queue, and returns one goroutine of it, or null. The run queue of `m`
+/// is empty.
 pub(crate) fn steal(m: &M, sched: &Sched) -> *mut G {
     match others(m, sched).find_map(|victim| victim.p.runq.steal_into(&m.p.runq)) {
         Some(Stolen { first, count }) => {
@@ -187,8 +202,8 @@ pub(crate) fn steal(m: &M, sched: &Sched) -> *mut G {
     }
 }
 
-/// Fires timers of Ms that are kept from it. Returns whether there were any: who is migratable runs
-/// here then.
+/// Fires timers of an M whose goroutine keeps it from that. Returns whether it did: a migratable
+/// goroutine of them runs here.
 fn steal_timers(m: &M, sched: &Sched) -> bool {
     if !others(m, sched).any(|other| other.p.timers.any()) {
         return false;

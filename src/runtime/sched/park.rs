@@ -1,10 +1,19 @@
 #![allow(unsafe_code, reason = "leaves a goroutine's stack")]
 //! How a goroutine suspends itself: `gopark` and `gosched`.
 //!
-//! Why a park cannot lose a wake-up: a goroutine that belongs to a thread is resumed by that thread
-//! only, and that thread is busy parking it. One that is migratable might be resumed elsewhere before
-//! its context is saved, so it always parks through `mcall`, and what makes it visible to its waker is
-//! done there, on the system stack.
+//! `sync/park.rs` has the protocol, and the reason why no wake-up is lost. Two kinds of goroutine
+//! differ in one thing:
+//!
+//! * A goroutine that belongs to its thread makes itself visible to its waker on its own stack, and
+//!   then switches away. Only its thread can resume it, and that thread is busy here.
+//! * A migratable goroutine could be resumed by another thread before its context is saved. So it
+//!   leaves for the system stack first (`mcall` saves the context), and is made visible there.
+//!
+//! A migratable goroutine that unwinds stays on its thread for the suspension: std counts panics by
+//! thread. So it is treated as one that belongs to its thread, until it resumes.
+//!
+//! A goroutine that keeps an FP control state of its own goes through `with_thread_fp_control`, which
+//! calls these functions again with the flag cleared.
 
 use std::cell::Cell;
 use std::ptr;
@@ -12,8 +21,7 @@ use std::sync::atomic::Ordering;
 
 use crate::runtime::arch::switch::{goswitch, mcall};
 use crate::runtime::gmp::current::{getg, getm, sched_of, set_g_and_stack_limit, this_m};
-use crate::runtime::gmp::g;
-use crate::runtime::gmp::g::{Backlog, G};
+use crate::runtime::gmp::g::{self, Backlog, G};
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::parker::Parker;
 use crate::runtime::gmp::queues::GQueue;
@@ -24,19 +32,46 @@ use crate::runtime::sched::find::{RUN_NEXT_STREAK, pick_next};
 use crate::runtime::sched::fp_control::with_thread_fp_control;
 use crate::runtime::sched::ready::{displace_run_next, enqueue, ready};
 use crate::runtime::sched::schedule::{make_current, schedule, schedule0, switch_away};
+use crate::runtime::sync::park;
 
-/// Gives way: the goroutine goes to the end of its queue. On a foreign thread this is
-/// `std::thread::yield_now`.
+/// Yields: the goroutine goes to the end of its queue, after everything that is runnable on its
+/// processor. On a foreign thread this is `std::thread::yield_now`.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicBool, Ordering};
+/// use footbridge::runtime::{self, go, gosched};
+///
+/// runtime::run(|| {
+///     let ready = Arc::new(AtomicBool::new(false));
+///     let flag = ready.clone();
+///     let other = go(move || flag.store(true, Ordering::Release));
+///     while !ready.load(Ordering::Acquire) {
+///         gosched();
+///     }
+///     other.join().expect("it does not panic");
+/// });
+/// ```
+///
+/// # Panics
+/// On a system stack, whose goroutine cannot yield.
 #[inline(always)]
 #[track_caller]
 pub fn gosched() {
     let (from, to) = prepare_gosched();
     if !ptr::eq(from, to) {
-        // SAFETY: `from` runs here and is in a queue of this thread; `to` was taken by us.
+        // SAFETY: `from` runs here, and is in a queue that only this thread takes from. `to` was taken
+        // from a queue, so that this M alone may run it, and its context is saved.
         unsafe { goswitch(&(*from).sched, &(*to).sched) };
     }
 }
 
+/// Queues the running goroutine and makes the next one current. Returns both; the same twice, if no
+/// switch is left to make.
+///
+/// Apart from `gosched`, which is inlined: the switch is written out at each of its sites, and this is
+/// not. The processor predicts the jump of a switch by its site, and a goroutine that switches at two
+/// sites has two predictions. (One shared site costs more than twice as much.)
 #[inline(never)]
 #[track_caller]
 fn prepare_gosched() -> (*const G, *const G) {
@@ -46,7 +81,7 @@ fn prepare_gosched() -> (*const G, *const G) {
         std::thread::yield_now();
         return none;
     }
-    // SAFETY: on a goroutine; immortal structures of this thread.
+    // SAFETY: this thread runs a goroutine, and so is an M; a G is never freed.
     let (gr, m) = unsafe { (&*g, this_m()) };
     assert_may_park(m);
     if gr.keeps_fp_control.get() {
@@ -55,12 +90,12 @@ fn prepare_gosched() -> (*const G, *const G) {
     }
     if gr.migratable.get() {
         if std::thread::panicking() {
-            // The count of panics is the thread's: `gopark` keeps the goroutine here.
-            // SAFETY: readied once, by itself.
+            // `gopark` keeps a goroutine that unwinds on its thread.
+            // SAFETY: `unlock` readies it, once, and neither parks nor unwinds.
             unsafe { gopark(WaitReason::None, || ready(Parker(g), false)) };
             return none;
         }
-        // SAFETY: a goroutine's stack; the system stack is free below its saved rsp.
+        // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
         unsafe { mcall(&gr.sched, m.system_sp.get(), gosched0, g.cast_const()) };
         return none;
     }
@@ -68,7 +103,7 @@ fn prepare_gosched() -> (*const G, *const G) {
     enqueue_yielded(m, gr);
     let next = pick_next(m);
     if next.is_null() {
-        // SAFETY: the system stack is free below its saved rsp.
+        // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
         unsafe { mcall(&gr.sched, m.system_sp.get(), schedule0, ptr::from_ref(m)) };
         return none;
     }
@@ -76,9 +111,13 @@ fn prepare_gosched() -> (*const G, *const G) {
     (g, next)
 }
 
-/// A migratable goroutine gives way; on the system stack, since others may take it at once.
+/// A migratable goroutine yields. On the system stack, since another M may take it at once.
+///
+/// # Safety
+/// 1. Called by `mcall` on the system stack of this thread's M.
+/// 2. `g` is the goroutine that runs, and its context is saved.
 unsafe extern "C" fn gosched0(g: *const G) -> ! {
-    // SAFETY: called by `gosched` on the system stack of this M; the context is saved.
+    // SAFETY: the thread is an M by contract (1), and `schedule` may run there; a G is never freed.
     unsafe {
         let m = this_m();
         set_g_and_stack_limit(ptr::null_mut(), 0);
@@ -87,7 +126,7 @@ unsafe extern "C" fn gosched0(g: *const G) -> ! {
         if sched.global_len.load(Ordering::Relaxed) == 0 {
             enqueue(m, g.cast_mut());
         } else {
-            // What waits in the global queue has its turn first.
+            // What waits in the global queue runs first.
             let only = GQueue::new();
             only.push(g.cast_mut());
             sched.push_global(&only, 1);
@@ -97,11 +136,11 @@ unsafe extern "C" fn gosched0(g: *const G) -> ! {
     }
 }
 
-/// Puts the running goroutine, which yields and stays on its thread, after everything that is
+/// Queues the running goroutine, which yields and stays on its thread, after everything that is
 /// runnable here.
 #[inline(always)]
 fn enqueue_yielded(m: &M, g: &G) {
-    // SAFETY: this thread's M.
+    // SAFETY: this thread's M, which has not left its run.
     let sched = unsafe { sched_of(m) };
     let p = &m.p;
     if !p.run_next.get().is_null() && !p.ticks.may_inherit(RUN_NEXT_STREAK) {
@@ -114,9 +153,13 @@ fn enqueue_yielded(m: &M, g: &G) {
     m.local.push(ptr::from_ref(g).cast_mut());
 }
 
-/// In `local` the goroutine would run before most of what waits in the run queue and the global
-/// queue: a producer that starts many goroutines and yields after each batch would run ahead of all
-/// of them.
+/// Queues the goroutine with the position of what must run before it.
+///
+/// In `local` it would run before most of what waits in the run queue and the global queue: a producer
+/// that starts many goroutines and yields after each batch would run ahead of all of them.
+///
+/// Rejected: a queue for all Ms that also holds goroutines of one thread. A spill reorders it, so that
+/// it does not keep the order either. Positions do, over spills, too.
 #[inline(never)]
 fn yield_after_backlog(m: &M, sched: &Sched, g: &G) {
     let is_global = sched.global_len.load(Ordering::Relaxed) != 0;
@@ -128,93 +171,95 @@ fn yield_after_backlog(m: &M, sched: &Sched, g: &G) {
     m.yielded.push(ptr::from_ref(g).cast_mut());
 }
 
-/// Parks the running goroutine until [`goready`]. `unlock` runs when the goroutine can be readied
-/// safely: what it makes visible lets others call `goready`.
+/// Parks the running goroutine until [`goready`](super::goready). `unlock` is called when the goroutine
+/// can be readied: it makes visible what lets others call `goready`.
 ///
-/// On a foreign thread the thread sleeps.
+/// On a foreign thread the thread sleeps. For an example see [`goready`](super::goready).
 ///
 /// # Safety
-/// 1. Exactly one call of `goready` with what [`current`] returned follows for each `gopark`, after
-///    `unlock` was called.
+/// 1. Exactly one call of `goready` with what [`current`] returned follows for each `gopark`, at or
+///    after the call of `unlock`.
 /// 2. `unlock` does not park, and does not unwind.
 ///
 /// # Panics
-/// On a system stack, which cannot park.
+/// On a system stack, whose goroutine cannot park.
 #[inline(always)]
 #[track_caller]
 pub unsafe fn gopark(reason: WaitReason, unlock: impl FnOnce()) {
     let g = getg();
     if g.is_null() {
-        // SAFETY: the stand-in is this thread's.
+        // SAFETY: a G is never freed, and this one is this thread's waiter.
         return unsafe { park_thread(&*g::thread_waiter(), reason, unlock) };
     }
-    // SAFETY: on a goroutine; immortal structures of this thread.
+    // SAFETY: this thread runs a goroutine, and so is an M; a G is never freed.
     let (gr, m) = unsafe { (&*g, this_m()) };
     assert_may_park(m);
     if gr.keeps_fp_control.get() {
-        // SAFETY: by the contract of this function.
+        // SAFETY: the contract of this function.
         return with_thread_fp_control(gr, || unsafe { gopark(reason, unlock) });
     }
     gr.set_wait_reason(reason);
     if gr.migratable.get() {
-        // A goroutine that unwinds stays: the count of panics is the thread's.
         if !std::thread::panicking() {
-            // SAFETY: by the contract of this function.
+            // SAFETY: the contract of this function.
             return unsafe { park_migratable(gr, m, unlock) };
         }
         gr.migratable.set(false);
-        gr.transition(Status::Running, Status::Waiting);
-        unlock();
-        // SAFETY: not migratable now, so only this thread resumes it.
+        park::park(gr, unlock);
+        // SAFETY: on `gr`; it is not migratable now, so that only this thread resumes it.
         unsafe { switch_away(m, gr) };
         gr.migratable.set(true);
         return;
     }
-    gr.transition(Status::Running, Status::Waiting);
-    unlock();
-    // SAFETY: whoever readies it puts it into a queue of this thread.
+    park::park(gr, unlock);
+    // SAFETY: on `gr`; the thread that readies it queues it on this M.
     unsafe { switch_away(m, gr) };
 }
 
 /// # Safety
-/// As for [`gopark`].
+/// 1. and 2. of [`gopark`].
+/// 3. `g` runs here, on this thread's M `m`.
 unsafe fn park_migratable(g: &G, m: &M, unlock: impl FnOnce()) {
     struct ParkCall<'a> {
         g: &'a G,
         unlock: Cell<Option<&'a mut dyn FnMut()>>,
     }
     unsafe extern "C" fn park0(call: *const ParkCall<'_>) -> ! {
-        // SAFETY: on the system stack of this M; the context is saved. `call` lies in the
-        // goroutine's stack and is not touched after `unlock`.
+        // SAFETY: called by `mcall` on the system stack of this thread's M, where `schedule` may run;
+        // the context is saved. `call` lies in the goroutine's stack: after `unlock` another thread may
+        // run the goroutine, so that nothing of it is touched.
         unsafe {
             let m = this_m();
             set_g_and_stack_limit(ptr::null_mut(), 0);
             let unlock = (*call).unlock.take().expect("set by park_migratable");
-            (*call).g.transition(Status::Running, Status::Waiting);
-            unlock();
+            park::park((*call).g, unlock);
             schedule(m)
         }
     }
     let mut unlock = Some(unlock);
     let mut unlock_once = || (unlock.take().expect("called once"))();
     let call = ParkCall { g, unlock: Cell::new(Some(&mut unlock_once)) };
-    // SAFETY: a goroutine's stack; the system stack is free below its saved rsp.
+    // SAFETY: contract (3): on the goroutine's stack; the system stack is free below its saved rsp.
     unsafe { mcall(&g.sched, m.system_sp.get(), park0, &raw const call) };
 }
 
 /// # Safety
-/// `g` is the stand-in of this thread; otherwise as for [`gopark`].
+/// 1. and 2. of [`gopark`].
+/// 3. `g` is the waiter of this thread.
 unsafe fn park_thread(g: &G, reason: WaitReason, unlock: impl FnOnce()) {
-    g.thread_wake.store(0, Ordering::Relaxed);
     g.set_wait_reason(reason);
-    unlock();
-    while g.thread_wake.load(Ordering::Acquire) == 0 {
-        futex::wait(&g.thread_wake, 0, None);
-    }
+    park::park_thread(&g.thread_wake, unlock, |word, value| futex::wait(word, value, None));
     g.set_wait_reason(WaitReason::None);
 }
 
-/// Who calls.
+/// The calling goroutine, or foreign thread, as a value by which it is readied.
+///
+/// ```
+/// use footbridge::runtime::{self, current};
+///
+/// assert_eq!(current(), current());
+/// assert_ne!(runtime::run(current), current());
+/// ```
 #[inline]
 pub fn current() -> Parker {
     match getg() {
@@ -223,15 +268,15 @@ pub fn current() -> Parker {
     }
 }
 
-/// Whether the caller may park now: not on a system stack.
+/// Whether the caller may park now: it is not on a system stack.
 #[inline(always)]
 pub(crate) fn may_park() -> bool {
     let m = getm();
-    // SAFETY: this thread's M, which is immortal.
+    // SAFETY: not null, so this thread's M, which is never freed.
     m.is_null() || !unsafe { (*m).on_system_stack.get() }
 }
 
-/// What `gopark` does where [`may_park`] says no, for those who must undo something before.
+/// What `gopark` does where [`may_park`] says no. For callers that must undo something before.
 #[cold]
 #[track_caller]
 pub(crate) fn refuse_park() -> ! {

@@ -1,30 +1,43 @@
-#![allow(unsafe_code, reason = "a signal handler that redirects")]
-//! Preemption: how a goroutine that runs too long gives way to others.
+#![allow(unsafe_code, reason = "leaves a goroutine's stack")]
+//! Preemption: how a goroutine that runs for too long yields to others.
+//!
+//! Terms:
+//!
+//! * A *request* is made of the goroutine that an M runs: it is to yield. It stands in the stack limits
+//!   of the goroutine and of the thread, and is over when the next tick begins.
+//! * A *poll* compares rsp with the stack limit. A *safe-point* is an instruction at which JIT code can
+//!   be descheduled with all registers saved.
+//! * *Cooperative* preemption happens at a poll, *asynchronous* preemption at a safe-point that a
+//!   signal has interrupted.
 //!
 //! The story, in time order:
 //!
-//! 1. sysmon (`sysmon.rs`) sees that an M has run one goroutine for a whole time slice. It makes
-//!    a request (`handshake.rs`): it stores [`REQUESTED`], which is larger than any address, as the guard of the
-//!    goroutine and of the thread, and sends SIGURG to the thread, unless one is on its way.
-//! 2. JIT code that polls finds its rsp below the guard at the next poll, and calls the poll stub.
-//!    Rust code does the same in [`checkpoint`], goroutine functions when they return.
-//! 3. The signal handler looks where it has interrupted the thread. In JIT code that its author
-//!    registered as preemptible, with room on the stack, it lets the thread go on in the *async
-//!    preempt* stub. Anywhere else it does nothing: the request stands, and the next poll sees it.
-//! 4. Either stub saves the whole machine state and calls a function of this file, which puts the
-//!    goroutine at the end of its queue (a sticky one's is its M's) and schedules.
-//! 5. Whoever makes a goroutine current sets the guard to the limit of its stack again.
+//! 1. sysmon (`sysmon.rs`) sees that an M has run one goroutine for a whole time slice. It makes a
+//!    request ([`request`]): it stores [`REQUESTED`], which is larger than any address, as the stack
+//!    limit of the goroutine and of the thread, and sends SIGURG to the thread, unless one is on its
+//!    way.
+//! 2. JIT code that polls finds its rsp below the stack limit, and calls the poll stub
+//!    ([`polled`]). Rust code does the same in [`checkpoint`], and goroutine functions when they
+//!    return.
+//! 3. The signal handler (`async_preempt.rs`) inspects where it has interrupted the thread. At a
+//!    safe-point, with room on the stack, it resumes the thread in the async-preempt stub. Anywhere
+//!    else it does nothing: the request stands, and the next poll sees it.
+//! 4. Either stub (`jit/stubs/preempt`) saves the whole machine state, and calls
+//!    [`yield_to_request`]. It puts the goroutine at the end of its queue, and schedules
+//!    (`schedule::deschedule0`).
+//! 5. `schedule::make_current` sets the stack limits of the next goroutine anew.
 //!
-//! Rust and C code are never interrupted for another goroutine: an interrupted `malloc`, `Mutex`,
-//! `RefCell` or lazy thread-local would be entered by the next goroutine of the thread.
+//! Rust and C code are never preempted: an interrupted `malloc`, `Mutex`, `RefCell` or lazy
+//! thread-local would be entered by the next goroutine of the thread.
 //!
-//! Why stale requests are harmless: whoever requests reads which goroutine an M runs, and may
-//! come too late. Then the guard of a goroutine that runs no more is set, which is undone when it
-//! runs again; or the thread's guard is set for the next one, which gives way early, once. The
-//! handler looks at everything itself, and acknowledges every signal, also one that finds nothing.
+//! Why a stale request is harmless. A preempter reads which goroutine an M runs, and may come too late.
+//! Then it sets the stack limit of a goroutine that does not run, which is set anew when it does; or
+//! that of the thread, whose next goroutine yields early, once. The handler trusts nothing that the
+//! preempter has read: it inspects everything itself.
 //!
-//! What the handler may touch: thread-local words, atomics of G and M, the registry, eight bytes
-//! below the red zone of a goroutine's stack. No lock, no allocation, no lazy thread-local.
+//! Rejected: to preempt in Rust code at its own safe-points. The compiler has none. Rejected: a timer
+//! signal for each thread (`timer_create`), instead of sysmon. It would interrupt system calls of
+//! programs whose goroutines never run for long.
 
 use std::ptr;
 use std::sync::PoisonError;
@@ -36,15 +49,14 @@ use crate::runtime::arch::tls;
 use crate::runtime::gmp::current::{getg, getm};
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::m::M;
-use crate::runtime::gmp::preempt_state::{Refusal, Thread, count};
+use crate::runtime::gmp::preempt_state::{PreemptState, Refusal, Thread, count};
 use crate::runtime::gmp::status::Status;
 use crate::runtime::os::threads;
 use crate::runtime::sched::fp_control::with_thread_fp_control;
 use crate::runtime::sched::schedule::deschedule0;
-use crate::runtime::sync::preempt_request;
-use crate::runtime::sync::preempt_request::{REQUESTED, is_requested};
+use crate::runtime::sync::preempt_request::{self, REQUESTED, is_requested};
 
-/// Asks the goroutine that an M runs to give way. Returns whether there was one to ask.
+/// Requests that the goroutine which an M runs yields. Returns whether it runs one.
 pub(crate) fn request(m: &M) -> bool {
     request_if(m, |_| true)
 }
@@ -55,53 +67,49 @@ pub(crate) fn request_of(m: &M, g: &G) -> bool {
 }
 
 fn request_if(m: &M, is_meant: impl Fn(&G) -> bool) -> bool {
-    let target = &m.preempt;
-    let thread = target.thread.lock().unwrap_or_else(PoisonError::into_inner);
+    let PreemptState { thread, pending, counters, .. } = &m.preempt;
+    let thread = thread.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(Thread { tid, stack_limit }) = *thread else {
         return false;
     };
-    // SAFETY: immortal.
-    let current = unsafe { preempt_request::current(&m.curg).as_ref() };
-    let Some(g) = current.filter(|g| is_meant(g)) else {
-        return false;
+    let limits_of = |g: *mut G| {
+        // SAFETY: null, or a G, which is never freed.
+        let g = unsafe { g.as_ref() }.filter(|g| is_meant(g))?;
+        count(&counters.requested);
+        m.p.ticks.end_time_slice();
+        // SAFETY: the thread has not ended: it removes the address first, under the lock.
+        Some([&g.stack_limit, unsafe { &*stack_limit }])
     };
-    count(&target.counters.requested);
-    m.p.ticks.end_slice();
-    // SAFETY: the thread has not ended: it takes the address back first, under the lock.
-    let limits = [&g.stack_limit, unsafe { &*stack_limit }];
-    if tid == 0 || !has_preemptible_code() {
-        // A signal could only disturb system calls of the program.
-        preempt_request::store_request(limits);
-    } else if preempt_request::request(limits, &target.pending) {
-        count(&target.counters.signals);
-        if !threads::send_preempt_signal(tid) {
-            preempt_request::acknowledge(&target.pending);
-        }
-    }
-    true
+    let send = || {
+        count(&counters.signals);
+        threads::send_preempt_signal(tid)
+    };
+    // Without preemptible code a signal could only disturb system calls of the program.
+    let send = (tid != 0 && has_preemptible_code()).then_some(send);
+    preempt_request::request(&m.curg, limits_of, pending, send)
 }
 
-/// Whether the goroutine, which this thread runs, can be put aside as far as its state says.
+/// Whether the goroutine, which this thread runs, is in a state in which it can be preempted.
 pub(crate) fn may_preempt(g: &G, m: &M) -> bool {
     g.status() == Status::Running
         && g.no_preempt.load(Ordering::Relaxed) == 0
         && !m.on_system_stack.get()
 }
 
-/// Called by the poll stub; by code that finds no room above its guard.
+/// Called by the poll stub: JIT code has found no room above its stack limit.
 pub(crate) extern "C" fn polled(_sp: usize) {
-    poll_slow();
+    yield_if_requested();
 }
 
-/// Gives way if somebody asked for it.
+/// Yields if there is a request.
 #[inline(never)]
-fn poll_slow() {
-    // SAFETY: immortal.
+fn yield_if_requested() {
+    // SAFETY: null, or this thread's G and M, which are never freed.
     let (Some(g), Some(m)) = (unsafe { (getg().as_ref(), getm().as_ref()) }) else {
         return;
     };
     if !is_requested(&g.stack_limit) && tls::stack_limit() != REQUESTED {
-        return; // just little stack left
+        return; // Little stack is left, and there is no request.
     }
     if may_preempt(g, m) {
         yield_to_request(g, m, &m.preempt.counters.cooperative);
@@ -110,12 +118,13 @@ fn poll_slow() {
     }
 }
 
-/// Puts the running goroutine aside, to the end of its queue. Inlined nowhere: the thread may be
-/// another one afterwards.
+/// Deschedules the running goroutine to the end of its queue. Not inlined: it may return on another
+/// thread.
 #[inline(never)]
 pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
-    // The count of panics is the thread's. It may be this goroutine's, which then must come back
-    // here, or that of one that parked while it unwinds, and waits for this one to give way.
+    // std counts panics by thread. A count may be this goroutine's, which then must resume here. Or it
+    // is that of a goroutine which has parked while it unwinds, and which waits for this one to yield:
+    // so this one must not refuse to.
     let stays = g.migratable.get() && std::thread::panicking();
     if stays {
         g.migratable.set(false);
@@ -125,7 +134,7 @@ pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
         // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
         unsafe { mcall(&g.sched, m.system_sp.get(), deschedule0, ptr::from_ref(g)) };
     };
-    // At a `checkpoint` the modes are the goroutine's; the stubs have loaded the thread's.
+    // At a `checkpoint` the FP control state is the goroutine's. The stubs have loaded the thread's.
     if g.keeps_fp_control.get() {
         with_thread_fp_control(g, suspend);
     } else {
@@ -136,23 +145,47 @@ pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
     }
 }
 
-/// Gives way to other goroutines if this one has run for its time slice. Without a request this
-/// costs one compare.
+/// Yields to other goroutines if this one has run for its time slice. Without a request this costs one
+/// compare.
 ///
-/// Rust code is never interrupted for another goroutine, so that a long loop without channels,
-/// goroutine functions and the like should call this from time to time. On a thread that runs no
-/// goroutine it does nothing.
+/// Rust code is never preempted, so that a long loop without channels, goroutine functions and the like
+/// should call this from time to time. On a thread that runs no goroutine it does nothing.
+///
+/// ```
+/// use footbridge::runtime::{self, checkpoint};
+///
+/// let sum = runtime::run(|| {
+///     (0..1_000u64).fold(0, |sum, n| {
+///         checkpoint();
+///         sum + n
+///     })
+/// });
+/// assert_eq!(sum, 499_500);
+/// ```
 #[inline(always)]
 pub fn checkpoint() {
     if stack_pointer() <= tls::stack_limit() {
-        poll_slow();
+        yield_if_requested();
     }
 }
 
-/// Runs `f` on this goroutine without giving way to others at polls or in JIT code, whatever the
-/// time slice. `f` may still park by itself.
+/// Runs `f` on this goroutine without yielding to others at polls or in JIT code, even if its time slice
+/// is over. `f` may still park by itself.
 ///
-/// For JIT code that is entered while a lock is held which others on this thread may want.
+/// This is for JIT code that is entered while a lock is held which other goroutines of this thread may
+/// want.
+///
+/// ```
+/// use footbridge::runtime::{self, checkpoint, without_preemption};
+///
+/// let result = runtime::run(|| {
+///     without_preemption(|| {
+///         checkpoint(); // Does not yield here.
+///         42
+///     })
+/// });
+/// assert_eq!(result, 42);
+/// ```
 pub fn without_preemption<R>(f: impl FnOnce() -> R) -> R {
     struct Forbidden<'a>(Option<&'a G>);
     impl Drop for Forbidden<'_> {
@@ -162,12 +195,12 @@ pub fn without_preemption<R>(f: impl FnOnce() -> R) -> R {
             }
         }
     }
-    // SAFETY: immortal.
+    // SAFETY: null, or this thread's G, which is never freed.
     let g = unsafe { getg().as_ref() };
     if let Some(g) = g {
         g.no_preempt.fetch_add(1, Ordering::Relaxed);
     }
-    // The handler on this thread sees the count from the first instruction of `f` on.
+    // The handler runs on this thread. It sees the count from the first instruction of `f` on.
     compiler_fence(Ordering::SeqCst);
     let _forbidden = Forbidden(g);
     f()

@@ -1,13 +1,22 @@
 #![allow(unsafe_code, reason = "moves raw, immortal structures between queues")]
-//! Making goroutines runnable, and the queues that they go to.
+//! Making goroutines runnable: which queue each goes to, and which M is woken for it.
 //!
-//! A goroutine that belongs to a thread goes to the local queue of its M, or to its inbox if another
-//! thread readies it. Any other goroutine goes to the run queue of this P, and from there, where that
-//! is full, to the global queue. A goroutine that the running one readies goes to the run-next slot.
+//! This file must not take a goroutine out to run it: that is `find.rs`.
+//!
+//! | the goroutine | readied by the running one | otherwise |
+//! | --- | --- | --- |
+//! | belongs to this M | run-next slot | `local` |
+//! | belongs to another M | the inbox of that M | the inbox of that M |
+//! | may run anywhere, and parked on this M | run-next slot | the run queue of this P |
+//! | may run anywhere, and parked on another M of the run | the run queue of this P | same |
+//! | may run anywhere, readied from outside of the run | the inbox of the M it parked on | same |
+//!
+//! A goroutine that the run-next slot already has is moved to a queue. A run queue that is full is
+//! spilled to the global queue by half.
 
 use std::ptr;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::runtime::gmp::current::{getm, sched_of};
 use crate::runtime::gmp::g::G;
@@ -16,13 +25,37 @@ use crate::runtime::gmp::p::{RUNQ, bump};
 use crate::runtime::gmp::parker::Parker;
 use crate::runtime::gmp::queues::GQueue;
 use crate::runtime::gmp::sched::Sched;
-use crate::runtime::gmp::status::{Status, WaitReason};
+use crate::runtime::gmp::status::WaitReason;
 use crate::runtime::gmp::timers;
 use crate::runtime::os::futex;
-use crate::runtime::sync::idle::Parking;
+use crate::runtime::sync::idle::{self, Idle, Instance, Parking};
+use crate::runtime::sync::park;
+
+impl Instance for Sched {
+    fn idle(&self) -> &Idle {
+        &self.idle
+    }
+
+    fn stopping(&self) -> &AtomicBool {
+        &self.stopping
+    }
+
+    fn parkings(&self) -> impl Iterator<Item = &Parking> + Clone {
+        self.ms.iter().map(|m| &m.remote.parking)
+    }
+
+    fn work_exists(&self) -> bool {
+        work_exists(self)
+    }
+
+    fn wake(&self, _chosen: &Parking, word: &AtomicU32) {
+        futex::wake(word);
+    }
+}
 
 impl Sched {
-    /// Puts `count` goroutines at the end of the global queue. Returns how many went in so far.
+    /// Puts `count` goroutines at the end of the global queue. Returns how many have entered it so
+    /// far.
     pub(crate) fn push_global(&self, gs: &GQueue, count: usize) -> u32 {
         let global = self.global.lock().unwrap_or_else(PoisonError::into_inner);
         global.0.append(gs);
@@ -31,30 +64,18 @@ impl Sched {
         before.wrapping_add(count as u32)
     }
 
-    /// Wakes one idle M, unless one looks for work already. Called after work was published.
+    /// Wakes a sleeping M, unless one is spinning already. Called after work was published.
     #[inline(always)]
     pub(crate) fn wake_one(&self) {
-        if self.idle.someone_sleeps() {
-            self.wake_one_idle();
-        }
-    }
-
-    fn parkings(&self) -> impl Iterator<Item = &Parking> + Clone {
-        self.ms.iter().map(|m| &m.remote.parking)
-    }
-
-    #[inline(never)]
-    fn wake_one_idle(&self) {
-        if let Some(parking) = self.idle.choose(self.parkings(), || work_exists(self)) {
-            futex::wake(parking.word());
-        }
+        idle::wake_one(self);
     }
 }
 
-/// Puts a runnable goroutine at the end of a queue of this M.
+/// Puts a runnable goroutine at the end of a queue of this M. From here on another M may run it, if
+/// any may.
 #[inline(always)]
 pub(crate) fn enqueue(m: &M, g: *mut G) {
-    // SAFETY: immortal.
+    // SAFETY: a G is never freed.
     if belongs_to_thread(unsafe { &*g }) {
         m.local.push(g);
     } else if m.p.runq.push(g).is_err() {
@@ -62,17 +83,32 @@ pub(crate) fn enqueue(m: &M, g: *mut G) {
     }
 }
 
-/// The run queue is full: half of it and the goroutine go to the global queue.
+/// Moves half of the run queue, which is full, and the goroutine to the global queue. One lock for
+/// many goroutines.
 #[cold]
 fn spill(m: &M, g: *mut G) {
     let half = GQueue::new();
     if !m.p.runq.take_half(|g| half.push(g)) {
-        return enqueue(m, g); // there is room now
+        return enqueue(m, g); // Thieves have made room.
     }
     half.push(g);
     // SAFETY: `m` is this thread's M.
     let pushed = unsafe { sched_of(m) }.push_global(&half, RUNQ / 2 + 1);
     m.spills.set((m.spills.get().0.wrapping_add(1), pushed));
+}
+
+/// [`enqueue`], and wakes another M if any may run the goroutine.
+///
+/// Where the goroutine may run is read before it is queued: `park::publish` says why.
+#[inline(always)]
+fn enqueue_and_wake(m: &M, g: *mut G) {
+    park::publish(
+        // SAFETY: a G is never freed.
+        || !belongs_to_thread(unsafe { &*g }),
+        || enqueue(m, g),
+        // SAFETY: `m` is this thread's M, which has not left its run.
+        || unsafe { sched_of(m) }.wake_one(),
+    );
 }
 
 /// Whether the goroutine may run on its M only.
@@ -81,115 +117,111 @@ fn belongs_to_thread(g: &G) -> bool {
     !g.migratable.get() && !g.m.load(Ordering::Relaxed).is_null()
 }
 
-/// The goroutine in the run-next slot may not run in the current time slice any more: it goes to the
-/// end of a queue. Left in the slot it would starve as long as the queues have something, and the
+/// Moves the goroutine in the run-next slot, which may not inherit the time slice any more, to the end
+/// of a queue.
+///
+/// It must not stay in the slot. There it would starve as long as the queues have something, and the
 /// goroutine that readied it is in one of them when it polls in a loop.
 #[cold]
 pub(crate) fn displace_run_next(m: &M) {
-    let next = m.p.run_next.replace(ptr::null_mut());
-    // SAFETY: immortal.
-    let is_for_all = !belongs_to_thread(unsafe { &*next });
-    enqueue(m, next);
-    if is_for_all {
-        // SAFETY: this thread's M.
-        unsafe { sched_of(m) }.wake_one();
-    }
+    enqueue_and_wake(m, m.p.run_next.replace(ptr::null_mut()));
 }
 
-/// Readies the sleepers of `owner` whose time has come, `m` being the M of this thread. A goroutine
+/// Readies the goroutines of `owner` whose timers are due. `m` is the M of this thread. A goroutine
 /// that belongs to another thread goes there.
 #[cold]
 pub(crate) fn run_timers(m: &M, owner: &M) {
     let now = timers::now();
     while let Some(sleeper) = owner.p.timers.take_due(now) {
         bump(&m.p.counts.timers, 1);
-        // SAFETY: a sleeping goroutine is readied by its timer only, and whoever takes that does it.
+        // SAFETY: the goroutine waits for this timer, which `take_due` hands out once: a sleeping
+        // goroutine is readied by its timer only, and of a wait with a limit the timer has the claim.
         unsafe { ready(sleeper, false) };
     }
 }
 
-/// # Safety
-/// The goroutine waits, and the caller is the one who readies it.
-#[inline(always)]
-unsafe fn make_runnable(g: &G) {
-    g.transition(Status::Waiting, Status::Runnable);
-    g.set_wait_reason(WaitReason::None);
-}
-
-/// Makes a parked goroutine runnable. It runs next on its thread, if that is this one.
+/// Makes a parked goroutine runnable. It runs next on its thread, if that is this one. If the parker is
+/// a foreign thread, the thread wakes.
+///
+/// ```
+/// use footbridge::runtime::{self, WaitReason, current, go, goready, gopark};
+///
+/// runtime::run(|| {
+///     let me = current();
+///     // SAFETY: the goroutine that `unlock` starts readies this one, once.
+///     unsafe { gopark(WaitReason::Other, || drop(go(move || goready(me)))) };
+/// });
+/// ```
 ///
 /// # Safety
-/// The goroutine is in a [`gopark`] whose `unlock` was called, and nobody else readies it.
+/// 1. The goroutine is in a [`gopark`](super::gopark) whose `unlock` was called or is running.
+/// 2. No other call readies it from that `gopark`.
 #[inline]
 pub unsafe fn goready(parker: Parker) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the contract of this function.
     unsafe { ready(parker, true) };
 }
 
-/// [`goready`], or with `next` false: behind what is runnable already.
+/// [`goready`]. With `next` false the goroutine runs after those that are runnable already.
 ///
 /// # Safety
-/// As for [`goready`].
+/// 1. and 2. of [`goready`].
 #[inline]
 pub(crate) unsafe fn ready(parker: Parker, next: bool) {
-    // SAFETY: immortal.
+    // SAFETY: a G is never freed.
     let g = unsafe { &*parker.0 };
     if g.is_thread.get() {
-        g.thread_wake.store(1, Ordering::Release);
-        return futex::wake(&g.thread_wake);
+        return park::ready_thread(&g.thread_wake, futex::wake);
     }
-    // SAFETY: the caller's promise.
-    unsafe { make_runnable(g) };
+    park::make_runnable(g);
+    g.set_wait_reason(WaitReason::None);
+    // The goroutine is this thread's until it is queued. Every field is read before that: another M
+    // may run it at once.
     let m = getm();
     let home = g.m.load(Ordering::Relaxed);
     if ptr::eq(m, home) {
-        // SAFETY: this thread's M.
+        // SAFETY: the M that the goroutine parked on, which is never freed; it is this thread's.
         let m = unsafe { &*m };
         if m.run_id.load(Ordering::Relaxed) != g.run_id.load(Ordering::Relaxed) {
-            return; // left behind by an earlier run that used this M
+            return; // Its run is over. This M serves another one now.
         }
         let queued = if next { m.p.run_next.replace(parker.0) } else { parker.0 };
-        // SAFETY: null, or immortal.
-        if let Some(g) = unsafe { queued.as_ref() } {
-            let is_for_all = !belongs_to_thread(g);
-            enqueue(m, queued);
-            if is_for_all {
-                // SAFETY: this thread's M.
-                unsafe { sched_of(m) }.wake_one();
-            }
+        if !queued.is_null() {
+            enqueue_and_wake(m, queued);
         }
         return;
     }
-    // SAFETY: Ms are immortal; it has been one since the goroutine started.
+    // SAFETY: an M is never freed, and the goroutine has had one since it started.
     let home = unsafe { &*home };
     if !g.migratable.get() {
         return home.push_remote(parker.0);
     }
-    // SAFETY: an M's run outlives its goroutines' parks; a run that is over is not looked into.
-    unsafe {
-        if !m.is_null() && (*m).run_id.load(Ordering::Relaxed) == g.run_id.load(Ordering::Relaxed) {
-            enqueue(&*m, parker.0);
-            sched_of(&*m).wake_one();
-        } else {
-            // From outside of the run: the M that it parked on takes it in.
-            home.push_remote(parker.0);
+    // SAFETY: null, or this thread's M, which is never freed.
+    match unsafe { m.as_ref() } {
+        Some(m) if m.run_id.load(Ordering::Relaxed) == g.run_id.load(Ordering::Relaxed) => {
+            enqueue(m, parker.0);
+            // SAFETY: this thread's M, which has not left its run.
+            unsafe { sched_of(m) }.wake_one();
         }
+        // From outside of the run: the M that it parked on takes it in.
+        _ => home.push_remote(parker.0),
     }
 }
 
-/// Whether any queue that all Ms take from has something.
+/// Whether a queue that all Ms take from has something.
 pub(crate) fn work_exists(sched: &Sched) -> bool {
     sched.global_len.load(Ordering::Acquire) != 0 || sched.ms.iter().any(|m| !m.p.runq.is_empty())
 }
 
-/// Queues what was delivered, oldest first. Returns whether there is some for others.
+/// Queues what other threads have pushed, oldest first. Returns whether another M should be woken for
+/// part of it.
 #[cold]
 pub(crate) fn drain_inbox(m: &M) -> bool {
     let mut taken = 0;
     m.remote.inbox.drain(|g| {
-        // SAFETY: immortal.
+        // SAFETY: a G is never freed, and this one is this M's since it was drained.
         let run_id = unsafe { (*g).run_id.load(Ordering::Relaxed) };
-        // A goroutine that an earlier run left behind belongs to a thread that is gone.
+        // A goroutine of an earlier run of this M is abandoned: its thread has ended.
         if run_id == m.run_id.load(Ordering::Relaxed) {
             enqueue(m, g);
             taken += 1;

@@ -1,30 +1,30 @@
 #![allow(unsafe_code, reason = "the scheduler moves between stacks")]
-//! The scheduler: who runs next, on which thread, and what a thread does when there is nothing.
+//! How an M goes from one goroutine to the next, and how long it searches when there is none.
 //!
-//! The story of a goroutine, in time order:
+//! Two ways lead to the next goroutine:
 //!
-//! 1. `go` takes a dead G with its stack (or makes one), puts the closure at the top of the stack
-//!    and the G into the run queue of this P. An M that idles is woken to steal it.
-//! 2. An M picks it. From its first instruction on it belongs to that M, unless it is migratable.
-//! 3. `gopark` makes it waiting. The goroutine itself picks the next one and switches to it
-//!    directly; only if there is none does it call the scheduler on the system stack (`mcall`).
-//! 4. `goready` makes it runnable: on its own thread by the run-next slot, from another thread by
-//!    the inbox of its M.
-//! 5. When its closure returns or panics, `goexit0` (`life.rs`) runs on the system stack, since the
-//!    stack may be used again at once, publishes the end to whoever joins, and schedules.
+//! * [`switch_away`], on the stack of the goroutine that leaves: it takes the next one from a queue,
+//!   and switches to it directly. One switch.
+//! * [`schedule`], on the system stack. It comes here by `mcall` when `switch_away` finds nothing,
+//!   when a goroutine ends, and when a goroutine leaves that another M may take at once: that one must
+//!   be saved before it is queued.
 //!
-//! Why a park cannot lose a wake-up: a goroutine that belongs to a thread is resumed by that
-//! thread only, and that thread is busy parking it. One that is migratable might be resumed
-//! elsewhere before its context is saved, so it always parks through `mcall`, and what makes it
-//! visible to its waker is done there, on the system stack.
+//! ```text
+//!     running                     direct switch                on the system stack
+//!     +-------------+ hi          +-------------+ hi           +-------------+ thread's stack
+//!     | frames of A |             | frames of A |              | caller of   |
+//!     | ...         |             | ...         |              | mstart      |
+//!     | switch_away |             | saved: A    | A.sched      | mstart      | <- m.g0
+//!     +-------------+             +-------------+              +-------------+ <- m.system_sp
+//!           |  goswitch           | frames of B |              | schedule    |    (frames below it
+//!           '-------------------> | B's pc      |              | ...         |     are dropped each
+//!                                 +-------------+              +-------------+     time it is left)
+//! ```
 //!
-//! Why an M does not sleep over work, and why not all of them wake for it: `idle.rs`.
-//!
-//! Fairness. A goroutine that was readied by the running one goes next, and shares its time slice,
-//! so that two who wake each other in turn have one slice and not two. Queues are first in, first
-//! out; the global one is looked at once in so many slices, and timers once in so many rounds or
-//! when sysmon says that one is late.
+//! What must not be here: which queue a goroutine goes to (`ready.rs`), and which one comes next
+//! (`find.rs`).
 
+use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
@@ -32,65 +32,71 @@ use crate::runtime::arch::switch::{gogo, goswitch, mcall};
 use crate::runtime::gmp::current::{sched_of, set_g_and_stack_limit, this_m};
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::m::M;
+use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::status::Status;
 use crate::runtime::gmp::timers;
+use crate::runtime::os::futex;
 use crate::runtime::sched::find::{find_without_sleep, pick_next, readmit_yielded, steal};
-use crate::runtime::sched::idle::sleep_until_work;
-use crate::runtime::sched::ready::{displace_run_next, enqueue, run_timers, work_exists};
-use crate::runtime::sync::preempt_request;
+use crate::runtime::sched::idle;
+use crate::runtime::sched::ready::{displace_run_next, enqueue, run_timers};
+use crate::runtime::sync::idle::{Parking, Searcher, search};
+use crate::runtime::sync::{preempt_request, suspend};
 
-/// How long an M without work looks for some before it sleeps, in nanoseconds: less than what it costs
-/// to fall asleep and to be woken.
+/// How long an M without work searches before it sleeps, in nanoseconds: less than what it costs to
+/// fall asleep and to be woken.
 const SPIN_NS: u64 = 10_000;
 
-/// How long it leaves others theirs, in nanoseconds, when it has just run out of its own, and between two
-/// looks: a goroutine that its own thread gets to soon costs a tenth there of what it costs elsewhere,
-/// and who looks all the time takes the queue's lines from who fills it.
+/// How long an M leaves the queues of other Ms alone, in nanoseconds, when it has just run out of work,
+/// and between two attempts to steal. A goroutine that its own thread comes to soon costs a tenth
+/// there of what it costs elsewhere, and a thief that tries all the time takes the queue's cache lines
+/// from the M that fills it.
 const PATIENCE_NS: u64 = 2_000;
 
 /// Makes `g` the goroutine that `m` runs. A switch to it follows.
 #[inline(always)]
 pub(crate) fn make_current(m: &M, g: *mut G) {
-    // SAFETY: immortal, and taken from a queue of ours: nobody else may run it.
+    // SAFETY: a G is never freed. This M has taken it from a queue, so that it alone may run it.
     let gr = unsafe { &*g };
-    gr.transition(Status::Runnable, Status::Running);
-    if gr.suspend.is_requested() {
-        yield_to_suspender(m, gr);
-    }
+    suspend::begin_running(gr, || yield_to_suspender(m, gr));
     gr.m.store(ptr::from_ref(m).cast_mut(), Ordering::Relaxed);
     let sp = gr.sched.sp();
     if sp < gr.lowest_sp.get() {
         gr.lowest_sp.set(sp);
     }
-    // A new turn: what was asked of an earlier one is over.
     let limit = m.preempt.limit_of(gr);
     preempt_request::begin_tick(&m.curg, g, &gr.stack_limit, limit, || {
         set_g_and_stack_limit(g, limit)
     });
 }
 
-/// Somebody wants the goroutine still that is to run next.
+/// Another thread wants the goroutine suspended that is to run next.
 #[cold]
 #[inline(never)]
 fn yield_to_suspender(m: &M, g: &G) {
-    while g.suspend.is_requested() {
-        if !g.wait_while_suspended() {
-            // It is the one that this thread is on the stack of, and finds nobody else to leave for.
-            // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
-            unsafe { mcall(&g.sched, m.system_sp.get(), deschedule0, ptr::from_ref(g)) };
-        }
-    }
+    let deschedule = || {
+        // SAFETY: the context of `g` is not saved, so this thread is on its stack; the system stack is
+        // free below its saved rsp.
+        unsafe { mcall(&g.sched, m.system_sp.get(), deschedule0, ptr::from_ref(g)) };
+    };
+    suspend::yield_to_suspender(g, |word, value| futex::wait(word, value, None), deschedule);
 }
 
-/// The end of a time slice, on the system stack. Such a turn was long: what is looked at once in many
-/// turns is looked at now.
+/// Deschedules the goroutine at the end of its time slice, on the system stack.
+///
+/// That time slice was long. So everything that is checked only at some ticks is checked now: timers,
+/// the global queue, and other Ms, which may keep goroutines waiting for Rust code that cannot be
+/// preempted.
+///
+/// # Safety
+/// 1. Called by `mcall` on the system stack of this thread's M.
+/// 2. `g` is the goroutine that runs, and its context is saved.
 pub(crate) unsafe extern "C" fn deschedule0(g: *const G) -> ! {
-    // SAFETY: called by `preempt.rs` on the system stack of this M; the context is saved.
+    // SAFETY: the thread is an M by contract (1), and `schedule` may run there; a G is never freed.
     unsafe {
         let m = this_m();
         let sched = sched_of(m);
         set_g_and_stack_limit(ptr::null_mut(), 0);
-        // A goroutine that yielded before `g` began to run has its turn before `g` has another one.
+        // A goroutine that yielded before `g` began to run must run before `g` does again.
         readmit_yielded(m, sched);
         if m.p.timers.any() {
             run_timers(m, m);
@@ -99,15 +105,14 @@ pub(crate) unsafe extern "C" fn deschedule0(g: *const G) -> ! {
         if !waiting_for_all.is_null() {
             enqueue(m, waiting_for_all);
         } else if m.p.runq.is_empty() && !sched.stopping.load(Ordering::Relaxed) {
-            // Others may keep theirs waiting in Rust code, which is not interrupted.
             let waiting_for_other = steal(m, sched);
             if !waiting_for_other.is_null() {
                 enqueue(m, waiting_for_other);
             }
         }
         if !m.p.run_next.get().is_null() {
-            // Its slice, which that one would have shared, is over: it is not to wait for another
-            // one of the same goroutine.
+            // The time slice that it would have inherited is over. It must not wait for another one
+            // of the same goroutine.
             displace_run_next(m);
         }
         (*g).transition(Status::Running, Status::Runnable);
@@ -117,52 +122,65 @@ pub(crate) unsafe extern "C" fn deschedule0(g: *const G) -> ! {
     }
 }
 
-/// Leaves the running goroutine `g`, which is in a queue or waits, for the next one.
+/// Leaves the running goroutine `g`, which is in a queue or waits, for the next one. Returns when `g` is
+/// resumed.
+///
+/// The next goroutine may be `g` itself, which was readied meanwhile. Then there is no switch.
 ///
 /// # Safety
-/// The caller runs on `g`, on `m`, and only this thread can resume `g`.
+/// 1. The caller runs on `g`, on this thread's M `m`.
+/// 2. Only this thread can resume `g`.
 #[inline(always)]
 pub(crate) unsafe fn switch_away(m: &M, g: &G) {
     let next = pick_next(m);
     if next.is_null() {
-        // SAFETY: the caller's promise; the system stack is free below its saved rsp.
+        // SAFETY: contract (1); the system stack is free below its saved rsp. Contract (2): no other
+        // thread resumes `g` before its context is saved.
         return unsafe { mcall(&g.sched, m.system_sp.get(), schedule0, ptr::from_ref(m)) };
     }
     make_current(m, next);
     if !ptr::eq(next, g) {
-        // SAFETY: `next` is runnable, taken from a queue by us alone, and has a saved context.
+        // SAFETY: contracts (1) and (2); `next` was taken from a queue, so that this M alone may run it,
+        // and only `g` can be queued on this M without a saved context.
         unsafe { goswitch(&g.sched, &(*next).sched) };
     }
 }
 
+/// The entry to [`schedule`] by `mcall`.
+///
+/// # Safety
+/// 1. Called by `mcall` on the system stack of `m`, this thread's M.
+/// 2. The goroutine that has called `mcall`, if one has, is queued or waits.
 pub(crate) unsafe extern "C" fn schedule0(m: *const M) -> ! {
-    // SAFETY: called by `switch_away` and `mstart` on the system stack of this M.
+    // SAFETY: contract (1): the frame of `mcall`'s caller is not below this one, and an M is never
+    // freed.
     unsafe {
         set_g_and_stack_limit(ptr::null_mut(), 0);
         schedule(&*m)
     }
 }
 
-/// The heart of an M, on its system stack: finds a goroutine and goes to it. When the run is
-/// over, continues whoever called `mstart`.
+/// Finds a goroutine and goes to it. When the run is over, resumes the caller of `mstart`.
 ///
 /// # Safety
-/// On the system stack of `m`, this thread's M, with nothing below that is needed.
+/// 1. Called on the system stack of `m`, this thread's M.
+/// 2. Nothing on that stack below `m.system_sp` is needed.
 #[inline(always)]
 pub(crate) unsafe fn schedule(m: &'static M) -> ! {
     m.curg.store(ptr::null_mut(), Ordering::Relaxed);
     match find_runnable(m) {
         Some(g) => {
             make_current(m, g);
-            // SAFETY: runnable and taken by us alone.
+            // SAFETY: it was taken from a queue, so that this M alone may run it. On the system stack
+            // the context of every queued goroutine is saved. Contract (2): this frame is dropped.
             unsafe { gogo(&(*g).sched) }
         }
-        // SAFETY: saved by `mstart`, continued once.
+        // SAFETY: `mstart` has saved it, and waits. It is resumed once: `stopping` stays set.
         None => unsafe { gogo(&m.g0) },
     }
 }
 
-/// A goroutine to run; sleeps until there is one. `None` when the run is over.
+/// A goroutine to run. Sleeps until there is one. `None`: the run is over.
 #[inline(always)]
 fn find_runnable(m: &'static M) -> Option<*mut G> {
     let next = pick_next(m);
@@ -174,46 +192,64 @@ fn find_runnable(m: &'static M) -> Option<*mut G> {
 
 #[inline(never)]
 fn find_runnable_slow(m: &'static M) -> Option<*mut G> {
-    // SAFETY: this thread's M.
+    // SAFETY: this thread's M, which has not left its run.
     let sched = unsafe { sched_of(m) };
-    // Whether this M is counted in `sched.spinning`.
-    let mut spinning = false;
-    // Who was woken was woken for work that waits.
-    let mut may_steal = false;
-    loop {
-        let mut found = find_without_sleep(m, sched, may_steal);
-        if found.is_none() && !sched.stopping.load(Ordering::Acquire) {
-            // Look on for a while, but not with everybody.
-            spinning = spinning || sched.idle.start_spinning(sched.ms.len());
-            let start = timers::now();
-            let (mut now, mut next_steal) = (start, start + PATIENCE_NS);
-            while found.is_none() && now < start + SPIN_NS {
-                may_steal = !spinning || now >= next_steal;
-                if may_steal {
-                    next_steal = now + PATIENCE_NS;
-                }
-                found = find_without_sleep(m, sched, may_steal);
-                if !spinning {
-                    break;
-                }
-                std::hint::spin_loop();
-                now = timers::now();
+    search(&Search { m, sched, may_steal: Cell::new(false) }, false)
+}
+
+/// An M that has nothing to run. `sync/idle.rs` leads it.
+struct Search {
+    m: &'static M,
+    sched: &'static Sched,
+    /// Whether the M takes goroutines from the queues of other Ms: not at once (see [`PATIENCE_NS`]),
+    /// but at once when it was woken, since it was woken for work that waits.
+    may_steal: Cell<bool>,
+}
+
+impl Searcher for Search {
+    type Instance = Sched;
+    type Found = *mut G;
+
+    fn instance(&self) -> &Sched {
+        self.sched
+    }
+
+    fn parking(&self) -> &Parking {
+        &self.m.remote.parking
+    }
+
+    fn find(&self) -> Option<*mut G> {
+        find_without_sleep(self.m, self.sched, self.may_steal.get())
+    }
+
+    fn spin(&self, is_spinning: bool) -> Option<*mut G> {
+        let start = timers::now();
+        let (mut now, mut next_steal) = (start, start + PATIENCE_NS);
+        while now < start + SPIN_NS {
+            let may_steal = !is_spinning || now >= next_steal;
+            if may_steal {
+                next_steal = now + PATIENCE_NS;
             }
-        }
-        if std::mem::take(&mut spinning) {
-            let was_last = sched.idle.stop_spinning();
-            // There may be more where this came from, and nobody else is looking.
-            if was_last && found.is_some() && work_exists(sched) {
-                sched.wake_one();
+            let found = find_without_sleep(self.m, self.sched, may_steal);
+            if found.is_some() || !is_spinning {
+                return found;
             }
+            std::hint::spin_loop();
+            now = timers::now();
         }
-        if sched.stopping.load(Ordering::Acquire) {
-            return None;
-        }
-        if found.is_some() {
-            return found;
-        }
-        spinning = sleep_until_work(m, sched);
-        may_steal = true;
+        None
+    }
+
+    fn has_own_work(&self) -> bool {
+        self.m.has_remote() || !self.m.yielded.is_empty()
+    }
+
+    fn sleep(&self, sleeping: usize) -> bool {
+        idle::sleep(self.m, self.sched, sleeping)
+    }
+
+    fn has_woken(&self) {
+        self.may_steal.set(true);
+        self.sched.sysmon.wake();
     }
 }

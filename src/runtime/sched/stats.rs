@@ -1,45 +1,48 @@
-//! Counters of a run.
+//! The counters of a run, as the program reads them.
+//!
+//! Each thread counts for itself (`gmp/p.rs`, `gmp/preempt_state.rs`), and this file adds up. A shared
+//! counter would move between processors at every switch.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::runtime::gmp::current::this_sched;
 use crate::runtime::gmp::preempt_state::{Counters, Refusal};
 
-/// What happened in a run so far. Threads count for themselves, so that the numbers are of no single
-/// moment.
+/// What has happened in a run so far. Threads count for themselves, so that the numbers are of no
+/// single moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Goroutines that were chosen to run: their beginnings, and what they went on from.
+    /// Ticks: how often a goroutine was chosen to run, for the first time or to resume.
     pub switches: u64,
-    /// Of these: goroutines that ran on in the time slice of the one that readied them.
+    /// Of these: goroutines that inherited the time slice of the one that readied them.
     pub inherited: u64,
-    /// Times that a processor without work took some from another one.
+    /// How often a processor without work has stolen some from another one.
     pub steals: u64,
-    /// Goroutines that were taken so.
+    /// Goroutines that were stolen.
     pub stolen: u64,
     /// Goroutines whose `sleep`, or whose limit of time for a channel, ended.
     pub timers: u64,
-    /// Times that a thread found nothing to run and slept.
+    /// How often a thread found nothing to run, and slept.
     pub sleeps: u64,
-    /// Requests that goroutines give way.
+    /// Requests that a goroutine yields.
     pub requested: u64,
-    /// Signals sent for them: not more than one is on its way to a thread.
+    /// Signals sent for them. At most one is on its way to a thread.
     pub signals: u64,
-    /// Goroutines that gave way at a poll.
+    /// Goroutines that yielded at a poll.
     pub cooperative: u64,
     /// Goroutines that were interrupted in JIT code.
     pub asynchronous: u64,
-    /// Signals and polls that put no goroutine aside.
+    /// Signals and polls that preempted no goroutine.
     pub refused: Refused,
 }
 
-/// Why goroutines were not put aside where a signal or a poll found them. The request stands
+/// Why goroutines were not preempted where a signal or a poll found them. The request stands
 /// meanwhile.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Refused {
-    /// The goroutine had given way already.
+    /// The goroutine had yielded already.
     pub stale: u64,
     /// In [`without_preemption`](super::without_preemption), on the system stack, or about to park.
     pub disabled: u64,
@@ -49,12 +52,12 @@ pub struct Refused {
     pub native_code: u64,
     /// In JIT code that is not registered as preemptible, or in a stub of this crate.
     pub not_preemptible: u64,
-    /// In an unsafe range of preemptible code.
+    /// In an unsafe-point range of preemptible code.
     pub unsafe_range: u64,
 }
 
 impl Stats {
-    /// Adds what happened here to what happened elsewhere.
+    /// Adds the counters of one M.
     fn add(&mut self, counters: &Counters) {
         let Counters { requested, signals, cooperative, asynchronous, refused } = counters;
         let add = |sum: &mut u64, counter: &AtomicU64| *sum += counter.load(Ordering::Relaxed);
@@ -72,7 +75,17 @@ impl Stats {
     }
 }
 
-/// Counts of the run that the calling thread belongs to.
+/// The counters of the run that the calling thread belongs to.
+///
+/// ```
+/// use footbridge::runtime::{self, gosched, stats};
+///
+/// runtime::run(|| {
+///     let before = stats().switches;
+///     gosched();
+///     assert!(stats().switches > before);
+/// });
+/// ```
 ///
 /// # Panics
 /// On a thread that no run owns.

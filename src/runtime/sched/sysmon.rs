@@ -1,15 +1,21 @@
-//! A thread that watches how long goroutines run, and asks those to give way that had their time.
+//! sysmon: a thread that watches how long goroutines run, and requests that those yield whose time
+//! slice is over.
 //!
-//! It looks often at first (20 us), and less and less often as long as nothing is new, down to once
-//! a time slice, or in 10 ms. When every M of the run is idle it sleeps until one is not: an idle
-//! process is not woken. Who leaves the idle state wakes it (`handshake.rs`).
+//! In time order:
 //!
-//! Meanwhile it gives back the memory of dead goroutines that nobody needs (`pool.rs`).
+//! 1. It checks every M often at first (every 20 us), and then less and less often, down to once a
+//!    time slice or in 10 ms. An M that is in the same time slice for too long gets a request
+//!    (`preempt::request`).
+//! 2. An M whose timers are late is told so. If its goroutine keeps it from firing them, another M
+//!    that is woken does.
+//! 3. It decommits stacks of dead goroutines that no goroutine needs (`gmp/pools.rs`).
+//! 4. When every M is idle it sleeps until one is not: an idle process is not woken. The protocol is
+//!    `sync/sysmon_sleep.rs`.
+//! 5. It ends when all Ms have left the run. It must not end before: a goroutine that computes comes to
+//!    the scheduler because sysmon requests it.
 //!
-//! It runs no goroutine, takes no part in the scheduler, and ends when all Ms have left: a run that
-//! is over needs it until the last goroutine has given way.
+//! It runs no goroutine and must not: it has no P, and nothing would watch it.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::runtime::gmp::pools::Scavenger;
@@ -23,83 +29,69 @@ const FIRST_DELAY: Duration = Duration::from_micros(20);
 
 const MAX_DELAY: Duration = Duration::from_millis(10);
 
-/// Ticks with the first delay.
-const EAGER_TICKS: u32 = 50;
+/// How many checks follow one another with the first delay.
+const EAGER_CHECKS: u32 = 50;
 
-/// Sleeps while all Ms are idle. Returns whether it did.
-fn sleep_while_idle(sched: &Sched) -> bool {
-    let word = &sched.sysmon.0;
-    if !sched.all_idle() || !sysmon_sleep::announce_sleep(word) {
-        return false;
-    }
-    while sched.all_idle() && word.load(Ordering::SeqCst) == sysmon_sleep::ASLEEP {
-        futex::wait(word, sysmon_sleep::ASLEEP, None);
-    }
-    // Fails where somebody woke it, or ended it.
-    sysmon_sleep::end_sleep(word);
-    true
-}
-
-/// In which time slice an M was seen to be, and since when.
+/// The time slice that an M was seen in, and since when.
 #[derive(Clone, Copy)]
 struct Seen {
-    slice: u64,
+    time_slice: u64,
     since: Instant,
-    /// The slice was over then: the next one begins about then, and need not be seen before it is
-    /// over itself.
+    /// sysmon ended the time slice at `since`. So the next one begins then, whether or not it is seen
+    /// before it is over itself.
     ended: bool,
 }
 
 impl Seen {
-    /// What is known now that the M is in slice `current`.
+    /// What is known now that the M is in time slice `current`.
     fn update(self, current: u64, now: Instant) -> Self {
-        match current.wrapping_sub(self.slice) {
+        match current.wrapping_sub(self.time_slice) {
             0 => self,
-            1 if self.ended => Self { slice: current, ended: false, ..self },
-            _ => Self { slice: current, since: now, ended: false },
+            1 if self.ended => Self { time_slice: current, ended: false, ..self },
+            _ => Self { time_slice: current, since: now, ended: false },
         }
     }
 }
 
 /// The body of the thread.
-pub(crate) fn run(sched: &Sched, slice: Duration) {
+pub(crate) fn run(sched: &Sched, time_slice: Duration) {
     // Signals are for the threads of the program.
     signals::block_all();
-    let longest = slice.min(MAX_DELAY).max(FIRST_DELAY);
+    let longest = time_slice.min(MAX_DELAY).max(FIRST_DELAY);
     let mut seen: Vec<Option<Seen>> = vec![None; sched.ms().count()];
-    let (mut delay, mut rounds) = (FIRST_DELAY, 0);
+    let (mut delay, mut checks) = (FIRST_DELAY, 0);
     let mut scavenger = Scavenger::new(Instant::now());
     let word = &sched.sysmon().0;
-    while word.load(Ordering::SeqCst) != sysmon_sleep::ENDED {
+    let sleep = |word: &_, value| futex::wait(word, value, None);
+    while !sysmon_sleep::has_ended(word) {
         futex::wait(word, sysmon_sleep::AWAKE, Some(delay));
-        if sleep_while_idle(sched) {
-            (delay, rounds) = (FIRST_DELAY, 0);
+        if sysmon_sleep::sleep_while_idle(word, || sched.all_idle(), sleep) {
+            (delay, checks) = (FIRST_DELAY, 0);
             seen.fill(None);
             continue;
         }
         let now = Instant::now();
         for (m, seen) in sched.ms().zip(&mut seen) {
-            let Some(current) = m.slice() else {
+            let Some(current) = m.time_slice() else {
                 *seen = None;
                 continue;
             };
             if m.p.timers.any() && m.p.timers.is_due(timers::now()) {
-                // It looks now and then only; and if it cannot, somebody else does.
                 m.p.timers.set_overdue();
                 sched.wake_one();
             }
-            let new = Seen { slice: current, since: now, ended: false };
+            let new = Seen { time_slice: current, since: now, ended: false };
             let known = seen.map_or(new, |seen| seen.update(current, now));
-            let is_over = now.duration_since(known.since) >= slice;
+            let is_over = now.duration_since(known.since) >= time_slice;
             if is_over {
                 preempt::request(m);
             }
-            // If it goes on nevertheless it is asked again, and not too often.
+            // If the goroutine runs on, it gets another request a time slice later.
             *seen = Some(if is_over { Seen { since: now, ended: true, ..known } } else { known });
         }
         scavenger.tick(now);
-        rounds += 1;
-        if rounds > EAGER_TICKS {
+        checks += 1;
+        if checks > EAGER_CHECKS {
             delay = (delay * 2).min(longest);
         }
     }
@@ -113,16 +105,16 @@ mod tests {
     fn a_slice_that_begins_when_another_one_ends_is_counted_from_there() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let seen = |slice, millis, ended| Seen { slice, since: at(millis), ended };
-        let parts = |seen: Seen| (seen.slice, seen.since, seen.ended);
+        let seen = |time_slice, millis, ended| Seen { time_slice, since: at(millis), ended };
+        let parts = |seen: Seen| (seen.time_slice, seen.since, seen.ended);
         for (before, current, expected) in [
             // Still the same.
             (seen(5, 0, false), 5, seen(5, 0, false)),
-            // Asked to end at 7, and runs on: asked again a slice later.
+            // Requested at 7, and runs on: the next request is a time slice later.
             (seen(5, 7, true), 5, seen(5, 7, true)),
-            // Asked to end at 7: so the next one began then.
+            // Requested at 7: so the next one began then.
             (seen(5, 7, true), 6, seen(6, 7, false)),
-            // Others came and went: nobody knows when this one began.
+            // Others came and went: it is not known when this one began.
             (seen(5, 7, true), 7, seen(7, 10, false)),
             (seen(5, 7, false), 6, seen(6, 10, false)),
             // Another run used the same structure.

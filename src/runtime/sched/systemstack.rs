@@ -1,24 +1,48 @@
 #![allow(unsafe_code, reason = "calls on another stack")]
 //! Calling a function on the system stack of this thread.
+//!
+//! ```text
+//!     goroutine's stack                   system stack
+//!     | caller           |                | caller of mstart |
+//!     | systemstack      |                | mstart           |
+//!     | stub's frame     | <- rbp         +------------------+ <- m.system_sp
+//!     +------------------+                | return address   |
+//!                                         | run, f           | <- rsp
+//! ```
+//!
+//! The goroutine stays current meanwhile. It must not leave its thread or park: the scheduler, and the
+//! next goroutine's calls, would use the same part of the system stack. `M::on_system_stack` says so
+//! to `gopark` (a panic), to polls and to the preemption signal (refused).
 
 use crate::runtime::arch;
 use crate::runtime::gmp::current::{getg, getm};
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::m::M;
 
-/// Calls `f` on the system stack of this thread's M and returns its result.
+/// Calls `f` on the system stack of this thread's M, and returns its result.
 ///
-/// On a goroutine this gives native code the deep stack of a thread; elsewhere it is a plain
-/// call. A panic in `f` comes out here.
+/// On a goroutine this gives native code the deep stack of a thread. Elsewhere it is a plain call. A
+/// panic in `f` comes out here.
+///
+/// ```
+/// use footbridge::runtime;
+///
+/// runtime::run(|| {
+///     let deep = runtime::systemstack(|| std::hint::black_box([1u8; 256 << 10])[42]);
+///     assert_eq!(deep, 1);
+/// });
+/// ```
 ///
 /// # Panics
-/// With the panic of `f`; and if `f` parks, which it must not: the system stack is shared.
+/// With the panic of `f`; and if `f` parks, which it must not: the goroutines of a thread share its
+/// system stack.
 pub fn systemstack<R>(f: impl FnOnce() -> R) -> R {
-    /// Marks the M while its system stack is in use, also when a panic leaves it.
+    /// Marks the M while its system stack is in use. Dropped when a panic leaves it, too.
     struct Busy(*mut M);
     impl Drop for Busy {
         fn drop(&mut self) {
-            // SAFETY: the M of this thread; a goroutine stays on it while it cannot park.
+            // SAFETY: an M is never freed. It is still this thread's: a goroutine that can neither
+            // park nor be preempted stays on its thread.
             unsafe { (*self.0).on_system_stack.set(false) };
         }
     }
@@ -27,20 +51,21 @@ pub fn systemstack<R>(f: impl FnOnce() -> R) -> R {
         result: Option<R>,
     }
     extern "C-unwind" fn run<F: FnOnce() -> R, R>(call: *mut Call<F, R>) {
-        // SAFETY: the address of the local below, for the time of the call.
+        // SAFETY: the stub passes the address of the local below, which outlives the call.
         let call = unsafe { &mut *call };
         let f = call.f.take().expect("called once");
         call.result = Some(f());
     }
     let g: *mut G = getg();
     let m = getm();
-    // SAFETY: an M of this thread lives for ever.
+    // SAFETY: a thread that runs a goroutine has an M, which is never freed.
     if g.is_null() || unsafe { (*m).on_system_stack.get() } {
         return f();
     }
     let mut call = Call { f: Some(f), result: None };
-    // SAFETY: the stub calls `run` with the address of `call` on the system stack, which is free
-    // below its saved rsp while a goroutine runs, and marked busy here.
+    // SAFETY: the stub calls `run` with the address of `call` on the system stack. That stack is free
+    // below its saved rsp while a goroutine runs, and is marked as used here. The stub has the type of
+    // a function that takes these three arguments.
     unsafe {
         (*m).on_system_stack.set(true);
         let _busy = Busy(m);

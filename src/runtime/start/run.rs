@@ -68,7 +68,7 @@ use crate::runtime::stack::SizeClass;
 use crate::runtime::start::config::{Config, RunError};
 use crate::runtime::start::preempt_setup::{PreemptStubs, SignalRegistration};
 use crate::runtime::start::switch_stubs::emit_stubs;
-use crate::runtime::sync::idle::Idle;
+use crate::runtime::sync::idle::{self, Idle};
 use crate::runtime::sync::latch::CountLatch;
 
 /// The number of the next run. A G that was never used has 0.
@@ -201,8 +201,8 @@ fn start_threads(
         let body = move || {
             mstart(m, &stubs);
             // No thread ends before the last goroutine has stopped: see the head of the file.
-            sched.ms_running.count_down(1, futex::wake_all);
-            sched.ms_running.wait(|word, value| futex::wait(word, value, None));
+            let sleep = |word: &_, value| futex::wait(word, value, None);
+            sched.ms_running.count_down_and_wait(futex::wake_all, sleep);
         };
         match thread::Builder::new().name(format!("footbridge-m{}", m.id.get())).spawn(body) {
             Ok(thread) => threads.ms.push(thread),
@@ -275,11 +275,7 @@ fn run_main<R>(
 /// Makes every M leave the scheduler when it enters it. Called twice in most runs: by the main
 /// goroutine, and once more by `run`, which cannot know whether it was.
 fn stop(sched: &Sched) {
-    sched.stopping.store(true, Ordering::SeqCst);
-    futex::heavy_fence();
-    for m in &sched.ms {
-        m.unpark();
-    }
+    idle::stop(sched, |_, word| futex::wake(word));
     // A goroutine that computes does not enter the scheduler by itself.
     if sched.has_sysmon.load(Ordering::Relaxed) {
         let others = sched.ms.iter().filter(|m| !ptr::eq(**m, getm()));
@@ -314,7 +310,7 @@ fn abandon_goroutines(run_id: u64) {
         let left = live && g.run_id.load(Ordering::Relaxed) == run_id;
         if left {
             let waiter = g.join.swap(join_state::ABANDONED, Ordering::AcqRel);
-            if waiter >= join_state::WAITER {
+            if waiter >= join_state::MIN_WAITER {
                 let waiter = Parker::from_raw(waiter);
                 // SAFETY: a G, which is never freed.
                 let other = unsafe { &*waiter.0 };

@@ -1,4 +1,4 @@
-//! Which of several ends a wait: exactly one does.
+//! The right to end a wait, for which peers and a timer compete: exactly one gets it.
 //!
 //! A goroutine that waits for several events at once (the cases of a select, a channel and a timer)
 //! gives all of them the same claim. A peer that can end the wait first claims it, by one exchange.
@@ -11,15 +11,13 @@
 //!
 //! 1. The goroutine makes the claim ([`Claim::arming`]), sets its timer, and locks the channel.
 //! 2. It queues its waiter, and becomes *waiting*. No peer sees the waiter while the lock is held.
-//! 3. [`Claim::park`] opens the claim; then the lock is released. If the timer came before, `park`
-//!    returns false and the goroutine readies itself: no peer does, since the claim is taken.
+//! 3. [`Claim::park`] opens the claim, and then releases the lock. If the timer came before, the
+//!    goroutine readies itself: no peer does, since the claim is taken.
 //! 4. [`Claim::claim`] of a peer and [`Claim::time_out`] of the timer compete until one wins.
 //!
-//! Between `park` and the release of the lock the timer may win and ready the goroutine, which may
-//! then run on another thread. It locks the channel to remove its waiter, so it leaves its frame
+//! Between the opening and the release of the lock the timer may win and ready the goroutine, which
+//! may then run on another thread. It locks the channel to remove its waiter, so it leaves its frame
 //! only after the release.
-//!
-//! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
 
 use super::primitive::{AtomicUsize, Ordering};
 
@@ -59,15 +57,27 @@ impl Claim {
         Self(AtomicUsize::new(ARMING))
     }
 
-    /// Opens the claim; called when the owner can be readied. Returns false if the timer came
-    /// before: then the owner must ready itself.
+    /// Opens the claim, and makes the wait visible to peers by `unlock`. Called when the owner can be
+    /// readied, and is waiting. `ready_owner` is called if the timer came before.
+    ///
+    /// Nothing of the owner's frame is touched after `unlock`, but where the timer came before: the
+    /// owner may run elsewhere.
+    pub(crate) fn park(&self, unlock: impl FnOnce(), ready_owner: impl FnOnce()) {
+        let is_open = self.open_armed();
+        unlock();
+        if !is_open {
+            ready_owner();
+        }
+    }
+
+    /// Opens the claim. Returns false if the timer came before: then the owner must ready itself.
     ///
     /// Release: the timer that claims it finds the owner waiting.
-    pub(crate) fn park(&self) -> bool {
+    pub(crate) fn open_armed(&self) -> bool {
         self.0.compare_exchange(ARMING, OPEN, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
-    /// Claims the wait for a case of it. One that wins must ready the owner.
+    /// Claims the wait for one of its cases. A peer that gets the claim must ready the owner.
     #[inline(always)]
     pub(crate) fn claim(&self, case: usize) -> bool {
         self.0.compare_exchange(OPEN, case, Ordering::AcqRel, Ordering::Relaxed).is_ok()
@@ -92,7 +102,7 @@ impl Claim {
         }
     }
 
-    /// The case that was claimed, or [`Self::TIMED_OUT`]. Owner only, after the wait.
+    /// The case that was claimed, or [`Self::TIMED_OUT`]. Called by the owner only, after the wait.
     #[inline(always)]
     pub(crate) fn outcome(&self) -> usize {
         self.0.load(Ordering::Acquire)

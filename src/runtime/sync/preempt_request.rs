@@ -1,31 +1,36 @@
-//! Handshakes of preemption, on words that somebody else owns.
+//! Requests to preempt: between preempters, the M that begins a tick, and its signal handler.
 //!
-//! **A request and the turn of a goroutine.** Who requests looks whom a thread runs, and stores the
-//! request in the limits of both. Who begins a turn sets the limits anew before it says so. A request
-//! that comes too late is seen in the thread's next turn, or in the goroutine's, and is over then.
+//! **A request and a tick.** A request is [`REQUESTED`] in two stack limits: the goroutine's, which
+//! JIT code polls, and the thread's, which Rust code polls.
 //!
-//! **A request and its signal.** Who requests stores the request in the guard, and then sends a
-//! signal unless one is on its way. The handler acknowledges first and looks at the guard then. So
-//! a request for which no signal is sent is seen by the handler of the one that is on its way: that
-//! one has not acknowledged yet when the request finds it pending.
+//! 1. The M begins a tick ([`begin_tick`]): it sets both limits anew, and then publishes which
+//!    goroutine it runs.
+//! 2. A preempter reads which goroutine the M runs ([`request`]), and stores the request in both
+//!    limits.
 //!
-//! **Sysmon's sleep.** Sysmon announces that it will sleep, and then looks once more whether all Ms
-//! are idle. An M that is idle no more says so, and then looks whether sysmon sleeps. Each puts a
-//! fence between its store and its load, so that one of the two sees the other.
+//! So a request that finds the goroutine current comes after both stores of the M, and stands. (With
+//! the goroutine published first, a request in between would be overwritten in the thread's limit,
+//! and `checkpoint` would not see it.) A request that comes too late is for a goroutine that runs no
+//! more: it is seen once, in the thread's next tick or in the goroutine's, and is over then.
 //!
-//! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
+//! **A request and its signal.**
+//!
+//! 1. The preempter stores the request, and sends a signal unless one is on its way (`pending`).
+//! 2. The handler acknowledges first, and inspects the limits then ([`handle`]).
+//!
+//! So a request for which no signal is sent is seen by the handler of the signal that is on its way:
+//! the handler has not acknowledged when the request finds `pending` set. With the two steps of the
+//! handler in the other order, a request between them would be lost.
 
 use super::primitive::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
-/// A guard that every rsp is below.
+/// A stack limit that every rsp is below.
 pub(crate) const REQUESTED: usize = usize::MAX;
 
-/// What whoever makes a goroutine current does: a new turn begins, and what was asked of an earlier
-/// one is over. `set_thread` makes the goroutine the thread's, and sets the thread's guard to the
-/// limit.
+/// The M begins a tick: what was requested of an earlier one is over. `set_thread` makes the goroutine
+/// the thread's, and sets the thread's stack limit.
 ///
-/// That comes before others can see whom the thread runs. So a request that finds the goroutine
-/// current comes behind both, and stands.
+/// `current` is stored last: the head of the file says why.
 #[inline(always)]
 pub(crate) fn begin_tick<G>(
     current: &AtomicPtr<G>,
@@ -39,30 +44,44 @@ pub(crate) fn begin_tick<G>(
     current.store(g, Ordering::Release);
 }
 
-/// Whom a thread runs, for whoever makes a request.
-pub(crate) fn current<G>(current: &AtomicPtr<G>) -> *mut G {
-    current.load(Ordering::Acquire)
-}
-
-/// Stores a request in the limits, where polls see it.
-pub(crate) fn store_request(limits: [&AtomicUsize; 2]) {
+/// Requests that the goroutine which an M runs yields. Returns whether the request was made.
+///
+/// `limits_of` gets the current goroutine, or null. It returns the stack limits of the goroutine and
+/// the thread, or `None` if the request is not meant for this goroutine. `send` sends a signal, and
+/// returns whether it could; `None`: the thread takes no signals.
+pub(crate) fn request<'a, G>(
+    current: &AtomicPtr<G>,
+    limits_of: impl FnOnce(*mut G) -> Option<[&'a AtomicUsize; 2]>,
+    pending: &AtomicBool,
+    send: Option<impl FnOnce() -> bool>,
+) -> bool {
+    let Some(limits) = limits_of(current.load(Ordering::Acquire)) else {
+        return false;
+    };
     for limit in limits {
         limit.store(REQUESTED, Ordering::Relaxed);
     }
+    if let Some(send) = send
+        && !pending.swap(true, Ordering::AcqRel)
+        && !send()
+    {
+        acknowledge(pending);
+    }
+    true
 }
 
-/// As [`store_request`]; returns whether a signal must be sent for the request.
-pub(crate) fn request(limits: [&AtomicUsize; 2], pending: &AtomicBool) -> bool {
-    store_request(limits);
-    !pending.swap(true, Ordering::AcqRel)
+/// The handler of a signal: acknowledges it, and inspects the interrupted thread. Every request from
+/// now on sends a signal of its own. `None`: no signal was expected.
+pub(crate) fn handle<R>(pending: &AtomicBool, inspect: impl FnOnce() -> R) -> Option<R> {
+    acknowledge(pending).then(inspect)
 }
 
-/// What the handler does first. Returns whether a signal was expected.
+/// Takes back that a signal is on its way. Returns whether one was.
 pub(crate) fn acknowledge(pending: &AtomicBool) -> bool {
     pending.swap(false, Ordering::AcqRel)
 }
 
-/// Whether somebody has asked.
+/// Whether a stack limit has a request.
 pub(crate) fn is_requested(stack_limit: &AtomicUsize) -> bool {
     stack_limit.load(Ordering::Relaxed) == REQUESTED
 }

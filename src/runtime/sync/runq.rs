@@ -1,9 +1,20 @@
-//! A queue that its owner fills and empties and others steal from: a ring with a head that all
-//! compete for and a tail that only the owner moves.
+//! A run queue: a bounded ring that its owner fills and empties, and that other threads steal from.
 //!
-//! It never looks into what it holds: pointers go in and come out, each exactly once.
+//! All threads compete for the head; only the owner moves the tail. The queue never dereferences what
+//! it holds: pointers go in and come out, each exactly once.
 //!
-//! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
+//! **Invariants.**
+//!
+//! * Head and tail count up and wrap around at 2^32. Slot `i % SLOTS` holds item `i` for `head <= i <
+//!   tail`, and there are at most `SLOTS` of those.
+//! * Only the owner writes to a slot, and only when it has loaded, with Acquire, a head that is past
+//!   the slot's last item. The thread that took that item has read the slot before it moved the head
+//!   with Release.
+//! * A thief reads slots before its exchange on the head, and may read rubbish. It uses what it has
+//!   read only if the exchange succeeds.
+//!
+//! Rejected: a deque whose owner pops the newest item (Chase and Lev). It needs no exchange of the
+//! owner, but runs goroutines last in, first out: the oldest would starve.
 
 use std::ptr;
 
@@ -16,11 +27,11 @@ pub(crate) struct RunQueue<T, const SLOTS: usize> {
     ring: [AtomicPtr<T>; SLOTS],
 }
 
-/// What a thief got.
+/// What a thief has taken.
 pub(crate) struct Stolen<T> {
-    /// One, to run at once.
+    /// The item that is not in the thief's queue, to be used at once.
     pub(crate) first: *mut T,
-    /// How many, this one and those that are in the thief's queue now.
+    /// How many items were taken, `first` included.
     pub(crate) count: u32,
 }
 
@@ -34,8 +45,6 @@ impl<T, const SLOTS: usize> RunQueue<T, SLOTS> {
         }
     }
 
-    /// The owner writes to a slot when it has loaded a head that is past it, with Acquire. Who took
-    /// the slot has read it before, and moved the head with Release.
     fn slot(&self, index: u32) -> &AtomicPtr<T> {
         &self.ring[index as usize % SLOTS]
     }
@@ -44,7 +53,7 @@ impl<T, const SLOTS: usize> RunQueue<T, SLOTS> {
         self.head.load(Ordering::Acquire) == self.tail.load(Ordering::Acquire)
     }
 
-    /// Owner only. Gives the item back when the ring is full.
+    /// Pushes an item at the end. Returns it if the ring is full. Called by the owner only.
     pub(crate) fn push(&self, item: *mut T) -> Result<(), *mut T> {
         let head = self.head.load(Ordering::Acquire);
         let tail = self.tail.load(Ordering::Relaxed);
@@ -56,7 +65,7 @@ impl<T, const SLOTS: usize> RunQueue<T, SLOTS> {
         Ok(())
     }
 
-    /// Owner only.
+    /// Takes the oldest item, or returns null. Called by the owner only.
     pub(crate) fn pop(&self) -> *mut T {
         let tail = self.tail.load(Ordering::Relaxed);
         let mut head = self.head.load(Ordering::Acquire);
@@ -72,8 +81,8 @@ impl<T, const SLOTS: usize> RunQueue<T, SLOTS> {
         ptr::null_mut()
     }
 
-    /// Owner only, when the ring is full: takes the older half of it, oldest first. Returns whether
-    /// it did: otherwise thieves made room.
+    /// Takes the older half of a full ring, oldest first. Returns false if the ring is not full:
+    /// thieves have made room. Called by the owner only.
     pub(crate) fn take_half(&self, mut each: impl FnMut(*mut T)) -> bool {
         let head = self.head.load(Ordering::Acquire);
         if self.tail.load(Ordering::Relaxed).wrapping_sub(head) as usize != SLOTS {
@@ -84,7 +93,8 @@ impl<T, const SLOTS: usize> RunQueue<T, SLOTS> {
         let taken =
             self.head.compare_exchange(head, next, Ordering::Release, Ordering::Relaxed).is_ok();
         if taken {
-            // Nobody but the owner writes to slots.
+            // The slots are read after the exchange, unlike a thief's: only the owner, which this
+            // is, writes to them.
             for i in 0..half {
                 each(self.slot(head.wrapping_add(i)).load(Ordering::Relaxed));
             }
@@ -92,25 +102,25 @@ impl<T, const SLOTS: usize> RunQueue<T, SLOTS> {
         taken
     }
 
-    /// Free slots, as seen by the owner.
+    /// How many slots are free. Thieves only make more. Called by the owner only.
     pub(crate) fn room(&self) -> usize {
         let head = self.head.load(Ordering::Acquire);
         SLOTS - self.tail.load(Ordering::Relaxed).wrapping_sub(head) as usize
     }
 
-    /// The position of the next item that will be pushed. Owner only.
+    /// The position of the next item that will be pushed. Called by the owner only.
     pub(crate) fn tail_position(&self) -> u32 {
         self.tail.load(Ordering::Relaxed)
     }
 
     /// Whether all items that were pushed before [`Self::tail_position`] returned `tail` have left
-    /// the queue. Positions wrap around: the answer is right while less than 2^31 items were pushed
+    /// the queue. Positions wrap around: the answer is right while fewer than 2^31 items were pushed
     /// since. A stale head only makes it `false` for longer.
     pub(crate) fn has_passed(&self, tail: u32) -> bool {
         self.head.load(Ordering::Relaxed).wrapping_sub(tail).cast_signed() >= 0
     }
 
-    /// Moves half of this queue, rounded up, to `to`, which is the thief's own and empty.
+    /// Steals half of this queue, rounded up. `to` is the thief's own queue, and is empty.
     pub(crate) fn steal_into(&self, to: &Self) -> Option<Stolen<T>> {
         loop {
             let head = self.head.load(Ordering::Acquire);
@@ -121,7 +131,7 @@ impl<T, const SLOTS: usize> RunQueue<T, SLOTS> {
                 return None;
             }
             if count as usize > SLOTS / 2 {
-                continue; // head and tail were read at different times
+                continue; // The head moved between the two loads.
             }
             let to_tail = to.tail.load(Ordering::Relaxed);
             for i in 0..count {

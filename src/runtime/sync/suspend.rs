@@ -1,44 +1,61 @@
-//! Holding a goroutine still while another thread looks at its stack.
+//! Suspending a goroutine while another thread inspects its stack.
 //!
-//! Whoever makes a goroutine current stores its status (running), crosses a light fence, and looks
-//! whether somebody wants it still. Whoever wants it still says so, crosses a heavy fence, and looks
-//! at the status. One of the two sees the other: so a goroutine that is seen parked, with its
-//! context saved, stays so until it is let go. No switch pays for this with more than a load.
+//! The story, in time order. On the left a thread that inspects a goroutine, on the right the M that
+//! comes to run it:
 //!
-//! A status alone does not tell that the context is saved: a goroutine parks by itself, and waits
-//! already when it still runs towards the switch. The saved pc tells: switch stubs clear it when
-//! they continue a context, and write it last when they save one.
+//! ```text
+//!     request: store REQUESTED                 begin_running: store the status (running)
+//!     heavy fence                              light fence
+//!     found: load the status                   is_requested: load the word
+//! ```
 //!
-//! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
+//! 1. Each side stores, crosses its fence, and loads what the other side stores. So one of the two
+//!    sees the other. No switch pays for this with more than a load.
+//! 2. If the inspector sees the goroutine parked with its context saved, the goroutine is suspended:
+//!    the M that comes to run it sees the request.
+//! 3. That M waits ([`yield_to_suspender`]): it makes the goroutine runnable again, and sleeps on the
+//!    word until the goroutine is resumed.
+//! 4. The inspector resumes the goroutine ([`SuspendState::resume`]), and wakes the M if one sleeps.
+//!
+//! A status alone does not tell that the context is saved: a goroutine that parks is waiting already
+//! while it still runs towards the switch. The saved pc tells. Switch stubs clear it when they resume
+//! a context, and write it last when they save one.
+//!
+//! **Invariant.** One thread at a time suspends a goroutine; `walk/inspect.rs` sees to that.
+//!
+//! Rejected: a status of its own for suspended goroutines, set by compare-and-exchange (Go's
+//! `_Gscan` bit). Every transition would have to be an exchange, too.
 
 use super::primitive::{AtomicU32, AtomicUsize, Ordering, heavy_fence, light_fence};
+use super::status::{HasStatus, RUNNABLE, RUNNING, WAITING, transition};
 
 const FREE: u32 = 0;
 
-pub(crate) const REQUESTED: u32 = 1;
+const REQUESTED: u32 = 1;
 
-/// As REQUESTED, and an M sleeps on the word until the goroutine is let go.
-pub(crate) const AWAITED: u32 = 2;
+/// As REQUESTED, and an M sleeps on the word until the goroutine is resumed.
+const AWAITED: u32 = 2;
 
-// The statuses that the protocol is about; `g.rs` has all.
-pub(crate) const RUNNABLE: u32 = 1;
-
-pub(crate) const RUNNING: u32 = 2;
-
-pub(crate) const WAITING: u32 = 4;
-
-/// What somebody who wants a goroutine still finds.
+/// What a thread finds that has requested the suspension of a goroutine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Found {
-    /// It will not run until it is let go.
+    /// It does not run until it is resumed.
     Suspended,
     /// It runs, or is on its way to or from a switch.
     Running,
-    /// It is no goroutine any more.
+    /// It has ended.
     Dead,
 }
 
-/// Whether somebody wants a goroutine still. One at a time does.
+/// A goroutine, as far as its suspension is concerned.
+pub(crate) trait Suspendable: HasStatus {
+    fn suspend_state(&self) -> &SuspendState;
+
+    /// The pc of the saved context. 0: the context is not saved.
+    fn saved_pc(&self) -> &AtomicUsize;
+}
+
+/// Whether another thread wants a goroutine suspended.
 pub(crate) struct SuspendState(AtomicU32);
 
 impl SuspendState {
@@ -46,46 +63,85 @@ impl SuspendState {
         Self(AtomicU32::new(FREE))
     }
 
-    /// Asks for it. [`found`] tells when it is so.
+    /// Requests the suspension. [`found`] tells when the goroutine is suspended.
     pub(crate) fn request(&self) {
         self.0.store(REQUESTED, Ordering::Relaxed);
         heavy_fence();
     }
 
-    /// Lets the goroutine go. Returns whether a thread sleeps on the [`Self::word`].
-    pub(crate) fn resume(&self) -> bool {
-        self.0.swap(FREE, Ordering::Release) == AWAITED
-    }
-
-    /// For whoever has just stored RUNNING: whether it must not go on.
-    #[inline(always)]
-    pub(crate) fn is_requested(&self) -> bool {
-        light_fence();
-        // Acquire: who looked has read the stack before it let go, and may have changed what is on it.
-        self.0.load(Ordering::Acquire) != FREE
-    }
-
-    /// What whoever was told so does next. Returns whether it must wait: then it sleeps while the
-    /// word is [`AWAITED`], stores RUNNING, and looks again. Otherwise it gives way.
-    pub(crate) fn await_resume(&self, status: &AtomicU32, saved_pc: &AtomicUsize) -> bool {
-        if saved_pc.load(Ordering::Relaxed) == 0 {
-            // Its context is not saved: it was about to leave its stack, and nobody else is there to
-            // run. Who wants it still does not find it so before it has left.
-            return false;
+    /// Takes the request back, and resumes the goroutine if it is suspended. `wake` wakes the M that
+    /// sleeps on the word; it is called if one may.
+    ///
+    /// Release: what this thread has read and written on the stack happens before the goroutine runs.
+    pub(crate) fn resume(&self, wake: impl FnOnce(&AtomicU32)) {
+        if self.0.swap(FREE, Ordering::Release) == AWAITED {
+            wake(&self.0);
         }
-        status.store(RUNNABLE, Ordering::Release);
-        // Fails where it was let go meanwhile; then nobody sleeps on the word.
-        let _ = self.0.compare_exchange(REQUESTED, AWAITED, Ordering::Relaxed, Ordering::Relaxed);
-        true
     }
 
-    pub(crate) fn word(&self) -> &AtomicU32 {
-        &self.0
+    /// Whether the goroutine must not run. Called after its status was stored.
+    #[inline(always)]
+    fn is_requested(&self) -> bool {
+        light_fence();
+        // Acquire: the inspector has read the stack before it resumed the goroutine, and may have
+        // changed what is on it.
+        self.0.load(Ordering::Acquire) != FREE
     }
 }
 
-/// Looks at a goroutine that was asked to be still.
-pub(crate) fn found(status: &AtomicU32, saved_pc: &AtomicUsize) -> Found {
+/// Makes a runnable goroutine running. If another thread wants it suspended, `yield_to` is called,
+/// which must return through [`yield_to_suspender`]. Afterwards the goroutine may run.
+#[inline(always)]
+pub(crate) fn begin_running(g: &impl Suspendable, yield_to: impl FnOnce()) {
+    transition(g, RUNNABLE, RUNNING);
+    if g.suspend_state().is_requested() {
+        yield_to();
+    }
+}
+
+/// Waits until no thread wants the goroutine suspended, and leaves it running.
+///
+/// `sleep(word, value)` sleeps while the word has that value, and may return early. `deschedule`
+/// leaves the goroutine's stack for the scheduler, and returns when the goroutine runs again.
+///
+/// Not inlined by callers: `deschedule` may return on another thread.
+pub(crate) fn yield_to_suspender(
+    g: &impl Suspendable,
+    sleep: impl Fn(&AtomicU32, u32),
+    deschedule: impl Fn(),
+) {
+    let (state, status) = (g.suspend_state(), g.status_word());
+    while state.is_requested() {
+        if !await_resume(g) {
+            deschedule();
+            continue;
+        }
+        sleep(&state.0, AWAITED);
+        status.store(RUNNING, Ordering::Release);
+    }
+}
+
+/// Makes the goroutine runnable again, so that the inspector finds it suspended, and announces that
+/// this M sleeps. Returns false where that must not be: its context is not saved.
+///
+/// Then this thread is on the goroutine's stack: the goroutine was about to leave it, was readied, and
+/// was picked again. The inspector does not find it suspended before it has left.
+fn await_resume(g: &impl Suspendable) -> bool {
+    let (status, saved_pc) = (g.status_word(), g.saved_pc());
+    if saved_pc.load(Ordering::Relaxed) == 0 {
+        return false;
+    }
+    status.store(RUNNABLE, Ordering::Release);
+    let word = &g.suspend_state().0;
+    // Fails where the goroutine was resumed meanwhile. Then the word is FREE, and the sleep ends at
+    // once.
+    let _ = word.compare_exchange(REQUESTED, AWAITED, Ordering::Relaxed, Ordering::Relaxed);
+    true
+}
+
+/// Checks a goroutine whose suspension this thread has requested.
+pub(crate) fn found(g: &impl Suspendable) -> Found {
+    let (status, saved_pc) = (g.status_word(), g.saved_pc());
     match status.load(Ordering::Acquire) {
         RUNNABLE | WAITING if saved_pc.load(Ordering::Acquire) != 0 => Found::Suspended,
         RUNNABLE | WAITING | RUNNING => Found::Running,

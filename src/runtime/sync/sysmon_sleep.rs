@@ -1,38 +1,80 @@
-//! Sysmon's sleep, on a word of the runtime instance.
+//! sysmon's sleep, on a word of the runtime instance.
 //!
-//! Sysmon announces that it will sleep, and then checks once more whether all Ms are idle. An M that
-//! leaves the idle state says so, and then checks whether sysmon sleeps. Each puts a fence between its
-//! store and its load, so that one of the two sees the other.
+//! The story, in time order. On the left sysmon, which sleeps only while all Ms are idle; on the right
+//! an M that was idle:
 //!
-//! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
+//! ```text
+//!     sleep_while_idle: store ASLEEP           the M leaves the count of idle Ms
+//!     fence                                    fence
+//!     load the count of idle Ms                wake: load the word
+//! ```
+//!
+//! Each side stores, crosses its fence, and loads what the other side stores. So one of the two sees
+//! the other: sysmon does not sleep while an M runs goroutines. Both fences are full ones. An M that
+//! has slept has crossed the kernel, so that a fence costs it nothing that counts.
 
 use super::primitive::{AtomicU32, Ordering, fence};
 
-// States of the word that sysmon sleeps on.
+/// The value of a new word.
 pub(crate) const AWAKE: u32 = 0;
 
 pub(crate) const ASLEEP: u32 = 1;
 
-pub(crate) const ENDED: u32 = 2;
+const ENDED: u32 = 2;
 
-/// Announces that sysmon will sleep. If this succeeds, it looks whether all Ms are idle, and sleeps
-/// only then, until the word changes.
-pub(crate) fn announce_sleep(word: &AtomicU32) -> bool {
+/// Sleeps while all Ms are idle. Returns whether sysmon has announced a sleep.
+///
+/// `sleep(word, value)` sleeps while the word has that value, and may return early.
+pub(crate) fn sleep_while_idle(
+    word: &AtomicU32,
+    all_idle: impl Fn() -> bool,
+    sleep: impl Fn(&AtomicU32, u32),
+) -> bool {
+    if !all_idle() || !announce_sleep(word) {
+        return false;
+    }
+    while all_idle() && word.load(Ordering::SeqCst) == ASLEEP {
+        sleep(word, ASLEEP);
+    }
+    // Fails where an M has ended the sleep, or the run has.
+    end_sleep(word);
+    true
+}
+
+/// Announces that sysmon will sleep. It fails where the run has ended.
+fn announce_sleep(word: &AtomicU32) -> bool {
     let announced = exchange(word, AWAKE, ASLEEP);
     fence(Ordering::SeqCst);
     announced
 }
 
-/// Ends the sleep, by whoever comes first: sysmon itself or an M.
-pub(crate) fn end_sleep(word: &AtomicU32) -> bool {
+/// Ends the sleep. sysmon and the Ms compete; one of them does it.
+fn end_sleep(word: &AtomicU32) -> bool {
     exchange(word, ASLEEP, AWAKE)
 }
 
-/// For an M that is counted as idle no more. Returns whether sysmon must be woken: only one M does
-/// that.
-pub(crate) fn must_wake(word: &AtomicU32) -> bool {
+/// Called by an M that has left the count of idle Ms. `wake_thread` wakes sysmon; one M at most calls
+/// it for a sleep.
+#[inline]
+pub(crate) fn wake(word: &AtomicU32, wake_thread: impl FnOnce(&AtomicU32)) {
     fence(Ordering::SeqCst);
-    word.load(Ordering::Relaxed) == ASLEEP && end_sleep(word)
+    if word.load(Ordering::Relaxed) == ASLEEP && end_sleep(word) {
+        wake_thread(word);
+    }
+}
+
+/// Ends sysmon, asleep or not. No other thread changes the word afterwards.
+///
+/// A swap and no store: sysmon must not find the old value when it falls asleep after this. (The kernel
+/// would order a store, too, before it wakes the thread. The model has no kernel.)
+pub(crate) fn end(word: &AtomicU32, wake_thread: impl FnOnce(&AtomicU32)) {
+    word.swap(ENDED, Ordering::SeqCst);
+    wake_thread(word);
+}
+
+/// Whether sysmon is to end.
+pub(crate) fn has_ended(word: &AtomicU32) -> bool {
+    word.load(Ordering::SeqCst) == ENDED
 }
 
 fn exchange(word: &AtomicU32, from: u32, to: u32) -> bool {

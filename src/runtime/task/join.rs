@@ -50,16 +50,16 @@ impl<T> RawHandle<T> {
     fn label(&self) -> Label<'_> {
         let g = self.g();
         // SAFETY: the handle exists.
-        Label { id: g.goid.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
+        Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
     }
 
     fn is_finished(&self) -> bool {
-        self.g().join.load(Ordering::Acquire) == join_state::DONE
+        self.g().join.load(Ordering::Acquire) == join_state::FINISHED
     }
 
     #[track_caller]
     fn join(self) -> JoinResult<T> {
-        let must_wait = self.g().join.load(Ordering::Acquire) == join_state::RUNNING;
+        let must_wait = self.g().join.load(Ordering::Acquire) == join_state::JOINABLE;
         if must_wait && !may_park() {
             refuse_park();
         }
@@ -77,7 +77,7 @@ impl<T> RawHandle<T> {
                     // touched any more.
                     let registered = join
                         .compare_exchange(
-                            join_state::RUNNING,
+                            join_state::JOINABLE,
                             waiter.into_raw(),
                             Ordering::AcqRel,
                             Ordering::Acquire,
@@ -116,12 +116,12 @@ impl<T> RawHandle<T> {
 impl<T> Drop for RawHandle<T> {
     fn drop(&mut self) {
         let exchanged = self.g().join.compare_exchange(
-            join_state::RUNNING,
+            join_state::JOINABLE,
             join_state::DETACHED,
             Ordering::AcqRel,
             Ordering::Acquire,
         );
-        if exchanged == Err(join_state::DONE) {
+        if exchanged == Err(join_state::FINISHED) {
             // SAFETY: the goroutine has ended and its result was not taken.
             unsafe {
                 std::ptr::drop_in_place(self.result);

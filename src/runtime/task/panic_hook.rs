@@ -37,7 +37,7 @@ fn print_name() {
     };
     // SAFETY: this thread runs it, so it has not ended.
     if let name @ Some(_) = unsafe { g.name.get() } {
-        let label = Label { id: g.goid.load(Ordering::Relaxed), name };
+        let label = Label { id: g.id.load(Ordering::Relaxed), name };
         // Nothing can be done about a standard error that is closed.
         let _ = writeln!(std::io::stderr(), "in {label}:");
     }

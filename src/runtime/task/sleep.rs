@@ -83,16 +83,10 @@ impl<'a> Limit<'a> {
         match self.clock {
             // SAFETY: the one that gets the claim readies the goroutine: a peer by contract (1), or
             // the timer if it finds the claim open, or `unlock` below if the timer came before.
-            // After `unlock` the goroutine may run elsewhere: then `parked` is true, and nothing of
-            // its stack is touched any more.
+            // After `unlock` the goroutine may run elsewhere: then the claim was opened, and nothing
+            // of its stack is touched any more.
             Clock::Timer(..) => unsafe {
-                gopark(reason, || {
-                    let parked = claim.park();
-                    unlock();
-                    if !parked {
-                        goready(parker);
-                    }
-                });
+                gopark(reason, || claim.park(unlock, || goready(parker)));
             },
             // SAFETY: the contract of this function; this thread is no M.
             Clock::Thread(deadline) => unsafe {
@@ -125,7 +119,7 @@ unsafe fn park_thread(
     let g = unsafe { &*wait.parker.0 };
     g.thread_wake.store(0, Ordering::Relaxed);
     g.set_wait_reason(reason);
-    let parked = wait.claim.park();
+    let parked = wait.claim.open_armed();
     debug_assert!(parked, "no timer is set for a thread");
     unlock();
     while g.thread_wake.load(Ordering::Acquire) == 0 {

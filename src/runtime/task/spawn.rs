@@ -125,7 +125,7 @@ pub(super) unsafe fn spawn<F: FnOnce() -> T, T>(
     // SAFETY: room of that size and alignment was reserved there.
     unsafe { task.write(Task { f: ManuallyDrop::new(f) }) };
     let task_type = const { &Task::<F, T>::TYPE };
-    let g = new.start(task_type, join_state::RUNNING, migratable, false, name);
+    let g = new.start(task_type, join_state::JOINABLE, migratable, false, name);
     // SAFETY: the task is of these types.
     let result = unsafe { (&raw mut (*task).result).cast() };
     Ok(RawHandle { g, result, boxed: false })
@@ -196,7 +196,7 @@ unsafe fn spawn_in_place<F: FnOnce() -> T, T>(
     // SAFETY: room of that size and alignment was reserved there.
     unsafe { new.data().cast::<Boxed<F, T>>().write(inner) };
     let task = const { &BoxedType::<F, T>::TYPE };
-    Ok(new.start(task, join_state::RUNNING, migratable, false, name))
+    Ok(new.start(task, join_state::JOINABLE, migratable, false, name))
 }
 
 /// Starts a goroutine. From its first instruction on it stays on one thread.

@@ -33,7 +33,7 @@ use crate::runtime::os::futex;
 use crate::runtime::sched::preempt;
 use crate::runtime::sched::preempt::checkpoint;
 use crate::runtime::sched::systemstack::systemstack;
-use crate::runtime::sync::suspend::Found;
+use crate::runtime::sync::suspend::{self, Found};
 use crate::runtime::walk::exact::{Bounds, Start, WalkEnd};
 use crate::runtime::walk::scan::{ScanFrame, scan, scan_own_stack};
 
@@ -139,7 +139,7 @@ pub fn goroutines() -> Vec<Goroutine> {
             let lives = !matches!(g.status(), Status::Idle | Status::Dead) && !is_abandoned(g);
             lives && run_id.is_none_or(|id| g.run_id.load(Ordering::Relaxed) == id)
         })
-        .map(|g| Goroutine { g, id: g.goid.load(Ordering::Relaxed) })
+        .map(|g| Goroutine { g, id: g.id.load(Ordering::Relaxed) })
         .collect();
     all.sort_by_key(|goroutine| goroutine.id);
     all
@@ -165,7 +165,7 @@ fn is_abandoned(g: &G) -> bool {
 pub fn this_goroutine() -> Option<Goroutine> {
     // SAFETY: null, or a G, which is never freed.
     let g: &'static G = unsafe { getg().as_ref()? };
-    Some(Goroutine { g, id: g.goid.load(Ordering::Relaxed) })
+    Some(Goroutine { g, id: g.id.load(Ordering::Relaxed) })
 }
 
 impl Goroutine {
@@ -190,7 +190,7 @@ impl Goroutine {
     /// ```
     pub fn name(self) -> Option<String> {
         let Self { g, id } = self;
-        g.name.copy(|| g.goid.load(Ordering::Relaxed) == id)
+        g.name.copy(|| g.id.load(Ordering::Relaxed) == id)
     }
 
     /// Suspends the goroutine and visits its JIT frames, innermost first, until `visit` breaks,
@@ -272,7 +272,7 @@ impl Goroutine {
         let Self { g, id } = self;
         let (status, reason) = (g.status(), g.wait_reason());
         let lives = !matches!(status, Status::Idle | Status::Dead) && !is_abandoned(g);
-        (lives && g.goid.load(Ordering::Relaxed) == id).then_some((status, reason))
+        (lives && g.id.load(Ordering::Relaxed) == id).then_some((status, reason))
     }
 
     /// Suspends the goroutine, which is not the calling one, as long as the value lives. Until the
@@ -289,9 +289,9 @@ impl Goroutine {
         let suspended = Suspended { g, _right: right };
         let (mut requested_at, mut checks) = (None, 0);
         loop {
-            let found = g.found();
+            let found = suspend::found(g);
             // Another goroutine may have the structure by now.
-            let is_other = g.goid.load(Ordering::Relaxed) != id;
+            let is_other = g.id.load(Ordering::Relaxed) != id;
             if found == Found::Dead || is_other || is_abandoned(g) {
                 return Err(ScanError::Ended);
             }
@@ -394,8 +394,6 @@ impl Suspended {
 
 impl Drop for Suspended {
     fn drop(&mut self) {
-        if self.g.suspend.resume() {
-            futex::wake(self.g.suspend.word());
-        }
+        self.g.suspend.resume(futex::wake);
     }
 }

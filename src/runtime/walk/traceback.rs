@@ -102,7 +102,7 @@ pub fn traceback() -> Traceback {
 fn of_caller(here: Registers, tracer: &mut Tracer) -> Traceback {
     // SAFETY: null, or a G, which is never freed.
     let (id, anchor, bounds) = match unsafe { getg().as_ref() } {
-        Some(g) => (g.goid.load(Ordering::Relaxed), g.anchor.get(), Bounds::of(g)),
+        Some(g) => (g.id.load(Ordering::Relaxed), g.anchor.get(), Bounds::of(g)),
         None => (0, (0, 0), Bounds::new(threads::stack_bounds(), (0, 0))),
     };
     Traceback {

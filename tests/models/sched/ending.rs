@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use loom::cell::UnsafeCell;
 
-use super::callers::Sleeper;
 use super::explore::{Body, Model, Mutant, RACE, SLEEPS, explore, see_broken, together};
+use super::gmp::Sleeper;
 use super::latch::CountLatch;
 use super::primitive::How::{Relaxed, Torn};
-use super::primitive::{How, Weak};
+use super::primitive::{AtomicU32, How, Weak};
 
 const THREADS: usize = 3;
 
@@ -25,11 +25,13 @@ unsafe impl Send for Run {}
 unsafe impl Sync for Run {}
 
 impl Run {
-    /// What an M does after its last goroutine, up to the end of its thread.
+    /// The M has run its last goroutine. Its thread ends.
     fn end_thread(&self, thread: usize, waits: bool) {
-        self.latch.count_down(1, |_| self.sleepers.iter().for_each(Sleeper::wake));
-        if waits {
-            self.latch.wait(|word, value| self.sleepers[thread].wait(word, value));
+        let wake_all = |_: &AtomicU32| self.sleepers.iter().for_each(Sleeper::wake);
+        let sleep = |word: &_, value| self.sleepers[thread].wait(word, value);
+        match waits {
+            true => self.latch.count_down_and_wait(wake_all, sleep),
+            false => self.latch.count_down(1, wake_all),
         }
         // SAFETY: loom checks that no other thread has access.
         self.locals[thread].with_mut(|local| unsafe { *local = 0xdead });
@@ -72,7 +74,7 @@ fn no_thread_ends_before_all_have_left() {
     explore(END);
 }
 
-/// As it was before threads waited for each other.
+/// A thread that ends alone destroys what other threads read.
 #[test]
 #[should_panic(expected = "Causality violation")]
 fn threads_that_do_not_wait_end_too_early() {

@@ -1,4 +1,4 @@
-//! Explores models, right ones and their mutants, and judges what comes of it.
+//! Explores models, right ones and their mutants, and judges the outcome.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -23,10 +23,10 @@ pub(crate) type Body = Box<dyn FnOnce()>;
 
 /// Runs the threads of a model to their ends.
 ///
-/// loom looks for orders that differ from one that it has executed, but remembers the last access
-/// to each atomic only: that some thread reads before another one reads and writes does not remind
-/// it of the case that it reads afterwards. So models are explored once for each of their threads,
-/// which comes first then.
+/// loom searches for orders that differ from one that it has executed, but remembers only the last
+/// access to each atomic: from an execution in which one thread reads before another one reads and
+/// writes, it does not derive the one in which it reads afterwards. So a model is explored once for
+/// each of its threads, which comes first then.
 pub(crate) fn together(bodies: Vec<Body>) {
     THREADS.set(bodies.len());
     let mut bodies = bodies;
@@ -51,8 +51,8 @@ fn keep_mutants_quiet() {
     });
 }
 
-/// A model with its bound on preemptions: how often a thread is stopped, in one execution, that
-/// could go on.
+/// A model with its bound on preemptions: how often, in one execution, a thread is stopped that could
+/// run on.
 #[derive(Clone, Copy)]
 pub(crate) struct Model {
     pub(crate) name: &'static str,
@@ -71,11 +71,11 @@ pub(crate) struct Mutant {
     pub(crate) says: &'static str,
 }
 
-/// Of what a mutant fails.
+/// What loom says of a mutant that fails by a data race.
 pub(crate) const RACE: &str = "Causality violation";
-/// Somebody sleeps whom nobody wakes.
+/// A thread sleeps that no other thread wakes.
 pub(crate) const SLEEPS: &str = "deadlock";
-/// A loop sees the same old values again and again. On a machine they become new some time.
+/// A loop reads the same old values again and again. On a machine they become new at some time.
 pub(crate) const ENDLESS: &str = "Model exceeded maximum number of branches";
 
 /// How much of a model is explored, for each thread that comes first.
@@ -89,10 +89,10 @@ enum Limit {
 
 /// A mutant that has not failed by then does not fail. No time, which a busy machine may not have.
 const MUTANT_LIMIT: Limit = Limit::Executions(100_000);
-/// What must not matter is explored so long.
+/// How long something is explored that must not matter.
 const SAME_LIMIT: Limit = Limit::Time(Duration::from_millis(500));
 
-/// loom looks at its limits each time that it has made so many executions.
+/// loom checks its limits each time that it has made this many executions.
 const CHECKPOINT_EXECUTIONS: usize = 500;
 
 fn check(model: Model, limit: Limit) -> usize {
@@ -135,11 +135,11 @@ pub(crate) fn explore(model: Model) {
     assert!(executions >= model.least, "{executions} are too few to mean anything: {}", model.name);
 }
 
-/// Explores a model that is wrong, and returns what loom or an assertion said about it, or how many
-/// executions nothing was said about.
+/// Explores a model that is wrong. Returns what loom or an assertion says about it, or how many
+/// executions have passed.
 fn failure_of(model: Model, weak: Option<Weak>, limit: Limit) -> Result<String, usize> {
     keep_mutants_quiet();
-    // loom is left in the middle of an execution: the thread is not used again.
+    // A failure leaves loom in the middle of an execution: this thread is not used again.
     let thread = std::thread::spawn(move || {
         IS_MUTANT.set(true);
         weak.into_iter().for_each(primitive::weaken);
@@ -158,7 +158,7 @@ fn text_of(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<&str>().map(|&s| s.into())).unwrap_or_default()
 }
 
-/// Sees that each mutant fails, and of what.
+/// Checks that each mutant fails, and by what.
 pub(crate) fn see_broken(mutants: &[Mutant]) {
     let mut wrong = Vec::new();
     for &Mutant { weak, model, says } in mutants {
@@ -171,7 +171,7 @@ pub(crate) fn see_broken(mutants: &[Mutant]) {
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), mutants.len(), wrong.join("\n"));
 }
 
-/// Sees that a model whose steps are wrong fails, and of what.
+/// Checks that a model whose steps are wrong fails, and by what.
 pub(crate) fn see_wrong(model: Model, says: &str) {
     match failure_of(model, None, MUTANT_LIMIT) {
         Ok(said) => assert!(said.contains(says), "{}: {said:?}, not {says:?}", model.name),
@@ -186,7 +186,7 @@ pub(crate) struct Unseen {
     pub(crate) why: &'static str,
 }
 
-/// Sees that nothing is said of what no model finds.
+/// Checks that operations which no model finds are indeed not found.
 pub(crate) fn see_nothing(unseen: &[Unseen]) {
     for &Unseen { weak, model, why } in unseen {
         if let Ok(said) = failure_of(model, Some(weak), SAME_LIMIT) {

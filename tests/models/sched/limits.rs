@@ -1,5 +1,8 @@
 //! A wait that its timer or a peer ends, while its goroutine is still on the way to park; and waits
 //! without a limit.
+//!
+//! The lock of a channel is not modelled. `visible` takes its place: a peer that sees it has taken the
+//! waiter from the queue.
 
 use std::sync::Arc;
 
@@ -9,11 +12,12 @@ use super::claim::{Claim, TimedOut};
 use super::explore::{
     Body, Model, Mutant, Unseen, explore, see_broken, see_nothing, see_wrong, together,
 };
+use super::park;
 use super::primitive::How::{Relaxed, Torn};
 use super::primitive::{AtomicBool, AtomicU32, AtomicUsize, How, Ordering, Weak};
-use super::suspend::{RUNNABLE, RUNNING, WAITING};
+use super::status::{HasStatus, RUNNING, WAITING, transition};
 
-/// A receive with a limit of time, as `chan/channel.rs` and `task/sleep.rs` make it.
+/// The wait of a goroutine that receives.
 struct Wait {
     status: AtomicU32,
     claim: Claim,
@@ -27,6 +31,16 @@ struct Wait {
 unsafe impl Send for Wait {}
 // SAFETY: loom checks the accesses of the cell.
 unsafe impl Sync for Wait {}
+
+impl HasStatus for Wait {
+    fn status_word(&self) -> &AtomicU32 {
+        &self.status
+    }
+
+    fn refuse(&self, now: u32, from: u32, _to: u32) -> ! {
+        panic!("it is readied and does not wait: {now}, not {from}")
+    }
+}
 
 const CASE: usize = 0;
 
@@ -48,39 +62,34 @@ impl Wait {
         })
     }
 
-    /// `goready`.
     fn ready(&self) {
-        let status = self.status.load(Ordering::Relaxed);
-        assert!(status == WAITING, "it is readied and does not wait: {status}");
-        self.status.store(RUNNABLE, Ordering::Release);
+        park::make_runnable(self);
         self.readied.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// `Limit::park`, up to where the goroutine has left its stack.
+    /// Parks with a limit, up to where the goroutine has left its stack.
     fn park(&self, steps: Steps) {
-        let wait = || self.status.store(WAITING, Ordering::Release);
-        let parked = if steps == Steps::Right {
-            wait();
-            self.claim.park()
+        let unlock = || self.visible.store(true, Ordering::Release);
+        if steps == Steps::Right {
+            park::park(self, || self.claim.park(unlock, || self.ready()));
         } else {
-            let parked = self.claim.park();
-            wait();
-            parked
-        };
-        self.visible.store(true, Ordering::Release);
-        if !parked {
-            self.ready();
+            let is_open = self.claim.open_armed();
+            transition(self, RUNNING, WAITING);
+            unlock();
+            if !is_open {
+                self.ready();
+            }
         }
     }
 
-    /// `Timers::take_due` and `run_timers`.
+    /// The timer is due.
     fn time_out(&self) {
         if self.claim.time_out() == TimedOut::MustReady {
             self.ready();
         }
     }
 
-    /// `Waiters::take` and `fire`.
+    /// A peer has a value for the goroutine.
     fn send(&self) {
         if self.visible.load(Ordering::Acquire) && self.claim.claim(CASE) {
             // SAFETY: loom checks that nothing else has access.
@@ -91,10 +100,9 @@ impl Wait {
 }
 
 impl Wait {
-    /// `gopark` of a wait without a limit, up to where the goroutine has left its stack.
+    /// Parks without a limit, up to where the goroutine has left its stack.
     fn park_open(&self) {
-        self.status.store(WAITING, Ordering::Release);
-        self.visible.store(true, Ordering::Release);
+        park::park(self, || self.visible.store(true, Ordering::Release));
     }
 
     /// [`Self::send`] to the only case of a wait. Peers take a waiter out of its queue under the
@@ -208,8 +216,8 @@ const fn weak(function: &'static str, operation: &'static str, how: How) -> Weak
 const EXCHANGE: &str = "0.compare_exchange";
 
 pub(crate) const MUTANTS: &[Mutant] = &[
-    Mutant { weak: weak("park", EXCHANGE, Relaxed), model: ENDING, says: "does not wait" },
-    Mutant { weak: weak("park", EXCHANGE, Torn), model: ENDING, says: "readied 0 times" },
+    Mutant { weak: weak("open_armed", EXCHANGE, Relaxed), model: ENDING, says: "does not wait" },
+    Mutant { weak: weak("open_armed", EXCHANGE, Torn), model: ENDING, says: "readied 0 times" },
     Mutant { weak: weak("claim", EXCHANGE, Torn), model: ENDING, says: "readied 2 times" },
     Mutant { weak: weak("claim", EXCHANGE, Torn), model: SEVERAL, says: "Concurrent write" },
     Mutant { weak: weak("time_out", EXCHANGE, Relaxed), model: ENDING, says: "does not wait" },

@@ -1,19 +1,20 @@
-//! A goroutine parks while somebody else makes it runnable.
+//! A goroutine, or a foreign thread, parks while another thread readies it.
 
 use std::sync::Arc;
 
 use loom::cell::UnsafeCell;
 
-use super::callers::{Goroutine, M, Run, State};
 use super::explore::{
     Body, ENDLESS, Model, Mutant, RACE, SLEEPS, explore, see_broken, see_wrong, together,
 };
+use super::gmp::{G, M, Run, Sleeper, State};
+use super::park;
 use super::primitive::How::{Missing, Relaxed, Torn};
-use super::primitive::{AtomicUsize, How, Ordering, Weak};
-use super::suspend::{RUNNABLE, RUNNING, WAITING};
+use super::primitive::{AtomicU32, AtomicUsize, How, Ordering, Weak};
+use super::status::{RUNNING, WAITING, transition};
 
-/// Something that happens once, and that one goroutine waits for: as the end of another one
-/// (`join.rs`), with what it leaves.
+/// Something that happens once, and that one goroutine waits for: as the end of another goroutine
+/// does on `G::join`, with the result that it leaves.
 struct Event {
     state: AtomicUsize,
     result: UnsafeCell<u32>,
@@ -25,7 +26,7 @@ const DONE: usize = 2;
 
 // SAFETY: loom checks the accesses of the cell.
 unsafe impl Send for Event {}
-// SAFETY: as above.
+// SAFETY: loom checks the accesses of the cell.
 unsafe impl Sync for Event {}
 
 impl Event {
@@ -33,26 +34,26 @@ impl Event {
         Self { state: AtomicUsize::new(PENDING), result: UnsafeCell::new(0) }
     }
 
-    /// It happens. Returns whether somebody must be readied.
+    /// The event happens. Returns whether the waiter must be readied.
     fn happen(&self) -> bool {
-        // SAFETY: loom checks that nobody else has access.
+        // SAFETY: loom checks that nothing else has access.
         self.result.with_mut(|result| unsafe { *result = 1 });
         self.state.swap(DONE, Ordering::AcqRel) == AWAITED
     }
 
-    /// Makes the waiter visible. Fails if it has happened.
-    fn await_it(&self) -> bool {
+    /// Makes the waiter visible. Fails if the event has happened.
+    fn register(&self) -> bool {
         let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
         self.state.compare_exchange(PENDING, AWAITED, success, failure).is_ok()
     }
 
     fn result(&self) -> u32 {
-        // SAFETY: loom checks that nobody writes.
+        // SAFETY: loom checks that nothing writes.
         self.result.with(|result| unsafe { *result })
     }
 }
 
-/// In which order a goroutine parks.
+/// In which order a goroutine parks, or is published.
 #[derive(Clone, Copy, PartialEq)]
 enum Steps {
     Right,
@@ -60,23 +61,24 @@ enum Steps {
     VisibleFirst,
     /// It is visible to its waker before its context is saved.
     UnsavedWhenVisible,
+    /// It is queued before its fields are read.
+    QueuedFirst,
 }
 
-/// `gopark` of a goroutine that belongs to its thread, up to where it runs again.
-fn park(run: &Run, m: &M, g: &Goroutine, event: &Event, steps: Steps) {
+/// Parks a goroutine that belongs to its thread, up to where it runs again.
+fn park(run: &Run, m: &M, g: &G, event: &Event, steps: Steps) {
     let unlock = || {
-        if !event.await_it() {
+        if !event.register() {
             // It readies itself.
-            g.transition(WAITING, RUNNABLE);
+            park::make_runnable(g);
             m.local.borrow_mut().push_back(g.as_ptr());
         }
     };
     if steps == Steps::VisibleFirst {
         unlock();
-        g.transition(RUNNING, WAITING);
+        transition(g, RUNNING, WAITING);
     } else {
-        g.transition(RUNNING, WAITING);
-        unlock();
+        park::park(g, unlock);
     }
     let mut next = run.pick_next(m);
     let switches = next.is_null();
@@ -84,24 +86,24 @@ fn park(run: &Run, m: &M, g: &Goroutine, event: &Event, steps: Steps) {
         g.save_context();
         next = run.find_runnable(m, State::Awake).expect("the run is not over");
     }
-    assert!(std::ptr::eq(next, g), "somebody else's goroutine");
-    g.transition(RUNNABLE, RUNNING);
+    assert!(std::ptr::eq(next, g), "there is no other goroutine");
+    g.begin_running();
     if switches {
-        g.continue_context();
+        g.resume_context();
     }
     assert_eq!(event.result(), 1, "the event has not happened");
 }
 
 /// A goroutine waits for two events on its M, which has nothing else to do.
 fn sticky_in(steps: Steps) {
-    let run = Arc::new(Run::new(1, vec![Goroutine::new(RUNNING)]));
+    let run = Arc::new(Run::new(1, vec![G::new(RUNNING)]));
     let events = Arc::new([Event::new(), Event::new()]);
     let happen = |event: usize| -> Body {
         let (run, events) = (Arc::clone(&run), Arc::clone(&events));
         Box::new(move || {
             if events[event].happen() {
-                // `ready`, on a thread that is not its M.
-                run.gs[0].transition(WAITING, RUNNABLE);
+                // On a thread that is not its M.
+                park::make_runnable(&run.gs[0]);
                 run.ms[0].push_remote(&run.gs[0]);
             }
         })
@@ -121,15 +123,15 @@ fn sticky() {
 
 /// A migratable goroutine parks on one M, and is readied on the other one.
 fn migratable_in(steps: Steps) {
-    let run = Arc::new(Run::new(2, vec![Goroutine::new(RUNNING)]));
+    let run = Arc::new(Run::new(2, vec![G::new(RUNNING)]));
     let event = Arc::new(Event::new());
-    // What an M does from then on: who runs the goroutine ends the run.
+    // What an M does from then on: the one that runs the goroutine ends the run.
     fn schedule(run: &Run, m: &M, event: &Event) {
         while let Some(g) = run.find_runnable(m, State::Awake) {
             // SAFETY: of this run.
             let g = unsafe { &*g };
-            g.transition(RUNNABLE, RUNNING);
-            g.continue_context();
+            g.begin_running();
+            g.resume_context();
             assert_eq!(event.result(), 1, "the event has not happened");
             run.stop();
         }
@@ -138,15 +140,16 @@ fn migratable_in(steps: Steps) {
         let (run, event) = (Arc::clone(&run), Arc::clone(&event));
         Box::new(move || {
             let (m, g) = (&run.ms[0], &run.gs[0]);
-            // `park_migratable`: on the system stack, the context is saved.
+            // On the system stack the context is saved.
             if steps != Steps::UnsavedWhenVisible {
                 g.save_context();
             }
-            g.transition(RUNNING, WAITING);
-            if !event.await_it() {
-                g.transition(WAITING, RUNNABLE);
-                run.publish(m, g);
-            }
+            park::park(g, || {
+                if !event.register() {
+                    park::make_runnable(g);
+                    run.publish(m, g);
+                }
+            });
             if steps == Steps::UnsavedWhenVisible {
                 g.save_context();
             }
@@ -156,8 +159,13 @@ fn migratable_in(steps: Steps) {
     let readies: Body = Box::new(move || {
         let (m, g) = (&run.ms[1], &run.gs[0]);
         if event.happen() {
-            g.transition(WAITING, RUNNABLE);
-            run.publish(m, g);
+            park::make_runnable(g);
+            if steps == Steps::QueuedFirst {
+                run.enqueue(m, g);
+                g.is_for_all();
+            } else {
+                run.publish(m, g);
+            }
         }
         schedule(&run, m, &event);
     });
@@ -166,6 +174,34 @@ fn migratable_in(steps: Steps) {
 
 fn migratable() {
     migratable_in(Steps::Right);
+}
+
+/// A foreign thread waits for two events, one after the other, on its one word.
+fn foreign() {
+    let word = Arc::new((AtomicU32::new(0), Sleeper::new()));
+    let events = Arc::new([Event::new(), Event::new()]);
+    let happen = |event: usize| -> Body {
+        let (word, events) = (Arc::clone(&word), Arc::clone(&events));
+        Box::new(move || {
+            if events[event].happen() {
+                park::ready_thread(&word.0, |_| word.1.wake());
+            }
+        })
+    };
+    let others = [happen(0), happen(1)];
+    let parks: Body = Box::new(move || {
+        let ready = |_: &AtomicU32| {};
+        for event in events.iter() {
+            let unlock = || {
+                if !event.register() {
+                    park::ready_thread(&word.0, ready);
+                }
+            };
+            park::park_thread(&word.0, unlock, |word_, value| word.1.wait(word_, value));
+            assert_eq!(event.result(), 1, "the event has not happened");
+        }
+    });
+    together(others.into_iter().chain([parks]).collect());
 }
 
 const STICKY: Model =
@@ -177,6 +213,13 @@ const MIGRATABLE: Model = Model {
     least: 1000,
     without: &[],
 };
+const FOREIGN: Model = Model {
+    name: "a foreign thread parks",
+    body: foreign,
+    preemptions: Some(3),
+    least: 50,
+    without: &[],
+};
 
 #[test]
 fn a_goroutine_that_parks_is_woken_once() {
@@ -184,28 +227,39 @@ fn a_goroutine_that_parks_is_woken_once() {
 }
 
 #[test]
-fn a_migratable_goroutine_continues_elsewhere_with_its_context() {
+fn a_migratable_goroutine_resumes_elsewhere_with_its_context() {
     explore(MIGRATABLE);
 }
 
 #[test]
-fn who_is_visible_before_it_waits_is_readied_in_the_wrong_state() {
-    let body = || sticky_in(Steps::VisibleFirst);
-    see_wrong(Model { body, ..STICKY }, "a transition from 4 of one in state 2");
+fn a_foreign_thread_that_parks_is_woken() {
+    explore(FOREIGN);
 }
 
 #[test]
-fn who_is_visible_before_its_context_is_saved_continues_without() {
+fn a_goroutine_that_is_visible_before_it_waits_is_readied_in_the_wrong_status() {
+    let body = || sticky_in(Steps::VisibleFirst);
+    see_wrong(Model { body, ..STICKY }, "a transition from 4 of a goroutine in status 2");
+}
+
+#[test]
+fn a_goroutine_that_is_visible_before_its_context_is_saved_resumes_without() {
     let body = || migratable_in(Steps::UnsavedWhenVisible);
-    see_wrong(Model { body, ..MIGRATABLE }, "there is no context to continue");
+    see_wrong(Model { body, ..MIGRATABLE }, "there is no context to resume");
+}
+
+#[test]
+fn a_goroutine_that_is_queued_before_its_fields_are_read_changes_them() {
+    let body = || migratable_in(Steps::QueuedFirst);
+    see_wrong(Model { body, ..MIGRATABLE }, RACE);
 }
 
 const fn idle(function: &'static str, operation: &'static str, how: How) -> Weak {
     Weak { file: "idle.rs", function, operation, how }
 }
 
-const fn caller(function: &'static str, operation: &'static str, how: How) -> Weak {
-    Weak { file: "callers.rs", function, operation, how }
+const fn parked(function: &'static str, operation: &'static str, how: How) -> Weak {
+    Weak { file: "park.rs", function, operation, how }
 }
 
 pub(crate) const MUTANTS: &[Mutant] = &[
@@ -213,7 +267,10 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant { weak: idle("announce", "heavy_fence", Missing), model: STICKY, says: SLEEPS },
     Mutant { weak: idle("announce", "heavy_fence", Missing), model: MIGRATABLE, says: SLEEPS },
     Mutant { weak: idle("end", "0.swap", Torn), model: STICKY, says: SLEEPS },
-    Mutant { weak: caller("deliver", "light_fence", Missing), model: STICKY, says: SLEEPS },
+    Mutant { weak: parked("push_remote", "light_fence", Missing), model: STICKY, says: SLEEPS },
+    Mutant { weak: parked("park_thread", "word.load", Relaxed), model: FOREIGN, says: RACE },
+    Mutant { weak: parked("park_thread", "word.store", Missing), model: FOREIGN, says: RACE },
+    Mutant { weak: parked("ready_thread", "word.store", Relaxed), model: FOREIGN, says: RACE },
     Mutant {
         weak: Weak {
             file: "inbox.rs",

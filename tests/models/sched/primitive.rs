@@ -1,6 +1,6 @@
-//! What the lock-free parts are built from, here of loom. Each operation is as strong as the source
-//! says, but for one that a mutant names by file, function and text: that one is weakened. So the code
-//! under test has no parameter for it, and a name that fits no operation any more is a failure.
+//! The primitives of the protocols, made of loom's. Each operation is as strong as the source says,
+//! but for the one that a mutant names by file, function and text: that one is weakened. So the code
+//! under test has no parameter for it, and a name that fits no operation is a failure.
 //!
 //! loom's own limits: SeqCst accesses are no stronger than AcqRel ones (fences are what they should
 //! be); a load is never delayed past a later store of its thread, as Relaxed would let it be.
@@ -10,21 +10,23 @@ use std::panic::Location;
 
 pub(crate) use loom::sync::atomic::Ordering;
 
-/// The texts that operations are looked up in.
-const SOURCES: [(&str, &str); 15] = [
+/// The texts in which operations are found.
+const SOURCES: [(&str, &str); 17] = [
     ("runq.rs", include_str!("../../../src/runtime/sync/runq.rs")),
     ("inbox.rs", include_str!("../../../src/runtime/sync/inbox.rs")),
     ("idle.rs", include_str!("../../../src/runtime/sync/idle.rs")),
+    ("park.rs", include_str!("../../../src/runtime/sync/park.rs")),
+    ("status.rs", include_str!("../../../src/runtime/sync/status.rs")),
     ("suspend.rs", include_str!("../../../src/runtime/sync/suspend.rs")),
     ("preempt_request.rs", include_str!("../../../src/runtime/sync/preempt_request.rs")),
     ("sysmon_sleep.rs", include_str!("../../../src/runtime/sync/sysmon_sleep.rs")),
     ("latch.rs", include_str!("../../../src/runtime/sync/latch.rs")),
     ("claim.rs", include_str!("../../../src/runtime/sync/claim.rs")),
     ("limits.rs", include_str!("limits.rs")),
-    ("callers.rs", include_str!("callers.rs")),
+    ("gmp.rs", include_str!("gmp.rs")),
     ("parking.rs", include_str!("parking.rs")),
     ("waking.rs", include_str!("waking.rs")),
-    ("holding.rs", include_str!("holding.rs")),
+    ("suspending.rs", include_str!("suspending.rs")),
     ("requests.rs", include_str!("requests.rs")),
     ("ending.rs", include_str!("ending.rs")),
 ];
@@ -36,7 +38,7 @@ pub(crate) enum How {
     Relaxed,
     /// A read-modify-write is a load and a store.
     Torn,
-    /// It is not there: a fence or a store.
+    /// It is not there: a fence or a store. Of a read-modify-write the load is left.
     Missing,
 }
 
@@ -50,7 +52,7 @@ pub(crate) struct Weak {
     pub(crate) how: How,
 }
 
-/// Where the operation of this thread's models that is weakened stands.
+/// Where the operation stands that this thread's models weaken.
 #[derive(Clone, Copy)]
 struct Site {
     file: &'static str,
@@ -274,6 +276,7 @@ macro_rules! arithmetic {
                             self.0.store(before $operator by, order);
                             before
                         }
+                        Some(How::Missing) => self.0.load(order),
                         how => self.0.$method(by, weakened(how, order)),
                     }
                 }
@@ -292,8 +295,8 @@ pub(crate) fn fence(order: Ordering) {
     }
 }
 
-/// As where there is no membarrier(2): then both fences are full ones, and with it the pair does
-/// what two full ones do.
+/// A full fence, as where there is no membarrier(2). Where there is, the pair of both fences does what
+/// two full ones do.
 #[track_caller]
 pub(crate) fn light_fence() {
     fence(Ordering::SeqCst);

@@ -12,7 +12,7 @@ use super::primitive::How::{Relaxed, Torn};
 use super::primitive::{How, Weak};
 use super::runq::{RunQueue, Stolen};
 
-/// Something to queue. loom sees every access that another one does not happen before.
+/// Something to queue. loom reports two accesses that no happens-before orders.
 pub(crate) struct Item {
     state: UnsafeCell<State>,
     link: UnsafeCell<*mut Item>,
@@ -29,7 +29,7 @@ enum State {
 
 // SAFETY: loom checks the accesses of the cells.
 unsafe impl Send for Item {}
-// SAFETY: as above.
+// SAFETY: loom checks the accesses of the cells.
 unsafe impl Sync for Item {}
 
 impl Item {
@@ -42,20 +42,20 @@ impl Item {
     }
 
     fn change(&self, from: State, to: State, otherwise: &str) {
-        // SAFETY: loom checks that nobody else has access.
+        // SAFETY: loom checks that nothing else has access.
         self.state.with_mut(|state| unsafe {
             assert!(*state == from, "{otherwise}: {:?}", *state);
             *state = to;
         });
     }
 
-    /// Makes it fit to be queued.
+    /// Writes to the item, which is queued next.
     fn written(&self) -> *mut Self {
         self.change(State::New, State::Written, "used twice");
         std::ptr::from_ref(self).cast_mut()
     }
 
-    /// What whoever gets one does with it.
+    /// The thread that gets an item writes to it.
     fn take(this: *mut Self) {
         assert!(!this.is_null(), "{NOTHING}");
         // SAFETY: of this model's items, which live as long as it.
@@ -73,12 +73,12 @@ impl Item {
 
 impl Linked for Item {
     unsafe fn set_link(this: *mut Self, next: *mut Self) {
-        // SAFETY: the caller's, which loom checks.
+        // SAFETY: an item of this model, and the caller's, which loom checks.
         unsafe { (*this).link.with_mut(|link| *link = next) };
     }
 
     unsafe fn link(this: *mut Self) -> *mut Self {
-        // SAFETY: as above.
+        // SAFETY: an item of this model, and the caller's, which loom checks.
         unsafe { (*this).link.with(|link| *link) }
     }
 }
@@ -95,7 +95,7 @@ impl<const SLOTS: usize> Queues<SLOTS> {
         Arc::new(Self { of, items: Item::several(items) })
     }
 
-    /// Steals once, and takes what it got.
+    /// Steals once, and takes the first item.
     fn steal(&self, from: usize, to: usize) -> bool {
         let stolen = self.of[from].steal_into(&self.of[to]);
         if let Some(Stolen { first, count }) = &stolen {
@@ -114,7 +114,7 @@ impl<const SLOTS: usize> Queues<SLOTS> {
         }
     }
 
-    /// Pushes one; if there is no room, takes the oldest ones as an owner does, by `make_room`.
+    /// Pushes an item. While there is no room the owner makes some, by `make_room`.
     fn push(&self, item: usize, make_room: impl Fn()) {
         let item = self.items[item].written();
         while self.of[0].push(item).is_err() {
@@ -199,8 +199,8 @@ fn spill() {
     queues.finish();
 }
 
-/// The owner takes from its queue until what was in it at some time has left, while thieves steal: as
-/// for a goroutine that yields after a backlog.
+/// The owner takes from its queue until what was in it at some time has left, while thieves steal. A
+/// goroutine that yields after a backlog relies on it.
 fn positions() {
     let queues = Queues::<4>::new(4);
     let [one, other, owner] = [(); 3].map(|()| Arc::clone(&queues));
@@ -301,7 +301,8 @@ pub(crate) const RUN_QUEUE_MUTANTS: &[Mutant] = &[
     },
 ];
 
-/// The owner's loads of the head: who took slots has read them before the owner writes to them.
+/// The owner's loads of the head: a thread that took slots has read them before the owner writes to
+/// them.
 const READ_FIRST: &str = "loom delays no load past a later store of its thread";
 
 pub(crate) const RUN_QUEUE_UNSEEN: &[Unseen] = &[
@@ -313,7 +314,7 @@ pub(crate) const RUN_QUEUE_UNSEEN: &[Unseen] = &[
     Unseen {
         weak: runq("is_empty", "tail.load", Relaxed),
         model: RING,
-        why: "who relies on others' pushes crosses a fence before",
+        why: "a thread that relies on others' pushes crosses a fence before",
     },
 ];
 
@@ -324,15 +325,15 @@ fn run_queues_that_are_weakened_break() {
 }
 
 /// Two threads push two items each, and the owner takes them meanwhile.
-fn mail() {
+fn pushed() {
     let items = Item::several(4);
     let inbox = Arc::new(Inbox::new());
     assert!(inbox.is_empty());
-    let send = |first: usize| -> Body {
+    let push = |first: usize| -> Body {
         let (items, inbox) = (Arc::clone(&items), Arc::clone(&inbox));
         Box::new(move || {
             for item in &items[first..first + 2] {
-                // SAFETY: this thread's until then.
+                // SAFETY: the item is this model's, and this thread's until here.
                 unsafe { inbox.push(item.written()) };
             }
         })
@@ -353,8 +354,8 @@ fn mail() {
     };
     let take_meanwhile = take.clone();
     together(vec![
-        send(0),
-        send(2),
+        push(0),
+        push(2),
         Box::new(move || {
             take_meanwhile();
             take_meanwhile();
@@ -362,9 +363,9 @@ fn mail() {
     ]);
     take();
     Item::assert_all_taken(&items);
-    // What a run leaves behind.
+    // What a run abandons.
     let left = Item::several(1);
-    // SAFETY: this thread's.
+    // SAFETY: the item is this model's, and this thread's until here.
     unsafe { inbox.push(left[0].written()) };
     inbox.clear();
     assert!(inbox.is_empty());
@@ -373,12 +374,12 @@ fn mail() {
     assert!(at(0) < at(1) && at(2) < at(3), "not oldest first");
 }
 
-const MAIL: Model =
-    Model { name: "a inbox", body: mail, preemptions: Some(2), least: 1000, without: &[] };
+const INBOX: Model =
+    Model { name: "an inbox", body: pushed, preemptions: Some(2), least: 1000, without: &[] };
 
 #[test]
-fn what_is_delivered_is_taken_once_and_oldest_first() {
-    explore(MAIL);
+fn what_is_pushed_is_drained_once_and_oldest_first() {
+    explore(INBOX);
 }
 
 const fn inbox(function: &'static str, operation: &'static str, how: How) -> Weak {
@@ -386,10 +387,10 @@ const fn inbox(function: &'static str, operation: &'static str, how: How) -> Wea
 }
 
 pub(crate) const INBOX_MUTANTS: &[Mutant] = &[
-    Mutant { weak: inbox("push", "0.compare_exchange_weak", Relaxed), model: MAIL, says: RACE },
-    Mutant { weak: inbox("push", "0.compare_exchange_weak", Torn), model: MAIL, says: "is lost" },
-    Mutant { weak: inbox("drain", "0.swap", Relaxed), model: MAIL, says: RACE },
-    Mutant { weak: inbox("drain", "0.swap", Torn), model: MAIL, says: "comes out as it must not" },
+    Mutant { weak: inbox("push", "0.compare_exchange_weak", Relaxed), model: INBOX, says: RACE },
+    Mutant { weak: inbox("push", "0.compare_exchange_weak", Torn), model: INBOX, says: "is lost" },
+    Mutant { weak: inbox("drain", "0.swap", Relaxed), model: INBOX, says: RACE },
+    Mutant { weak: inbox("drain", "0.swap", Torn), model: INBOX, says: "comes out as it must not" },
 ];
 
 #[test]

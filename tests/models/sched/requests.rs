@@ -1,169 +1,178 @@
-//! Requests to give way: against turns that begin, against the handler of an earlier signal; and
+//! Requests to yield: against ticks that begin, and against the handler of an earlier signal. And
 //! sysmon's sleep against Ms that wake.
 
 use std::ptr;
 use std::sync::{Arc, Mutex};
 
 use super::explore::{
-    Body, Model, Mutant, Unseen, explore, see_broken, see_nothing, see_wrong, together,
+    Body, Model, Mutant, SLEEPS, Unseen, explore, see_broken, see_nothing, see_wrong, together,
 };
+use super::gmp::Sleeper;
 use super::idle::{Idle, Parking};
 use super::preempt_request;
 use super::primitive::How::{Missing, Relaxed, Torn};
 use super::primitive::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, How, Ordering, Weak};
-use super::sysmon_sleep::{self, ASLEEP, AWAKE, ENDED};
+use super::sysmon_sleep::{self, ASLEEP, AWAKE};
 
 const LIMIT: usize = 4096;
 
-/// Two goroutines of one thread: their guards and the thread's, and whom it runs.
-struct Turns {
+/// Two goroutines of one thread: their stack limits and the thread's, and which one it runs.
+struct Ticks {
     gs: [AtomicUsize; 2],
     thread: AtomicUsize,
     current: AtomicPtr<AtomicUsize>,
     pending: AtomicBool,
-    /// Whom each request found.
+    /// The goroutine that each request found.
     found: Mutex<Vec<usize>>,
 }
 
-/// What the thread does when a turn begins.
+/// What the thread does when a tick begins.
 #[derive(Clone, Copy, PartialEq)]
 enum Steps {
     Right,
-    /// Others see whom it runs before its own guard is renewed.
+    /// Other threads see which goroutine it runs before its own stack limit is set.
     CurrentFirst,
 }
 
-impl Turns {
+impl Ticks {
     fn new() -> Arc<Self> {
-        let turns = Arc::new(Self {
+        let ticks = Arc::new(Self {
             gs: [LIMIT; 2].map(AtomicUsize::new),
             thread: AtomicUsize::new(0),
             current: AtomicPtr::new(ptr::null_mut()),
             pending: AtomicBool::new(false),
             found: Mutex::default(),
         });
-        turns.begin(0, Steps::Right);
-        turns
+        ticks.begin(0, Steps::Right);
+        ticks
     }
 
-    /// `make_current`.
+    /// The thread makes a goroutine current.
     fn begin(&self, g: usize, steps: Steps) {
-        let guard = &self.gs[g];
-        let renew = || self.thread.store(LIMIT, Ordering::Relaxed);
+        let limit = &self.gs[g];
+        let set_thread = || self.thread.store(LIMIT, Ordering::Relaxed);
         let now = steps == Steps::Right;
-        let g = ptr::from_ref(guard).cast_mut();
-        preempt_request::begin_tick(&self.current, g, guard, LIMIT, || {
+        let g = ptr::from_ref(limit).cast_mut();
+        preempt_request::begin_tick(&self.current, g, limit, LIMIT, || {
             if now {
-                renew()
+                set_thread()
             }
         });
         if !now {
-            renew();
+            set_thread();
         }
     }
 
-    /// `request_if`.
+    /// A preempter requests that the current goroutine yields. No signal is sent.
     fn request(&self) {
-        let current = preempt_request::current(&self.current);
-        let found = self.gs.iter().position(|g| ptr::eq(g, current)).expect("one runs always");
-        preempt_request::request([&self.gs[found], &self.thread], &self.pending);
-        self.found.lock().expect("one at a time").push(found);
+        let limits_of = |g: *mut AtomicUsize| {
+            let current = self.gs.iter().position(|limit| ptr::eq(limit, g));
+            let current = current.expect("one is always current");
+            self.found.lock().expect("one at a time").push(current);
+            Some([&self.gs[current], &self.thread])
+        };
+        let send: Option<fn() -> bool> = None;
+        preempt_request::request(&self.current, limits_of, &self.pending, send);
     }
 
-    /// Who is asked: the goroutines and the thread.
-    fn asked(&self) -> [bool; 3] {
+    /// Which stack limits have a request: the goroutines' and the thread's.
+    fn requested(&self) -> [bool; 3] {
         [&self.gs[0], &self.gs[1], &self.thread].map(preempt_request::is_requested)
     }
 }
 
-/// A thread goes from one goroutine to the other, whose turn goes on; two others make requests.
-fn turn_in(steps: Steps) {
-    let turns = Turns::new();
+/// A thread goes from one goroutine to the other, whose tick goes on; two others make requests.
+fn tick_in(steps: Steps) {
+    let ticks = Ticks::new();
     let request = || -> Body {
-        let turns = Arc::clone(&turns);
-        Box::new(move || turns.request())
+        let ticks = Arc::clone(&ticks);
+        Box::new(move || ticks.request())
     };
     let begins: Body = {
-        let turns = Arc::clone(&turns);
-        Box::new(move || turns.begin(1, steps))
+        let ticks = Arc::clone(&ticks);
+        Box::new(move || ticks.begin(1, steps))
     };
     together(vec![request(), request(), begins]);
-    let found = turns.found.lock().expect("one at a time").clone();
-    let asked = turns.asked();
+    let found = ticks.found.lock().expect("one at a time").clone();
+    let requested = ticks.requested();
     if found.contains(&1) {
-        assert!(asked == [asked[0], true, true], "a request is lost: {asked:?}");
+        assert!(requested == [requested[0], true, true], "a request is lost: {requested:?}");
     } else {
-        assert!(!asked[1], "a request is for somebody else");
+        assert!(!requested[1], "a request is for another goroutine");
     }
-    // A request that came too late was seen once: in the thread's turn, or will be in the
+    // A request that came too late was seen once: in the thread's tick, or will be in the
     // goroutine's.
-    turns.begin(1, Steps::Right);
-    assert!(turns.asked() == [asked[0], false, false], "a request sticks to the thread");
-    turns.begin(0, Steps::Right);
-    assert!(turns.asked() == [false; 3], "a request sticks to a goroutine");
+    ticks.begin(1, Steps::Right);
+    assert!(ticks.requested() == [requested[0], false, false], "a request sticks to the thread");
+    ticks.begin(0, Steps::Right);
+    assert!(ticks.requested() == [false; 3], "a request sticks to a goroutine");
 }
 
-fn turn() {
-    turn_in(Steps::Right);
+fn tick() {
+    tick_in(Steps::Right);
 }
 
-/// The same goroutine has turn after turn, and gives way when it is asked.
+/// The same goroutine has tick after tick, and yields when that is requested.
 fn again() {
-    let turns = Turns::new();
-    let given_way = Arc::new(Mutex::new(0));
+    let ticks = Ticks::new();
+    let yielded = Arc::new(Mutex::new(0));
     let request: Body = {
-        let turns = Arc::clone(&turns);
-        Box::new(move || turns.request())
+        let ticks = Arc::clone(&ticks);
+        Box::new(move || ticks.request())
     };
     let runs: Body = {
-        let (turns, given_way) = (Arc::clone(&turns), Arc::clone(&given_way));
+        let (ticks, yielded) = (Arc::clone(&ticks), Arc::clone(&yielded));
         Box::new(move || {
             for _ in 0..3 {
                 // A poll, in code of either kind.
-                if turns.asked() != [false; 3] {
-                    *given_way.lock().expect("one at a time") += 1;
+                if ticks.requested() != [false; 3] {
+                    *yielded.lock().expect("one at a time") += 1;
                 }
-                turns.begin(0, Steps::Right);
+                ticks.begin(0, Steps::Right);
             }
         })
     };
     together(vec![request, runs]);
-    let mut given_way = *given_way.lock().expect("one at a time");
-    given_way += u32::from(turns.asked() != [false; 3]);
-    // Its two stores may come on both sides of a turn's beginning.
-    assert!(given_way <= 2, "one request ends {given_way} turns");
+    let mut yielded = *yielded.lock().expect("one at a time");
+    yielded += u32::from(ticks.requested() != [false; 3]);
+    // Its two stores may come on both sides of a tick's beginning.
+    assert!(yielded <= 2, "one request ends {yielded} ticks");
 }
 
-/// Two requests to a thread on its way to which a signal is. Whatever signal is sent is handled
-/// afterwards, on the thread's own: by then it sees everything. What must not be is a request that
-/// no handler sees.
+/// Two requests to a thread to which a signal is on its way. A signal that is sent is handled
+/// afterwards, in the thread's own order: by then its handler sees everything. What must not be is a
+/// request that no handler sees.
 fn signal_in(acknowledges_first: bool) {
-    let guards = Arc::new([LIMIT; 2].map(AtomicUsize::new));
+    let limits = Arc::new([LIMIT; 2].map(AtomicUsize::new));
+    let current = Arc::new(AtomicPtr::new(ptr::null_mut::<u8>()));
     let pending = Arc::new(AtomicBool::new(true));
     let sent = Arc::new(Mutex::new(0));
     let seen = Arc::new(Mutex::new(false));
     let request = || -> Body {
-        let (guards, pending, sent) =
-            (Arc::clone(&guards), Arc::clone(&pending), Arc::clone(&sent));
+        let (limits, current) = (Arc::clone(&limits), Arc::clone(&current));
+        let (pending, sent) = (Arc::clone(&pending), Arc::clone(&sent));
         Box::new(move || {
-            let sends = preempt_request::request([&guards[0], &guards[1]], &pending);
-            *sent.lock().expect("one at a time") += u32::from(sends);
+            let send = || {
+                *sent.lock().expect("one at a time") += 1;
+                true
+            };
+            let limits_of = |_| Some([&limits[0], &limits[1]]);
+            preempt_request::request(&current, limits_of, &pending, Some(send));
         })
     };
     let handles: Body = {
-        let (guards, pending, seen) =
-            (Arc::clone(&guards), Arc::clone(&pending), Arc::clone(&seen));
+        let (limits, pending, seen) =
+            (Arc::clone(&limits), Arc::clone(&pending), Arc::clone(&seen));
         Box::new(move || {
-            let look = || guards.iter().all(preempt_request::is_requested);
-            let looked = if acknowledges_first {
-                assert!(preempt_request::acknowledge(&pending), "it was expected");
-                look()
+            let inspect = || limits.iter().all(preempt_request::is_requested);
+            let inspected = if acknowledges_first {
+                preempt_request::handle(&pending, inspect).expect("it was expected")
             } else {
-                let looked = look();
+                let inspected = inspect();
                 preempt_request::acknowledge(&pending);
-                looked
+                inspected
             };
-            *seen.lock().expect("one at a time") = looked;
+            *seen.lock().expect("one at a time") = inspected;
         })
     };
     together(vec![request(), request(), handles]);
@@ -176,10 +185,28 @@ fn signal() {
     signal_in(true);
 }
 
-/// All of two Ms are idle, and sysmon goes to sleep while both wake up.
+/// The signal of a request cannot be sent: the next request sends one.
+fn unsent() {
+    let limits = Arc::new([LIMIT; 2].map(AtomicUsize::new));
+    let current = AtomicPtr::new(ptr::null_mut::<u8>());
+    let pending = Arc::new(AtomicBool::new(false));
+    let request = |can_send: bool| {
+        let limits_of = |_| Some([&limits[0], &limits[1]]);
+        let mut sends = false;
+        let send = || {
+            sends = true;
+            can_send
+        };
+        preempt_request::request(&current, limits_of, &pending, Some(send));
+        sends
+    };
+    assert_eq!([request(false), request(true), request(true)], [true, true, false]);
+}
+
+/// All of two Ms are idle, and sysmon falls asleep while both wake up.
 fn sysmon() {
     const MS: usize = 2;
-    let word = Arc::new(AtomicU32::new(AWAKE));
+    let word = Arc::new((AtomicU32::new(AWAKE), Sleeper::new()));
     let idle = Arc::new(Idle::new());
     for _ in 0..MS {
         idle.prepare_sleep(&Parking::new());
@@ -189,36 +216,51 @@ fn sysmon() {
         let (word, idle, woken) = (Arc::clone(&word), Arc::clone(&idle), Arc::clone(&woken));
         Box::new(move || {
             idle.leave_sleep();
-            *woken.lock().expect("one at a time") += u32::from(sysmon_sleep::must_wake(&word));
+            sysmon_sleep::wake(&word.0, |_| {
+                *woken.lock().expect("one at a time") += 1;
+                word.1.wake();
+            });
         })
     };
     let sleeps: Body = {
         let (word, idle) = (Arc::clone(&word), Arc::clone(&idle));
         Box::new(move || {
-            // `sleep_while_idle`.
-            let announced = sysmon_sleep::announce_sleep(&word);
-            assert!(announced, "nobody else changes the word while sysmon is awake");
-            if idle.sleeping() != MS {
-                sysmon_sleep::end_sleep(&word);
-            }
+            let sleep = |asleep: &AtomicU32, value| word.1.wait(asleep, value);
+            sysmon_sleep::sleep_while_idle(&word.0, || idle.sleeping() == MS, sleep);
         })
     };
     together(vec![wakes(), wakes(), sleeps]);
     assert!(*woken.lock().expect("one at a time") < 2, "two wake it");
     assert!(idle.sleeping() == 0 && idle.wakes() == MS, "they are counted wrong");
-    let left_asleep = word.load(Ordering::Relaxed) == ASLEEP;
-    assert!(!left_asleep, "sysmon sleeps while goroutines run");
-    word.store(ENDED, Ordering::SeqCst);
-    assert!(
-        !sysmon_sleep::must_wake(&word) && !sysmon_sleep::end_sleep(&word),
-        "an end is taken back"
-    );
+    let left_asleep = word.0.load(Ordering::Relaxed) == ASLEEP;
+    assert!(!left_asleep, "it announces a sleep that it has ended");
 }
 
-const TURN: Model =
-    Model { name: "a turn begins", body: turn, preemptions: Some(2), least: 500, without: &[] };
+/// The run ends while sysmon falls asleep, all Ms being idle.
+fn sysmon_ends() {
+    let word = Arc::new((AtomicU32::new(AWAKE), Sleeper::new()));
+    let ends: Body = {
+        let word = Arc::clone(&word);
+        Box::new(move || sysmon_sleep::end(&word.0, |_| word.1.wake()))
+    };
+    let sleeps: Body = {
+        let word = Arc::clone(&word);
+        Box::new(move || {
+            let sleep = |asleep: &AtomicU32, value| word.1.wait(asleep, value);
+            if sysmon_sleep::sleep_while_idle(&word.0, || true, sleep) {
+                assert!(sysmon_sleep::has_ended(&word.0), "nothing else has woken it");
+            }
+        })
+    };
+    together(vec![ends, sleeps]);
+    sysmon_sleep::wake(&word.0, |_| panic!("it sleeps after the end"));
+    assert!(sysmon_sleep::has_ended(&word.0), "the end is taken back");
+}
+
+const TICK: Model =
+    Model { name: "a tick begins", body: tick, preemptions: Some(2), least: 500, without: &[] };
 const AGAIN: Model =
-    Model { name: "turn after turn", body: again, preemptions: Some(3), least: 500, without: &[] };
+    Model { name: "tick after tick", body: again, preemptions: Some(3), least: 500, without: &[] };
 const SIGNAL: Model = Model {
     name: "request and handler",
     body: signal,
@@ -228,14 +270,16 @@ const SIGNAL: Model = Model {
 };
 const SYSMON: Model =
     Model { name: "sysmon's sleep", body: sysmon, preemptions: Some(3), least: 100, without: &[] };
+const SYSMON_ENDS: Model =
+    Model { name: "sysmon's end", body: sysmon_ends, preemptions: None, least: 10, without: &[] };
 
 #[test]
-fn a_request_of_a_turn_that_goes_on_stands_and_a_late_one_goes() {
-    explore(TURN);
+fn a_request_of_a_tick_that_goes_on_stands_and_a_late_one_goes() {
+    explore(TICK);
 }
 
 #[test]
-fn a_request_ends_few_turns() {
+fn a_request_ends_few_ticks() {
     explore(AGAIN);
 }
 
@@ -245,18 +289,28 @@ fn a_request_sends_a_signal_or_is_seen_by_the_one_before() {
 }
 
 #[test]
+fn a_signal_that_cannot_be_sent_is_not_on_its_way() {
+    loom::model(unsent);
+}
+
+#[test]
 fn sysmon_does_not_sleep_while_an_m_is_awake() {
     explore(SYSMON);
 }
 
 #[test]
-fn a_guard_that_is_renewed_too_late_loses_a_request() {
-    let body = || turn_in(Steps::CurrentFirst);
-    see_wrong(Model { body, ..TURN }, "a request is lost");
+fn sysmon_does_not_sleep_over_its_end() {
+    explore(SYSMON_ENDS);
 }
 
 #[test]
-fn a_handler_that_looks_before_it_acknowledges_loses_a_request() {
+fn a_stack_limit_that_is_set_too_late_loses_a_request() {
+    let body = || tick_in(Steps::CurrentFirst);
+    see_wrong(Model { body, ..TICK }, "a request is lost");
+}
+
+#[test]
+fn a_handler_that_inspects_before_it_acknowledges_loses_a_request() {
     let body = || signal_in(false);
     see_wrong(Model { body, ..SIGNAL }, "a request is lost");
 }
@@ -282,29 +336,28 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant { weak: idle("leave_sleep", "wakes.fetch_add", Torn), model: SYSMON, says: "counted" },
     Mutant {
         weak: weak("begin_tick", "stack_limit.store", Missing),
-        model: TURN,
+        model: TICK,
         says: "sticks to a",
     },
-    Mutant { weak: weak("begin_tick", "current.store", Relaxed), model: TURN, says: "is lost" },
-    Mutant { weak: weak("current", "current.load", Relaxed), model: TURN, says: "is lost" },
+    Mutant { weak: weak("begin_tick", "current.store", Relaxed), model: TICK, says: "is lost" },
+    Mutant { weak: weak("request", "current.load", Relaxed), model: TICK, says: "is lost" },
     Mutant { weak: weak("request", "pending.swap", Relaxed), model: SIGNAL, says: "is lost" },
     Mutant { weak: weak("request", "pending.swap", Torn), model: SIGNAL, says: "is lost" },
     Mutant { weak: weak("acknowledge", "pending.swap", Relaxed), model: SIGNAL, says: "is lost" },
-    Mutant {
-        weak: sleep("announce_sleep", "fence", Missing),
-        model: SYSMON,
-        says: "sysmon sleeps",
-    },
-    Mutant { weak: sleep("must_wake", "fence", Missing), model: SYSMON, says: "sysmon sleeps" },
+    Mutant { weak: sleep("announce_sleep", "fence", Missing), model: SYSMON, says: SLEEPS },
+    Mutant { weak: sleep("wake", "fence", Missing), model: SYSMON, says: SLEEPS },
     Mutant {
         weak: sleep("exchange", "word.compare_exchange", Torn),
         model: SYSMON,
         says: "two wake",
     },
+    Mutant { weak: sleep("end", "word.swap", Torn), model: SYSMON_ENDS, says: SLEEPS },
 ];
 
 const FENCED: &str = "the fences do what is needed";
-const ONE_STATE: &str = "`check_deadlock` adds up looks to one state, which is not modelled";
+const ONE_STATE: &str = "`check_deadlock` adds up checks to one state, which is not modelled";
+const FUTEX: &str = "the kernel compares the newest value before it sleeps";
+const JOINED: &str = "sysmon reads nothing that the end has written; its thread is joined";
 
 pub(crate) const UNSEEN: &[Unseen] = &[
     Unseen {
@@ -312,6 +365,13 @@ pub(crate) const UNSEEN: &[Unseen] = &[
         model: SYSMON,
         why: FENCED,
     },
+    Unseen {
+        weak: sleep("sleep_while_idle", "word.load", Relaxed),
+        model: SYSMON_ENDS,
+        why: FUTEX,
+    },
+    Unseen { weak: sleep("end", "word.swap", Relaxed), model: SYSMON_ENDS, why: JOINED },
+    Unseen { weak: sleep("has_ended", "word.load", Relaxed), model: SYSMON_ENDS, why: JOINED },
     Unseen { weak: idle("sleeping", "sleeping.load", Relaxed), model: SYSMON, why: ONE_STATE },
     Unseen { weak: idle("wakes", "wakes.load", Relaxed), model: SYSMON, why: ONE_STATE },
 ];

@@ -1,19 +1,19 @@
-//! Ms fall asleep while others publish work: none of it is left to Ms that sleep, and a burst of
-//! it wakes one M, which wakes the next one.
+//! Ms fall asleep while others publish work: none of it is left to Ms that sleep, and a burst of it
+//! wakes one M, which wakes the next one.
 
 use std::sync::Arc;
 
-use super::callers::{Goroutine, Run, State};
 use super::explore::{
-    Body, Model, Mutant, SLEEPS, Unseen, explore, see_broken, see_nothing, see_wrong, together,
+    Body, Model, Mutant, SLEEPS, Unseen, explore, see_broken, see_nothing, together,
 };
+use super::gmp::{G, Run, State};
 use super::primitive::How::{Missing, Relaxed, Torn};
 use super::primitive::{How, Weak};
-use super::suspend::RUNNABLE;
+use super::status::RUNNABLE;
 
-/// A run with Ms and goroutines that can run on any of them.
+/// A run with Ms, and goroutines that can run on any of them.
 fn run(ms: usize, gs: usize) -> Arc<Run> {
-    Arc::new(Run::new(ms, (0..gs).map(|_| Goroutine::new(RUNNABLE)).collect()))
+    Arc::new(Run::new(ms, (0..gs).map(|_| G::new(RUNNABLE)).collect()))
 }
 
 /// The thread of an M that runs a goroutine, which publishes others and then computes for ever.
@@ -22,12 +22,12 @@ fn publisher(run: &Arc<Run>, m: usize, gs: std::ops::Range<usize>) -> Body {
     Box::new(move || run.gs[gs].iter().for_each(|g| run.publish(&run.ms[m], g)))
 }
 
-/// Makes it so that the M has come to this state.
+/// Brings an M to this state.
 fn begin_in(run: &Run, m: usize, state: State) {
     match state {
         State::Awake => {}
-        State::Looks => assert!(run.idle.start_spinning(run.ms.len()), "nobody else looks"),
-        State::Sleeps => {
+        State::Spinning => assert!(run.idle.start_spinning(run.ms.len()), "no other M is spinning"),
+        State::Sleeping => {
             run.idle.prepare_sleep(&run.ms[m].parking);
         }
     }
@@ -40,7 +40,7 @@ fn idler(run: &Arc<Run>, m: usize, state: State) -> Body {
     Box::new(move || {
         let g = run.find_runnable(&run.ms[m], state).expect("the run is not over");
         // SAFETY: of this run.
-        unsafe { (*g).continue_context() };
+        unsafe { (*g).resume_context() };
     })
 }
 
@@ -48,29 +48,31 @@ fn idler(run: &Arc<Run>, m: usize, state: State) -> Body {
 fn burst() {
     let run = run(3, 2);
     together(vec![
-        idler(&run, 1, State::Sleeps),
-        idler(&run, 2, State::Sleeps),
+        idler(&run, 1, State::Sleeping),
+        idler(&run, 2, State::Sleeping),
         publisher(&run, 0, 0..2),
     ]);
 }
 
-/// One M publishes a goroutine while another one gives up looking.
-fn last_look() {
+/// One M publishes a goroutine while another one stops searching.
+fn last_check() {
     let run = run(2, 1);
+    together(vec![idler(&run, 1, State::Awake), publisher(&run, 0, 0..1)]);
+}
+
+/// The same, and the sleep of the other one reaches a limit first.
+fn limited() {
+    let gs = vec![G::new(RUNNABLE)];
+    let run = Arc::new(Run { sleeps_time_out: true, ..Run::new(2, gs) });
     together(vec![idler(&run, 1, State::Awake), publisher(&run, 0, 0..1)]);
 }
 
 /// One M publishes two goroutines, and of two Ms one sleeps and one is about to.
 fn on_the_way() {
-    on_the_way_in(false);
-}
-
-fn on_the_way_in(forgets_who_looks: bool) {
-    let gs = (0..2).map(|_| Goroutine::new(RUNNABLE)).collect();
-    let run = Arc::new(Run { forgets_who_looks, ..Run::new(3, gs) });
+    let run = run(3, 2);
     together(vec![
         idler(&run, 1, State::Awake),
-        idler(&run, 2, State::Sleeps),
+        idler(&run, 2, State::Sleeping),
         publisher(&run, 0, 0..2),
     ]);
 }
@@ -79,8 +81,8 @@ fn on_the_way_in(forgets_who_looks: bool) {
 fn two_publishers() {
     let run = run(4, 2);
     together(vec![
-        idler(&run, 1, State::Sleeps),
-        idler(&run, 2, State::Sleeps),
+        idler(&run, 1, State::Sleeping),
+        idler(&run, 2, State::Sleeping),
         publisher(&run, 0, 0..1),
         publisher(&run, 3, 1..2),
     ]);
@@ -96,15 +98,15 @@ fn two_on_the_way() {
     ]);
 }
 
-/// One M publishes a goroutine, one that looks finds another one, and one sleeps. Nobody falls
-/// asleep: so this does not need the light fence, which is no fence of the processor where there is
+/// One M publishes a goroutine, a spinning one finds another one, and one sleeps. None falls asleep:
+/// so this does not need the light fence, which is no fence of the processor where there is
 /// membarrier(2).
 fn last_find() {
     let run = run(3, 2);
     run.ms[1].runq.push(run.gs[0].as_ptr()).expect("there is room");
     together(vec![
-        idler(&run, 1, State::Looks),
-        idler(&run, 2, State::Sleeps),
+        idler(&run, 1, State::Spinning),
+        idler(&run, 2, State::Sleeping),
         publisher(&run, 0, 1..2),
     ]);
 }
@@ -117,15 +119,22 @@ fn end() {
         let run = Arc::clone(&run);
         Box::new(move || assert!(run.find_runnable(&run.ms[m], state).is_none(), "from nowhere"))
     };
-    let others = [leaves(1, State::Sleeps), leaves(2, State::Awake)];
+    let others = [leaves(1, State::Sleeping), leaves(2, State::Awake)];
     let stops: Body = Box::new(move || run.stop());
     together(others.into_iter().chain([stops]).collect());
 }
 
 const BURST: Model =
     Model { name: "a burst", body: burst, preemptions: Some(2), least: 1000, without: &[] };
-const LAST_LOOK: Model =
-    Model { name: "a last look", body: last_look, preemptions: None, least: 200, without: &[] };
+const LAST_CHECK: Model =
+    Model { name: "a last check", body: last_check, preemptions: None, least: 200, without: &[] };
+const LIMITED: Model = Model {
+    name: "a sleep that reaches its limit",
+    body: limited,
+    preemptions: None,
+    least: 200,
+    without: &[],
+};
 const ON_THE_WAY: Model = Model {
     name: "on the way to sleep",
     body: on_the_way,
@@ -148,11 +157,11 @@ const TWO_ON_THE_WAY: Model = Model {
     without: &[],
 };
 const LAST_FIND: Model = Model {
-    name: "the last one who looks finds something",
+    name: "the last spinning M finds something",
     body: last_find,
     preemptions: Some(3),
     least: 100,
-    without: &[idle("someone_sleeps", "light_fence", Missing)],
+    without: &[idle("has_sleepers", "light_fence", Missing)],
 };
 const END: Model =
     Model { name: "the end", body: end, preemptions: Some(2), least: 500, without: &[] };
@@ -163,8 +172,13 @@ fn a_burst_wakes_one_after_the_other() {
 }
 
 #[test]
-fn an_m_looks_once_more_before_it_sleeps() {
-    explore(LAST_LOOK);
+fn an_m_checks_once_more_before_it_sleeps() {
+    explore(LAST_CHECK);
+}
+
+#[test]
+fn an_m_whose_sleep_reaches_its_limit_is_still_woken() {
+    explore(LIMITED);
 }
 
 #[test]
@@ -173,7 +187,7 @@ fn an_m_on_its_way_to_sleep_gets_no_work_lost() {
 }
 
 #[test]
-fn two_who_publish_rely_on_one_who_looks() {
+fn two_publishers_rely_on_one_spinning_m() {
     explore(TWO_PUBLISHERS);
 }
 
@@ -183,19 +197,13 @@ fn two_ms_on_their_way_to_sleep_get_no_work_lost() {
 }
 
 #[test]
-fn the_last_one_who_looks_wakes_another_one() {
+fn the_last_spinning_m_wakes_another_one() {
     explore(LAST_FIND);
 }
 
 #[test]
-fn the_end_finds_who_falls_asleep() {
+fn the_end_finds_ms_that_fall_asleep() {
     explore(END);
-}
-
-#[test]
-fn an_m_that_does_not_look_on_leaves_work_to_one_that_sleeps() {
-    let body = || on_the_way_in(true);
-    see_wrong(Model { body, ..ON_THE_WAY }, SLEEPS);
 }
 
 const fn idle(function: &'static str, operation: &'static str, how: How) -> Weak {
@@ -203,32 +211,35 @@ const fn idle(function: &'static str, operation: &'static str, how: How) -> Weak
 }
 
 pub(crate) const SLEEP_MUTANTS: &[Mutant] = &[
-    Mutant { weak: idle("announce", "heavy_fence", Missing), model: LAST_LOOK, says: SLEEPS },
+    Mutant { weak: idle("announce", "heavy_fence", Missing), model: LAST_CHECK, says: SLEEPS },
     Mutant { weak: idle("announce", "heavy_fence", Missing), model: END, says: SLEEPS },
-    Mutant { weak: idle("someone_sleeps", "light_fence", Missing), model: LAST_LOOK, says: SLEEPS },
+    Mutant { weak: idle("has_sleepers", "light_fence", Missing), model: LAST_CHECK, says: SLEEPS },
     Mutant {
         weak: idle("prepare_sleep", "sleeping.fetch_add", Torn),
         model: TWO_ON_THE_WAY,
         says: SLEEPS,
     },
-    Mutant {
-        weak: Weak { file: "callers.rs", function: "stop", operation: "heavy_fence", how: Missing },
-        model: END,
-        says: SLEEPS,
-    },
+    Mutant { weak: idle("stop", "heavy_fence", Missing), model: END, says: SLEEPS },
+    Mutant { weak: idle("stop", "stopping.store", Missing), model: END, says: SLEEPS },
 ];
 
-pub(crate) const LOOK_MUTANTS: &[Mutant] = &[
+pub(crate) const SPINNING_MUTANTS: &[Mutant] = &[
     Mutant { weak: idle("choose", "fence", Missing), model: LAST_FIND, says: SLEEPS },
     Mutant { weak: idle("stop_spinning", "fence", Missing), model: LAST_FIND, says: SLEEPS },
     Mutant { weak: idle("stop_spinning", "fence", Missing), model: BURST, says: SLEEPS },
     Mutant {
         weak: idle("choose", "spinning.compare_exchange", Torn),
         model: TWO_PUBLISHERS,
-        says: "two are woken to look",
+        says: "two are woken to search",
     },
     Mutant {
         weak: idle("start_spinning", "spinning.fetch_add", Torn),
+        model: ON_THE_WAY,
+        says: SLEEPS,
+    },
+    // An M that stays awake for work and is not counted leaves other work to an M that sleeps.
+    Mutant {
+        weak: idle("stay_awake", "spinning.fetch_add", Missing),
         model: ON_THE_WAY,
         says: SLEEPS,
     },
@@ -237,10 +248,12 @@ pub(crate) const LOOK_MUTANTS: &[Mutant] = &[
 /// Of counts and of the words that Ms sleep on.
 const FENCED: &str = "what must be seen is so by the fences; the orders are for `check_deadlock`";
 
+const LEAVES: &str = "an M that leaves reads nothing that the end has written";
+
 pub(crate) const UNSEEN: &[Unseen] = &[
-    Unseen { weak: idle("announce", "0.store", Relaxed), model: LAST_LOOK, why: FENCED },
+    Unseen { weak: idle("announce", "0.store", Relaxed), model: LAST_CHECK, why: FENCED },
     Unseen { weak: idle("end", "0.swap", Relaxed), model: BURST, why: FENCED },
-    Unseen { weak: idle("is_parked", "0.load", Relaxed), model: LAST_LOOK, why: FENCED },
+    Unseen { weak: idle("is_parked", "0.load", Relaxed), model: LAST_CHECK, why: FENCED },
     Unseen { weak: idle("exchange", "0.compare_exchange", Relaxed), model: BURST, why: FENCED },
     Unseen {
         weak: idle("choose", "spinning.compare_exchange", Relaxed),
@@ -264,11 +277,14 @@ pub(crate) const UNSEEN: &[Unseen] = &[
     },
     Unseen {
         weak: idle("prepare_sleep", "sleeping.fetch_add", Relaxed),
-        model: LAST_LOOK,
+        model: LAST_CHECK,
         why: FENCED,
     },
     Unseen { weak: idle("leave_sleep", "sleeping.fetch_sub", Relaxed), model: BURST, why: FENCED },
     Unseen { weak: idle("leave_sleep", "wakes.fetch_add", Relaxed), model: BURST, why: FENCED },
+    Unseen { weak: idle("stop", "stopping.store", Relaxed), model: END, why: FENCED },
+    Unseen { weak: idle("sleep_until_work", "stopping.load", Relaxed), model: END, why: FENCED },
+    Unseen { weak: idle("is_stopping", "stopping.load", Relaxed), model: END, why: LEAVES },
 ];
 
 #[test]
@@ -277,8 +293,8 @@ fn ms_that_are_weakened_sleep_over_work() {
 }
 
 #[test]
-fn ms_that_are_weakened_rely_on_nobody() {
-    see_broken(LOOK_MUTANTS);
+fn spinning_ms_that_are_weakened_leave_work_to_none() {
+    see_broken(SPINNING_MUTANTS);
 }
 
 #[test]
