@@ -6,7 +6,7 @@
 //! * [`lookup`] answers what code is at an address, in signal handlers, too. A [`ForeignRegion`]
 //!   makes code known that lies in a program's own memory.
 //! * Stubs between JIT code and Rust are made by methods of [`Jit`] and [`Code`], and described in
-//!   [`runtime`](crate::runtime). [`AdapterCode`] emits adapters for any machine.
+//!   `runtime`. [`AdapterCode`] emits adapters for any machine.
 //!
 //! ```
 //! use footbridge::dynasm::{DynasmApi, dynasm};

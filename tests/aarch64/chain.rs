@@ -45,7 +45,8 @@ fn random_case(rng: &mut Xorshift, between: Convention) -> Option<Case> {
         return None;
     }
     let adapter = |entry, target| {
-        // The compiled code does not read g, but the adapter loads it: from the thread's first word.
+        // The compiled code does not read g, but the adapter loads it: from the thread's first
+        // word.
         let spec = AdapterSpec::new(&signature, entry, target).g_tls_off_bytes(0);
         match AdapterCode::new(&spec) {
             Ok(code) => Some(code),

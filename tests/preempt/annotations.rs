@@ -95,7 +95,7 @@ fn unsafe_points_keep_pairs_of_instructions_together() {
             increments(|bytes| Annotations::preemptible().unsafe_points(bytes, when));
         assert_eq!(lost, 0, "{when:?}: {stats:?}");
         assert!(stats.asynchronous > 0, "{when:?}: {stats:?}");
-        let skipped = stats.refused.unsafe_range;
+        let skipped = stats.refused.unsafe_point;
         assert_eq!(skipped > 0, when == WhenUnsafe::Skip, "{when:?}: {stats:?}");
     }
 }

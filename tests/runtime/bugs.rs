@@ -364,8 +364,8 @@ fn a_foreign_thread_can_wait_in_its_last_destructor() {
         fn drop(&mut self) {
             let me = current();
             let unlock = || {
-                // SAFETY: the thread is in the `gopark` below, whose `unlock` is running, and nothing
-                // else readies it.
+                // SAFETY: the thread is in the `gopark` below, whose `unlock` is running, and
+                // nothing else readies it.
                 std::thread::spawn(move || unsafe { goready(me) });
             };
             // SAFETY: one call of `goready` follows; `unlock` neither parks nor unwinds.

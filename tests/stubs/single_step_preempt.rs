@@ -551,7 +551,7 @@ fn unsafe_point_ranges_are_skipped_or_restarted() {
                 let inside = range.contains(&at);
                 let skipped = inside && when == WhenUnsafe::Skip;
                 assert_eq!(asynchronous(before), u64::from(!skipped), "{when:?} +{at:#x}");
-                let refused = stats().refused.unsafe_range - before.refused.unsafe_range;
+                let refused = stats().refused.unsafe_point - before.refused.unsafe_point;
                 assert_eq!(refused, u64::from(skipped));
                 // The code was interrupted, and resumed at the start of the range, which therefore
                 // traps again.

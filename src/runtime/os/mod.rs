@@ -6,9 +6,9 @@
 //! # A new system
 //!
 //! To port the runtime to a new system, add a folder with the files below, and its name to this
-//! file, which is the only one to edit. What each item promises is documented in `linux/`; the other
-//! rooms rely on no more than that. (Code memory is a room of its own, `jit/mem`, which needs a file
-//! for the new system too.)
+//! file, which is the only one to edit. What each item promises is documented in `linux/`; the
+//! other rooms rely on no more than that. (Code memory is a room of its own, `jit/mem`, which needs
+//! a file for the new system too.)
 //!
 //! | file | what it must provide |
 //! | --- | --- |
