@@ -32,8 +32,9 @@ use crate::runtime::gmp::timers;
 use crate::runtime::sched::ready::{displace_run_next, drain_inbox, run_timers};
 use crate::runtime::sync::runq::Stolen;
 
-/// The global queue is checked first at one time slice in this many.
-const GLOBAL_EVERY: u64 = 61;
+/// The global queue is checked first at one time slice in this many: a multiple of
+/// [`LOCAL_EVERY`], so that the other time slices pay one check for both.
+const GLOBAL_EVERY: u64 = 64;
 
 /// The timers of a busy M are checked at one tick in this many.
 const TIMERS_EVERY: u64 = 16;
@@ -98,22 +99,28 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
         }
         displace_run_next(m);
     }
-    if !m.yielded.is_empty() {
-        readmit_yielded(m, sched);
-    }
     let time_slice = p.ticks.time_slice();
     let mut g = ptr::null_mut();
-    if time_slice.is_multiple_of(GLOBAL_EVERY) {
-        g = sched.pop_global(m);
+    if time_slice.is_multiple_of(LOCAL_EVERY) {
+        if !m.yielded.is_empty() {
+            readmit_yielded(m, sched);
+        }
+        if time_slice.is_multiple_of(GLOBAL_EVERY) {
+            g = sched.pop_global(m);
+        }
+        if g.is_null() {
+            g = m.local.pop();
+        }
     }
     if g.is_null() {
-        g = if time_slice.is_multiple_of(LOCAL_EVERY) {
-            let g = m.local.pop();
-            if g.is_null() { p.runq.pop() } else { g }
-        } else {
-            let g = p.runq.pop();
-            if g.is_null() { m.local.pop() } else { g }
-        };
+        g = p.runq.pop();
+    }
+    if g.is_null() {
+        g = m.local.pop();
+    }
+    if g.is_null() && !m.yielded.is_empty() {
+        readmit_yielded(m, sched);
+        g = m.local.pop();
     }
     if !g.is_null() {
         p.ticks.begin_time_slice();
