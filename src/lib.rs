@@ -83,13 +83,19 @@
 //!
 //! # Hosts
 //!
-//! Code executes on x86-64 Linux. On other hosts there is no `runtime`, and of `jit` what emits
-//! bytes ([`jit::AdapterCode`]); `abi` is the same everywhere.
+//! Code executes on x86-64 Linux. On AArch64 Linux goroutines, channels, timers, panics and walks
+//! run, and code can be installed. What is emitted on x86-64 only is refused there with
+//! [`JitError::Unsupported`](jit::JitError::Unsupported): polls, goroutine functions, entries and
+//! adapters that execute. On other hosts there is no `runtime`, and of `jit` what emits bytes
+//! ([`jit::AdapterCode`]); `abi` is the same everywhere.
 
 #![deny(unsafe_code, missing_docs, missing_debug_implementations)]
 #![warn(unreachable_pub, clippy::unwrap_used)]
 #![cfg_attr(
-    any(not(all(target_arch = "x86_64", target_os = "linux")), footbridge_other_host),
+    any(
+        not(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux")),
+        footbridge_other_host
+    ),
     allow(dead_code, unreachable_pub, reason = "no code executes there")
 )]
 
@@ -99,7 +105,11 @@
 macro_rules! on_executing_host {
     ($($item:item)*) => {
         $(
-            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(footbridge_other_host)))]
+            #[cfg(all(
+                any(target_arch = "x86_64", target_arch = "aarch64"),
+                target_os = "linux",
+                not(footbridge_other_host)
+            ))]
             $item
         )*
     };

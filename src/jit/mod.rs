@@ -82,8 +82,6 @@ crate::for_runtime! {
     pub(crate) use registry::{has_preemptible_code, lookup_return};
     pub(crate) use safe_point::SafePoint;
     pub(crate) use stack_map::FARTHEST_BYTES;
-    #[cfg(feature = "traceback")]
-    pub(crate) use unwind::saved_registers;
     pub(crate) use unwind::rules::FrameState;
     pub(crate) use unwind::Unwinder;
 }

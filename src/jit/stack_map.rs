@@ -254,37 +254,40 @@ mod tests {
             assert_eq!((range, slot), (wrong, None));
             assert!(rule.contains(words), "{rule}");
         }
+        // Where rbp (x29) is the frame's own.
+        let linked = Standard.prologue_bytes();
+        let end = linked + 5;
         for (class, from, slot, words) in [
-            (Standard, 4, Register(Gpr::RSP), "rsp and rbp"),
+            (Standard, linked, Register(Gpr::RSP), "rsp and rbp"),
             (Leaf, 0, Register(Gpr::RBP), "rsp and rbp"),
-            (Standard, 4, Frame(-12), "multiple of 8"),
-            (Standard, 4, Frame(20), "multiple of 8"),
+            (Standard, linked, Frame(-12), "multiple of 8"),
+            (Standard, linked, Frame(20), "multiple of 8"),
             (Leaf, 0, Frame(-4), "multiple of 8"),
-            (Standard, 4, Frame(0), "caller's rbp"),
-            (Barrier, 4, Frame(8), "return address"),
-            (Saved, 4, Frame(-8), "register of the caller's"),
-            (Saved, 4, Frame(-40), "register of the caller's"),
+            (Standard, linked, Frame(0), "caller's rbp"),
+            (Barrier, linked, Frame(8), "return address"),
+            (Saved, linked, Frame(-8), "register of the caller's"),
+            (Saved, linked, Frame(-40), "register of the caller's"),
             (Standard, 0, Frame(-8), "before `mov rbp, rsp`"),
-            (Standard, 3, Frame(-8), "before `mov rbp, rsp`"),
+            (Standard, linked - 1, Frame(-8), "before `mov rbp, rsp`"),
             (Saved, 1, Frame(-48), "before `mov rbp, rsp`"),
             (Leaf, 0, Frame(0), "return address"),
             (Leaf, 0, Frame(-136), "128 bytes below rsp"),
-            (Standard, 4, Frame(-FARTHEST_BYTES - 8), "any stack"),
+            (Standard, linked, Frame(-FARTHEST_BYTES - 8), "any stack"),
             (Leaf, 4, Frame(FARTHEST_BYTES), "any stack"),
         ] {
             let (range, which, rule) =
-                refusal(class, vec![entry(from..9, &[rax, slot])]).expect("refused");
-            assert_eq!((range, which), (from..9, Some(slot.to_string())));
+                refusal(class, vec![entry(from..end, &[rax, slot])]).expect("refused");
+            assert_eq!((range, which), (from..end, Some(slot.to_string())));
             assert!(rule.contains(words), "{slot}: {rule}");
         }
-        let twice = vec![entry(4..9, &[Frame(-8), rax, Frame(-8)])];
+        let twice = vec![entry(linked..end, &[Frame(-8), rax, Frame(-8)])];
         let (_, which, rule) = refusal(Standard, twice).expect("refused");
         assert_eq!((which.as_deref(), rule), (Some("frame slot -8"), "it is listed twice"));
         for (class, from, slots) in [
-            (Standard, 4, &[Frame(-8), Frame(16), Frame(-FARTHEST_BYTES)][..]),
+            (Standard, linked, &[Frame(-8), Frame(16), Frame(-FARTHEST_BYTES)][..]),
             (Standard, 0, &[Frame(16), rax]),
-            (Saved, 4, &[Frame(-48), Frame(16)]),
-            (Barrier, 4, &[Frame(-8)]),
+            (Saved, linked, &[Frame(-48), Frame(16)]),
+            (Barrier, linked, &[Frame(-8)]),
             (Leaf, 0, &[Frame(-128), Frame(-8), Frame(8), Register(Gpr::R12)]),
         ] {
             assert_eq!(refusal(class, vec![entry(from..100, slots)]), None, "{slots:?}");

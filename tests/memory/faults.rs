@@ -458,8 +458,12 @@ fn a_foreign_fault_goes_to_the_previous_handler() {
     ) {
         // SAFETY: the structures of the kernel, which the runtime passes on.
         let (address, pc) = unsafe {
-            let context = &*context.cast::<libc::ucontext_t>();
-            ((*info).si_addr() as usize, context.uc_mcontext.gregs[libc::REG_RIP as usize])
+            let machine = &(*context.cast::<libc::ucontext_t>()).uc_mcontext;
+            #[cfg(target_arch = "x86_64")]
+            let pc = machine.gregs[libc::REG_RIP as usize];
+            #[cfg(target_arch = "aarch64")]
+            let pc = machine.pc;
+            ((*info).si_addr() as usize, pc)
         };
         let right = signal == libc::SIGSEGV && address == 0x1230 && pc != 0;
         write_and_exit(if right { "previous handler\n" } else { "wrong arguments\n" }, 3)

@@ -164,7 +164,7 @@ fn invalid_unsafe_points_are_refused_at_installation() {
 /// `poll_layout` has all that an emitter of its own needs for a poll.
 #[test]
 fn poll_layout_describes_the_emitted_polls() {
-    let layout = runtime::poll_layout();
+    let layout = runtime::poll_layout().expect("code polls here");
     for (convention, displacement) in
         [(SYSTEM_V, layout.stack_limit_from_fs), (GO, layout.stack_limit_in_goroutine)]
     {

@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use footbridge::runtime::{
@@ -19,7 +19,7 @@ use footbridge::runtime::{
 
 use support::child;
 use support::runs::on;
-use support::watchdog::{self, beat};
+use support::watchdog::{self, Watch, beat};
 
 const SHORT: Duration = Duration::from_millis(2);
 /// Longer than any test takes.
@@ -31,9 +31,8 @@ fn seconds() -> Duration {
     Duration::from_secs(seconds.map_or(1, |text| text.parse().expect("a number of seconds")))
 }
 
-fn watch() {
-    static STARTED: Once = Once::new();
-    STARTED.call_once(|| watchdog::start(Duration::from_secs(60), || {}));
+fn watch() -> Watch {
+    watchdog::watch(Duration::from_secs(60))
 }
 
 /// A type that implements no trait.
@@ -210,7 +209,7 @@ fn check_timeouts() {
 
 #[test]
 fn waits_time_out_on_goroutines_and_threads() {
-    watch();
+    let _watch = watch();
     check_timeouts();
     for processors in [1, 2] {
         on(processors, || {
@@ -225,7 +224,7 @@ fn waits_time_out_on_goroutines_and_threads() {
 
 #[test]
 fn waits_with_a_timeout_end_by_a_peer_or_a_close() {
-    watch();
+    let _watch = watch();
     for processors in [1, 2] {
         on(processors, || {
             for close in [false, true] {
@@ -449,7 +448,7 @@ impl Race {
 /// Sends and receives race with their timeouts, on `processors` Ms: each value is received once or
 /// returned.
 fn race(processors: usize, migratable: bool, capacities: &[usize]) {
-    watch();
+    let _watch = watch();
     on(processors, || {
         let race = Race::new(capacities);
         race.finish(
@@ -491,7 +490,7 @@ fn no_value_is_lost_when_timeouts_race_and_goroutines_migrate() {
 /// Foreign threads send and receive beside goroutines.
 #[test]
 fn no_value_is_lost_when_timeouts_race_with_foreign_threads() {
-    watch();
+    let _watch = watch();
     let race = Race::new(&[0, 1]);
     let threads: Vec<_> = (1..=2)
         .flat_map(|n| {
@@ -532,7 +531,7 @@ fn no_value_is_lost_when_timeouts_race_with_foreign_threads() {
 /// thread, so that it runs at the same time as the timer, independent of the scheduler.
 #[test]
 fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
-    watch();
+    let _watch = watch();
     let (there, back) = (Chan::new(0), Chan::new(0));
     let peer = {
         let (there, back) = (there.clone(), back.clone());

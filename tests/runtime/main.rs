@@ -3,8 +3,13 @@
 
 mod bugs;
 mod channels;
+// MXCSR, the x87 unit, and JIT code that is preempted. What is the same on every machine is in
+// `switch`.
+#[cfg(target_arch = "x86_64")]
 mod fp_control;
 mod inspect;
+mod refused;
 mod runs;
 mod scheduler;
+mod switch;
 mod tasks;

@@ -263,7 +263,10 @@ fn stats_count_switches_timers_sleeps_and_steals() {
         ];
         (parts, now)
     };
-    run(1, || {
+    // No time slice ends, and no timer is due before its goroutine has parked, however slow the
+    // machine is: under an emulator 50 exchanges take several milliseconds.
+    let endless = config(1).time_slice(None);
+    let counted = endless.run(|| {
         let before = stats();
         let other = go(|| (0..100).for_each(|_| gosched()));
         (0..100).for_each(|_| gosched());
@@ -283,11 +286,12 @@ fn stats_count_switches_timers_sleeps_and_steals() {
         assert!(inherited >= 50 && inherited < switches, "{inherited} of {switches}");
 
         let before = stats();
-        (0..3).for_each(|_| sleep(Duration::from_millis(1)));
+        (0..3).for_each(|_| sleep(Duration::from_millis(20)));
         let ([_, _, timers, sleeps], _) = since(before);
         assert_eq!(timers, 3);
         assert!(sleeps >= 3, "{sleeps}");
     });
+    counted.expect("the run starts");
     run(2, || {
         let done = AtomicUsize::new(0);
         scope(|s| {

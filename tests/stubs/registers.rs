@@ -587,7 +587,8 @@ fn changes_planted_at_a_switch_are_reported_exactly() {
 
 /// gogo alone: from a probe to a capture and back.
 ///
-/// The registers that it uses are in `src/jit/stubs/switch.rs`. The Gobuf is sp, pc, bp, bx.
+/// The registers that it uses are in `src/jit/stubs/switch/x86_64.rs`. The Gobuf is pc, sp, fp,
+/// base.
 #[test]
 fn gogo_changes_the_four_registers_of_a_gobuf_and_rcx() {
     run(|| {
@@ -607,7 +608,7 @@ fn gogo_changes_the_four_registers_of_a_gobuf_and_rcx() {
         let capture = Capture::new(&jit, Convention::SystemV, &parse("fn()"), &[]);
         let mut other = vec![0u128; 64].into_boxed_slice();
         let sp = other.as_mut_ptr_range().end as u64 - 512;
-        let values = [sp, capture.address() as u64, 0x0bad_0b90, 0x0bad_0b3c];
+        let values = [capture.address() as u64, sp, 0x0bad_0b90, 0x0bad_0b3c];
         let to = values.map(Cell::new);
         let from: &[Cell<u64>; 4] = &[const { Cell::new(0) }; 4];
         // The capture returns on the other stack, to the code that switches back.
@@ -628,17 +629,17 @@ fn gogo_changes_the_four_registers_of_a_gobuf_and_rcx() {
         assert_eq!(changed, [Gpr::RCX, Gpr::RBX, Gpr::RSP, Gpr::RBP]);
         assert!(Xmm::ALL.into_iter().all(|x| found.xmm(x) == before.xmm(x)));
         let loaded = [Gpr::RSP, Gpr::RBP, Gpr::RBX].map(|r| found.gpr(r));
-        assert_eq!(loaded, [values[0], values[2], values[3]]);
+        assert_eq!(loaded, [values[1], values[2], values[3]]);
         assert_eq!(
             to.map(Cell::into_inner),
-            [values[0], 0, values[2], values[3]],
+            [0, values[1], values[2], values[3]],
             "gogo clears the pc"
         );
         let arrival = Arrival { caller: &before, g: 0, values: &[] };
         let control = capture.arrival(&arrival);
         assert!(control.iter().all(|c| *c == Change::Alignment), "{control:?}");
         let saved: Vec<_> = from.iter().map(Cell::get).collect();
-        assert_eq!(saved[0], probe.call_rsp() - 8);
+        assert_eq!(saved[1], probe.call_rsp() - 8);
         assert_eq!(saved[2], before.gpr(Gpr::RBP));
         assert_eq!(saved[3], before.gpr(Gpr::RBX));
         // After the switch back, all that System V preserves is unchanged.
@@ -657,11 +658,11 @@ fn jump_to(jit: &Jit, stub: usize, from: &[Cell<u64>; 4]) -> Code {
             dynasm!(ops
                 ; .arch x64
                 ; mov rcx, QWORD at
-                ; mov [rcx], rsp
+                ; mov [rcx + 8], rsp
                 ; mov [rcx + 16], rbp
                 ; mov [rcx + 24], rbx
                 ; lea rax, [>resumed]
-                ; mov [rcx + 8], rax
+                ; mov [rcx], rax
                 ; mov rcx, rax
                 ; mov rax, QWORD pattern_of_rax()
                 ; jmp extern stub
@@ -688,10 +689,10 @@ fn jump_back(jit: &Jit, from: &[Cell<u64>; 4]) -> Code {
             dynasm!(ops
                 ; .arch x64
                 ; mov rax, QWORD at
-                ; mov rsp, [rax]
+                ; mov rsp, [rax + 8]
                 ; mov rbp, [rax + 16]
                 ; mov rbx, [rax + 24]
-                ; jmp QWORD [rax + 8]
+                ; jmp QWORD [rax]
             );
         })
     };

@@ -179,6 +179,9 @@ unsafe fn protect(
 /// Makes bytes that were written the ones that all processors fetch, where that does not happen by
 /// itself. Arm Architecture Reference Manual for A-profile, section B2.4.4: data caches are cleaned
 /// by any address of the memory, and instruction caches by the one that it runs from.
+/// Instructions that a processor has fetched ahead are another matter: each processor that runs a
+/// thread of the process executes a context synchronization event, by membarrier(2), where the
+/// kernel has that (Linux 4.16).
 ///
 /// # Safety
 /// The range is readable code.
@@ -192,6 +195,18 @@ pub(super) unsafe fn synchronize_instructions(start: usize, bytes: usize) {
         let start = start as *const u8;
         // SAFETY: the caller's promise.
         unsafe { __clear_cache(start, start.wrapping_add(bytes)) };
+        const PRIVATE_EXPEDITED_SYNC_CORE: libc::c_int = 1 << 5;
+        const REGISTER_PRIVATE_EXPEDITED_SYNC_CORE: libc::c_int = 1 << 6;
+        let membarrier = |command: libc::c_int| {
+            // SAFETY: no memory is passed.
+            unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
+        };
+        // Refused until the process has registered.
+        if membarrier(PRIVATE_EXPEDITED_SYNC_CORE) != 0
+            && membarrier(REGISTER_PRIVATE_EXPEDITED_SYNC_CORE) == 0
+        {
+            membarrier(PRIVATE_EXPEDITED_SYNC_CORE);
+        }
     }
     // x86-64 does it: Intel SDM volume 3, section 13.6.
     let _ = (start, bytes);

@@ -39,7 +39,9 @@ pub(crate) const ANCHOR_PC: i32 = 8;
 pub(crate) struct GobufLayout {
     pub(crate) sp: i32,
     pub(crate) pc: i32,
+    /// The frame pointer: rbp, x29.
     pub(crate) fp: i32,
+    /// The register that LLVM reserves for frames with dynamic alignment: rbx, x19.
     pub(crate) base: i32,
 }
 

@@ -13,11 +13,12 @@ crate::for_runtime! {
     mod host;
     mod native_call;
     mod pinned;
-    pub(crate) mod poll;
+    mod poll;
+    pub(crate) mod poller;
     pub(crate) mod preempt;
     mod shapes;
     pub(crate) mod spawn;
-    pub(crate) mod stack_check;
+    mod stack_check;
     pub(crate) mod switch;
 
     pub(crate) use env::{BrokenCall, GobufLayout, MISALIGNED_STACK, StubEnv};

@@ -3,7 +3,8 @@
 //!
 //! For the crate's own stubs the emitter has reported it. For the code of users see `user_code/`.
 
-use crate::jit::frame::FrameReport;
+use crate::abi::Arch;
+use crate::jit::frame::{FrameReport, HOST};
 
 /// How far the frame of some code is made, and with that where its caller is found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,9 +31,10 @@ impl FrameState {
     }
 }
 
-/// Bytes of `push rbp`, and of that and `mov rbp, rsp`.
-const PUSH_BYTES: usize = 1;
-pub(super) const PROLOGUE_BYTES: usize = 4;
+/// Bytes of `push rbp`, and of that and `mov rbp, rsp`; on AArch64 of `stp x29, x30, [sp, #-16]!`,
+/// and of that and `mov x29, sp`.
+const PUSH_BYTES: usize = if matches!(HOST, Arch::Aarch64) { 4 } else { 1 };
+const PROLOGUE_BYTES: usize = if matches!(HOST, Arch::Aarch64) { 8 } else { 4 };
 
 /// The state in a prologue; `None` after it.
 pub(super) fn in_prologue(offset_bytes: usize) -> Option<FrameState> {
@@ -63,6 +65,8 @@ mod tests {
     #[test]
     fn the_state_follows_the_report() {
         let mut report = FrameReport::NONE;
+        // Instructions of AArch64 have four bytes; `push rbp` has one, and `mov rbp, rsp` three.
+        let (pushed, linked) = if matches!(HOST, Arch::Aarch64) { (4, 8) } else { (1, 4) };
         report.complete_at(20);
         report.dropped_at(50);
         report.dropped_at(60);
@@ -70,9 +74,10 @@ mod tests {
         use FrameState::{Bare, Complete, Left, Linked, Pushed};
         for (at, expected) in [
             (0, Bare),
-            (1, Pushed),
-            (3, Pushed),
-            (4, Linked),
+            (pushed - 1, Bare),
+            (pushed, Pushed),
+            (linked - 1, Pushed),
+            (linked, Linked),
             (19, Linked),
             (20, Complete),
             (49, Complete),

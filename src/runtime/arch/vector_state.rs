@@ -4,6 +4,9 @@
 ///
 /// If all JIT code of a program keeps to less than what the CPU has, less needs to be saved where
 /// goroutines are preempted, and less stack is needed for it.
+///
+/// On AArch64, where goroutines are not preempted in JIT code yet, every choice but `Auto` is
+/// refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum VectorState {

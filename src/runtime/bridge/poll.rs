@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::abi::Convention;
-use crate::jit::stubs::{poll, stack_check};
+use crate::jit::stubs::poller::{Poller, require_polls};
 use crate::jit::{Jit, JitError, Ops};
 use crate::runtime::gmp::stub_env::stub_env;
 use crate::runtime::stack::LARGEST_BYTES;
@@ -40,9 +40,7 @@ use crate::runtime::stack::LARGEST_BYTES;
 /// ```
 #[must_use = "polls whose slow paths are not emitted do not assemble"]
 pub struct Polls {
-    convention: Convention,
-    pending: Vec<poll::Pending>,
-    pending_checks: Vec<stack_check::Pending>,
+    poller: Poller,
 }
 
 impl Polls {
@@ -52,7 +50,7 @@ impl Polls {
     /// poll anywhere. In `GoAbiInternal` r14 must be the goroutine, as it is at every instruction
     /// of that convention.
     pub fn poll(&mut self, ops: &mut Ops) {
-        self.pending.push(poll::emit(ops, stub_env(), self.convention));
+        self.poller.poll(ops);
     }
 
     /// Emits a check of the stack, and a poll with it, for code that is about to make a frame of
@@ -101,8 +99,7 @@ impl Polls {
             frame_bytes <= LARGEST_BYTES,
             "a frame of {frame_bytes} bytes fits in no stack: the largest has 8 MiB"
         );
-        let check = stack_check::emit_check(ops, stub_env(), self.convention, frame_bytes as i32);
-        self.pending_checks.push(check);
+        self.poller.check_stack(ops, frame_bytes as i32);
     }
 
     /// Emits the slow paths of all polls and checks that were emitted since the last call: see
@@ -111,18 +108,15 @@ impl Polls {
     /// It belongs where execution does not arrive by itself, for example after the last `ret`. Code
     /// whose slow paths are not emitted does not assemble ([`JitError::Assemble`]).
     pub fn finish(&mut self, ops: &mut Ops) {
-        for pending in self.pending.drain(..) {
-            poll::emit_slow_path(ops, stub_env(), pending);
-        }
-        for pending in self.pending_checks.drain(..) {
-            stack_check::emit_slow_path(ops, stub_env(), pending);
-        }
+        self.poller.finish(ops);
     }
 }
 
 impl fmt::Debug for Polls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Polls").field("convention", &self.convention).finish_non_exhaustive()
+        f.debug_struct("Polls")
+            .field("convention", &self.poller.convention())
+            .finish_non_exhaustive()
     }
 }
 
@@ -204,7 +198,7 @@ pub struct PollLayout {
 /// use footbridge::jit::{FrameClass, Jit};
 /// use footbridge::runtime::{self, poll_layout};
 ///
-/// let layout = poll_layout();
+/// let layout = poll_layout()?;
 /// // cmp rsp, fs:[stack limit]; jbe +1; ret
 /// let mut code = vec![0x64, 0x48, 0x3b, 0x24, 0x25];
 /// code.extend(layout.stack_limit_from_fs.to_le_bytes());
@@ -223,23 +217,27 @@ pub struct PollLayout {
 /// runtime::run(|| (0..100_000).for_each(|_| unsafe { poll.call() }));
 /// # Ok::<(), footbridge::jit::JitError>(())
 /// ```
-pub fn poll_layout() -> PollLayout {
+///
+/// # Errors
+/// Code of this machine does not poll yet ([`JitError::Unsupported`] on AArch64).
+pub fn poll_layout() -> Result<PollLayout, JitError> {
+    require_polls()?;
     let env = stub_env();
-    PollLayout {
+    Ok(PollLayout {
         stack_limit_in_goroutine: env.g_stack_limit_off,
         stack_limit_from_fs: env.tls_stack_limit_off,
         stub_from_fs: env.tls_poll_off,
         stack_check_from_fs: env.tls_stack_check_off,
-    }
+    })
 }
 
 impl Jit {
     /// What emits polls into code of this convention: see [`Polls`] for an example.
     ///
     /// # Errors
-    /// The convention is one of another machine ([`JitError::Signature`]).
+    /// The convention is one of another machine ([`JitError::Signature`]), or code of this machine
+    /// does not poll yet ([`JitError::Unsupported`] on AArch64).
     pub fn polls(&self, convention: Convention) -> Result<Polls, JitError> {
-        poll::check(convention)?;
-        Ok(Polls { convention, pending: Vec::new(), pending_checks: Vec::new() })
+        Ok(Polls { poller: Poller::new(convention, stub_env())? })
     }
 }

@@ -22,6 +22,10 @@
 //!
 //! A folder also has `context`, which reads and writes the registers of an interrupted thread. It
 //! is private to the folder's `signals`, and is the one file that depends on the architecture too.
+//!
+//! Linux is the only system. On others the runtime is not compiled (`on_executing_host!` in
+//! `lib.rs`). A folder `windows` has no signals; and a switch of stacks there also exchanges the
+//! stack bounds in the thread's information block, which belongs to `arch`.
 
 mod linux;
 mod throw;

@@ -34,7 +34,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::runtime::arch::switch::{gogo, goroutine_entry, mcall};
+use crate::runtime::arch::stubs::goroutine_entry;
+use crate::runtime::arch::switch::{gogo, mcall};
 use crate::runtime::gmp::current::{getm, sched_of, set_g_and_stack_limit, this_m};
 use crate::runtime::gmp::g::{G, TaskType};
 use crate::runtime::gmp::m::M;

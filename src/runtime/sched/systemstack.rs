@@ -71,7 +71,7 @@ pub fn systemstack<R>(f: impl FnOnce() -> R) -> R {
         let _busy = Busy(m);
         type Stub<F, R> =
             extern "C-unwind" fn(*mut Call<F, R>, extern "C-unwind" fn(*mut Call<F, R>), usize);
-        let stub: Stub<_, R> = crate::jit::as_fn(arch::switch::systemstack_stub());
+        let stub: Stub<_, R> = crate::jit::as_fn(arch::stubs::systemstack());
         stub(&raw mut call, run, (*m).system_sp.get());
     }
     call.result.expect("the call returned, so it left its result")

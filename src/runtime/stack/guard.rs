@@ -5,26 +5,41 @@
 //! mapping of their own and stay when the memory around them is decommitted. Older kernels get
 //! `PROT_NONE` pages, each of which splits the segment. The mappings are counted then, and a stack
 //! is refused at 90 % of vm.max_map_count: the rest of the process needs some, too.
+//!
+//! The first guard of the process is probed. An emulator (qemu-user) answers advice that it does
+//! not know with success, and a stack without a guard overflows into the next one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::runtime::os::memory;
 use crate::runtime::stack::error::StackError;
 
-/// Set when the kernel said no to MADV_GUARD_INSTALL.
-static MPROTECT_GUARDS: AtomicBool = AtomicBool::new(false);
+/// How guards are made: not known yet.
+const UNPROBED: u8 = 0;
+/// By markers, which were seen to work.
+const MARKERS: u8 = 1;
+/// By `PROT_NONE` pages: the kernel refused markers once, or they did not work.
+const PAGES: u8 = 2;
 
+/// Goes from `UNPROBED` to one of the others, and from `MARKERS` to `PAGES`. Two threads that both
+/// probe find the same.
+static HOW: AtomicU8 = AtomicU8::new(UNPROBED);
+
+/// Makes a guard of whole pages: the lowest ones of a slot that is not used yet.
 pub(crate) fn install_guard(at: usize, bytes: usize) -> Result<(), StackError> {
-    if !MPROTECT_GUARDS.load(Ordering::Relaxed) {
-        // SAFETY: the lowest pages of a slot that is not used yet.
-        if unsafe { memory::install_guard_markers(at, bytes) } {
+    let how = HOW.load(Ordering::Relaxed);
+    if how != PAGES {
+        // SAFETY: the lowest pages of a slot that is not used yet (1).
+        let is_marked = unsafe { memory::install_guard_markers(at, bytes) };
+        if is_marked && (how == MARKERS || memory::is_guarded(at)) {
+            HOW.store(MARKERS, Ordering::Relaxed);
             return Ok(());
         }
-        MPROTECT_GUARDS.store(true, Ordering::Relaxed);
+        HOW.store(PAGES, Ordering::Relaxed);
     }
     MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner).take_two()?;
-    // SAFETY: the lowest pages of a slot that is not used yet.
+    // SAFETY: the lowest pages of a slot that is not used yet (1).
     unsafe { memory::forbid_access(at, bytes) }.map_err(|errno| StackError::Guard { errno })
 }
 
@@ -66,14 +81,38 @@ impl Mappings {
 /// How guards are made here, as a sentence for `environment()`. It is known once a slot was
 /// allocated.
 pub(crate) fn guards_report() -> String {
-    if MPROTECT_GUARDS.load(Ordering::Relaxed) {
-        let limit = memory::max_mappings().unwrap_or(Mappings::USUAL_LIMIT);
-        let stacks = limit / 10 * 9 / 2;
-        format!(
-            "no MADV_GUARD_INSTALL: guards are PROT_NONE pages, {stacks} stacks at most \
-             (vm.max_map_count is {limit})"
-        )
-    } else {
-        "MADV_GUARD_INSTALL".into()
+    if HOW.load(Ordering::Relaxed) != PAGES {
+        return "MADV_GUARD_INSTALL".into();
+    }
+    let limit = memory::max_mappings().unwrap_or(Mappings::USUAL_LIMIT);
+    let stacks = limit / 10 * 9 / 2;
+    format!(
+        "no MADV_GUARD_INSTALL: guards are PROT_NONE pages, {stacks} stacks at most \
+         (vm.max_map_count is {limit})"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jit::PAGE_BYTES;
+
+    /// What the probe relies on: it tells a page that is marked from one that is not, whatever the
+    /// call that marks has answered.
+    #[test]
+    fn markers_are_believed_only_where_they_work() {
+        let pages = memory::reserve_stacks(4 * PAGE_BYTES).expect("address space");
+        assert!(!memory::is_guarded(pages), "a page that can be read");
+        install_guard(pages, PAGE_BYTES).expect("a mapping");
+        assert!(!memory::is_guarded(pages + PAGE_BYTES), "the page above the guard");
+        assert_eq!(memory::is_guarded(pages), guards_report() == "MADV_GUARD_INSTALL");
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
+        let is_forbidden = maps.lines().any(|line| {
+            let (from, rest) = line.split_once('-').expect("a range");
+            let (to, rest) = rest.split_once(' ').expect("permissions");
+            let address = |text| usize::from_str_radix(text, 16).expect("an address");
+            (address(from)..address(to)).contains(&pages) && rest.starts_with("---p")
+        });
+        assert_eq!(is_forbidden, guards_report() != "MADV_GUARD_INSTALL");
     }
 }

@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use crate::runtime::arch::Gobuf;
-use crate::runtime::arch::switch::{goroutine_entry, goswitch};
+use crate::runtime::arch::stubs::goroutine_entry;
+use crate::runtime::arch::switch::goswitch;
 use crate::runtime::gmp::current::this_sched;
 use crate::runtime::gmp::g::{G, TaskType};
 use crate::runtime::gmp::pools;

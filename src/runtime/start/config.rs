@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::jit::JitError;
 use crate::runtime::arch::VectorState;
+use crate::runtime::arch::save_area::PREEMPTS_JIT_CODE;
 use crate::runtime::stack::{SizeClass, StackError};
 
 /// The most processors that a run can have.
@@ -53,7 +54,7 @@ impl Default for Config {
             processors: processors.min(MAX_PROCESSORS),
             stack_bytes: 64 << 10,
             time_slice: Some(Duration::from_millis(10)),
-            async_preemption: true,
+            async_preemption: PREEMPTS_JIT_CODE,
             vector_state: VectorState::Auto,
         }
     }
@@ -138,7 +139,8 @@ impl Config {
 
     /// Whether goroutines are also preempted by a signal (SIGURG), in JIT code that is registered
     /// as preemptible ([`Annotations::preemptible`](crate::jit::Annotations::preemptible)). The
-    /// default is yes. Otherwise they yield at polls only.
+    /// default is yes on x86-64. Otherwise they yield at polls only. On AArch64, which has no stubs
+    /// for it yet, the default is no, and `run` refuses `true`.
     ///
     /// Once a program has such code, a thread whose goroutine runs for longer than its slice gets
     /// the signal in native code too. There it changes nothing but that system calls may end with
@@ -171,8 +173,11 @@ impl Config {
     }
 
     /// Whether goroutines are also preempted by a signal. Without time slices none is.
-    pub(crate) fn is_preempted_by_signal(&self) -> bool {
-        self.async_preemption && self.time_slice.is_some()
+    pub(crate) fn is_preempted_by_signal(&self) -> Result<bool, RunError> {
+        if self.async_preemption && !PREEMPTS_JIT_CODE {
+            return Err(RunError::AsyncPreemption);
+        }
+        Ok(self.async_preemption && self.time_slice.is_some())
     }
 
     /// The vector registers to save.
@@ -232,6 +237,8 @@ pub enum RunError {
         /// The value of the setting.
         requested: Duration,
     },
+    /// [`Config::async_preemption`] is on, and this architecture has no stubs for it yet.
+    AsyncPreemption,
     /// This CPU, or its operating system, has no such registers.
     VectorState {
         /// The value of the setting.
@@ -266,6 +273,11 @@ impl fmt::Display for RunError {
                 f,
                 "Config::time_slice is {requested:?}, and must be at least {MIN_TIME_SLICE:?}; \
                  None is no preemption"
+            ),
+            Self::AsyncPreemption => f.write_str(
+                "Config::async_preemption is true, and goroutines are not preempted by a signal on \
+                 AArch64 yet; leave it at its default, which is false there: goroutines yield where \
+                 they park, in gosched and in checkpoint",
             ),
             Self::VectorState { requested } => write!(
                 f,

@@ -30,7 +30,8 @@ const TARGET_STACK_BYTES: usize = 2048;
 /// The stubs that preempt with the settings of a run.
 #[derive(Clone, Copy)]
 pub(crate) struct PreemptStubs {
-    stubs: StubAddresses,
+    /// `None` on a machine that has none: nothing there calls them.
+    stubs: Option<StubAddresses>,
     /// What must be left of a stack where a goroutine is descheduled.
     headroom_bytes: usize,
     /// Whether goroutines are also preempted by a signal. Otherwise they yield at polls only.
@@ -42,7 +43,11 @@ impl PreemptStubs {
     pub(crate) fn new(state: VectorState, by_signal: bool) -> Result<Self, RunError> {
         /// The stubs of each kind of save area, emitted so far. They are never freed.
         static EMITTED: Mutex<Vec<(SaveArea, StubAddresses)>> = Mutex::new(Vec::new());
-        let area = save_area(state).ok_or(RunError::VectorState { requested: state })?;
+        let area = match save_area(state) {
+            Some(area) => area,
+            None if state == VectorState::Auto => return Ok(Self::none()),
+            None => return Err(RunError::VectorState { requested: state }),
+        };
         let headroom_bytes = (area.stack_bytes() + TARGET_STACK_BYTES).max(PANIC_STACK_BYTES);
         let mut emitted = EMITTED.lock().unwrap_or_else(PoisonError::into_inner);
         let known = emitted.iter().find(|(known, _)| *known == area).map(|(_, stubs)| *stubs);
@@ -67,7 +72,12 @@ impl PreemptStubs {
             signals::install(&[(signals::PREEMPT, on_signal)]);
             PID.store(std::process::id() as i32, Ordering::Relaxed);
         }
-        Ok(Self { stubs, headroom_bytes, by_signal })
+        Ok(Self { stubs: Some(stubs), headroom_bytes, by_signal })
+    }
+
+    /// What a machine without these stubs needs: goroutines yield in Rust code only.
+    fn none() -> Self {
+        Self { stubs: None, headroom_bytes: PANIC_STACK_BYTES, by_signal: false }
     }
 }
 
@@ -84,9 +94,12 @@ impl SignalRegistration {
     /// handlers.
     pub(crate) fn new(m: &'static M, stubs: &PreemptStubs, takes_signals: bool) -> Self {
         let by_signal = stubs.by_signal && takes_signals;
-        m.preempt.async_stub.store(stubs.stubs.async_preempt, Ordering::Relaxed);
+        let addresses =
+            stubs.stubs.map(|stubs| [stubs.async_preempt, stubs.poll, stubs.stack_check]);
+        let [async_preempt, poll, stack_check] = addresses.unwrap_or_default();
+        m.preempt.async_stub.store(async_preempt, Ordering::Relaxed);
         m.preempt.headroom_bytes.store(stubs.headroom_bytes, Ordering::Relaxed);
-        tls::set_poll_stubs(stubs.stubs.poll, stubs.stubs.stack_check);
+        tls::set_poll_stubs(poll, stack_check);
         let modes = FpControl::current();
         tls::set_fp_control(modes);
         let previous_mask = by_signal.then(|| signals::unblock(signals::PREEMPT));

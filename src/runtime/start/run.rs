@@ -121,7 +121,7 @@ fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
     fault::install_handlers();
     let processors = config.processor_count()?;
     let slice = config.slice()?;
-    let by_signal = config.is_preempted_by_signal();
+    let by_signal = config.is_preempted_by_signal()?;
     let stubs = PreemptStubs::new(config.wanted_vector_state(), by_signal)?;
     let sched = new_sched(processors, class);
     let (threads, failed) = start_threads(sched, &stubs, slice);

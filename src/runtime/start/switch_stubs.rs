@@ -26,7 +26,7 @@ pub(crate) fn emit_stubs() -> Result<(), JitError> {
     }
     let jit = Jit::new()?;
     let main = goroutine_main as *const () as usize;
-    arch::switch::set_stubs(jit::stubs::switch::emit(jit.arena(), Gobuf::LAYOUT, main)?);
+    arch::stubs::set(jit::stubs::switch::emit(jit.arena(), Gobuf::LAYOUT, main)?);
     DONE.set(()).expect("it is set under the lock only, and was not");
     Ok(())
 }

@@ -43,11 +43,8 @@
 
 use std::ops::ControlFlow;
 
-use crate::jit::stubs::preempt;
-use crate::jit::{
-    FrameClass, FrameState, RED_ZONE_BYTES, StubInfo, StubKind, entry_frame, lookup, lookup_return,
-};
-use crate::runtime::arch::{Registers, tls};
+use crate::jit::{FrameClass, FrameState, StubInfo, StubKind, entry_frame, lookup, lookup_return};
+use crate::runtime::arch::{Interrupted, Registers, frame_rules, tls};
 use crate::runtime::gmp::g::G;
 use crate::runtime::stack::LARGEST_BYTES;
 
@@ -182,21 +179,17 @@ pub(crate) fn step_out(
     }
     let state = state_of(stub, exact_pc);
     if stub.kind() == StubKind::Preempt {
-        return interrupted_code(r, state, current, bounds).unwrap_or(Out::Broken);
+        let read = |at| bounds.read(at);
+        return match frame_rules::interrupted(state, r, current.0, tls::resume_word, read) {
+            Some(Interrupted { at, anchor }) => Out::Interrupted { at, anchor },
+            None => Out::Broken,
+        };
     }
     if class == FrameClass::Root {
         return Out::Root;
     }
-    let (cfa, fp) = match state {
-        FrameState::Bare => (r.sp.wrapping_add(8), Some(r.fp)),
-        FrameState::Lowered => (r.sp.wrapping_add(8 + RED_ZONE_BYTES), Some(r.fp)),
-        FrameState::Pushed => (r.sp.wrapping_add(16), bounds.read(r.sp)),
-        FrameState::Linked | FrameState::Complete => (r.fp.wrapping_add(16), bounds.read(r.fp)),
-        FrameState::Left => return Out::Broken,
-    };
-    let caller = match (cfa.checked_sub(8).and_then(|at| bounds.read(at)), fp) {
-        (Some(pc), Some(fp)) => Registers { pc, sp: cfa, fp },
-        _ => return Out::Broken,
+    let Some(caller) = frame_rules::caller(state, r, |at| bounds.read(at)) else {
+        return Out::Broken;
     };
     if stub.kind() == StubKind::Systemstack {
         // Native code calls it, and it does not change the anchor.
@@ -215,37 +208,6 @@ pub(crate) fn step_out(
         Some(anchor) => Out::Native { anchor: Some(anchor), caller },
         None => Out::Broken,
     }
-}
-
-/// Leaves the frame of a stub that deschedules, to the code that it has interrupted. `None`: a word
-/// is not in the stack.
-fn interrupted_code(
-    r: Registers,
-    state: FrameState,
-    current: (usize, usize),
-    bounds: &Bounds,
-) -> Option<Out> {
-    let (pc, sp, fp) = match state {
-        FrameState::Left => (tls::resume_word(), r.sp, r.fp),
-        FrameState::Bare => (bounds.read(r.sp)?, r.sp.wrapping_add(8 + RED_ZONE_BYTES), r.fp),
-        FrameState::Pushed => {
-            let pc = bounds.read(r.sp.wrapping_add(8))?;
-            (pc, r.sp.wrapping_add(preempt::frame::SP), bounds.read(r.sp)?)
-        }
-        FrameState::Linked | FrameState::Complete | FrameState::Lowered => {
-            let pc = bounds.read(r.fp.wrapping_add(preempt::frame::PC))?;
-            (pc, r.fp.wrapping_add(preempt::frame::SP), bounds.read(r.fp)?)
-        }
-    };
-    // The stub saves the previous anchor in its slots, and then stores its own rbp as the anchor's
-    // fp. So an anchor with this rbp says that the slots hold the previous one, at each
-    // instruction. With any other fp, the anchor is still the previous one.
-    let slot = |offset: isize| bounds.read(r.fp.wrapping_add_signed(offset));
-    let anchor = match state.has_frame() && current.0 == r.fp {
-        true => slot(preempt::frame::PREVIOUS_FP).zip(slot(preempt::frame::PREVIOUS_PC)),
-        false => None,
-    };
-    Some(Out::Interrupted { at: Registers { pc, sp, fp }, anchor })
 }
 
 /// Where an exact walk begins.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use footbridge::runtime::{self, Builder, Chan, go, gosched, scope, stack_usage};
 use support::child;
+use support::random::Random;
 use support::runs::{alone, config};
 use support::settings::{number_or, seed_or};
-use support::spinner::Random;
 
 use super::{CLASSES, DESCEND_FACTOR, KIB, MIB, PAGE, descend, in_use, lowest, made};
 

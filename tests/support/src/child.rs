@@ -3,6 +3,7 @@
 //! The test binary executes itself for one test. That process forks before it has used anything of
 //! the crate, so that the body runs in a process with a single thread.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -108,16 +109,11 @@ impl<'a> Child<'a> {
 
     fn start(self, this: &str) -> Outcome {
         let Self { test, environment, under, .. } = self;
-        let program = std::env::current_exe().expect("the test binary has a path");
-        let mut command = match under {
-            [] => Command::new(program),
-            [first, arguments @ ..] => {
-                let mut command = Command::new(first);
-                command.args(arguments).arg(program);
-                command
-            }
-        };
+        let under = under.iter().map(OsString::from);
+        let mut words = under.chain(this_program());
+        let mut command = Command::new(words.next().expect("at least the program"));
         let output = command
+            .args(words)
             .args([&path_of(test), "--exact", "--nocapture", "--test-threads=1"])
             .env(VARIABLE, this)
             .env("RUST_BACKTRACE", "0")
@@ -128,12 +124,20 @@ impl<'a> Child<'a> {
     }
 }
 
+/// The words that start this test binary again. `FOOTBRIDGE_TEST_RUNNER` is what a program of
+/// another machine needs before it: an emulator (`.ci/aarch64`).
+fn this_program() -> impl Iterator<Item = OsString> {
+    let program = std::env::current_exe().expect("the test binary has a path");
+    std::env::var_os("FOOTBRIDGE_TEST_RUNNER").into_iter().chain([program.into_os_string()])
+}
+
 /// The path (`module::test`) of a test in this binary. Its name must be unique in the binary.
 fn path_of(test: &str) -> String {
     static LIST: OnceLock<String> = OnceLock::new();
     let list = LIST.get_or_init(|| {
-        let program = std::env::current_exe().expect("the test binary has a path");
-        let listing = Command::new(program).args(["--list", "--format=terse"]).output();
+        let mut words = this_program();
+        let mut command = Command::new(words.next().expect("at least the program"));
+        let listing = command.args(words).args(["--list", "--format=terse"]).output();
         String::from_utf8(listing.expect("the test binary starts").stdout).expect("names")
     });
     let paths = list.lines().filter_map(|line| line.strip_suffix(": test"));
@@ -148,7 +152,12 @@ fn outcome(test: &str, output: std::process::Output) -> Outcome {
         code: output.status.code(),
         signal: output.status.signal(),
         stdout: text(output.stdout),
-        stderr: text(output.stderr),
+        // An emulator's own words about a program that a signal ends, once for the forked process
+        // and once for the one that passes its end on.
+        stderr: text(output.stderr)
+            .split_inclusive('\n')
+            .filter(|line| !line.starts_with("qemu: uncaught target signal"))
+            .collect(),
     };
     assert!(outcome.stdout.contains(BEGIN), "{test} is not the name of the test: {outcome:#?}");
     outcome

@@ -1,4 +1,5 @@
-//! Emitted code that several tests need.
+//! Code of x86-64 that several tests need. Tests that use it compile on AArch64, and are not on the
+//! list of those that run there (`.ci/aarch64.tests`).
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::{Code, FrameClass, Jit, Ops};

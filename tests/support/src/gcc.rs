@@ -11,6 +11,7 @@ pub fn has_gcc() -> bool {
 }
 
 /// Like [`has_gcc`], and the CPU executes AVX2.
+#[cfg(target_arch = "x86_64")]
 pub fn has_gcc_and_avx2() -> bool {
     let avx2 = std::arch::is_x86_feature_detected!("avx2");
     available(avx2 && Command::new("gcc").arg("--version").output().is_ok(), "gcc and AVX2")

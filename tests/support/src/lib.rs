@@ -2,12 +2,11 @@
 
 pub mod c_types;
 pub mod child;
-#[cfg(target_arch = "x86_64")]
 pub mod code;
-#[cfg(target_arch = "x86_64")]
 pub mod gcc;
 #[cfg(target_arch = "x86_64")]
 pub mod native_unwind;
+pub mod random;
 pub mod runs;
 pub mod settings;
 #[cfg(target_arch = "x86_64")]

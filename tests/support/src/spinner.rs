@@ -15,6 +15,8 @@ use footbridge::abi::Convention;
 use footbridge::jit::{Annotations, Code, FrameClass, Jit, Ops};
 use footbridge::runtime::{Entry, VectorState};
 
+pub use crate::random::Random;
+
 /// The registers in the order of `State::gpr`.
 const GPRS: [&str; 16] = [
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13",
@@ -326,24 +328,6 @@ pub enum Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
-    }
-}
-
-/// A generator of random numbers: splitmix64.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next_u64() % limit
     }
 }
 

@@ -1,12 +1,14 @@
 //! A thread that aborts the process when the test makes no progress, and reports its state first.
 //!
 //! A scheduler test that hangs is a finding like any other, and must report where each thread was.
-//! The process must belong to the test alone, since it is aborted.
+//! The process is aborted. So it belongs to the test alone ([`start`]), or the test says while it
+//! beats ([`watch`]): in a binary of many tests, others may run for long after it.
 
 #![allow(unsafe_code, reason = "calls the C library")]
 
 use std::fmt::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// The number of calls of [`beat`].
@@ -20,15 +22,42 @@ pub fn beat() {
     BEATS.fetch_add(1, Ordering::Relaxed);
 }
 
+/// How many [`Watch`]es there are.
+static WATCHES: AtomicUsize = AtomicUsize::new(0);
+
+/// A test that beats, as long as the value lives.
+#[must_use = "nothing is watched once it is dropped"]
+pub struct Watch(());
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        WATCHES.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Aborts the process when nothing has happened for `limit` while there is a [`Watch`]. The first
+/// limit holds for all.
+pub fn watch(limit: Duration) -> Watch {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| spawn(limit, || {}, || WATCHES.load(Ordering::Relaxed) > 0));
+    beat();
+    WATCHES.fetch_add(1, Ordering::Relaxed);
+    Watch(())
+}
+
 /// Starts the thread. After `limit` without a [`beat`] it calls `describe` and aborts the process.
 /// `describe` may take a few seconds, and must not wait for anything that may hang.
 pub fn start(limit: Duration, describe: impl Fn() + Send + 'static) {
+    spawn(limit, describe, || true);
+}
+
+fn spawn(limit: Duration, describe: impl Fn() + Send + 'static, is_on: fn() -> bool) {
     let body = move || {
         let (mut known, mut since) = (0, Instant::now());
         loop {
             std::thread::sleep(Duration::from_millis(100));
             let now = BEATS.load(Ordering::Relaxed);
-            if now != known {
+            if now != known || !is_on() {
                 (known, since) = (now, Instant::now());
             } else if since.elapsed() >= limit {
                 // The hanging thread may hold the lock of the allocator or of standard error: then

@@ -56,6 +56,10 @@ const FRAME_BYTES: usize = 8 + 136;
 const FOREIGN_FLAGS: i32 = 1 << 10 | 1 << 18;
 
 /// How vector and x87 registers are saved.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only the code of an x86-64 processor finds out which")
+)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum SaveArea {
     /// FXSAVE: x87, MMX and xmm0..15, in 512 bytes.

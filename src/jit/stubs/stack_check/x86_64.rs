@@ -114,7 +114,8 @@ pub(super) fn emit_stub(
     e.finish().report
 }
 
-#[cfg(test)]
+// The walks read slow paths in code of the host only.
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use iced_x86::{Code, Decoder, DecoderOptions, Register};
 

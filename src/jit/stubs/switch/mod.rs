@@ -12,13 +12,13 @@
 //! a whole: a walk that finds a pc there stops. The architecture's file says in which registers the
 //! stubs take their arguments.
 
+mod aarch64;
 mod x86_64;
 
 use dynasmrt::VecAssembler;
 use dynasmrt::relocations::Relocation;
 
 use super::env::GobufLayout;
-use super::host::unsupported;
 use crate::abi::Arch;
 use crate::jit::arena::{Arena, STUB_BYTES, StubSpec};
 use crate::jit::error::JitError;
@@ -50,7 +50,13 @@ pub(crate) fn emit(
             x86_64::systemstack,
             |ops| x86_64::goroutine_entry(ops, memory, goroutine_main),
         ),
-        _ => Err(unsupported("switches between stacks")),
+        Arch::Aarch64 => publish(
+            arena,
+            |ops| aarch64::gogo(ops, gobuf),
+            |ops| aarch64::mcall(ops, gobuf),
+            aarch64::systemstack,
+            |ops| aarch64::goroutine_entry(ops, goroutine_main),
+        ),
     }
 }
 

@@ -5,7 +5,8 @@ use std::arch::asm;
 
 use crate::runtime::arch::registers::Registers;
 
-/// Registers at this place.
+/// The registers of the function that this is inlined into, at this point of it. The pc is exact:
+/// it is the address of an instruction of that function.
 #[inline(always)]
 pub(crate) fn registers_here() -> Registers {
     let (pc, sp, fp): (usize, usize, usize);

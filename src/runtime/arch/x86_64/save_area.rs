@@ -1,8 +1,8 @@
-#![allow(unsafe_code, reason = "asks the CPU")]
-//! What of the machine state this CPU and its operating system keep apart for each thread, and so
-//! what must be saved of a goroutine that is interrupted.
+#![allow(unsafe_code, reason = "reads what the CPU has")]
+//! Which machine state this CPU and its operating system keep for each thread, and so what must be
+//! saved of a goroutine that is interrupted.
 //!
-//! Never saved: the tiles of AMX (8 KiB, and a permission of their own) and PKRU (which is the
+//! Never saved: the tiles of AMX (8 KiB, with a permission of their own) and PKRU (which is the
 //! thread's).
 
 use std::arch::asm;
@@ -10,17 +10,17 @@ use std::arch::asm;
 use crate::jit::stubs::preempt::SaveArea;
 use crate::runtime::arch::vector_state::VectorState;
 
+/// Whether goroutines can be preempted in JIT code, by polls or by a signal.
+pub(crate) const PREEMPTS_JIT_CODE: bool = true;
+
 // Bits of XCR0: Intel SDM volume 1, section 13.1.
 const X87_SSE: u32 = 0b11;
-
 const AVX: u32 = 1 << 2;
-
 const AVX512: u32 = 0b111 << 5;
-
 /// The extended general-purpose registers, r16 to r31.
 const APX: u32 = 1 << 19;
 
-/// Legacy area and header.
+/// Legacy area and header (Intel SDM volume 1, section 13.4).
 const HEADER_END: usize = 576;
 
 /// How the state that `wanted` names is saved. `None`: this CPU, or its operating system, lacks it.
@@ -66,8 +66,8 @@ fn enabled_state() -> u32 {
     low
 }
 
-/// Bytes of an XSAVE area in the standard format that holds the components of the mask: CPUID leaf
-/// 0DH, sub-leaf i, says size and offset of component i.
+/// Bytes of an XSAVE area in the standard format that holds the components of the mask. Size and
+/// offset of component i are in sub-leaf i of CPUID leaf 0DH (Intel SDM volume 1, section 13.4.3).
 fn standard_bytes(mask: u32) -> usize {
     let ends = (2..32).filter(|i| mask >> i & 1 != 0).map(|i| {
         let (size, offset) = cpuid_eax_ebx(0xd, i);
@@ -78,7 +78,7 @@ fn standard_bytes(mask: u32) -> usize {
 
 fn cpuid_eax_ebx(leaf: u32, sub_leaf: u32) -> (u32, u32) {
     let (eax, ebx): (u32, u64);
-    // SAFETY: every x86-64 CPU has CPUID; rbx, which the compiler reserves, is put back.
+    // SAFETY: every x86-64 CPU has CPUID; rbx, which the compiler reserves, is restored.
     unsafe {
         asm!(
             "mov {rbx}, rbx",

@@ -1,91 +1,79 @@
 #![allow(unsafe_code, reason = "switches stacks")]
-//! The switch from one goroutine to another, and the Rust side of the other switch stubs: asm sites
-//! that leave for another stack.
+//! The instructions that leave one stack for another (contract: `arch/switch.rs`; the stubs that
+//! they jump to: `jit/stubs/switch/x86_64.rs`).
 //!
-//! A site states that every register is lost except rsp, and rbp and rbx, which are kept in the
-//! Gobuf because an asm block cannot name them. The compiler then saves what is live and nothing
-//! else. The site gives its resume address in rcx and *jumps*:
+//! # State
+//!
+//! A site declares that it loses every register but rsp, rbp and rbx. rbp and rbx go into the
+//! Gobuf: an asm block cannot name them. xmm0 to xmm15, the x87 stack and the mask registers hold
+//! nothing over a call in System V, so that the compiler has saved what is live of them. MXCSR and
+//! the x87 control word are the thread's (`sched/fp_control.rs`).
+//!
+//! Addresses grow up the page. `rsp ->` and `rbp ->` are registers, `sp ->` and `fp ->` fields of
+//! the Gobuf.
 //!
 //! ```text
-//!        lea rcx, [rip + 2f]          the goroutine's stack, addresses grow upwards
-//!        jmp stub                      |  frames of the caller    |
-//!     2: (resumed here)                |  frame of this function  | <- rsp, saved as it is
+//!            running                 parked in goswitch         on the system stack (mcall)
+//!
+//!       |  frames of the   |       |  frames of the   |        |  frames of the   |
+//!       |  caller          |       |  caller          |        |  caller          |
+//!       +------------------+       +------------------+        +------------------+
+//!       |  return address  |       |  return address  |        |  return address  |
+//!       |  frame of the    |       |  frame of the    |        |  frame of the    |
+//!       |  site's function |       |  site's function |        |  site's function |
+//!  rsp ->------------------+  sp ->+------------------+   sp ->+------------------+
+//!
+//!       pc = 0                     pc = label 2 of the         pc = label 2 of the site
+//!       sp, fp, base: stale        site                        fp = rbp, base = rbx of the site
+//!                                  fp, base = its rbp, rbx
+//!                                                              the thread's stack:
+//!                                                                system_sp ->  (16-aligned)
+//!                                                                |  return address: `ud2`   |
+//!                                                           rsp ->--------------------------+
+//!                                                                rbp = 0
+//!
+//!           new                    on the system stack (systemstack)
+//!
+//!       |  task            |       |  frames of the   |
+//!   sp ->------------------+       |  caller          |       |  frames of the thread    |
+//!                                  +------------------+       +--------------------------+
+//!       pc = goroutine entry       |  return address  |       |  return address: stub    |
+//!       fp = 0                rbp ->  saved rbp       |       |  frame of the function   |
+//!                                  +------------------+  rsp ->--------------------------+
 //! ```
 //!
-//! Nothing is pushed, so that at label 2 the compiler's own call frame information is right and
-//! a parked goroutine can be unwound from (pc, sp, bp) of its Gobuf.
+//! Between `goswitch` of one goroutine and label 2 of the next, registers are half of each. No
+//! frame is older to an unwinder there: the call frame information of the range says that rip is
+//! undefined.
 //!
-//! `goswitch` is no stub but is written out at each site: the processor then predicts for each site
-//! where it leads, which is three times as fast as a jump that all sites share. In between, from
-//! the first instruction to the last, the call frame information says that nothing is above:
-//! whoever unwinds there from a signal ends, as in a stub.
+//! Stores of x86-64 are seen in program order (Intel SDM volume 3, section 9.2.2): a plain `mov`
+//! that comes last is the Release that the Gobuf demands.
 
 use std::arch::asm;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::jit::stubs::switch::SwitchStubs;
+use crate::runtime::arch::cfi::describe_frame;
 use crate::runtime::arch::gobuf::Gobuf;
+use crate::runtime::arch::stubs;
 
-static GOGO: AtomicUsize = AtomicUsize::new(0);
-
-static MCALL: AtomicUsize = AtomicUsize::new(0);
-
-pub(crate) static SYSTEMSTACK: AtomicUsize = AtomicUsize::new(0);
-
-static GOROUTINE_ENTRY: AtomicUsize = AtomicUsize::new(0);
-
-/// Directives for the description of a frame.
-#[cfg(not(footbridge_no_unwind_tables))]
-macro_rules! describe_frame {
-    ($directives:literal) => {
-        $directives
-    };
-}
-
-/// Where functions have no unwind tables there must be none: `build.rs`.
-#[cfg(footbridge_no_unwind_tables)]
-macro_rules! describe_frame {
-    ($directives:literal) => {
-        ""
-    };
-}
-
-/// Makes these the stubs that the functions of this file jump to.
-pub(crate) fn set_stubs(stubs: SwitchStubs) {
-    let SwitchStubs { gogo, mcall, systemstack, goroutine_entry } = stubs;
-    GOGO.store(gogo, Ordering::Relaxed);
-    MCALL.store(mcall, Ordering::Relaxed);
-    SYSTEMSTACK.store(systemstack, Ordering::Relaxed);
-    GOROUTINE_ENTRY.store(goroutine_entry, Ordering::Relaxed);
-}
-
-/// The pc at which a goroutine starts.
-pub(crate) fn goroutine_entry() -> usize {
-    GOROUTINE_ENTRY.load(Ordering::Relaxed)
-}
-
-/// The systemstack stub, which is called: see `sched/systemstack.rs`.
-pub(crate) fn systemstack_stub() -> usize {
-    SYSTEMSTACK.load(Ordering::Relaxed)
-}
-
-/// Saves the running context to `from` and continues `to`. Returns when somebody continues `from`.
+/// See `arch/switch.rs`.
 ///
 /// # Safety
 /// 1. The caller runs on the stack that `from` is the Gobuf of.
-/// 2. `to` holds a saved context that nobody else continues.
+/// 2. `to` holds a saved context that nothing else resumes.
 #[inline(always)]
 pub(crate) unsafe fn goswitch(from: *const Gobuf, to: *const Gobuf) {
-    // SAFETY: saves rsp, rbp, rbx and where to resume to `from` and loads those of `to`; everything
-    // else is declared lost. The saved pc is written last and cleared when it is used, and rsi is
-    // the Gobuf on arrival, as with the stubs (`jit/stubs/switch.rs`).
+    // SAFETY: saves rsp, rbp, rbx and where to resume to `from` (1) and loads those of `to` (2);
+    // everything else is declared lost. rsi is the Gobuf on arrival, as the goroutine entry stub
+    // expects it.
     unsafe {
         asm!(
+            // The return address is undefined from here to label 2: no frame is older.
             describe_frame!(".cfi_remember_state\n.cfi_undefined rip"),
             "lea rcx, [rip + 2f]",
             "mov [rdi + {sp}], rsp",
             "mov [rdi + {bp}], rbp",
             "mov [rdi + {bx}], rbx",
+            // `from` is complete: from here on another thread may inspect its stack.
             "mov [rdi + {pc}], rcx",
             "mov rcx, [rsi + {pc}]",
             "mov rsp, [rsi + {sp}]",
@@ -108,31 +96,29 @@ pub(crate) unsafe fn goswitch(from: *const Gobuf, to: *const Gobuf) {
     }
 }
 
-/// Continues `to` and forgets the running context.
+/// See `arch/switch.rs`.
 ///
 /// # Safety
-/// 1. `to` holds a saved context that nobody else continues.
+/// 1. `to` holds a saved context that nothing else resumes.
 /// 2. Nothing on the running stack is needed any more.
 #[inline(always)]
 pub(crate) unsafe fn gogo(to: *const Gobuf) -> ! {
-    // SAFETY: the caller's promise.
+    // SAFETY: the stub loads the context (1) and does not come back (2).
     unsafe {
         asm!(
             "jmp {stub}",
-            stub = in(reg) GOGO.load(Ordering::Relaxed),
+            stub = in(reg) stubs::gogo(),
             in("rsi") to,
             options(noreturn),
         );
     }
 }
 
-/// Saves the running context to `from` and calls `f(argument)` with rsp = `system_sp`, the start of
-/// this thread's system stack.
-/// Returns when somebody continues `from`.
+/// See `arch/switch.rs`.
 ///
 /// # Safety
 /// 1. The caller runs on the stack that `from` is the Gobuf of, not on that system stack.
-/// 2. What is on the system stack below its saved rsp is dead.
+/// 2. `system_sp` is a multiple of 16, and what is below it on that stack is dead.
 #[inline(always)]
 pub(crate) unsafe fn mcall<T>(
     from: *const Gobuf,
@@ -140,13 +126,14 @@ pub(crate) unsafe fn mcall<T>(
     f: unsafe extern "C" fn(*const T) -> !,
     argument: *const T,
 ) {
-    // SAFETY: as in `goswitch`; the function gets a fresh stack, 16-aligned.
+    // SAFETY: as in `goswitch` (1); the function gets a fresh stack (2), which is 16-aligned where
+    // its return address is pushed.
     unsafe {
         asm!(
             "lea rcx, [rip + 2f]",
             "jmp {stub}",
             "2:",
-            stub = in(reg) MCALL.load(Ordering::Relaxed),
+            stub = in(reg) stubs::mcall(),
             inout("rdi") from => _,
             inout("rsi") system_sp => _,
             inout("rdx") f => _,

@@ -1,37 +1,12 @@
 #![allow(unsafe_code, reason = "words that emitted code reads")]
-//! The thread-local words of the runtime. Emitted code reads them by their offsets from `fs`.
+//! Access to the thread-local words from `fs` (layout and reasons: `arch/tls.rs`).
 //!
-//! | | |
-//! | --- | --- |
-//! | 0 | the current goroutine |
-//! | 8 | the M that the thread is |
-//! | 16 | the guard of the current goroutine, or 0: see `preempt.rs` |
-//! | 24 | the poll stub of the run |
-//! | 32 | a resume address, for three instructions (`jit/stubs/preempt.rs`) |
-//! | 40 | the stack check stub of the run |
-//! | 48 | the floating-point control modes of the thread: see `fp_control.rs` |
-//!
-//! They are defined and read in assembly for two reasons. Emitted code needs one offset from `fs`
-//! that holds on every thread, which the initial-exec model gives. And a migratable goroutine may
-//! continue on another thread: an `asm!` without `pure` is executed each time, where the compiler
-//! may keep the address of a `thread_local!` over a suspension.
+//! The access sequence is that of the initial-exec model (System V psABI x86-64, and Ulrich
+//! Drepper, "ELF Handling For Thread-Local Storage", section 4.4.6): an entry of the global offset
+//! table holds the offset. A linker that makes an executable replaces the load by a constant.
 
-use std::arch::{asm, global_asm};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use crate::runtime::arch::fp_control::FpControl;
-
-global_asm!(
-    ".pushsection .tbss.footbridge_tls,\"awT\",@nobits",
-    ".p2align 4",
-    ".globl footbridge_0_1_tls",
-    ".hidden footbridge_0_1_tls",
-    ".type footbridge_0_1_tls, @object",
-    ".size footbridge_0_1_tls, 56",
-    "footbridge_0_1_tls:",
-    ".zero 56",
-    ".popsection",
-);
+use std::arch::asm;
+use std::sync::atomic::AtomicUsize;
 
 /// Offset of the current goroutine from the base of `fs`, the same on every thread.
 pub(crate) fn g_offset() -> i32 {
@@ -47,22 +22,11 @@ pub(crate) fn g_offset() -> i32 {
     i32::try_from(offset).expect("static thread-local storage is within 2 GiB of its base")
 }
 
-/// Offsets of the other words from the one of the current goroutine.
-pub(crate) const STACK_LIMIT_OFF: i32 = 16;
-
-pub(crate) const POLL_OFF: i32 = 24;
-
-pub(crate) const RESUME_OFF: i32 = 32;
-
-pub(crate) const STACK_CHECK_OFF: i32 = 40;
-
-pub(crate) const FP_CONTROL_OFF: i32 = 48;
-
-/// Address of this thread's word so many bytes behind that of the current goroutine.
-fn word(offset: i32) -> *const AtomicUsize {
+/// Address of this thread's word at an offset from the one of the current goroutine.
+pub(crate) fn word(offset: i32) -> *const AtomicUsize {
     let base: usize;
     // SAFETY: reads the base of `fs`, which the psABI keeps in its own first word, and an entry
-    // of the global offset table.
+    // of the global offset table. Not `pure`: the thread may be another one at the next call.
     unsafe {
         asm!(
             "mov {base}, qword ptr [rip + footbridge_0_1_tls@GOTTPOFF]",
@@ -74,43 +38,11 @@ fn word(offset: i32) -> *const AtomicUsize {
     base.wrapping_add_signed(offset as isize) as *const AtomicUsize
 }
 
-/// This thread's guard word. It goes when the thread does.
-pub(crate) fn stack_limit_word() -> *const AtomicUsize {
-    word(STACK_LIMIT_OFF)
-}
-
-/// Makes these the poll stub and the stack check stub of this thread.
-pub(crate) fn set_poll_stubs(poll: usize, stack_check: usize) {
-    // SAFETY: words of this thread.
-    unsafe {
-        (*word(POLL_OFF)).store(poll, Ordering::Relaxed);
-        (*word(STACK_CHECK_OFF)).store(stack_check, Ordering::Relaxed);
-    }
-}
-
-/// Makes these the modes of this thread, as [`FpControl`] are laid out.
-pub(crate) fn set_fp_control(modes: FpControl) {
-    // SAFETY: a word of this thread.
-    unsafe { (*word(FP_CONTROL_OFF)).store(modes.to_word(), Ordering::Relaxed) };
-}
-
-/// The modes of this thread while it is an M.
-pub(crate) fn fp_control() -> FpControl {
-    // SAFETY: a word of this thread.
-    FpControl::from_word(unsafe { (*word(FP_CONTROL_OFF)).load(Ordering::Relaxed) })
-}
-
-/// What the resume word of this thread holds.
-pub(crate) fn resume_word() -> usize {
-    // SAFETY: a word of this thread.
-    unsafe { (*word(RESUME_OFF)).load(Ordering::Relaxed) }
-}
-
-/// The guard of the goroutine that this thread runs; 0 where there is none.
+/// The stack limit of the goroutine that this thread runs; 0 where there is none.
 #[inline(always)]
 pub(crate) fn stack_limit() -> usize {
     let stack_limit: usize;
-    // SAFETY: reads the third word of this thread's block.
+    // SAFETY: reads the third word of this thread's block. Not `pure`, as in `word`.
     unsafe {
         asm!(
             "mov {stack_limit}, qword ptr [rip + footbridge_0_1_tls@GOTTPOFF]",
@@ -122,7 +54,7 @@ pub(crate) fn stack_limit() -> usize {
     stack_limit
 }
 
-/// Sets the word of the current goroutine, and the stack limit.
+/// Sets the current goroutine of this thread and its stack limit.
 #[inline(always)]
 pub(crate) fn set_g_and_stack_limit(g: usize, stack_limit: usize) {
     // SAFETY: writes the first and the third word of this thread's block.
@@ -139,11 +71,11 @@ pub(crate) fn set_g_and_stack_limit(g: usize, stack_limit: usize) {
     }
 }
 
-/// The word of the current goroutine.
+/// The goroutine that this thread runs; 0 on foreign threads and in the scheduler.
 #[inline(always)]
 pub(crate) fn g() -> usize {
     let g: usize;
-    // SAFETY: reads the first word of this thread's block.
+    // SAFETY: reads the first word of this thread's block. Not `pure`, as in `word`.
     unsafe {
         asm!(
             "mov {g}, qword ptr [rip + footbridge_0_1_tls@GOTTPOFF]",
@@ -155,11 +87,11 @@ pub(crate) fn g() -> usize {
     g
 }
 
-/// The word of the M that this thread is.
+/// The M of this thread; 0 on foreign threads.
 #[inline(always)]
 pub(crate) fn m() -> usize {
     let m: usize;
-    // SAFETY: reads the second word of this thread's block.
+    // SAFETY: reads the second word of this thread's block. Not `pure`, as in `word`.
     unsafe {
         asm!(
             "mov {m}, qword ptr [rip + footbridge_0_1_tls@GOTTPOFF]",
@@ -171,7 +103,7 @@ pub(crate) fn m() -> usize {
     m
 }
 
-/// Sets the word of the M that this thread is.
+/// Sets the M of this thread.
 pub(crate) fn set_m(m: usize) {
     // SAFETY: writes the second word of this thread's block.
     unsafe {

@@ -11,6 +11,9 @@ use crate::jit::PAGE_BYTES;
 /// madvise(2), Linux 6.13; from asm-generic/mman-common.h.
 const MADV_GUARD_INSTALL: libc::c_int = 102;
 
+/// madvise(2), Linux 5.14; from asm-generic/mman-common.h.
+const MADV_POPULATE_READ: libc::c_int = 22;
+
 fn errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
@@ -49,8 +52,9 @@ pub(crate) unsafe fn decommit(at: usize, bytes: usize) {
     unsafe { libc::madvise(at as *mut _, bytes, libc::MADV_DONTNEED) };
 }
 
-/// Makes accesses to a range fault, by page table markers, which cost no mapping. Returns whether
-/// the kernel has them (Linux 6.13).
+/// Makes accesses to a range fault, by page table markers, which cost no mapping (Linux 6.13).
+/// Returns whether the kernel says that it did. An emulator may say so and do nothing: see
+/// [`is_guarded`].
 ///
 /// # Safety
 /// 1. The range lies in a mapping of [`reserve_stacks`].
@@ -58,6 +62,18 @@ pub(crate) unsafe fn decommit(at: usize, bytes: usize) {
 pub(crate) unsafe fn install_guard_markers(at: usize, bytes: usize) -> bool {
     // SAFETY: 1. and 2. are the caller's promises.
     unsafe { libc::madvise(at as *mut _, bytes, MADV_GUARD_INSTALL) == 0 }
+}
+
+/// Whether an access to the page at this address would fault for a guard marker.
+///
+/// The kernel is asked to populate the page as a read access would. Over a guard marker that fails
+/// with EFAULT. qemu-user, which knows neither call, answers both with success. A probe that cannot
+/// be made (no such call before Linux 5.14, a seccomp filter) answers `false`. write(2) from the
+/// page would tell as much and needs a file descriptor.
+pub(crate) fn is_guarded(page: usize) -> bool {
+    // SAFETY: reads at most: no contents change.
+    let result = unsafe { libc::madvise(page as *mut _, PAGE_BYTES, MADV_POPULATE_READ) };
+    result != 0 && errno() == libc::EFAULT
 }
 
 /// Makes accesses to a range fault, by a mapping of its own.

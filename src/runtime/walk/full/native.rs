@@ -1,20 +1,21 @@
 //! The full walk with native frames, which are decoded with framehop and the unwind tables of the
 //! loaded modules.
 //!
-//! JIT frames are left by the rules of the exact walk (`step_out`), native ones by framehop. The
-//! two meet in the registers: a native frame further out may be found from registers that a JIT
-//! frame saved, so each step carries what is known of the five callee-saved ones.
+//! JIT frames are left by the rules of the exact walk (`step_out`), native ones by framehop
+//! (`arch/*/native_frames.rs`). The two meet in the registers: a native frame further out may be
+//! found from registers that a JIT frame saved, so each step carries what is known of the
+//! callee-saved ones.
 //!
 //! It allocates and takes locks, so it must never run in a signal handler.
 
 use std::sync::{Mutex, PoisonError};
 
-use framehop::x86_64::{CacheX86_64, Reg, UnwindRegsX86_64, UnwinderX86_64};
-use framehop::{FrameAddress, Unwinder};
+use framehop::FrameAddress;
 
 use super::{Frame, MAX_TRACED_FRAMES};
-use crate::jit::{FrameClass, StubInfo, lookup, lookup_return, saved_registers};
+use crate::jit::{StubInfo, lookup, lookup_return};
 use crate::runtime::arch::Registers;
+use crate::runtime::arch::native_frames::{NativeCache, NativeRegisters, NativeUnwinder};
 use crate::runtime::os::modules::loaded_modules;
 use crate::runtime::walk::exact::{Bounds, Out, state_of, step_out};
 
@@ -22,7 +23,7 @@ use crate::runtime::walk::exact::{Bounds, Out, state_of, step_out};
 /// used for all goroutines of one.
 pub(in crate::runtime::walk) struct FullWalker {
     unwinder: NativeUnwinder,
-    cache: Box<CacheX86_64>,
+    cache: NativeCache,
 }
 
 /// What a step out of a JIT frame leads to.
@@ -37,7 +38,7 @@ impl FullWalker {
     pub(in crate::runtime::walk) const OWN_FRAMES: usize = 1;
 
     pub(in crate::runtime::walk) fn new() -> Self {
-        Self { unwinder: native_unwinder(), cache: Box::new(CacheX86_64::new()) }
+        Self { unwinder: native_unwinder(), cache: NativeCache::new() }
     }
 
     /// Visits all frames from `at` on. The anchor is of no interest here: native frames lead from
@@ -49,7 +50,7 @@ impl FullWalker {
         bounds: &Bounds,
         visit: &mut dyn FnMut(Frame),
     ) {
-        let mut registers = UnwindRegsX86_64::new(at.pc as u64, at.sp as u64, at.fp as u64);
+        let mut registers = NativeRegisters::new(at);
         let mut pc = at.pc;
         let mut is_return_address = false;
         for _ in 0..MAX_TRACED_FRAMES {
@@ -75,17 +76,14 @@ impl FullWalker {
         &mut self,
         pc: usize,
         is_return_address: bool,
-        registers: &mut UnwindRegsX86_64,
+        registers: &mut NativeRegisters,
         bounds: &Bounds,
     ) -> Option<usize> {
         let address = match is_return_address {
             true => FrameAddress::from_return_address(pc as u64)?,
             false => FrameAddress::from_instruction_pointer(pc as u64),
         };
-        let mut read = |at: u64| bounds.read(at as usize).map(|word| word as u64).ok_or(());
-        let caller =
-            self.unwinder.unwind_frame(address, registers, &mut self.cache, &mut read).ok()?;
-        caller.map(|caller| caller as usize)
+        registers.leave_native(address, &self.unwinder, &mut self.cache, |at| bounds.read(at))
     }
 }
 
@@ -95,41 +93,24 @@ fn leave_jit(
     stub: &StubInfo,
     pc: usize,
     exact_pc: bool,
-    registers: &mut UnwindRegsX86_64,
+    registers: &mut NativeRegisters,
     bounds: &Bounds,
 ) -> Option<Caller> {
-    let at = Registers { pc, sp: registers.sp() as usize, fp: registers.bp() as usize };
+    let at = registers.at(pc);
     let caller = match step_out(at, stub, exact_pc, (0, 0), bounds) {
         Out::Caller(at) | Out::Native { caller: at, .. } => Caller { at, is_interrupted: false },
         Out::Interrupted { at, .. } => Caller { at, is_interrupted: true },
         Out::Root | Out::Switching | Out::Broken => return None,
     };
-    // How many registers the frame keeps at this instruction, and in which word below rbp the first
-    // one is.
-    let (count, first_slot) = match stub.frame_class() {
-        FrameClass::Saved | FrameClass::Entry if exact_pc => {
-            (saved_registers(stub.offset_bytes()), 1)
-        }
-        FrameClass::Saved | FrameClass::Entry => (5, 1),
-        // The frame of a stub that deschedules begins with rflags.
-        _ if caller.is_interrupted => (5, 2),
-        _ => (0, 0),
-    };
     if state_of(stub, exact_pc).has_frame() {
-        let saved = [Reg::RBX, Reg::R12, Reg::R13, Reg::R14, Reg::R15];
-        for (register, slot) in saved.into_iter().take(count).zip(first_slot..) {
-            if let Some(value) = bounds.read(at.fp.wrapping_sub(8 * slot)) {
-                registers.set(register, value as u64);
-            }
-        }
+        let exact_offset_bytes = exact_pc.then(|| stub.offset_bytes());
+        let (class, is_preemption) = (stub.frame_class(), caller.is_interrupted);
+        let read = |word| bounds.read(word);
+        registers.restore_kept(class, exact_offset_bytes, is_preemption, at.fp, read);
     }
-    registers.set_ip(caller.at.pc as u64);
-    registers.set_sp(caller.at.sp as u64);
-    registers.set_bp(caller.at.fp as u64);
+    registers.leave_to(caller.at);
     Some(caller)
 }
-
-type NativeUnwinder = UnwinderX86_64<&'static [u8]>;
 
 /// An unwinder for the modules that are loaded now. To read their tables anew takes long, so the
 /// last one is kept.

@@ -1,0 +1,90 @@
+//! The step from a native frame to its caller, by the unwind tables of the loaded modules: framehop
+//! for AArch64.
+//!
+//! framehop ends a walk where the caller's x29 is 0, or lies below its own. Both happen in front of
+//! a stub: the one that a goroutine starts in, and the one that changes to the system stack. There
+//! the walk steps by the frame record, if that leads to a stub.
+
+use framehop::aarch64::{CacheAarch64, UnwindRegsAarch64, UnwinderAarch64};
+use framehop::{FrameAddress, Module, Unwinder};
+
+use crate::jit::{FrameClass, lookup_return};
+use crate::runtime::arch::aarch64::frame_rules;
+use crate::runtime::arch::registers::Registers;
+
+/// The unwind tables of modules.
+#[derive(Clone)]
+pub(crate) struct NativeUnwinder(UnwinderAarch64<&'static [u8]>);
+
+/// Rules that an unwinder has decoded before.
+pub(crate) struct NativeCache(Box<CacheAarch64>);
+
+/// The registers that a walk carries from frame to frame.
+pub(crate) struct NativeRegisters(UnwindRegsAarch64);
+
+impl NativeUnwinder {
+    pub(crate) fn new() -> Self {
+        Self(UnwinderAarch64::new())
+    }
+
+    pub(crate) fn add_module(&mut self, module: Module<&'static [u8]>) {
+        self.0.add_module(module);
+    }
+}
+
+impl NativeCache {
+    pub(crate) fn new() -> Self {
+        Self(Box::new(CacheAarch64::new()))
+    }
+}
+
+impl NativeRegisters {
+    /// Where a walk starts. x30 is not known: functions in which walks start have saved it.
+    pub(crate) fn new(start: Registers) -> Self {
+        Self(UnwindRegsAarch64::new(0, start.sp as u64, start.fp as u64))
+    }
+
+    /// The registers, in the frame that has this pc.
+    pub(crate) fn at(&self, pc: usize) -> Registers {
+        Registers { pc, sp: self.0.sp() as usize, fp: self.0.fp() as usize }
+    }
+
+    /// Leaves a frame of emitted code.
+    pub(crate) fn leave_to(&mut self, caller: Registers) {
+        self.0.set_lr(caller.pc as u64);
+        self.0.set_sp(caller.sp as u64);
+        self.0.set_fp(caller.fp as u64);
+    }
+
+    /// Restores what a frame of emitted code keeps besides pc, sp and fp: nothing on this machine,
+    /// which has no frames of class `Saved` and `Entry`.
+    pub(crate) fn restore_kept(
+        &mut self,
+        _class: FrameClass,
+        _exact_offset_bytes: Option<usize>,
+        _is_preemption: bool,
+        _fp: usize,
+        _read: impl Fn(usize) -> Option<usize>,
+    ) {
+    }
+
+    /// Leaves a native frame. Returns the pc of the caller; `None` if there is none.
+    pub(crate) fn leave_native(
+        &mut self,
+        address: FrameAddress,
+        unwinder: &NativeUnwinder,
+        cache: &mut NativeCache,
+        read: impl Fn(usize) -> Option<usize>,
+    ) -> Option<usize> {
+        let mut read_word = |at: u64| read(at as usize).map(|word| word as u64).ok_or(());
+        match unwinder.0.unwind_frame(address, &mut self.0, &mut cache.0, &mut read_word) {
+            Ok(Some(caller)) => Some(caller as usize),
+            Ok(None) | Err(_) => {
+                let (fp, pc) = frame_rules::frame_record(self.0.fp() as usize, read)?;
+                lookup_return(pc)?;
+                self.0.set_fp(fp as u64);
+                Some(pc)
+            }
+        }
+    }
+}
