@@ -1,5 +1,5 @@
 //! Finds out whether functions come with call frame information. An inline assembly block may
-//! describe a frame only then (`src/runtime/switch.rs`).
+//! describe a frame only then (`src/runtime/arch/x86_64/switch.rs`).
 
 use std::env;
 

@@ -7,26 +7,27 @@
 //! cargo run --release --example brainfuck -- --trace --processors 1 hello.bf rot13.bf
 //! ```
 //!
-//! The first prints the squares of 0 to 100. The second and the third print their input. The
-//! fourth prints `Uryyb, tbebhgvarf!`, and where every goroutine was when `U` came out: in a
-//! Rust function, called by JIT code, called by Rust code.
+//! The first command prints the squares of 0 to 100. The second and the third print their input.
+//! The fourth prints `Uryyb, tbebhgvarf!`, and the stack of every goroutine at the time when `U`
+//! was printed: each stage was in a Rust function, called by JIT code, called by Rust code.
 //!
 //! ```text
 //! stdin thread -> [channel] -> stage 1 -> [channel] -> ... stage n -> [channel] -> main goroutine
 //!                              (JIT code)                  (JIT code)              (stdout)
 //! ```
 //!
-//! `.` and `,` are goroutine functions: compiled code calls them like any function of the System V
-//! convention, and they park the goroutine, with its JIT frames, while a channel is full or empty.
+//! `.` and `,` are goroutine functions: compiled code calls them like any System V function. They
+//! park the goroutine, with its JIT frames, while a channel is full or empty.
 //!
-//! The language: a cell is a byte that wraps, the tape has 30,000 cells, the end of input stores 0.
-//! A stage whose output is closed ends quietly. The cell pointer is checked *where it moves*, not
-//! where a cell is used: there are more uses than moves, a run of moves needs one check, and a loop
-//! tests its cell for free. A run is of one direction, so that no step out and back goes unseen.
-//! A pointer that moves out ends its stage by a panic that unwinds through the JIT frames. A stage
-//! keeps its processor until it parks in `.` or `,`.
+//! The language: a cell is a byte that wraps, the tape has 30,000 cells, and the end of input
+//! stores 0. A stage whose output is closed ends without an error. The cell pointer is checked
+//! *where it moves*, not where a cell is used: there are more uses than moves, a run of moves needs
+//! one check, and a loop tests its cell for free. A run has one direction, so that a step off the
+//! tape and back is not missed. A pointer that leaves the tape ends its stage by a panic, which
+//! unwinds through the JIT frames. A stage keeps its processor until it parks in `.` or `,`.
 //!
-//! Exit codes: 0; 1 if a program is missing or wrong, or a stage fails; 2 for wrong options.
+//! Exit codes: 0; 1 if a program is missing or malformed, or if a stage fails; 2 for invalid
+//! options.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -44,13 +45,13 @@ use footbridge::runtime::{
     self, Chan, Config, Entry, GoroutineFn, MAX_PROCESSORS, RecvError, TryRecvError,
 };
 
-/// Cells of a tape.
+/// The length of a tape.
 const CELLS: usize = 30_000;
 /// [`CELLS`] as an operand.
 const CELLS_I32: i32 = CELLS as i32;
-/// Bytes that a channel between two stages holds.
+/// The capacity of the channel between two stages.
 const CHANNEL_BYTES: usize = 256;
-/// Where programs are that are not found as named.
+/// The folder that is searched for programs which do not exist as named.
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/programs");
 
 const USAGE: &str = "\
@@ -96,7 +97,7 @@ struct Options {
 }
 
 impl Options {
-    /// `None`: help was asked for.
+    /// Returns `None` if help was requested.
     fn parse(mut args: lexopt::Parser) -> Result<Option<Self>, lexopt::Error> {
         use lexopt::prelude::*;
 
@@ -134,7 +135,7 @@ fn number(value: &OsString, option: &str, max: usize) -> Result<usize, lexopt::E
 
 // ---- errors ----
 
-/// What goes wrong before a stage runs.
+/// An error before a stage runs.
 enum Error {
     Read { path: PathBuf, error: io::Error },
     Bracket { program: PathBuf, place: Place, which: char },
@@ -162,15 +163,15 @@ impl fmt::Display for Error {
     }
 }
 
-/// The payload of the panic that ends a stage.
+/// The payload of the panic that ends a stage whose pointer leaves the tape.
 struct MovedOut {
-    /// Offset in the source of the instruction that moved out.
+    /// The offset in the source of the instruction that left the tape.
     at: usize,
-    /// Where to.
+    /// The cell pointer after that instruction.
     pointer: i64,
 }
 
-/// Line and column, from 1. Columns are characters.
+/// A line and a column, from 1. Columns count characters.
 struct Place {
     line: usize,
     column: usize,
@@ -181,7 +182,7 @@ impl Place {
         let before = &source[..at];
         let line_start = before.iter().rposition(|&b| b == b'\n').map_or(0, |newline| newline + 1);
         let line = 1 + before.iter().filter(|&&b| b == b'\n').count();
-        // A byte of the form 10xxxxxx continues a character of UTF-8.
+        // A byte of the form 10xxxxxx continues a UTF-8 character.
         let column = 1 + before[line_start..].iter().filter(|&&b| b & 0xc0 != 0x80).count();
         Self { line, column }
     }
@@ -195,7 +196,7 @@ impl fmt::Display for Place {
 
 // ---- source to operations ----
 
-/// A piece of a program. Loops are flat: `Open` and `Close` come in pairs.
+/// An operation of a program. Loops are flat: `Open` and `Close` come in pairs.
 #[derive(Clone)]
 enum Op {
     /// A run of `+` and `-`.
@@ -210,35 +211,38 @@ enum Op {
     Multiply(Multiply),
 }
 
-/// A run of `>`, or of `<`: never both, since each single step has to stay on the tape.
+/// A run of `>` or of `<`, never of both: each single step has to stay on the tape.
 #[derive(Clone, Copy)]
 struct Run {
     right: bool,
-    /// At most `CELLS`, which moves out from wherever it starts.
+    /// At most `CELLS`, which leaves the tape from any cell.
     cells: i32,
-    /// Offset in the source of the first one.
+    /// The offset in the source of the first instruction.
     at: usize,
 }
 
-/// `[->+++>+<<]`: a loop of moves and sums that returns to its cell and takes 1 from it each time.
+/// `[->+++>+<<]`: a loop of moves and additions that returns to its cell and decrements it each
+/// time.
 ///
-/// It adds a multiple of its cell to others, and the pointer goes the same way each time. So if
-/// all cells of that way are on the tape, the sums are made at once; if not, `plain` runs.
+/// The loop adds multiples of its cell to other cells, and the pointer visits the same cells in
+/// every iteration. If all of them are on the tape, the additions are done at once; otherwise
+/// `plain` is executed.
 #[derive(Clone)]
 struct Multiply {
-    /// Cells, relative to the loop's own, and what is added to them each time.
+    /// Cells relative to the loop's own, and the number added to each in every iteration.
     targets: Vec<(i32, u8)>,
-    /// The furthest cells of the way, relative to the loop's own: at most 0, at least 0.
+    /// The outermost cells that the pointer visits, relative to the loop's own: at most 0, at least
+    /// 0.
     leftmost: i32,
     rightmost: i32,
-    /// The loop as it was written, with its brackets.
+    /// The loop as written, with its brackets.
     plain: Vec<Op>,
 }
 
-/// Fails with the offset of a bracket that has no partner.
+/// Fails with the offset of an unmatched bracket.
 fn parse(source: &[u8]) -> Result<Vec<Op>, usize> {
     let mut ops = Vec::new();
-    // For each loop that is open: where it starts, in the operations and in the source.
+    // The open loops: the index of the `Open` operation, and the offset of the bracket.
     let mut open = Vec::new();
     for (at, &instruction) in source.iter().enumerate() {
         match (instruction, ops.last_mut()) {
@@ -272,7 +276,7 @@ fn parse(source: &[u8]) -> Result<Vec<Op>, usize> {
     open.pop().map_or(Ok(ops), |(_, at)| Err(at))
 }
 
-/// One operation that does what a whole loop does.
+/// The single operation that is equivalent to a whole loop.
 fn simplify(whole: &[Op]) -> Option<Op> {
     let body = &whole[1..whole.len() - 1];
     if let [Op::Add(1 | 255)] = body {
@@ -304,7 +308,7 @@ fn simplify(whole: &[Op]) -> Option<Op> {
 
 // ---- operations to machine code ----
 
-/// What compiled code calls.
+/// The Rust functions that compiled code calls.
 struct Bridges {
     put: GoroutineFn,
     get: GoroutineFn,
@@ -321,7 +325,7 @@ impl Bridges {
     }
 }
 
-/// A program that is compiled. Stages that run the same program share it.
+/// A compiled program. Stages that run the same program share it.
 struct Program {
     path: PathBuf,
     source: Vec<u8>,
@@ -342,10 +346,10 @@ impl Program {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         let jit_error = |error| Error::Jit { program: path.into(), error };
         // SAFETY:
-        // 1. `compile` opens with the prologue of a saved frame and changes only rbx, r12 and r13
-        //    of the registers that the frame keeps; rsp stays as the prologue left it.
+        // 1. `compile` opens with the prologue of a saved frame. Of the registers that the frame
+        //    preserves, it changes only rbx, r12 and r13; rsp stays as the prologue left it.
         // 2. The class is neither Entry nor Root.
-        // 3. It is entered below, as System V code.
+        // 3. The code is entered below, as System V code.
         let code = unsafe {
             jit.install(&name, FrameClass::Saved, |code| Compiler::new(code, bridges).compile(&ops))
         };
@@ -356,7 +360,7 @@ impl Program {
     }
 }
 
-/// Emits one program. While it runs,
+/// Emits one program. The registers of the emitted code:
 ///
 /// ```text
 /// rbx  the cell pointer, 0 .. CELLS-1: an index, zero-extended
@@ -366,11 +370,12 @@ impl Program {
 struct Compiler<'a> {
     code: &'a mut Ops,
     bridges: &'a Bridges,
-    /// Where the function returns.
+    /// The exit of the function.
     exit: DynamicLabel,
-    /// Open loops: the first instruction of the body, and the first behind the loop.
+    /// The open loops: the first instruction of the body, and the first one after the loop.
     loops: Vec<(DynamicLabel, DynamicLabel)>,
-    /// Moves that may go out, and where they jump to with the pointer as it was before.
+    /// Checks of moves that may leave the tape: the target of the check, which finds the pointer
+    /// unchanged.
     checks: Vec<(DynamicLabel, Run)>,
 }
 
@@ -382,7 +387,7 @@ impl<'a> Compiler<'a> {
 
     /// Emits `fn(stage: *const Stage, tape: *mut u8)`.
     fn compile(mut self, ops: &[Op]) {
-        // Five registers leave rsp 8 bytes off; calls want it 16-aligned.
+        // The five pushes leave rsp misaligned by 8 bytes; calls require 16-byte alignment.
         dynasm!(self.code
             ; .arch x64
             ; push rbp
@@ -494,13 +499,13 @@ impl<'a> Compiler<'a> {
                 }
             }
         }
-        // As it was written it moves out in its first round, at the instruction to be named.
+        // The loop as written leaves the tape in its first iteration, at the instruction to report.
         dynasm!(self.code; .arch x64; mov BYTE [r12 + rbx], 0; jmp =>end; =>as_written);
         plain.iter().for_each(|op| self.emit(op));
         dynasm!(self.code; .arch x64; =>end);
     }
 
-    /// Where the moves go that would leave the tape. Behind the function, since they are rare.
+    /// Emits the targets of the checks, after the function, since they are rarely executed.
     fn emit_checks(self) {
         let moved_out = self.bridges.moved_out.address();
         for (out, run) in self.checks {
@@ -521,21 +526,21 @@ impl<'a> Compiler<'a> {
 
 // ---- stages ----
 
-/// One program that runs. Dropping it, at the end of the goroutine or by a panic, closes both
-/// channels: the stage behind it comes to its end of input, the one before it to a closed output.
+/// One running program. Dropping it, at the end of the goroutine or during a panic, closes both
+/// channels: the next stage then finds the end of its input, and the previous one a closed output.
 struct Stage {
     program: Arc<Program>,
     input: Chan<u8>,
     output: Chan<u8>,
-    /// Prints a trace after the next byte. Only the last stage has one to print.
+    /// Whether to print a trace after the next byte. Only set for the last stage.
     trace: AtomicBool,
 }
 
 impl Stage {
     fn run(&self) {
         let mut tape = vec![0; CELLS];
-        // SAFETY: this is a goroutine. The code was compiled for these arguments; it uses the
-        // tape from 0 to CELLS-1, and both outlive the call.
+        // SAFETY: this is a goroutine. The code was compiled for these arguments. It accesses cells
+        // 0 to CELLS-1 of the tape, and both arguments outlive the call.
         unsafe { self.program.entry.call(self, tape.as_mut_ptr()) };
     }
 }
@@ -547,7 +552,7 @@ impl Drop for Stage {
     }
 }
 
-/// `.`: whether the stage goes on.
+/// `.` Returns whether the stage continues.
 fn put(stage: &Stage, byte: u8) -> bool {
     let sent = stage.output.send(byte).is_ok();
     if sent && stage.trace.load(Ordering::Relaxed) && stage.trace.swap(false, Ordering::Relaxed) {
@@ -557,12 +562,13 @@ fn put(stage: &Stage, byte: u8) -> bool {
     sent
 }
 
-/// `,`
+/// `,` Returns 0 at the end of the input.
 fn get(stage: &Stage) -> u8 {
     stage.input.recv().unwrap_or(0)
 }
 
-/// A run of moves that starts at `at` in the source goes out from the cell `before`.
+/// Ends the stage: a run of moves that starts at offset `at` of the source leaves the tape from the
+/// cell `before`.
 fn moved_out(stage: &Stage, at: usize, before: u32, right: bool) {
     let before = before as usize;
     let (instruction, steps_inside, pointer) =
@@ -570,13 +576,13 @@ fn moved_out(stage: &Stage, at: usize, before: u32, right: bool) {
     let run = stage.program.source.iter().enumerate().skip(at);
     let at = run.filter(|(_, b)| **b == instruction).nth(steps_inside).map(|(at, _)| at);
     let at = at.expect("the run is long enough to move out");
-    // Not `panic!`: nothing is printed here.
+    // Not `panic!`: the panic hook must not print a message.
     resume_unwind(Box::new(MovedOut { at, pointer }));
 }
 
 // ---- the pipeline ----
 
-/// Runs all stages; the errors are of stages.
+/// Runs all stages, and returns the errors of stages.
 fn run(options: &Options) -> Result<Vec<String>, Error> {
     let jit = Jit::new().map_err(Error::Bridge)?;
     let bridges = Bridges::new(&jit).map_err(Error::Bridge)?;
@@ -598,7 +604,7 @@ fn run(options: &Options) -> Result<Vec<String>, Error> {
     }
 }
 
-/// The main goroutine.
+/// The body of the main goroutine.
 fn run_stages(
     pipeline: impl Iterator<Item = Arc<Program>>,
     stages: usize,
@@ -617,8 +623,8 @@ fn run_stages(
         handles.push((stage, program, handle));
         input = output;
     }
-    // Reading blocks, so it has a thread of its own. Nobody waits for it: a stage that ends early
-    // leaves it in `read`.
+    // Reading stdin blocks, so a thread of its own does it. The thread is not joined: when a stage
+    // ends early, it stays in `read`.
     let unreadable = Arc::new(OnceLock::new());
     let report = Arc::clone(&unreadable);
     std::thread::spawn(move || {
@@ -652,7 +658,7 @@ fn run_stages(
     }
 }
 
-/// Sends standard input to the first stage until either ends.
+/// Sends standard input to the first stage, until the input ends or the stage does.
 fn feed(first: &Chan<u8>) -> io::Result<()> {
     let mut buffer = [0; 4096];
     let mut stdin = io::stdin().lock();
@@ -662,14 +668,15 @@ fn feed(first: &Chan<u8>) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        // Nothing was read: the end.
+        // A read of 0 bytes is the end of the input.
         if read == 0 || buffer[..read].iter().any(|&byte| first.send(byte).is_err()) {
             return Ok(());
         }
     }
 }
 
-/// Writes what the last stage sends until either ends. Flushes before it waits.
+/// Writes the output of the last stage, until the stage ends or stdout is closed. Flushes before it
+/// waits.
 fn drain(last: &Chan<u8>) -> io::Result<()> {
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     loop {

@@ -1,8 +1,8 @@
-//! What everything costs, in one table: `cargo run --release --example overhead`.
+//! The cost of every operation, in one table: `cargo run --release --example overhead`.
 //!
-//! The numbers are those of the benches, without criterion: the minimum over rounds, with the
-//! peers in the same run. "Recorded" numbers were taken on the machine that the benches were
-//! written on, and mean little elsewhere.
+//! The numbers are those of the benches without criterion: the minimum over rounds, with the peers
+//! measured in the same run. "Recorded" numbers were taken once, on the machine that the benches
+//! were written on, and mean little elsewhere.
 
 #[path = "../benches/subjects/emit.rs"]
 mod emit;
@@ -26,7 +26,7 @@ fn main() {
         return spawn::hold_parked(count);
     }
     if cfg!(debug_assertions) {
-        println!("This is a debug build, whose numbers mean nothing: add --release.\n");
+        println!("This is a debug build: its numbers mean nothing. Add --release.\n");
     }
     println!("{}", footbridge::environment());
     for (group, mut subjects) in [

@@ -1,7 +1,8 @@
-//! JIT code that calls a Rust function that parks, on a goroutine.
+//! JIT code on a goroutine calls a Rust function, which parks.
 //!
-//! It prints `1 + 2 + ... + 10 = 55` to stdout. To stderr it prints what it found on this host, in
-//! six lines, and then where the goroutine is when JIT code asks for the first number:
+//! The example prints `1 + 2 + ... + 10 = 55` to stdout. To stderr it prints what the crate found
+//! on this host, in six lines, and a traceback of the goroutine, taken where JIT code requests the
+//! first number:
 //!
 //! ```text
 //! code memory:  ...
@@ -11,7 +12,7 @@
 //! preemption:   ...
 //! handlers:     ...
 //!
-//! goroutine 2 [running]:
+//! goroutine 2 "adder" [running]:
 //!     rust quickstart::receive at ...
 //!     ...
 //!     jit quickstart::receive+0x.. (goroutine function)
@@ -28,10 +29,10 @@ use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::{FrameClass, Jit, JitError};
 use footbridge::runtime::{self, Chan, Entry};
 
-/// JIT code calls this, and parks here while there is no number. At the end it returns 0.
+/// JIT code calls this. It parks while the channel is empty, and returns 0 when it is closed.
 fn receive(numbers: &Chan<u64>) -> u64 {
-    static ASKED: AtomicBool = AtomicBool::new(false);
-    if !ASKED.swap(true, Ordering::Relaxed) {
+    static HAS_PRINTED: AtomicBool = AtomicBool::new(false);
+    if !HAS_PRINTED.swap(true, Ordering::Relaxed) {
         eprintln!("{}", runtime::traceback());
     }
     numbers.recv().unwrap_or(0)
@@ -43,7 +44,7 @@ fn main() -> Result<(), JitError> {
     let receive = jit.goroutine_fn(Convention::SystemV, receive)?;
     let receive = receive.address();
 
-    // SAFETY: a standard frame: it starts as one, and changes no callee-saved register.
+    // SAFETY: the code has a standard frame, and changes no callee-saved register but rbp.
     let sum = unsafe {
         jit.install("sum", FrameClass::Standard, |code| {
             dynasm!(code
@@ -71,10 +72,12 @@ fn main() -> Result<(), JitError> {
         let numbers = Chan::new(2);
         let receiver = numbers.clone();
         // SAFETY: this is a goroutine, and the channel outlives the call.
-        let handle = runtime::go(move || unsafe { entry.call(&receiver) });
-        (1..=10).for_each(|n| numbers.send(n).expect("nobody closes it but this goroutine"));
+        let adder =
+            runtime::Builder::new().name("adder").go(move || unsafe { entry.call(&receiver) });
+        let adder = adder.expect("memory for a stack");
+        (1..=10).for_each(|n| numbers.send(n).expect("only this goroutine closes it"));
         numbers.close();
-        handle.join().expect("nothing panics in it")
+        adder.join().expect("the goroutine does not panic")
     });
     println!("1 + 2 + ... + 10 = {total}");
     Ok(())

@@ -1,11 +1,14 @@
-//! What this host offers, and what the crate falls back to where it does not.
+//! What this host offers to the crate, and what the crate falls back to where it does not.
+//!
+//! For people to read: no code decides anything by these sentences.
 
 use std::fmt;
 
 use crate::jit::{Jit, Unwinder};
 use crate::runtime;
 
-/// What the crate found on this host. Each field is a sentence for a person.
+/// What the crate found on this host. Each field is a sentence for people to read, and may change
+/// in any version. [`environment`] makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Environment {
@@ -13,18 +16,30 @@ pub struct Environment {
     pub code_memory: String,
     /// How goroutine stacks are guarded, or why they cannot be made.
     pub stack_guards: String,
-    /// How an idle thread and one that has work for it see each other.
+    /// How an idle thread and a thread that has work for it see each other.
     pub fences: String,
-    /// Whose unwinder carries panics.
+    /// The unwinder that carries panics through emitted code.
     pub unwinder: String,
-    /// What is saved of a goroutine that is interrupted in JIT code.
+    /// The signal that preempts, and the machine state that is saved when JIT code is interrupted.
     pub preemption: String,
     /// Handlers of signals that run on goroutine stacks, because they were installed without
-    /// `SA_ONSTACK`.
+    /// SA_ONSTACK.
     pub signal_handlers: String,
 }
 
-/// Finds out. Makes the shared code memory and one stack if they were not made before.
+/// What this host offers, and what the crate falls back to. The first thing to print in a report of
+/// trouble.
+///
+/// To find out, it makes the shared code memory and one stack if they were not made before.
+///
+/// ```
+/// let environment = footbridge::environment();
+/// // code memory:  dual map (MFD_NOEXEC_SEAL), near, 64 MiB at 0x55d0bc000000
+/// // stack guards: MADV_GUARD_INSTALL
+/// // ...
+/// println!("{environment}");
+/// assert!(environment.to_string().contains(&environment.unwinder));
+/// ```
 pub fn environment() -> Environment {
     Environment {
         code_memory: match Jit::new() {

@@ -1,4 +1,4 @@
-//! The `main` of every bench: criterion over the subjects of a group, then the table of ratios.
+//! The `main` of every bench: runs criterion over the subjects of a group, then prints the table.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use crate::meter::{Meter, Subject};
 /// How this process was started.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// To name the benchmarks only, or to run them under a profiler: no table.
+    /// Lists the benchmarks, or runs them under a profiler. Prints no table.
     Silent,
-    /// To see whether they run: `cargo test --benches`, `cargo bench -- --test`.
+    /// Checks that everything runs: `cargo test --benches`, `cargo bench -- --test`.
     Smoke,
     /// `cargo bench -- --quick`.
     Quick,
@@ -34,7 +34,7 @@ impl Mode {
     }
 }
 
-/// Runs a group and says in which mode that was, for what comes after the table.
+/// Runs a group, prints its table, and returns the mode.
 pub fn drive(group: &str, mut subjects: Vec<Subject>) -> Mode {
     let mode = Mode::of_process();
     let mut criterion = Criterion::default()

@@ -1,5 +1,5 @@
-//! `cargo bench --bench preempt`: what preemption costs those who are not preempted, and how long
-//! it takes.
+//! `cargo bench --bench preempt`: the cost of polls in code that is not preempted, and the latency
+//! of preemption.
 
 mod driver;
 #[path = "../measure/meter.rs"]

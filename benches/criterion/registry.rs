@@ -1,4 +1,4 @@
-//! `cargo bench --bench registry`: look-ups and walks, against the structures that others use.
+//! `cargo bench --bench registry`: lookups and walks, against other data structures.
 
 mod driver;
 #[path = "../measure/meter.rs"]

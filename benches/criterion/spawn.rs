@@ -1,6 +1,6 @@
 //! `cargo bench --bench spawn`: starting goroutines, and the memory of parked ones.
 //!
-//! With `--quick`, a million of them is only tried if `FOOTBRIDGE_BENCH_MILLION` is set.
+//! With `--quick`, a million of them are parked only if `FOOTBRIDGE_BENCH_MILLION` is set.
 
 mod driver;
 #[path = "../measure/meter.rs"]

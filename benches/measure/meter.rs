@@ -1,62 +1,62 @@
 #![allow(dead_code, reason = "each bench has a use for some kinds of comparison only")]
-//! How a time is taken, and how a table of times is printed. The one place where the numbers of
-//! the benches and of `examples/overhead.rs` come from.
+//! Measures times and prints tables of them. All numbers of the benches and of
+//! `examples/overhead.rs` come from here.
 //!
-//! A time is the minimum over rounds. In each round every subject of a group is run once, so that
-//! whatever else the machine does meets all of them: the ratios within a group are of one run.
+//! A time is the minimum over rounds. Each round runs every subject of a group once, so that other
+//! load on the machine affects all of them, and the ratios within a group come from one run.
 //!
-//! Nothing here fails when a number is bad. The table says `MISSED` and goes on: other processes
-//! share the machine.
+//! A bad number is not a failure, because other processes share the machine: the table says
+//! `MISSED`, and the run continues.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-/// Runs something so many times, and says how long that took.
+/// Runs `n` iterations, and returns how long they took.
 type Run = Box<dyn FnMut(u64) -> Duration>;
 
-/// One thing that is measured.
+/// A subject of a measurement.
 pub struct Subject {
-    /// What one iteration is.
+    /// Names one iteration.
     pub name: &'static str,
     run: Run,
     limit: u64,
     comparisons: Vec<Comparison>,
 }
 
-/// What a subject is compared with.
+/// The reference of a comparison.
 #[derive(Clone, Copy)]
 enum Peer {
     /// Another subject of the group, by its name.
     Here(&'static str),
-    /// A number of another run: who, and nanoseconds.
+    /// A number of another run: its source, and nanoseconds.
     Recorded(&'static str, f64),
 }
 
-/// A line of the table behind the time of a subject.
+/// A line of the table, after the time of a subject.
 enum Comparison {
-    /// At most so many nanoseconds.
+    /// At most `aim` nanoseconds.
     Limit { aim: f64 },
-    /// So many times as fast as the peer; without an aim, whatever it is.
+    /// The ratio to the peer's time; `aim` is the least speedup, if any is aimed at.
     Ratio { peer: Peer, aim: Option<f64> },
-    /// At most so many nanoseconds more than the peer.
+    /// At most `aim` nanoseconds more than the peer.
     Above { peer: &'static str, aim: f64 },
     /// The median of all rounds.
     Median,
 }
 
 impl Subject {
-    /// Something that can run any number of times in a row.
+    /// A subject that can run any number of iterations in a row.
     pub fn new(name: &'static str, run: impl FnMut(u64) -> Duration + 'static) -> Self {
         Self { name, run: Box::new(run), limit: u64::MAX, comparisons: Vec::new() }
     }
 
-    /// No more than so many iterations in a row. A longer request is answered in proportion.
+    /// Runs at most this many iterations in a row. The time of a longer request is extrapolated.
     pub fn limit(mut self, iterations: u64) -> Self {
         self.limit = iterations;
         self
     }
 
-    /// Aims at no more than so many nanoseconds.
+    /// Aims at `aim` nanoseconds or less.
     pub fn at_most(mut self, aim: f64) -> Self {
         self.comparisons.push(Comparison::Limit { aim });
         self
@@ -67,23 +67,24 @@ impl Subject {
         self.ratio(Peer::Here(peer), None)
     }
 
-    /// Aims at being so many times as fast as another subject of the group.
+    /// Aims at a speedup of at least `aim` over another subject of the group.
     pub fn faster_than(self, peer: &'static str, aim: f64) -> Self {
         self.ratio(Peer::Here(peer), Some(aim))
     }
 
-    /// Aims at being so many times as fast as a number that was measured elsewhere.
+    /// Aims at a speedup of at least `aim` over a number that was measured elsewhere.
     pub fn faster_than_recorded(self, who: &'static str, ns: f64, aim: f64) -> Self {
         self.ratio(Peer::Recorded(who, ns), Some(aim))
     }
 
-    /// Aims at costing at most so many nanoseconds more than another subject of the group.
+    /// Aims at `aim` nanoseconds or less above another subject of the group.
     pub fn above(mut self, peer: &'static str, aim: f64) -> Self {
         self.comparisons.push(Comparison::Above { peer, aim });
         self
     }
 
-    /// Shows the median too: for what depends on which thread does what, so that a minimum is luck.
+    /// Also shows the median. For subjects whose minimum is luck, because it depends on the thread
+    /// that does the work.
     pub fn with_median(mut self) -> Self {
         self.comparisons.push(Comparison::Median);
         self
@@ -94,7 +95,7 @@ impl Subject {
         self
     }
 
-    /// The time of so many iterations.
+    /// The time of `iterations` iterations.
     pub fn time(&mut self, iterations: u64) -> Duration {
         let run = iterations.clamp(1, self.limit);
         let time = (self.run)(run);
@@ -105,20 +106,20 @@ impl Subject {
     }
 }
 
-/// How much effort goes into a table.
+/// The effort that goes into a table.
 #[derive(Clone, Copy)]
 pub struct Meter {
-    /// Every subject is run so often.
+    /// The number of runs of each subject.
     pub rounds: u32,
-    /// How long one run is to take.
+    /// The duration of one run.
     pub run: Duration,
 }
 
 impl Meter {
-    /// A number to quote.
+    /// For numbers that are quoted.
     pub const FULL: Self = Self { rounds: 30, run: Duration::from_millis(5) };
 
-    /// Just whether everything runs.
+    /// Only checks that everything runs.
     pub const SMOKE: Self = Self { rounds: 2, run: Duration::from_micros(50) };
 
     /// Nanoseconds of one iteration of each subject, in each round.
@@ -133,7 +134,7 @@ impl Meter {
         samples
     }
 
-    /// How many iterations take about as long as one run is to take.
+    /// The number of iterations that take about as long as one run should.
     fn calibrate(self, subject: &mut Subject) -> u64 {
         let mut iterations = 1;
         while iterations < subject.limit {
@@ -154,7 +155,7 @@ impl Meter {
         for (subject, own) in subjects.iter().zip(&times) {
             let of = |peer: &str| {
                 let at = subjects.iter().position(|s| s.name == peer);
-                times[at.unwrap_or_else(|| panic!("{peer:?} is no subject of {group}"))].least
+                times[at.unwrap_or_else(|| panic!("{peer:?} is not a subject of {group}"))].least
             };
             let mut columns = format!("  {:<46}{:>11}", subject.name, number(own.least));
             for comparison in &subject.comparisons {
@@ -180,7 +181,7 @@ pub struct Times {
 }
 
 impl Times {
-    /// What the samples of a subject come to.
+    /// The minimum and the median of the samples of a subject.
     pub fn of(mut samples: Vec<f64>) -> Self {
         samples.sort_by(f64::total_cmp);
         Self { least: samples[0], median: samples[samples.len() / 2] }
@@ -219,12 +220,12 @@ impl Comparison {
     }
 }
 
-/// Whether an aim was reached, as tables say it.
+/// The word of a table for whether an aim was reached.
 pub fn verdict(reached: bool) -> &'static str {
     if reached { "reached" } else { "MISSED" }
 }
 
-/// Three digits or so, thousands set apart.
+/// A number with two decimals below 100, or with its thousands separated.
 pub fn number(value: f64) -> String {
     if value < 100.0 {
         return format!("{value:.2}");

@@ -1,7 +1,8 @@
-//! Making code: nanoseconds from the call to the published stub.
+//! Creating code: nanoseconds from the call to the published stub.
 //!
-//! Code memory is not given back: a bench that ran for long would fill the machine. So each kind
-//! makes a bounded number in a row, and criterion's requests for more are answered in proportion.
+//! Code memory is not freed, so a bench that ran for long would exhaust it. Each subject therefore
+//! creates a bounded number of stubs in a row, and the times of criterion's longer requests are
+//! extrapolated.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -10,20 +11,21 @@ use std::time::{Duration, Instant};
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, VecAssembler, dynasm};
 use footbridge::abi::{Convention, Plan, PlanRequest, RegSet, Signature, Type};
-use footbridge::jit::{AdapterCode, AdapterSpec, Binding, Code, FrameClass, Jit, JitError, lookup};
+use footbridge::jit::{AdapterCode, AdapterSpec, Code, FrameClass, Jit, JitError, lookup};
 use footbridge::runtime::{Adapter, Entry, GoroutineFn};
 
 use crate::meter::Subject;
 
 const ASSEMBLER: &str = "VecAssembler alone, into a Vec";
-/// The most stubs that are made in a row.
+/// The most stubs that are created in a row.
 pub const LIMIT: u64 = 5_000;
 
 /// The group.
 pub fn subjects() -> Vec<Subject> {
     vec![
         Subject::new(ASSEMBLER, assemble),
-        // What the first stub of a shape takes more than those below, which are of a known shape.
+        // The part of the first stub of a shape that the subjects below, whose shapes are known, do
+        // not have.
         Subject::new("plan of a new shape, u64 -> u64", |n| plan("fn(u64) -> u64", n)),
         Subject::new("plan of a new shape, 6 arguments", |n| {
             plan("fn(u64, f64, i32, ptr, f32, i8) -> u64", n)
@@ -45,7 +47,7 @@ pub fn subjects() -> Vec<Subject> {
     ]
 }
 
-/// Adapters of one shape, each but the first a copy.
+/// Adapters of one shape. All but the first are copies.
 pub fn known_adapters() -> Subject {
     made("adapter, 6 arguments, known shape", known_adapter)
 }
@@ -57,22 +59,22 @@ pub fn new_adapters() -> Subject {
 
 const SIX: &str = "fn(u64, f64, i32, ptr, f32, u64) -> u64";
 
-/// A target of adapters, which nobody calls here.
+/// A target of adapters, which is not called here.
 pub extern "win64" fn win64_target() {}
 
 fn adapter(jit: Jit, signature: &Signature) -> Result<Adapter, JitError> {
     let target = win64_target as *const () as usize;
-    // SAFETY: nobody calls the adapter.
+    // SAFETY: the adapter is not called.
     unsafe { jit.adapter(signature, Convention::SystemV, Convention::Win64, target) }
 }
 
 fn known_adapter(jit: Jit, iterations: u64) -> Duration {
     let signature: Signature = SIX.parse().expect("well-formed");
-    adapter(jit, &signature).expect("the first of its shape");
+    drop(adapter(jit, &signature).expect("the first of its shape"));
     time(iterations, Adapter::address, |_| adapter(jit, &signature))
 }
 
-/// Makes adapters of six arguments and one result, of which no two have one signature.
+/// Creates adapters with six arguments and one result, each with a different signature.
 fn adapters_of_new_shapes() -> impl Fn(Jit, u64) -> Duration {
     let used = Cell::new(0);
     move |jit, iterations| {
@@ -93,19 +95,13 @@ fn adapters_of_new_shapes() -> impl Fn(Jit, u64) -> Duration {
     }
 }
 
-/// What the first of a shape takes without the code memory and the registry.
+/// The time of the first adapter of a shape, without the code memory and the registry.
 fn adapter_code(iterations: u64) -> Duration {
     let signature: Signature = SIX.parse().expect("well-formed");
     let (entry, target) = (Convention::SystemV, Convention::Win64);
     let start = Instant::now();
     for _ in 0..iterations {
-        let spec = AdapterSpec {
-            signature: black_box(&signature),
-            entry,
-            target,
-            binding: Binding::None,
-            g_tls_off_bytes: None,
-        };
+        let spec = AdapterSpec::new(black_box(&signature), entry, target);
         black_box(AdapterCode::new(&spec).expect("an adapter"));
     }
     start.elapsed()
@@ -133,13 +129,13 @@ fn plan(signature: &str, iterations: u64) -> Duration {
     start.elapsed()
 }
 
-/// A subject that makes stubs.
+/// A subject that creates stubs.
 fn made(name: &'static str, make: impl Fn(Jit, u64) -> Duration + 'static) -> Subject {
     let mut place = Place::new();
     Subject::new(name, move |n| make(place.take(n), n)).limit(LIMIT).at_most(1000.0)
 }
 
-/// Code memory of one subject. It takes a new arena when it has made so many stubs.
+/// The code memory of one subject. After `STUBS` stubs it is replaced by a new arena.
 struct Place {
     jit: Option<Jit>,
     made: u64,
@@ -152,7 +148,7 @@ impl Place {
         Self { jit: None, made: 0 }
     }
 
-    /// Room for so many stubs.
+    /// Returns code memory with room for this many stubs.
     fn take(&mut self, stubs: u64) -> Jit {
         self.made += stubs;
         if self.made > Self::STUBS {
@@ -163,19 +159,21 @@ impl Place {
     }
 }
 
-/// Makes so many, and looks up each. The time is that of making.
+/// Creates `iterations` stubs and looks up each. Only the creation is timed.
 fn time<T>(
     iterations: u64,
     address: impl Fn(&T) -> usize,
     mut make: impl FnMut(u64) -> Result<T, JitError>,
 ) -> Duration {
-    let mut made = Vec::with_capacity(iterations as usize);
+    // The room for the handles is written before: the first write to a page takes as long as a few
+    // stubs, and how often it happens depends on the size of the handle.
+    let mut made: Vec<Option<T>> = (0..iterations).map(|_| None).collect();
     let start = Instant::now();
-    for n in 0..iterations {
-        made.push(make(n).expect("the stub"));
+    for (n, room) in made.iter_mut().enumerate() {
+        *room = Some(make(n as u64).expect("the stub"));
     }
     let time = start.elapsed();
-    for stub in &made {
+    for stub in made.iter().flatten() {
         let found = lookup(address(stub)).expect("it was published");
         assert_eq!(found.start(), address(stub));
     }
@@ -213,7 +211,7 @@ fn goroutine_fn(jit: Jit, convention: Convention, iterations: u64) -> Duration {
 }
 
 fn wide_goroutine_fn(jit: Jit, iterations: u64) -> Duration {
-    #[allow(clippy::too_many_arguments, reason = "that is what it is for")]
+    #[allow(clippy::too_many_arguments, reason = "it measures many arguments")]
     fn sum(
         a: u64,
         b: u64,

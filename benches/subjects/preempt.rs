@@ -1,15 +1,14 @@
-//! What polls cost a loop, how long a request takes until another goroutine runs, and what is lost
-//! to time slices.
+//! The cost of polls in a loop, the latency of a preemption, and the cost of time slices.
 //!
-//! *Loops*: four instructions. The first is bound by the latency of its multiplication, the second
-//! by nothing but the number of instructions.
+//! *Loops*: four instructions. The first loop is bound by the latency of its multiplication, the
+//! second by the number of instructions only.
 //!
-//! *Request until the other runs*: two goroutines share a thread. One loops in preemptible JIT code
-//! for ever, the other says when it has its turn. A goroutine on another thread stores a number,
-//! asks for the preemption, and waits for the number to come back.
+//! *Request until the other goroutine runs*: two goroutines share a thread. One loops forever in
+//! preemptible JIT code, the other echoes a number whenever it runs. A goroutine on another thread
+//! stores a number, requests the preemption, and waits until the number is echoed.
 //!
-//! *Signal round trip*: the same, by tgkill(2) to the same thread in the same loop, and a handler
-//! that does nothing but send the number back: what any preemption by a signal takes at least.
+//! *Signal round trip*: the same, by tgkill(2) to the same thread in the same loop, with a handler
+//! that only echoes the number. It is the lower bound for any preemption by a signal.
 
 use std::hint::{black_box, spin_loop};
 use std::sync::OnceLock;
@@ -32,7 +31,7 @@ pub fn subjects() -> Vec<Subject> {
     let poll = |name, peer, body, convention| {
         let entry = OnceLock::new();
         let run = move |n| time_loop(entry.get_or_init(|| looping(body, Some(convention))), n);
-        // At most 3 % more.
+        // At most 3 % slower.
         Subject::new(name, run).faster_than(peer, 0.97)
     };
     let plain = |name, body| {
@@ -77,7 +76,7 @@ enum Body {
 
 type Looping = Entry<fn(u64) -> u64>;
 
-/// Code that goes round so many times, with or without a poll at the back-edge.
+/// A loop of the given number of iterations, with or without a poll at the back-edge.
 fn looping(body: Body, polls: Option<Convention>) -> Looping {
     let jit = Jit::new().expect("code memory");
     let convention = polls.unwrap_or(Convention::SystemV);
@@ -99,20 +98,20 @@ fn looping(body: Body, polls: Option<Convention>) -> Looping {
     };
     // SAFETY: a leaf of either convention.
     let code = unsafe { jit.install("loop", FrameClass::Leaf, emit) }.expect("it installs");
-    // SAFETY: of this convention and type.
+    // SAFETY: code of this convention and type.
     unsafe { code.enter(convention) }.expect("an entry")
 }
 
 fn time_loop(looping: &Looping, iterations: u64) -> Duration {
     run(1, None, || {
         let start = Instant::now();
-        // SAFETY: on a goroutine.
+        // SAFETY: called on a goroutine.
         black_box(unsafe { looping.call(iterations) });
         start.elapsed()
     })
 }
 
-/// Code that loops until the flag is set, and can be interrupted.
+/// Interruptible code that loops until the flag is set.
 fn waiter() -> &'static Entry<fn(*const AtomicU32)> {
     static WAITER: OnceLock<Entry<fn(*const AtomicU32)>> = OnceLock::new();
     WAITER.get_or_init(|| {
@@ -124,12 +123,12 @@ fn waiter() -> &'static Entry<fn(*const AtomicU32)> {
                 Annotations::preemptible()
             })
         };
-        // SAFETY: System V, of this type.
+        // SAFETY: System V code of this type.
         unsafe { code.expect("it installs").enter(Convention::SystemV) }.expect("an entry")
     })
 }
 
-/// Times of the same run, in the order they were taken.
+/// The times of one run, in the order of measurement.
 struct Latencies {
     signal: Vec<Duration>,
     preemption: Vec<Duration>,
@@ -143,7 +142,7 @@ extern "C" fn answer(_signal: libc::c_int) {
 }
 
 fn install_answer() {
-    // SAFETY: the handler touches atomics only.
+    // SAFETY: the handler only accesses atomics.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = answer as *const () as usize;
@@ -153,18 +152,18 @@ fn install_answer() {
     }
 }
 
-/// So many of each kind, in turn.
+/// Measures `count` times of each kind, alternately.
 fn latencies(count: usize) -> Latencies {
     install_answer();
-    // Nobody asks but this bench.
+    // Time slices are long, so that only this bench requests preemptions.
     run(2, Some(Duration::from_secs(3600)), || {
         let (flag, thread) = (AtomicU32::new(0), AtomicI32::new(0));
         scope(|s| {
-            // This goroutine keeps the first thread, so both of these are on the second.
+            // This goroutine occupies the first thread, so both of these run on the second.
             s.go(|| {
                 // SAFETY: no arguments.
                 thread.store(unsafe { libc::gettid() }, Ordering::Release);
-                // SAFETY: on a goroutine; the flag outlives the scope.
+                // SAFETY: called on a goroutine; the flag outlives the scope.
                 unsafe { waiter().call(&flag) };
             });
             s.go(|| {
@@ -181,20 +180,21 @@ fn latencies(count: usize) -> Latencies {
             // SAFETY: no arguments.
             let own = unsafe { libc::gettid() };
             wait(|| ![0, own].contains(&thread.load(Ordering::Acquire)));
-            let measure = |ask: &dyn Fn()| {
-                // The spinning goroutine has the thread again meanwhile.
+            let measure = |request: &dyn Fn()| {
+                // Leaves time for the spinning goroutine to be resumed.
                 let start = Instant::now();
                 wait(|| start.elapsed() > Duration::from_micros(20));
                 let ping = PING.load(Ordering::Relaxed) + 1;
                 let start = Instant::now();
                 PING.store(ping, Ordering::Release);
-                ask();
-                let mut asked = start;
+                request();
+                let mut requested = start;
                 wait(|| {
-                    // Where it came in native code nothing has happened: sysmon would ask again.
-                    if asked.elapsed() > Duration::from_millis(1) {
-                        asked = Instant::now();
-                        ask();
+                    // A signal that arrived in native code had no effect. Requests again, as sysmon
+                    // would.
+                    if requested.elapsed() > Duration::from_millis(1) {
+                        requested = Instant::now();
+                        request();
                     }
                     PONG.load(Ordering::Acquire) == ping
                 });
@@ -202,14 +202,14 @@ fn latencies(count: usize) -> Latencies {
             };
             let signal = || {
                 let thread = thread.load(Ordering::Relaxed);
-                // SAFETY: plain numbers.
+                // SAFETY: the arguments are plain numbers.
                 unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR1) };
             };
             let preempt = || {
-                // None is there for a moment when one has just given way: it is asked again then.
+                // Finds no goroutine right after one has yielded. `measure` then requests again.
                 request_preemption(1);
             };
-            // The first request is the second goroutine's chance to begin.
+            // The first request lets the second goroutine start.
             measure(&preempt);
             let mut found = Latencies { signal: Vec::new(), preemption: Vec::new() };
             let before = stats().asynchronous;
@@ -225,20 +225,20 @@ fn latencies(count: usize) -> Latencies {
     })
 }
 
-/// Without giving the thread to another goroutine.
+/// Spins without yielding the thread to another goroutine.
 fn wait(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         if start.elapsed() > Duration::from_secs(20) {
-            // A panic would wait for the goroutines of the scope.
-            eprintln!("nobody answers: {:?}", stats());
+            // Aborts, since a panic would wait for the goroutines of the scope.
+            eprintln!("no answer: {:?}", stats());
             std::process::abort();
         }
         spin_loop();
     }
 }
 
-/// Time on the CPU of all threads of this process.
+/// The CPU time of all threads of this process, in seconds.
 fn cpu_seconds() -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the address of a local.
@@ -247,22 +247,22 @@ fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// How much effort goes into the numbers that are no subjects.
+/// The effort that goes into the numbers outside the table.
 #[derive(Clone, Copy)]
 pub struct Effort {
-    /// Preemptions whose latency is taken.
+    /// The number of preemptions whose latency is measured.
     pub samples: usize,
-    /// Ticks of a loop that two goroutines make each.
+    /// The number of iterations of the loop in each of two goroutines.
     pub work: u64,
-    /// How often that is done.
+    /// The number of repetitions of the loops.
     pub rounds: usize,
 }
 
 impl Effort {
-    /// Numbers to quote.
+    /// For numbers that are quoted.
     pub const FULL: Self = Self { samples: 5000, work: 100_000_000, rounds: 10 };
 
-    /// Prints percentiles of latencies, and what time slices cost.
+    /// Prints percentiles of the latencies, and the cost of time slices.
     pub fn report(self) {
         let Latencies { mut signal, mut preemption } = latencies(self.samples);
         for (name, per_cent) in [("p50", 50), ("p99", 99)] {
@@ -283,7 +283,7 @@ impl Effort {
             );
         }
         let slice = Duration::from_millis(10).as_secs_f64();
-        let cost = self.cost_of_a_slice();
+        let cost = self.cost_of_a_time_slice();
         let lost = cost / slice * 100.0;
         let verdict = if lost < 0.5 { "reached" } else { "MISSED" };
         println!(
@@ -293,10 +293,10 @@ impl Effort {
         );
     }
 
-    /// Two goroutines compute on one thread, with and without time slices: the seconds of CPU time
-    /// that each request costs, the thread that watches included. The slices are short, so that
-    /// there are many. (Time on the clock would count what other processes do.)
-    fn cost_of_a_slice(self) -> f64 {
+    /// Two goroutines compute on one thread, with and without time slices. Returns the CPU seconds
+    /// per request, including the thread of sysmon. The time slices are short, so that there are
+    /// many requests. CPU time is measured because elapsed time would include other processes.
+    fn cost_of_a_time_slice(self) -> f64 {
         let jit = Jit::new().expect("code memory");
         // SAFETY: a leaf.
         let code = unsafe {
@@ -305,7 +305,7 @@ impl Effort {
                 Annotations::preemptible()
             })
         };
-        // SAFETY: System V, of this type.
+        // SAFETY: System V code of this type.
         let work: Looping =
             unsafe { code.expect("it installs").enter(Convention::SystemV) }.expect("an entry");
         let time = |slice| {
@@ -313,7 +313,7 @@ impl Effort {
                 let start = cpu_seconds();
                 scope(|s| {
                     for _ in 0..2 {
-                        // SAFETY: on a goroutine.
+                        // SAFETY: called on a goroutine.
                         s.go(|| black_box(unsafe { work.call(self.work) }));
                     }
                 });

@@ -1,9 +1,9 @@
-//! What is at an address, and the walk of JIT frames that asks it for each of them.
+//! Lookups of addresses, and walks of JIT frames, which do one lookup for each frame.
 //!
 //! The stubs are real: leaves that `Jit::install` emitted one after the other. The peers hold the
-//! ranges of the first so many of them. All are asked for the same addresses, random ones within
-//! random stubs, and answer with the start of the stub, which is checked. Questions do not wait
-//! for answers, except where it says so.
+//! address ranges of the first `count` of them. All structures receive the same queries: random
+//! addresses within random stubs. A query returns the start of the stub, which is checked. Queries
+//! are independent of each other, except where the name of the subject says otherwise.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -19,9 +19,10 @@ use footbridge::runtime::{Config, Entry, GoroutineFn, WalkEnd, jit_frames};
 use crate::meter::Subject;
 
 const MILLION: usize = 1_000_000;
-/// How many addresses are asked for in turn: their own list is small against the tables.
-const QUESTIONS: usize = 1 << 18;
-/// JIT frames that are walked.
+/// The number of addresses that are queried cyclically. Their list is small compared with the
+/// tables.
+const QUERIES: usize = 1 << 18;
+/// The number of nested JIT frames.
 const DEPTH: u64 = 100;
 
 const VEC_1M: &str = "sorted Vec, 1M stubs";
@@ -30,13 +31,13 @@ const CHAIN: &str = "bare chain of frame pointers, per frame";
 
 /// The group.
 pub fn subjects() -> Vec<Subject> {
-    let of = |count: usize, kind: Kind| move |n: u64| ask(Population::of(count), kind, n);
+    let of = |count: usize, kind: Kind| move |n: u64| time_queries(Population::of(count), kind, n);
     vec![
-        Subject::new("lookup, 1 stub", of(1, Kind::LookUp)).against("sorted Vec, 1 stub"),
+        Subject::new("lookup, 1 stub", of(1, Kind::Lookup)).against("sorted Vec, 1 stub"),
         Subject::new("sorted Vec, 1 stub", of(1, Kind::SortedVec)),
-        Subject::new("lookup, 1k stubs", of(1000, Kind::LookUp)).against("sorted Vec, 1k stubs"),
+        Subject::new("lookup, 1k stubs", of(1000, Kind::Lookup)).against("sorted Vec, 1k stubs"),
         Subject::new("sorted Vec, 1k stubs", of(1000, Kind::SortedVec)),
-        Subject::new("lookup, 1M stubs", of(MILLION, Kind::LookUp))
+        Subject::new("lookup, 1M stubs", of(MILLION, Kind::Lookup))
             .at_most(5.0)
             .faster_than(VEC_1M, 50.0)
             .against(BTREE_1M),
@@ -52,10 +53,10 @@ pub fn subjects() -> Vec<Subject> {
     ]
 }
 
-/// What is asked, and of whom.
+/// The query, and the structure that answers it.
 #[derive(Clone, Copy)]
 enum Kind {
-    LookUp,
+    Lookup,
     Chained,
     Length,
     Miss,
@@ -63,22 +64,22 @@ enum Kind {
     BTree,
 }
 
-/// A number of stubs, as everybody knows them.
+/// The stubs of a group of queries, in every structure.
 struct Population {
-    /// Starts, ascending, with their ends.
+    /// The starts, ascending, with their ends.
     sorted: Vec<(usize, usize)>,
-    /// Ends, with their starts: the shape that wasmtime uses.
+    /// The ends, with their starts: the structure that wasmtime uses.
     tree: RwLock<BTreeMap<usize, usize>>,
-    /// What is asked for.
-    questions: Vec<usize>,
-    /// The sum of all answers.
+    /// The addresses to look up.
+    queries: Vec<usize>,
+    /// The sum of all results.
     sum: usize,
 }
 
-/// The ranges of the first so many stubs; emits those that are missing.
+/// The ranges of the first `count` stubs. Emits those that are missing.
 fn ranges(count: usize) -> Vec<(usize, usize)> {
     static MADE: RwLock<Vec<(usize, usize)>> = RwLock::new(Vec::new());
-    let mut made = MADE.write().expect("nobody panics with it");
+    let mut made = MADE.write().expect("no panic while it is locked");
     let jit = Jit::new().expect("code memory");
     while made.len() < count {
         // SAFETY: a leaf that changes rax only.
@@ -89,14 +90,15 @@ fn ranges(count: usize) -> Vec<(usize, usize)> {
         };
         let code = code.expect("the leaf installs");
         made.push((code.address(), code.address() + code.len()));
-        // A retired stub is found like any other; the registry is to have this one as it is made.
+        // Never dropped: a handle that is dropped retires its stub, and this bench looks up live
+        // ones.
         std::mem::forget(code);
     }
     made[..count].to_vec()
 }
 
 impl Population {
-    /// The first so many stubs. Made when they are asked for.
+    /// The first `count` stubs, created at the first use.
     fn of(count: usize) -> &'static Self {
         static ONE: OnceLock<Population> = OnceLock::new();
         static THOUSAND: OnceLock<Population> = OnceLock::new();
@@ -121,14 +123,14 @@ impl Population {
             (seed >> 33) as usize % bound
         };
         let mut sum = 0_usize;
-        let questions = (0..QUESTIONS)
+        let queries = (0..QUERIES)
             .map(|_| {
                 let (start, end) = sorted[random(sorted.len())];
                 sum = sum.wrapping_add(start);
                 start + random(end - start)
             })
             .collect();
-        Self { sorted, tree: RwLock::new(tree), questions, sum }
+        Self { sorted, tree: RwLock::new(tree), queries, sum }
     }
 
     fn in_sorted(&self, pc: usize) -> Option<usize> {
@@ -138,26 +140,28 @@ impl Population {
     }
 
     fn in_tree(&self, pc: usize) -> Option<usize> {
-        let tree = self.tree.read().expect("nobody panics with it");
+        let tree = self.tree.read().expect("no panic while it is locked");
         let (_, &start) = tree.range(pc + 1..).next()?;
         (start <= pc).then_some(start)
     }
 }
 
-/// Time of so many questions.
-fn ask(population: &Population, kind: Kind, iterations: u64) -> Duration {
+/// The time of `iterations` queries.
+fn time_queries(population: &Population, kind: Kind, iterations: u64) -> Duration {
     match kind {
-        Kind::LookUp => {
-            answers(population, iterations, |pc| lookup(pc).map_or(0, |stub| stub.start()))
+        Kind::Lookup => {
+            time_lookups(population, iterations, |pc| lookup(pc).map_or(0, |stub| stub.start()))
         }
         Kind::SortedVec => {
-            answers(population, iterations, |pc| population.in_sorted(pc).unwrap_or(0))
+            time_lookups(population, iterations, |pc| population.in_sorted(pc).unwrap_or(0))
         }
-        Kind::BTree => answers(population, iterations, |pc| population.in_tree(pc).unwrap_or(0)),
+        Kind::BTree => {
+            time_lookups(population, iterations, |pc| population.in_tree(pc).unwrap_or(0))
+        }
         Kind::Chained => {
             let (none, mut last) = (black_box(0), 0);
-            answers(population, iterations, |pc| {
-                // The same pc, but not before the last answer is known.
+            time_lookups(population, iterations, |pc| {
+                // The same pc, but not before the previous result is known.
                 let stub = lookup(pc + (last & none));
                 let start = stub.map_or(0, |stub| stub.start());
                 last = start;
@@ -166,7 +170,7 @@ fn ask(population: &Population, kind: Kind, iterations: u64) -> Duration {
         }
         Kind::Length => {
             let mut longest = 0;
-            let time = answers(population, iterations, |pc| {
+            let time = time_lookups(population, iterations, |pc| {
                 lookup(pc).map_or(0, |stub| {
                     longest = longest.max(stub.len());
                     stub.start()
@@ -189,32 +193,33 @@ fn ask(population: &Population, kind: Kind, iterations: u64) -> Duration {
     }
 }
 
-/// Time of so many questions, whose answers are added up and checked where all were asked.
-fn answers(
+/// The time of `iterations` queries. The results are added up, and the sum over a whole cycle is
+/// checked.
+fn time_lookups(
     population: &Population,
     iterations: u64,
-    mut answer: impl FnMut(usize) -> usize,
+    mut find: impl FnMut(usize) -> usize,
 ) -> Duration {
     let mut left = iterations as usize;
     let mut time = Duration::ZERO;
     while left > 0 {
-        let questions = &population.questions[..left.min(QUESTIONS)];
+        let queries = &population.queries[..left.min(QUERIES)];
         let start = Instant::now();
         let mut sum = 0_usize;
-        for &pc in questions {
-            sum = sum.wrapping_add(answer(pc));
+        for &pc in queries {
+            sum = sum.wrapping_add(find(pc));
         }
         time += start.elapsed();
         let sum = black_box(sum);
-        if questions.len() == QUESTIONS {
+        if queries.len() == QUERIES {
             assert_eq!(sum, population.sum);
         }
-        left -= questions.len();
+        left -= queries.len();
     }
     time
 }
 
-/// A function of emitted code that calls itself so many times, and then a Rust function.
+/// Emitted code that calls itself to a given depth, and then calls a Rust function.
 struct Nest {
     entry: Entry<fn(u64, u64, u64) -> u64>,
     _code: Code,
@@ -230,8 +235,8 @@ fn nest() -> &'static Nest {
         let bottom = jit.named_goroutine_fn("bottom", convention, at_the_bottom);
         let bottom = bottom.expect("the stub");
         let target = bottom.address();
-        // SAFETY: standard frames, 16-aligned at each call. nest(depth, walks, bare): depth counts
-        // down in rdi, the rest is passed on.
+        // SAFETY: standard frames; rsp is 16-byte aligned at each call. In nest(depth, walks,
+        // bare), depth counts down in rdi, and the other arguments are passed on.
         let code = unsafe {
             jit.install("nest", FrameClass::Standard, |ops| {
                 dynasm!(ops
@@ -258,7 +263,7 @@ fn nest() -> &'static Nest {
     })
 }
 
-/// Walks the JIT frames above so many times, and returns the nanoseconds of that.
+/// Walks the JIT frames `walks` times and returns the nanoseconds.
 fn at_the_bottom(_depth: u64, walks: u64, bare: u64) -> u64 {
     let mut innermost = 0;
     let end = jit_frames(|frame| {
@@ -284,10 +289,10 @@ fn at_the_bottom(_depth: u64, walks: u64, bare: u64) -> u64 {
     time.as_nanos() as u64
 }
 
-/// The nest, the stub that its innermost frame calls, and the stub that entered it.
+/// The frames of the nest, the stub that its innermost frame calls, and the stub that entered it.
 const FRAMES: u64 = DEPTH + 2;
 
-/// Follows the saved frame pointers, as one does who trusts them, and adds up what it finds.
+/// Follows the saved frame pointers without any check, and adds up the return addresses.
 #[inline(never)]
 fn chain(mut fp: usize) -> u64 {
     let (mut frames, mut pcs) = (0, 0_usize);
@@ -303,7 +308,7 @@ fn chain(mut fp: usize) -> u64 {
     frames
 }
 
-/// Time of walking so many frames.
+/// The time of walking `iterations` frames.
 fn walk(iterations: u64, bare: bool) -> Duration {
     let walks = iterations.div_ceil(FRAMES);
     let config = Config::new().processors(1);

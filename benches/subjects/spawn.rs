@@ -1,4 +1,4 @@
-//! Starting goroutines and waiting for them, and what a parked one costs in memory.
+//! Starting goroutines and joining them, and the memory of a parked one.
 
 use std::fmt;
 use std::hint::black_box;
@@ -33,7 +33,7 @@ fn threads(iterations: u64) -> Duration {
     let start = Instant::now();
     for n in 0..iterations {
         let thread = std::thread::spawn(move || black_box(n) + 1);
-        assert_eq!(thread.join().expect("it does not panic"), n + 1);
+        assert_eq!(thread.join().expect("the goroutine does not panic"), n + 1);
     }
     start.elapsed()
 }
@@ -47,10 +47,11 @@ fn batches(processors: usize, iterations: u64) -> Duration {
             for n in 0..BATCH {
                 handles.push(go(move || black_box(n) + 1));
             }
-            let sum: u64 = handles.drain(..).map(|h| h.join().expect("it does not panic")).sum();
+            let sum: u64 =
+                handles.drain(..).map(|h| h.join().expect("the goroutine does not panic")).sum();
             assert_eq!(sum, BATCH * (BATCH + 1) / 2);
         };
-        // The stacks are made by the first one.
+        // The first batch allocates the stacks.
         batch();
         let start = Instant::now();
         for _ in 0..rounds {
@@ -66,40 +67,39 @@ fn one_by_one(iterations: u64) -> Duration {
         let start = Instant::now();
         for n in 0..iterations {
             let handle = go(move || black_box(n) + 1);
-            assert_eq!(handle.join().expect("it does not panic"), n + 1);
+            assert_eq!(handle.join().expect("the goroutine does not panic"), n + 1);
         }
         start.elapsed()
     })
 }
 
-/// How many parked goroutines this process is to hold and report on, if it was started for that by
-/// [`report_parked`].
+/// The number of goroutines to park and report, if this process was started by [`report_parked`].
 pub fn parked_requested() -> Option<u64> {
     std::env::var(REQUEST).ok()?.parse().ok()
 }
 
 const REQUEST: &str = "FOOTBRIDGE_BENCH_PARKED";
 
-/// What so many parked goroutines take, all together.
+/// The cost of parked goroutines, in total.
 #[derive(Clone, Copy)]
 pub struct Parked {
-    /// How many.
+    /// The number of goroutines.
     pub count: u64,
-    /// Bytes of memory that they added to the process.
+    /// Bytes of resident memory that they added to the process.
     pub resident: u64,
-    /// Bytes of page tables that they added, which `resident` does not count.
+    /// Bytes of page tables that they added, which are not part of `resident`.
     pub tables: u64,
-    /// Until all were started.
+    /// The time until all had been started.
     pub started: Duration,
-    /// Until all of them waited.
+    /// The time until all were parked.
     pub parked: Duration,
 }
 
 impl Parked {
-    /// No more bytes than this for each, page tables included.
+    /// The most bytes per goroutine that are aimed at, including page tables.
     pub const AIM_BYTES: f64 = 5000.0;
 
-    /// Bytes for each, page tables included.
+    /// Bytes per goroutine, including page tables.
     pub fn bytes_each(&self) -> f64 {
         self.each(self.resident + self.tables)
     }
@@ -108,7 +108,7 @@ impl Parked {
         bytes as f64 / self.count as f64
     }
 
-    /// Reads what such a process prints: bytes resident, bytes of page tables, nanoseconds until
+    /// Parses the output of such a process: resident bytes, bytes of page tables, nanoseconds until
     /// all were started, nanoseconds until all were parked.
     pub fn parse(count: u64, output: &std::process::Output) -> Result<Self, String> {
         let text = String::from_utf8_lossy(&output.stdout);
@@ -148,14 +148,14 @@ impl fmt::Display for Parked {
     }
 }
 
-/// Starts a fresh process of this program that parks so many goroutines.
+/// Starts a new process of this program that parks `count` goroutines.
 pub fn measure_parked(count: u64) -> Result<Parked, String> {
     let program = std::env::current_exe().expect("the path of this program");
     let child = std::process::Command::new(program).env(REQUEST, count.to_string()).output();
     Parked::parse(count, &child.expect("a process of the same program starts"))
 }
 
-/// Prints what so many parked goroutines take.
+/// Prints the cost of `count` parked goroutines.
 pub fn report_parked(count: u64) {
     match measure_parked(count) {
         Ok(parked) => println!("  {parked}"),
@@ -163,8 +163,8 @@ pub fn report_parked(count: u64) {
     }
 }
 
-/// Parks so many goroutines in a channel's `recv`, wakes them all, and prints what it took to have
-/// them, for [`Parked::parse`].
+/// Parks `count` goroutines in a channel's `recv`, resumes them all, and prints the cost for
+/// [`Parked::parse`].
 pub fn hold_parked(count: u64) {
     let (waiting, sum) = (AtomicU64::new(0), AtomicU64::new(0));
     let line = run(1, || {
@@ -175,19 +175,20 @@ pub fn hold_parked(count: u64) {
             for _ in 0..count {
                 s.go(|| {
                     waiting.fetch_add(1, Ordering::Relaxed);
-                    let number = numbers.recv().expect("one for each");
+                    let number = numbers.recv().expect("one for each goroutine");
                     sum.fetch_add(number, Ordering::Relaxed);
                 });
             }
             let started = start.elapsed();
-            // The one that counts itself last parks before this one goes on: one processor.
+            // There is one processor, so the last goroutine to count itself parks before this one
+            // is resumed.
             while waiting.load(Ordering::Relaxed) < count {
                 gosched();
             }
             let parked = start.elapsed();
             let after = Memory::of_process();
             for number in 1..=count {
-                numbers.send(number).expect("nobody closes it");
+                numbers.send(number).expect("it stays open");
             }
             format!(
                 "{} {} {} {}",
@@ -198,11 +199,11 @@ pub fn hold_parked(count: u64) {
             )
         })
     });
-    assert_eq!(sum.into_inner(), count * (count + 1) / 2, "every one got its number");
+    assert_eq!(sum.into_inner(), count * (count + 1) / 2, "each goroutine received its number");
     println!("{line}");
 }
 
-/// Bytes that the kernel counts for this process.
+/// The memory of this process in bytes, as the kernel counts it.
 struct Memory {
     resident: u64,
     tables: u64,

@@ -1,16 +1,16 @@
-//! What a call costs that goes through a stub.
+//! The cost of a call through a stub.
 //!
-//! *From JIT code*: a loop of emitted code that calls the same Rust function, straight or by its
-//! goroutine-function stub. The function adds one to its argument, and each call gets the result
-//! of the one before; the loop makes eight calls a round, all through cells in memory, so that
-//! stub and plain call differ in nothing but the target.
+//! *From JIT code*: a loop of emitted code calls the same Rust function, directly or through its
+//! goroutine-function stub. The function adds one to its argument, and each call takes the result
+//! of the previous one. An iteration of the loop makes eight calls, all through cells in memory, so
+//! that the stub and the plain call differ only in their target.
 //!
-//! *From Rust*: a loop of Rust that calls the same emitted leaf, by a function pointer or by its
-//! enter stub.
+//! *From Rust*: a loop in Rust calls the same emitted leaf, through a function pointer or through
+//! its enter stub.
 //!
-//! *Adapters*: a loop of Rust that calls a Rust function of six arguments, by a function pointer or
-//! through an adapter that binds one more argument (no frame), that goes to Win64 (a frame), or that
-//! is entered in Win64 (a frame that saves ten vector registers).
+//! *Adapters*: a loop in Rust calls a Rust function of six arguments, through a function pointer or
+//! through an adapter. One adapter binds one more argument (no frame), one calls Win64 code (a
+//! frame), and one is entered in Win64 (a frame that saves ten vector registers).
 
 use std::hint::black_box;
 use std::sync::OnceLock;
@@ -25,7 +25,7 @@ use crate::meter::Subject;
 
 const PLAIN_FROM_JIT: &str = "JIT loop, plain indirect call";
 const PLAIN_FROM_RUST: &str = "Rust loop, plain indirect call";
-const CALLS_A_ROUND: u64 = 8;
+const CALLS_PER_ROUND: u64 = 8;
 
 type Unary = fn(u64) -> u64;
 
@@ -70,7 +70,7 @@ pub fn subjects() -> Vec<Subject> {
         Subject::new("6 arguments, adapter, from Win64", |n| {
             let signature = SIX.parse().expect("well-formed");
             let (entry, target) = (Convention::Win64, Convention::SystemV);
-            // SAFETY: `add_last` is of that convention and signature.
+            // SAFETY: `add_last` has that convention and signature.
             let adapter =
                 unsafe { jit().adapter(&signature, entry, target, add_last as *const () as usize) };
             time_six_win64(adapter.expect("an adapter").address(), n)
@@ -85,7 +85,7 @@ const SIX: &str = "fn(u64, f64, u32, ptr, f32, u64) -> u64";
 
 macro_rules! six {
     ($name:ident, $convention:literal $(, $bound:ident)?) => {
-        #[allow(clippy::too_many_arguments, reason = "that is what it is for")]
+        #[allow(clippy::too_many_arguments, reason = "it measures many arguments")]
         extern $convention fn $name(
             $($bound: u64,)?
             _: u64,
@@ -104,7 +104,7 @@ six!(add_last, "sysv64");
 six!(bound_add_last, "sysv64", bound);
 six!(win64_add_last, "win64");
 
-/// The stub of one shape stays for good: these loops run many times.
+/// The adapter of a shape, created once: these loops run many times.
 fn adapter(convention: Convention, target: usize, bind: Option<Bind>) -> &'static Adapter {
     static TO_WIN64: OnceLock<Adapter> = OnceLock::new();
     static BOUND: OnceLock<Adapter> = OnceLock::new();
@@ -112,8 +112,8 @@ fn adapter(convention: Convention, target: usize, bind: Option<Bind>) -> &'stati
     cell.get_or_init(|| {
         let signature = SIX.parse().expect("well-formed");
         let entry = Convention::SystemV;
-        // SAFETY: the target is of that convention and signature, with one more argument if one
-        // is bound.
+        // SAFETY: the target has that convention and signature, with one more argument if one is
+        // bound.
         let adapter = unsafe {
             match bind {
                 None => jit().adapter(&signature, entry, convention, target),
@@ -126,10 +126,10 @@ fn adapter(convention: Convention, target: usize, bind: Option<Bind>) -> &'stati
 
 macro_rules! time_six {
     ($name:ident, $convention:literal) => {
-        /// Time of so many calls, each of which gets the result of the one before.
+        /// The time of `iterations` calls, each of which takes the result of the previous one.
         fn $name(address: usize, iterations: u64) -> Duration {
             type Six = extern $convention fn(u64, f64, u32, *const u8, f32, u64) -> u64;
-            // SAFETY: a function of these types, or an adapter in front of one.
+            // SAFETY: a function of these types, or an adapter that calls one.
             let function = unsafe { std::mem::transmute::<usize, Six>(address) };
             let start = Instant::now();
             let mut number = 0;
@@ -149,7 +149,7 @@ extern "C" fn add_one(number: u64) -> u64 {
     number + 1
 }
 
-#[allow(clippy::too_many_arguments, reason = "that is what it is for")]
+#[allow(clippy::too_many_arguments, reason = "it measures many arguments")]
 fn add_one_to_last(_: u64, _: u64, _: u64, _: u64, _: u64, last: u64, x: f64, y: f64) -> u64 {
     debug_assert!(x == y);
     last + 1
@@ -165,25 +165,25 @@ fn jit() -> Jit {
     Jit::new().expect("code memory")
 }
 
-/// Emits `f(rounds)`: that many rounds of eight calls of `target`, each of which gets the result
-/// of the one before, from 0 on. Returns the last result.
+/// Emits `f(rounds)`, which makes `rounds` times eight calls of `target`. The first call takes 0,
+/// each other one the result of the previous call. Returns the last result.
 ///
 /// # Safety
-/// `target` is a function of the convention that takes a number and returns one.
+/// 1. `target` is a function of the convention that takes a number and returns one.
 unsafe fn loop_of_calls(name: &str, convention: Convention, target: usize) -> Code {
-    // SAFETY: a standard frame. Of what a call must keep it changes nothing: the count of rounds is
-    // in the frame, and so is room for the callee's register arguments (GoAbiInternal). rsp is
-    // 16-aligned at each call.
+    // SAFETY: a standard frame. It changes no register that a call must preserve: the count of
+    // rounds is in the frame, and so is the spill area for the callee's register arguments
+    // (GoAbiInternal). rsp is 16-byte aligned at each call.
     let code = unsafe {
         jit().install(name, FrameClass::Standard, |ops| {
             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 32);
             match convention {
                 Convention::SystemV => dynasm!(ops; .arch x64; mov [rbp - 8], rdi),
                 Convention::GoAbiInternal => dynasm!(ops; .arch x64; mov [rbp - 8], rax),
-                other => panic!("this bench has no loop in {other:?}"),
+                other => panic!("this bench has no loop for {other:?}"),
             }
             dynasm!(ops; .arch x64; xor eax, eax; again:);
-            for _ in 0..CALLS_A_ROUND {
+            for _ in 0..CALLS_PER_ROUND {
                 if convention == Convention::SystemV {
                     dynasm!(ops; .arch x64; mov rdi, rax);
                 }
@@ -205,11 +205,11 @@ unsafe fn loop_of_calls(name: &str, convention: Convention, target: usize) -> Co
 }
 
 fn enter(code: &Code, convention: Convention) -> Entry<Unary> {
-    // SAFETY: all code of this file is of type `Unary` in the convention that it is given with.
+    // SAFETY: all code of this file has type `Unary` in the convention that it is passed with.
     unsafe { code.enter(convention) }.expect("the entry stub")
 }
 
-/// A loop, and what must stay for it.
+/// A loop, and the code that it calls.
 type Loop<T> = (T, Entry<Unary>);
 
 fn plain_loop() -> &'static Loop<Code> {
@@ -233,14 +233,14 @@ fn stub_loop(convention: Convention) -> &'static Loop<(Code, GoroutineFn)> {
     cell.get_or_init(|| {
         let stub = jit().named_goroutine_fn("add_one", convention, |n: u64| add_one(n));
         let stub = stub.expect("the stub");
-        // SAFETY: the stub is of that convention and type.
+        // SAFETY: the stub has that convention and type.
         let code = unsafe { loop_of_calls(name, convention, stub.address()) };
         let entry = enter(&code, convention);
         ((code, stub), entry)
     })
 }
 
-/// As the others, with arguments in all integer registers of System V.
+/// Like the other loops, with arguments in all integer registers of System V.
 fn wide_loop() -> &'static Loop<(Code, GoroutineFn)> {
     static LOOP: OnceLock<Loop<(Code, GoroutineFn)>> = OnceLock::new();
     LOOP.get_or_init(|| {
@@ -248,8 +248,8 @@ fn wide_loop() -> &'static Loop<(Code, GoroutineFn)> {
         let stub = jit().named_goroutine_fn("add_one_to_last", convention, add_one_to_last);
         let stub = stub.expect("the stub");
         let target = stub.address();
-        // SAFETY: as in `loop_of_calls`; the sixth integer argument is the result before, the
-        // others are whatever the registers hold.
+        // SAFETY: as in `loop_of_calls`. The sixth integer argument is the previous result, the
+        // others have arbitrary values.
         let code = unsafe {
             jit().install("wide", FrameClass::Standard, |ops| {
                 dynasm!(ops
@@ -261,7 +261,7 @@ fn wide_loop() -> &'static Loop<(Code, GoroutineFn)> {
                     ; xor eax, eax
                     ; again:
                 );
-                for _ in 0..CALLS_A_ROUND {
+                for _ in 0..CALLS_PER_ROUND {
                     dynasm!(ops
                         ; .arch x64
                         ; mov r9, rax
@@ -288,18 +288,18 @@ fn wide_loop() -> &'static Loop<(Code, GoroutineFn)> {
     })
 }
 
-/// Time of so many calls made by a loop.
+/// The time of `iterations` calls made by a loop.
 fn time_entry(entry: &Entry<Unary>, iterations: u64) -> Duration {
-    let rounds = iterations.div_ceil(CALLS_A_ROUND);
+    let rounds = iterations.div_ceil(CALLS_PER_ROUND);
     let time = on_one_processor(|| {
         let start = Instant::now();
-        // SAFETY: on a goroutine; the loop takes a count of rounds that is not 0.
+        // SAFETY: called on a goroutine; the loop requires a count of rounds that is not 0.
         let calls = unsafe { entry.call(black_box(rounds)) };
         let time = start.elapsed();
-        assert_eq!(calls, rounds * CALLS_A_ROUND);
+        assert_eq!(calls, rounds * CALLS_PER_ROUND);
         time
     });
-    time.mul_f64(iterations as f64 / (rounds * CALLS_A_ROUND) as f64)
+    time.mul_f64(iterations as f64 / (rounds * CALLS_PER_ROUND) as f64)
 }
 
 /// An emitted leaf that adds one, in both conventions.
@@ -311,7 +311,7 @@ fn leaf(convention: Convention) -> &'static Loop<Code> {
         _ => &GO_INTERNAL,
     };
     cell.get_or_init(|| {
-        // SAFETY: a leaf that changes the result register only.
+        // SAFETY: a leaf that only changes the result register.
         let code = unsafe {
             jit().install("add one", FrameClass::Leaf, |ops| {
                 if convention == Convention::SystemV {
@@ -348,7 +348,7 @@ fn enter_from_rust(convention: Convention, iterations: u64) -> Duration {
         let start = Instant::now();
         let mut number = 0;
         for _ in 0..iterations {
-            // SAFETY: on a goroutine; the leaf takes any number.
+            // SAFETY: called on a goroutine; the leaf accepts any number.
             number = unsafe { black_box(entry).call(number) };
         }
         let time = start.elapsed();

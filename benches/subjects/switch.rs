@@ -1,4 +1,4 @@
-//! Going from one goroutine to another: giving way, and passing values through channels.
+//! Switches between goroutines: yields, and values sent through channels.
 //!
 //! All goroutines are on one processor. One iteration is *one way*: a round trip counts as two.
 
@@ -24,18 +24,19 @@ pub fn subjects() -> Vec<Subject> {
         Subject::new("raw switch, without the scheduler", raw_switch)
             .at_most(2.6)
             .against(COROSENSEI),
-        Subject::new(GOSCHED, |n| gosched_ring(2, Modes::OfThread, n))
+        Subject::new(GOSCHED, |n| gosched_ring(2, FpControl::OfThread, n))
             .faster_than_recorded("Go 1.27", 81.0, 5.0)
             .against(COROSENSEI),
-        Subject::new("gosched, with float modes", |n| gosched_ring(2, Modes::Own, n))
+        Subject::new("gosched, with own FP control state", |n| gosched_ring(2, FpControl::Own, n))
             .against(GOSCHED)
             .against(COROSENSEI),
-        Subject::new("gosched, 1,000 goroutines", |n| gosched_ring(MANY, Modes::OfThread, n)),
-        Subject::new(HOP, |n| ping_pong(0, Modes::OfThread, n))
+        Subject::new("gosched, 1,000 goroutines", |n| gosched_ring(MANY, FpControl::OfThread, n)),
+        Subject::new(HOP, |n| ping_pong(0, FpControl::OfThread, n))
             .faster_than_recorded("Go 1.27", 129.0, 3.0)
             .against(COROSENSEI),
-        Subject::new("channel hop, with float modes", |n| ping_pong(0, Modes::Own, n)).against(HOP),
-        Subject::new("channel hop, capacity 1", |n| ping_pong(1, Modes::OfThread, n))
+        Subject::new("channel hop, with own FP control state", |n| ping_pong(0, FpControl::Own, n))
+            .against(HOP),
+        Subject::new("channel hop, capacity 1", |n| ping_pong(1, FpControl::OfThread, n))
             .faster_than_recorded("Go 1.27 (rendezvous)", 129.0, 3.0),
         Subject::new("channel value, capacity 128, one way stream", stream),
     ]
@@ -47,7 +48,7 @@ fn on_one_processor<R>(f: impl FnOnce() -> R) -> R {
     config.run(f).expect("the run starts")
 }
 
-/// A number goes into a coroutine and comes back one larger.
+/// A number is passed to a coroutine and returned, incremented.
 pub fn corosensei(iterations: u64) -> Duration {
     let rounds = iterations.div_ceil(2);
     let mut coroutine = Coroutine::new(|yielder, first: u64| {
@@ -70,25 +71,25 @@ pub fn corosensei(iterations: u64) -> Duration {
     time.mul_f64(iterations as f64 / (2 * rounds) as f64)
 }
 
-/// Two stacks switch to each other and do nothing else.
+/// Two stacks that only switch to each other.
 pub fn raw_switch(iterations: u64) -> Duration {
     let rounds = iterations.div_ceil(2);
     let time = measure_raw_switch(rounds).expect("stubs and a stack");
     time.mul_f64(iterations as f64 / (2 * rounds) as f64)
 }
 
-/// Whether goroutines keep floating-point control modes of their own.
+/// The FP control state that goroutines run in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Modes {
-    /// They run in those of the thread.
+pub enum FpControl {
+    /// That of the thread.
     OfThread,
-    /// Each has modes that differ from those of its neighbours.
+    /// Each goroutine keeps its own, which differs from its neighbours'.
     Own,
 }
 
-impl Modes {
-    /// Runs `f` in the modes that goroutine number `index` has, and makes sure that they are still
-    /// the same afterwards. Nothing in `f` computes with floating-point numbers.
+impl FpControl {
+    /// Runs `f` in the FP control state of goroutine number `index`, and checks that it is
+    /// unchanged afterwards. `f` must not compute with floating-point numbers.
     pub fn during<R>(self, index: usize, f: impl FnOnce() -> R) -> R {
         if self == Self::OfThread {
             return f();
@@ -96,13 +97,13 @@ impl Modes {
         // Rounding towards zero, and results flushed to zero (Intel SDM volume 1, section 10.2.3).
         let own = [0x6000, 0x8000][index % 2] | 0x1f80;
         let of_thread = mxcsr();
-        assert!(!keep_fp_control(true), "a goroutine begins without");
-        // SAFETY: loads control bits that the CPU has, for code that computes with integers only.
+        assert!(!keep_fp_control(true), "a new goroutine keeps none");
+        // SAFETY: loads control bits that the CPU has. The code computes with integers only.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const own, options(nostack, readonly)) };
         let result = f();
-        assert_eq!(mxcsr(), own, "the goroutine keeps its modes");
+        assert_eq!(mxcsr(), own, "the goroutine keeps its FP control state");
         keep_fp_control(false);
-        assert_eq!(mxcsr(), of_thread, "the thread keeps its modes");
+        assert_eq!(mxcsr(), of_thread, "the thread keeps its FP control state");
         result
     }
 }
@@ -110,19 +111,19 @@ impl Modes {
 /// The control bits of MXCSR.
 fn mxcsr() -> u32 {
     let mut value = 0u32;
-    // SAFETY: stores the register to our own variable.
+    // SAFETY: stores the register to a local variable.
     unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut value, options(nostack, preserves_flags)) };
     value & !0x3f
 }
 
-/// What goroutines of one thread share.
+/// Data that goroutines of one thread share.
 struct OneThread<T>(T);
 
-// SAFETY: the goroutines that share it are of a run with one processor, which is one thread.
+// SAFETY: the goroutines that share it belong to a run with one processor, which has one thread.
 unsafe impl<T> Sync for OneThread<T> {}
 
-/// So many goroutines give way in turn, and each counts its turns.
-fn gosched_ring(goroutines: u64, modes: Modes, iterations: u64) -> Duration {
+/// `goroutines` goroutines yield in turn, and each counts its turns.
+fn gosched_ring(goroutines: u64, fp: FpControl, iterations: u64) -> Duration {
     let rounds = iterations.div_ceil(goroutines);
     let (started, turns, over) = (Cell::new(1), Cell::new(0), Cell::new(false));
     let shared = OneThread((&started, &turns, &over));
@@ -132,7 +133,7 @@ fn gosched_ring(goroutines: u64, modes: Modes, iterations: u64) -> Duration {
                 let shared = &shared;
                 s.go(move || {
                     let OneThread((started, turns, over)) = shared;
-                    modes.during(index as usize, || {
+                    fp.during(index as usize, || {
                         started.set(started.get() + 1);
                         while !over.get() {
                             turns.set(turns.get() + 1);
@@ -141,7 +142,7 @@ fn gosched_ring(goroutines: u64, modes: Modes, iterations: u64) -> Duration {
                     });
                 });
             }
-            modes.during(0, || {
+            fp.during(0, || {
                 while started.get() < goroutines {
                     gosched();
                 }
@@ -157,29 +158,29 @@ fn gosched_ring(goroutines: u64, modes: Modes, iterations: u64) -> Duration {
             })
         })
     });
-    assert_eq!(turns, rounds * goroutines, "everybody has the same number of turns");
+    assert_eq!(turns, rounds * goroutines, "each goroutine has the same number of turns");
     time.mul_f64(iterations as f64 / turns as f64)
 }
 
-/// A number goes through one channel and comes back one larger through another.
-fn ping_pong(capacity: usize, modes: Modes, iterations: u64) -> Duration {
+/// A number is sent through one channel and returned through another, incremented.
+fn ping_pong(capacity: usize, fp: FpControl, iterations: u64) -> Duration {
     let rounds = iterations.div_ceil(2);
     let time = on_one_processor(|| {
         let (ping, pong) = (Chan::<u64>::new(capacity), Chan::<u64>::new(capacity));
         scope(|s| {
             s.go(|| {
-                modes.during(1, || {
+                fp.during(1, || {
                     while let Ok(number) = ping.recv() {
-                        pong.send(number + 1).expect("nobody closes it");
+                        pong.send(number + 1).expect("it stays open");
                     }
                 });
             });
-            modes.during(0, || {
+            fp.during(0, || {
                 let mut number = 0;
                 let start = Instant::now();
                 for _ in 0..rounds {
                     ping.send(number).expect("it is closed below");
-                    number = pong.recv().expect("nobody closes it");
+                    number = pong.recv().expect("it stays open");
                 }
                 let time = start.elapsed();
                 assert_eq!(number, rounds);
@@ -191,7 +192,7 @@ fn ping_pong(capacity: usize, modes: Modes, iterations: u64) -> Duration {
     time.mul_f64(iterations as f64 / (2 * rounds) as f64)
 }
 
-/// Numbers go one way, through a channel that holds many.
+/// Numbers are sent one way, through a channel with a large capacity.
 fn stream(iterations: u64) -> Duration {
     on_one_processor(|| {
         let numbers = Chan::<u64>::new(128);

@@ -6,6 +6,9 @@
 //! a sub-arena, as much room as there is); no lock is held while code is emitted. A window before
 //! free space grows into it, so that a single thread that emits leaves no holes.
 
+#[cfg(feature = "runtime")]
+mod stubs;
+
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -21,8 +24,8 @@ use super::registry::{Flags, Publication, Region, StubId, StubKind};
 use super::unwind;
 use crate::abi::Signature;
 
-/// Room that every stub of the crate itself fits in, apart from its moves.
-pub(crate) const STUB_BYTES: usize = 1024;
+#[cfg(feature = "runtime")]
+pub(crate) use stubs::STUB_BYTES;
 
 const MIN_ARENA_BYTES: usize = 4 << 20;
 const MAX_WINDOW_BYTES: usize = 4 << 20;
@@ -114,35 +117,13 @@ impl Arena {
         &self.memory
     }
 
-    /// All of the memory.
-    pub(crate) fn range(&self) -> Range<usize> {
-        self.memory.base()..self.memory.base() + self.memory.size()
-    }
-
-    /// Whether contracts are checked that cost time to check.
-    pub(crate) fn is_checked(&self) -> bool {
-        self.checked
-    }
-
     /// The longest piece of code that `emit` takes.
     pub(crate) fn max_code_bytes(&self) -> usize {
         self.max_code_bytes
     }
 
-    /// Emits at most `bound_bytes` of code of a stub of the crate, and publishes them.
-    ///
-    /// `body` emits, and reports its frame; it runs without any lock held, so it may emit other
-    /// stubs.
-    pub(crate) fn emit<R: Relocation>(
-        &'static self,
-        spec: &StubSpec<'_>,
-        bound_bytes: usize,
-        body: impl FnOnce(&mut VecAssembler<R>) -> FrameReport,
-    ) -> Result<StubId, JitError> {
-        self.emit_code(spec, bound_bytes, |ops| (body(ops), Annotations::default()))
-    }
-
-    /// As [`Self::emit`], for code of a user, of which `body` says more.
+    /// Emits at most `bound_bytes` of code of a user, and publishes them. `body` emits, and returns
+    /// annotations; no lock is held while it runs, so it may emit other code.
     pub(crate) fn emit_annotated<R: Relocation>(
         &'static self,
         spec: &StubSpec<'_>,
@@ -187,25 +168,6 @@ impl Arena {
         let annotations = annotations.check(spec.name, spec.class, code.len())?;
         let name = intern(spec.name);
         self.publish(lease.window(), spec, &code, report, name, annotations)
-    }
-
-    /// Publishes code that runs at any address, under a name that lives as long.
-    pub(crate) fn emit_ready(
-        &'static self,
-        spec: &StubSpec<'static>,
-        code: &[u8],
-        report: FrameReport,
-    ) -> Result<StubId, JitError> {
-        if mem::is_forked_child() {
-            return Err(JitError::ForkedChild);
-        }
-        spec.class.check(spec.name, code)?;
-        let mut lease = self.lease(spec.class, code.len())?;
-        if code.len() > lease.window().room() {
-            return Err(self.classes[spec.class as usize].full(spec.class, code.len()));
-        }
-        let nothing = Checked::default();
-        self.publish(lease.window(), spec, code, report, spec.name, nothing)
     }
 
     /// Copies code to the front of a window and makes it known.

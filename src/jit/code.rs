@@ -1,6 +1,7 @@
 #![allow(unsafe_code, reason = "turns code addresses into functions")]
 //! Handles: code memory, and code that was installed in it.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::annotations::Annotations;
@@ -28,6 +29,7 @@ const DEFAULT_RESERVE_BYTES: usize = 1 << 30;
 /// # Ok::<(), footbridge::jit::JitError>(())
 /// ```
 #[derive(Debug, Clone, Copy)]
+#[must_use = "a builder makes nothing by itself"]
 pub struct JitBuilder {
     reserve_bytes: usize,
     memory: MemoryMode,
@@ -46,7 +48,6 @@ impl JitBuilder {
     /// assert!(jit.memory_report().contains("16 MiB"));
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
-    #[must_use]
     pub fn reserve_bytes(mut self, bytes: usize) -> Self {
         self.reserve_bytes = bytes;
         self
@@ -61,7 +62,6 @@ impl JitBuilder {
     /// assert!(batches.build()?.memory_report().starts_with("mprotect batch"));
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
-    #[must_use]
     pub fn memory(mut self, mode: MemoryMode) -> Self {
         self.memory = mode;
         self
@@ -76,7 +76,6 @@ impl JitBuilder {
     /// println!("it is near: {}", jit.is_near_text());
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
-    #[must_use]
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = placement;
         self
@@ -105,7 +104,6 @@ impl JitBuilder {
     /// assert!(matches!(leaf, Err(JitError::LeafCalls { offset_bytes: 1, .. })));
     /// # Ok::<(), JitError>(())
     /// ```
-    #[must_use]
     pub fn checked(mut self, checked: bool) -> Self {
         self.checked = checked;
         self
@@ -220,7 +218,7 @@ impl Jit {
     /// 5. It returns with the floating-point control state (MXCSR, x87 control word) that it was
     ///    entered with, and has it whenever it calls: a goroutine that is suspended in what it
     ///    calls hands its state to the next one. On a goroutine that keeps a state of its own
-    ///    ([`keep_fp_control`](crate::runtime::keep_fp_control)) that does not happen, and it may
+    ///    (`runtime::keep_fp_control`) that does not happen, and it may
     ///    call in another state, if the called function works in that and keeps it; native code
     ///    that computes with floating-point numbers mostly relies on the default. A poll may be
     ///    reached in any state on any goroutine, since its stub saves it; a check of the stack,
@@ -230,15 +228,15 @@ impl Jit {
     /// 6. The frame of a framed class is complete from `mov rbp, rsp` to the last `pop rbp` or
     ///    `leave`, which a `ret` follows directly; rbp is not used for anything else in between.
     /// 7. The code runs on a goroutine's stack with at least 8 KiB left, or it polls
-    ///    ([`Jit::polls`]) where it calls. (With less left it is not preempted.)
+    ///    (`Jit::polls`) where it calls. (With less left it is not preempted.)
     /// 8. At each instruction outside of the unsafe points another goroutine may run on this
     ///    thread, and a migratable goroutine may resume on another: there the code has no lock, no
     ///    address that it got from `fs`, no borrow of a thread-local and no half-made state that
     ///    others on the thread can see. Nor does a caller hold a lock that other goroutines of the
-    ///    thread may want ([`without_preemption`](crate::runtime::without_preemption) is for
+    ///    thread may want (`runtime::without_preemption` is for
     ///    callers that do): that would be a deadlock.
     /// 9. From any instruction of a range that restarts, the code may resume at its first one.
-    /// 10. Native code reaches it through an entry ([`Code::enter`]). By its bare address it may
+    /// 10. Native code reaches it through an entry (`Code::enter`). By its bare address it may
     ///     call code that calls no goroutine function: preemptions, polls and checks of the stack
     ///     leave the goroutine's anchor as it was, and exact walks continue there after code that
     ///     was descheduled. A goroutine function leaves an anchor of its own, so that walks end, or
@@ -247,7 +245,7 @@ impl Jit {
     /// With [`Annotations::stack_map`]:
     /// 11. What a visitor of the code's live slots does to a slot of the stack map is right for the
     ///     code at that place: see [`LiveAt`](super::LiveAt) for which entry counts when.
-    ///     [`scan_own_stack`](crate::runtime::scan_own_stack) visits them.
+    ///     `runtime::scan_own_stack` visits them.
     ///
     /// The machine state survives a preemption: flags, registers, the 128 bytes below rsp, and what
     /// XSAVE keeps on this CPU, but for the tiles of AMX.
@@ -260,7 +258,7 @@ impl Jit {
         let spec = user_code(name, class)?;
         let bound_bytes = self.arena.max_code_bytes();
         let id = self.arena.emit_annotated(&spec, bound_bytes, |ops| body(ops).into())?;
-        Ok(Code { jit: *self, code: Arc::new(Installed(id)) })
+        Ok(Code { jit: *self, stub: StubHandle::new(id) })
     }
 
     /// How the code memory of this handle is mapped, in one sentence.
@@ -303,6 +301,7 @@ impl Jit {
         self.arena.memory().is_near()
     }
 
+    #[cfg(feature = "runtime")]
     pub(crate) fn arena(&self) -> &'static Arena {
         self.arena
     }
@@ -317,8 +316,8 @@ fn user_code(name: &str, class: FrameClass) -> Result<StubSpec<'_>, JitError> {
     Ok(StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 })
 }
 
-impl std::fmt::Debug for Jit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Jit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Jit({})", self.memory_report())
     }
 }
@@ -328,18 +327,80 @@ impl std::fmt::Debug for Jit {
 /// When the last handle and every entry to the code are dropped, the code is retired: it stays
 /// where it is, and stays recognisable, since frames may still return to it.
 #[derive(Clone)]
+#[must_use = "the code is retired when its last handle is dropped"]
 pub struct Code {
     jit: Jit,
-    code: Arc<Installed>,
+    stub: StubHandle,
 }
 
-/// Retires the code when the last handle and the last entry are dropped.
-pub(crate) struct Installed(StubId);
+/// The owner of a published stub, which is retired when the last clone is dropped, and the last
+/// [`SharedStub`]. It keeps its target from being retired.
+///
+/// What clones share is allocated by the first of them: most stubs are never shared, and making one
+/// takes little longer than an allocation. With a target it is allocated at once.
+pub(crate) struct StubHandle {
+    id: StubId,
+    shared: OnceLock<Arc<SharedStub>>,
+}
 
-impl Drop for Installed {
-    fn drop(&mut self) {
-        self.0.retire();
+/// Keeps a stub from being retired, and its target.
+pub(crate) struct SharedStub {
+    id: StubId,
+    _target: Option<Arc<SharedStub>>,
+}
+
+impl StubHandle {
+    pub(crate) fn new(id: StubId) -> Self {
+        Self { id, shared: OnceLock::new() }
     }
+
+    #[cfg(feature = "runtime")]
+    pub(crate) fn with_target(id: StubId, target: Arc<SharedStub>) -> Self {
+        Self { id, shared: OnceLock::from(Arc::new(SharedStub { id, _target: Some(target) })) }
+    }
+
+    /// Address of the first instruction.
+    #[inline]
+    pub(crate) fn start(&self) -> usize {
+        self.id.start()
+    }
+
+    /// Keeps the stub from being retired when all handles are dropped.
+    pub(crate) fn share(&self) -> Arc<SharedStub> {
+        let share = || Arc::new(SharedStub { id: self.id, _target: None });
+        Arc::clone(self.shared.get_or_init(share))
+    }
+
+    /// For `Debug` of the types that own a stub: `Code("answer" at 0x7f.., 6 bytes)`.
+    pub(crate) fn fmt_as(&self, owner: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (start, len) = (self.id.start(), self.id.len());
+        write!(f, "{owner}({:?} at {start:#x}, {len} bytes)", name_of(start))
+    }
+}
+
+impl Clone for StubHandle {
+    fn clone(&self) -> Self {
+        Self { id: self.id, shared: OnceLock::from(self.share()) }
+    }
+}
+
+impl Drop for StubHandle {
+    fn drop(&mut self) {
+        if self.shared.get().is_none() {
+            self.id.retire();
+        }
+    }
+}
+
+impl Drop for SharedStub {
+    fn drop(&mut self) {
+        self.id.retire();
+    }
+}
+
+/// The name that code was published under.
+pub(crate) fn name_of(address: usize) -> &'static str {
+    lookup(address).map_or("?", |stub| stub.name())
 }
 
 impl Code {
@@ -358,7 +419,7 @@ impl Code {
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
     pub fn address(&self) -> usize {
-        self.code.0.start()
+        self.stub.start()
     }
 
     /// The code as a function pointer of type `F`.
@@ -386,7 +447,7 @@ impl Code {
     /// 2. If the code may unwind, `F` is the `-unwind` form.
     /// 3. No call of the pointer starts after the last handle to this code was dropped.
     /// 4. `F` is an `unsafe fn`, unless every call of it is sound. A call by this pointer leaves no
-    ///    entry frame: code that calls goroutine functions is entered by [`Code::enter`] instead.
+    ///    entry frame: code that calls goroutine functions is entered by `Code::enter` instead.
     pub unsafe fn as_fn<F: Copy>(&self) -> F {
         // SAFETY: 1. is the caller's promise, and so are 2. to 4., which are about calls.
         unsafe { as_fn(self.address()) }
@@ -427,7 +488,7 @@ impl Code {
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
     pub fn len(&self) -> usize {
-        self.code.0.len()
+        self.stub.id.len()
     }
 
     /// Never: see [`Self::len`].
@@ -441,15 +502,15 @@ impl Code {
     }
 
     /// Keeps the code from being retired.
-    pub(crate) fn share(&self) -> Arc<Installed> {
-        Arc::clone(&self.code)
+    #[cfg(feature = "runtime")]
+    pub(crate) fn share(&self) -> Arc<SharedStub> {
+        self.stub.share()
     }
 }
 
-impl std::fmt::Debug for Code {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = lookup(self.address()).map_or("?", |stub| stub.name());
-        write!(f, "Code({name:?} at {:#x}, {} bytes)", self.address(), self.len())
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stub.fmt_as("Code", f)
     }
 }
 

@@ -120,6 +120,13 @@ pub enum JitError {
         /// The architecture.
         target: &'static str,
     },
+    /// An adapter is to be entered as a function of other types than its signature has.
+    EntryTypes {
+        /// The signature of the adapter.
+        expected: String,
+        /// The signature that the function pointer type stands for.
+        given: String,
+    },
     /// A stub kind has a rule of its own about signatures.
     Signature {
         /// The stub's kind.
@@ -219,6 +226,11 @@ impl fmt::Display for JitError {
                 f,
                 "this crate has no {what} on {target} yet; what it has there is listed in the \
                  documentation of footbridge::jit, and x86-64 has them"
+            ),
+            Self::EntryTypes { expected, given } => write!(
+                f,
+                "an adapter of {expected} cannot be entered as {given}; enter it as a function \
+                 pointer type of exactly these types"
             ),
             Self::Signature { stub, rule } => write!(f, "{stub} stub: {rule}"),
         }

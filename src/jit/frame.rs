@@ -45,6 +45,7 @@ pub(crate) const CALL_REACH_BYTES: usize = match HOST {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum FrameClass {
     /// `push rbp; mov rbp, rsp` first; callee-saved registers are not changed.
     /// Rule: CFA = rbp+16, return address at CFA-8, rbp at CFA-16.
@@ -181,7 +182,7 @@ pub(crate) struct FrameReport {
     dropped_at: [u32; 2],
     /// The instruction at which rsp is the interrupted code's, too: the last one of the stub that
     /// preempts.
-    left_at: u32,
+    pub(crate) left_at: u32,
 }
 
 impl FrameReport {
@@ -200,11 +201,6 @@ impl FrameReport {
     pub(crate) fn dropped_at(&mut self, offset_bytes: usize) {
         let free = self.dropped_at.iter_mut().find(|at| **at == Self::NOWHERE);
         *free.expect("no stub of the crate has three such instructions") = offset_bytes as u32;
-    }
-
-    /// Nothing of the stub is left on the stack at the instruction at this offset.
-    pub(crate) fn left_at(&mut self, offset_bytes: usize) {
-        self.left_at = offset_bytes as u32;
     }
 
     /// Whether the frame is dropped at an instruction.

@@ -1,5 +1,31 @@
 //! Code memory, the registry of every stub, and what emits them.
 //!
+//! * A [`Jit`] is a handle to code memory. [`Jit::install`] publishes code that a program emits,
+//!   with [`Annotations`] that say where goroutines may be preempted in it and where it has live
+//!   pointers. What frames the code has is a [`FrameClass`].
+//! * [`lookup`] answers what code is at an address, in signal handlers, too. A [`ForeignRegion`]
+//!   makes code known that lies in a program's own memory.
+//! * Stubs between JIT code and Rust are made by methods of [`Jit`] and [`Code`], and described in
+//!   `runtime`. [`AdapterCode`] emits adapters for any machine.
+//!
+//! ```
+//! use footbridge::dynasm::{DynasmApi, dynasm};
+//! use footbridge::jit::{FrameClass, Jit, lookup};
+//!
+//! let jit = Jit::new()?;
+//! // SAFETY: a System V leaf that changes rax only.
+//! let add = unsafe {
+//!     jit.install("add", FrameClass::Leaf, |ops| {
+//!         dynasm!(ops; .arch x64; lea rax, [rdi + rsi]; ret);
+//!     })?
+//! };
+//! // SAFETY: its convention and types.
+//! let function = unsafe { add.as_fn::<extern "sysv64" fn(u64, u64) -> u64>() };
+//! assert_eq!(function(40, 2), 42);
+//! assert_eq!(lookup(function as usize).expect("it is installed").name(), "add");
+//! # Ok::<(), footbridge::jit::JitError>(())
+//! ```
+//!
 //! The way of a stub: a [`Signature`](crate::abi::Signature) gives two assignments, those give a
 //! plan, the emitter turns the plan into bytes at their final address, the arena copies them
 //! through the writable view, and the registry publishes them. Only then does the address leave.
@@ -34,7 +60,7 @@ crate::on_executing_host! {
     mod mem;
     mod registry;
     mod safe_point;
-    pub mod scalar;
+    mod scalar;
     mod stack_map;
     mod unwind;
 
@@ -45,14 +71,19 @@ crate::on_executing_host! {
     pub use mem::{MemoryMode, Placement};
     pub use registry::{ForeignCode, ForeignRegion, StubInfo, StubKind, lookup};
     pub use safe_point::WhenUnsafe;
+    pub use scalar::{CallResult, Scalar};
     pub use stack_map::{LiveAt, LiveSlot, StackMap};
+}
 
+crate::for_runtime! {
     pub(crate) use arena::StubSpec;
-    pub(crate) use code::{Installed, as_fn};
+    pub(crate) use code::{SharedStub, StubHandle, as_fn, name_of};
     pub(crate) use frame::{PAGE_BYTES, RED_ZONE_BYTES, entry_frame};
-    pub(crate) use registry::{StubId, has_preemptible_code, lookup_return};
+    pub(crate) use registry::{has_preemptible_code, lookup_return};
     pub(crate) use safe_point::SafePoint;
     pub(crate) use stack_map::FARTHEST_BYTES;
+    #[cfg(feature = "traceback")]
+    pub(crate) use unwind::saved_registers;
+    pub(crate) use unwind::rules::FrameState;
     pub(crate) use unwind::Unwinder;
-    pub(crate) use unwind::rules::{FrameState, saved_registers};
 }

@@ -3,9 +3,15 @@
 //! Code is not preemptible unless its annotations promise that it is, at every instruction but the
 //! unsafe points. The signal handler reads what is said here: it must stay plain data.
 
+#[cfg(feature = "runtime")]
+mod find;
+
 use std::ops::Range;
 
 use super::error::JitError;
+
+#[cfg(feature = "runtime")]
+pub(crate) use find::SafePoint;
 
 /// What a preemption does that comes while the pc is at an unsafe point: see
 /// [`Annotations::unsafe_points`](super::Annotations::unsafe_points).
@@ -27,29 +33,6 @@ pub(crate) struct UnsafePointRange {
     pub(crate) bytes: Range<usize>,
     /// What a preemption does there.
     pub(crate) when: WhenUnsafe,
-}
-
-/// What a preemption finds at a pc.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SafePoint {
-    /// The code is never preempted.
-    NotPreemptible,
-    /// The code is not preempted at this instruction.
-    Unsafe,
-    /// The code may be preempted, and resumes at this offset from its start.
-    ResumeAt(usize),
-}
-
-/// Whether code with these (sorted) ranges may be preempted at this offset from its start. Called
-/// in signal handlers.
-pub(crate) fn point(ranges: &[UnsafePointRange], offset_bytes: usize) -> SafePoint {
-    match ranges.iter().find(|range| range.bytes.contains(&offset_bytes)) {
-        None => SafePoint::ResumeAt(offset_bytes),
-        Some(UnsafePointRange { when: WhenUnsafe::Skip, .. }) => SafePoint::Unsafe,
-        Some(UnsafePointRange { when: WhenUnsafe::Restart, bytes }) => {
-            SafePoint::ResumeAt(bytes.start)
-        }
-    }
 }
 
 /// Sorts the ranges of a piece of code, and refuses those that make no sense in it.
@@ -89,23 +72,6 @@ mod tests {
 
     fn range(bytes: Range<usize>, when: WhenUnsafe) -> UnsafePointRange {
         UnsafePointRange { bytes, when }
-    }
-
-    #[test]
-    fn a_point_is_unsafe_from_the_first_byte_of_a_range_to_the_last() {
-        let ranges = [range(10..20, WhenUnsafe::Skip), range(30..40, WhenUnsafe::Restart)];
-        for (at, expected) in [
-            (0, SafePoint::ResumeAt(0)),
-            (9, SafePoint::ResumeAt(9)),
-            (10, SafePoint::Unsafe),
-            (19, SafePoint::Unsafe),
-            (20, SafePoint::ResumeAt(20)),
-            (30, SafePoint::ResumeAt(30)),
-            (39, SafePoint::ResumeAt(30)),
-            (40, SafePoint::ResumeAt(40)),
-        ] {
-            assert_eq!(point(&ranges, at), expected, "{at}");
-        }
     }
 
     #[test]

@@ -5,10 +5,38 @@ use std::ptr::NonNull;
 
 use crate::abi::Type;
 
-/// A Rust type that an `extern "C"` function passes as a value of one [`Type`].
+/// A Rust type that an `extern "C"` function passes as a value of one [`Type`]: what goroutine
+/// functions and entries take and return.
+///
+/// A type that is one of these in a `#[repr(transparent)]` struct is passed like it, so that
+/// programs may implement the trait for types of their own.
+///
+/// ```
+/// use footbridge::abi::{Convention, Type};
+/// use footbridge::jit::{Jit, Scalar};
+///
+/// #[derive(Clone, Copy)]
+/// #[repr(transparent)]
+/// struct Handle(u32);
+///
+/// // SAFETY: a transparent struct is passed as its field.
+/// unsafe impl Scalar for Handle {
+///     const TYPE: Type = Type::U32;
+/// }
+///
+/// let next = |handle: Handle| Handle(handle.0 + 1);
+/// let next = Jit::new()?.goroutine_fn(Convention::SystemV, next)?;
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
 ///
 /// # Safety
 /// `extern "C"` passes and returns `Self` exactly as `TYPE` in the host's C convention.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not passed in one register",
+    label = "not a scalar",
+    note = "scalars are `bool`, integers of up to 64 bits, floats, thin pointers and references; \
+            pass a pointer to a value of any other type"
+)]
 pub unsafe trait Scalar: Copy {
     /// The type in a signature.
     const TYPE: Type;
@@ -51,11 +79,24 @@ unsafe impl<T> Scalar for NonNull<T> {
     const TYPE: Type = Type::Ptr;
 }
 
-/// What a call returns: a [`Scalar`] or nothing.
+mod sealed {
+    pub trait CallResult {}
+
+    impl CallResult for () {}
+
+    impl<T: super::Scalar> CallResult for T {}
+}
+
+/// What a call returns: a [`Scalar`] or `()`. The crate implements it; no other crate can.
 ///
 /// # Safety
 /// `extern "C"` returns `Self` as the value of the one type listed, or as nothing.
-pub unsafe trait CallResult {
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not returned in one register",
+    label = "neither a scalar nor `()`",
+    note = "scalars are `bool`, integers of up to 64 bits, floats, thin pointers and references"
+)]
+pub unsafe trait CallResult: sealed::CallResult {
     /// The results in a signature.
     const TYPES: &'static [Type];
 }
@@ -69,23 +110,3 @@ unsafe impl CallResult for () {
 unsafe impl<T: Scalar> CallResult for T {
     const TYPES: &'static [Type] = &[T::TYPE];
 }
-
-/// Calls `$each!` with the type parameters and argument names of every arity up to 12.
-macro_rules! for_each_arity {
-    ($each:ident) => {
-        $each!();
-        $each!(A a);
-        $each!(A a, B b);
-        $each!(A a, B b, C c);
-        $each!(A a, B b, C c, D d);
-        $each!(A a, B b, C c, D d, E e);
-        $each!(A a, B b, C c, D d, E e, F f);
-        $each!(A a, B b, C c, D d, E e, F f, G g);
-        $each!(A a, B b, C c, D d, E e, F f, G g, H h);
-        $each!(A a, B b, C c, D d, E e, F f, G g, H h, I i);
-        $each!(A a, B b, C c, D d, E e, F f, G g, H h, I i, J j);
-        $each!(A a, B b, C c, D d, E e, F f, G g, H h, I i, J j, K k);
-        $each!(A a, B b, C c, D d, E e, F f, G g, H h, I i, J j, K k, L l);
-    };
-}
-pub(crate) use for_each_arity;

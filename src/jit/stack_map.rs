@@ -16,6 +16,7 @@ pub(crate) const FARTHEST_BYTES: i32 = 8 << 20;
 
 /// A place that holds a live pointer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum LiveSlot {
     /// A word of the stack, at this offset in bytes from rbp; in code of [`FrameClass::Leaf`], from
     /// rsp. A multiple of 8.
@@ -49,7 +50,7 @@ impl fmt::Display for LiveSlot {
 ///   entry that contains the instruction at which it resumes (the first one of unsafe points that
 ///   restart), with what is live *before* that instruction. Frame slots and registers are found,
 ///   the latter where they were saved: the code resumes with a new value that is written there.
-/// * **It yielded at a poll** or a check of its stack ([`Jit::polls`](super::Jit::polls)): as if it
+/// * **It yielded at a poll** or a check of its stack (`Jit::polls`): as if it
 ///   had been interrupted at the instruction after the poll's branch. The slow path needs no entry.
 /// * **A stub that it called yielded**, a goroutine function that has returned: as if it had been
 ///   interrupted at the instruction after the call, where results are in their registers. A result

@@ -1,7 +1,17 @@
 //! Goroutines: scheduling, channels, bridges to JIT code, and tracebacks.
 //!
-//! The names are Go's where the thing is. A goroutine is sound Rust: after its first instruction it
-//! stays on one thread, so that values that are not `Send` may live over a park.
+//! * [`run()`] and [`Config`] make a runtime instance: threads that run goroutines until the main
+//!   one returns.
+//! * [`go`], [`scope()`] and [`Builder`] start goroutines. [`Chan`] and [`select`] connect them,
+//!   [`JoinHandle`] waits for one.
+//! * [`GoroutineFn`], [`Entry`], [`SpawnFn`], [`Adapter`] and [`Polls`] are the bridges between JIT
+//!   code and Rust, made by methods of [`Jit`](crate::jit::Jit) and [`Code`](crate::jit::Code).
+//! * [`traceback`], [`jit_frames`] and [`scan_own_stack`] walk stacks. [`goroutines`] and
+//!   [`traceback_all`] inspect all goroutines.
+//!
+//! Things that Go's runtime has, too, have Go's names. Safe code stays sound on a goroutine: after
+//! its first instruction it stays on one thread (unless
+//! [`Builder::go_migratable`] started it), so that values that are not `Send` may live over a park.
 //!
 //! ```
 //! use footbridge::runtime::{self, Chan, go};
@@ -11,7 +21,7 @@
 //!     let producer = numbers.clone();
 //!     let handle = go(move || {
 //!         for n in 1..=10u64 {
-//!             producer.send(n).expect("nobody closes it but this goroutine");
+//!             producer.send(n).expect("only this goroutine closes it");
 //!         }
 //!         producer.close();
 //!     });
@@ -76,9 +86,17 @@ pub(crate) use os::signals::handlers_without_alternate_stack;
 
 /// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].
 ///
+/// ```
+/// use footbridge::runtime::{self, go};
+///
+/// let answer = runtime::run(|| go(|| 6 * 7).join().expect("no panic"));
+/// assert_eq!(answer, 42);
+/// ```
+///
 /// # Panics
 /// With the panic of `f`; if the run cannot start, with the [`RunError`] (use [`Config::run`] to
 /// handle that).
+#[track_caller]
 pub fn run<R>(f: impl FnOnce() -> R) -> R {
     match Config::default().run(f) {
         Ok(result) => result,

@@ -1,8 +1,9 @@
-//! Adapters of AArch64 execute under qemu: random signatures between all pairs of conventions, with
-//! a caller and a target that know nothing but their own assignment (`harness.c`, `harness.s`).
+//! Executes AArch64 adapters under qemu: random signatures between all pairs of conventions. The
+//! caller and the target (`harness.c`, `harness.s`) know only their own assignment.
 //!
-//! The caller fills every register, puts the area of arguments below an unmapped page and its copies
-//! of values at ends of pages. The target reads its arguments and overwrites all that it may.
+//! The caller fills every register. It places the argument area below an unmapped page, and its
+//! copies of values at the ends of pages. The target reads its arguments and overwrites everything
+//! that its convention allows.
 
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{
@@ -20,15 +21,15 @@ const HARNESS_S: &str = include_str!("harness.s");
 
 const PAGE_BYTES: u64 = 4096;
 
-/// The memory of the cases, at addresses that nothing else has.
+/// The memory of the cases, at addresses that are not used otherwise.
 const STACK_TOP: u64 = 0x10_0010_0000;
 const STACK_BYTES: u64 = 1 << 16;
-/// One page for each value that is passed by reference, each in front of one that is not mapped.
+/// One page for each value that is passed by reference, each followed by an unmapped page.
 const COPIES: u64 = 0x10_0100_0000;
 /// The same for a result.
 const RESULT: u64 = 0x10_0200_0000;
-/// Where the address of `g` is: thread-local storage. Apple's thread pointer is 0 under this
-/// emulator, so it is in reach of 0.
+/// The address that holds `g`, in thread-local storage. Under this emulator Apple's thread pointer
+/// is 0, so the slot must be in reach of address 0.
 const G_SLOT: u64 = 0x3000_0008;
 const SLOTS: u64 = 20;
 
@@ -55,7 +56,7 @@ impl Machine {
         Machine { x: std::array::from_fn(|_| rng.bits()), v }
     }
 
-    /// Puts bytes in the low end of a register.
+    /// Stores bytes in the low end of a register.
     fn put(&mut self, register: Reg, bytes: &[u8]) {
         match register {
             Reg::Xreg(x) => {
@@ -67,7 +68,7 @@ impl Machine {
             Reg::Vreg(v) => {
                 self.v[usize::from(v.index())][..bytes.len()].copy_from_slice(bytes);
             }
-            other => unreachable!("{other} is a register of another machine"),
+            other => unreachable!("{other} is not an AArch64 register"),
         }
     }
 
@@ -75,7 +76,7 @@ impl Machine {
         match register {
             Reg::Xreg(x) => self.x[usize::from(x.index())].to_le_bytes().to_vec(),
             Reg::Vreg(v) => self.v[usize::from(v.index())].to_vec(),
-            other => unreachable!("{other} is a register of another machine"),
+            other => unreachable!("{other} is not an AArch64 register"),
         }
     }
 
@@ -84,7 +85,7 @@ impl Machine {
     }
 }
 
-/// Words and bytes for the harness.
+/// The input of the harness: words and byte strings.
 #[derive(Default)]
 struct Writer(Vec<u8>);
 
@@ -104,7 +105,7 @@ impl Writer {
     }
 }
 
-/// What the harness wrote.
+/// The output of the harness.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -143,13 +144,14 @@ struct Case {
     caller: Machine,
     sp: u64,
     fpcr: u64,
-    /// What the caller has in memory, by address.
+    /// The caller's memory before the call, by address.
     writes: Vec<(u64, Vec<u8>)>,
-    /// What is looked at again: the same memory, as far as it is to stay, or has results.
+    /// Memory that is compared after the call: parts of the caller's memory that must not change,
+    /// or that receive results.
     watched: Vec<(u64, Vec<u8>)>,
-    /// Where the caller wants a result that is returned in memory.
+    /// The address of the caller's memory for the result, if it is returned in memory.
     result_at: Option<u64>,
-    /// The target's registers when it returns, apart from those that it keeps.
+    /// The target's registers at its return, except those that it preserves.
     answer: Machine,
 }
 
@@ -173,12 +175,12 @@ fn extended(ty: &Type, bytes: &[u8]) -> [u8; 4] {
     whole
 }
 
-/// The end of a page that is followed by one that is not mapped, less the value.
+/// The address of a value that ends where an unmapped page begins.
 fn at_page_end(page: u64, size: u32, align: u32) -> u64 {
     (page + PAGE_BYTES - u64::from(size)) & !(u64::from(align) - 1)
 }
 
-/// Why there is no adapter; other errors are defects.
+/// Whether an adapter is refused by design. Any other error is a defect.
 pub fn is_expected(error: &JitError) -> bool {
     matches!(
         error,
@@ -209,14 +211,8 @@ fn random_case(rng: &mut Xorshift, from: Convention, to: Convention) -> Option<C
         Convention::AppleAarch64 => G_SLOT as i32,
         _ => g_tls_off[rng.below(g_tls_off.len())],
     };
-    let code = AdapterCode::new(&AdapterSpec {
-        signature: &signature,
-        entry: from,
-        target: to,
-        binding,
-        g_tls_off_bytes: Some(g_tls_off),
-    });
-    let code = match code {
+    let spec = AdapterSpec::new(&signature, from, to).binding(binding).g_tls_off_bytes(g_tls_off);
+    let code = match AdapterCode::new(&spec) {
         Ok(code) => code,
         Err(error) if is_expected(&error) => return None,
         Err(error) => panic!("{from} to {to}, {signature}: {error}"),
@@ -237,7 +233,7 @@ fn random_case(rng: &mut Xorshift, from: Convention, to: Convention) -> Option<C
         caller: Machine::random(rng),
         answer: Machine::random(rng),
         sp: 0,
-        // Go code runs with 0; C keeps what there is: here, rounding towards zero.
+        // Go code runs with FPCR 0. C code keeps the FPCR: here, rounding towards zero.
         fpcr: if is_c { 3 << 22 } else { 0 },
         writes: Vec::new(),
         watched: Vec::new(),
@@ -257,7 +253,7 @@ fn random_case(rng: &mut Xorshift, from: Convention, to: Convention) -> Option<C
 }
 
 impl Case {
-    /// The caller puts the arguments where its convention has them.
+    /// Stores the arguments where the caller's convention has them.
     fn prepare_caller(&mut self, rng: &mut Xorshift) {
         let entry = self.entry.clone();
         let spec = spec(&entry);
@@ -277,7 +273,7 @@ impl Case {
                     area[offset as usize..][..bytes.len()].copy_from_slice(bytes);
                 }
                 Passing::Reference(place) => {
-                    // AAPCS64 6.8.2, B.6: no copy is aligned to more than 16 bytes.
+                    // AAPCS64 6.8.2, B.6: a copy needs no alignment above 16 bytes.
                     let align = spec.copy_align_bytes.max(value.layout().align_bytes.min(16));
                     let page = COPIES + 2 * PAGE_BYTES * i as u64;
                     let address = at_page_end(page, value.layout().size_bytes, align);
@@ -313,7 +309,7 @@ impl Case {
         }
         self.watched.push((base, area));
         self.watched.push((base + area_bytes, above));
-        // What the caller has between its area and its stack pointer, and below that.
+        // The caller's bytes between its area and its stack pointer, and below the stack pointer.
         let below = u64::from(spec.caller_below_bytes);
         self.watched.push((self.sp - below, random(below + base_off)));
         self.writes = self.watched.clone();
@@ -321,7 +317,7 @@ impl Case {
         self.writes.push((G_SLOT, self.g.to_le_bytes().to_vec()));
     }
 
-    /// The target puts the results where its convention has them, in registers.
+    /// Stores the results in the registers where the target's convention has them.
     fn prepare_answer(&mut self) {
         for (value, bytes) in self.target.results().iter().zip(&self.results) {
             for part in value.parts() {
@@ -332,20 +328,20 @@ impl Case {
         }
     }
 
-    /// The places of the addresses that the target gets, and the sizes of what is there.
-    fn behind(&self) -> Vec<(Place, u32, Option<&[u8]>)> {
-        let mut behind = Vec::new();
+    /// The places of the addresses that the target receives, and the sizes of the values there.
+    fn indirect(&self) -> Vec<(Place, u32, Option<&[u8]>)> {
+        let mut indirect = Vec::new();
         for value in self.target.params() {
             if let Passing::Reference(place) = *value.passing() {
-                behind.push((place, value.layout().size_bytes, None));
+                indirect.push((place, value.layout().size_bytes, None));
             }
         }
         if let (Some(pointer), [result], [bytes]) =
             (self.target.result_pointer(), self.target.results(), &self.results[..])
         {
-            behind.push((pointer.place, result.layout().size_bytes, Some(&bytes[..])));
+            indirect.push((pointer.place, result.layout().size_bytes, Some(&bytes[..])));
         }
-        behind
+        indirect
     }
 
     fn write(&self, rng: &mut Xorshift, to: &mut Writer) {
@@ -356,7 +352,8 @@ impl Case {
         to.machine(&self.caller);
         to.word(self.sp);
         to.word(self.fpcr);
-        // An adapter that is entered from Apple's convention uses the other thread pointer.
+        // TPIDR_EL0. An adapter that is entered from Apple's convention must use TPIDRRO_EL0
+        // instead, so this one gets a wrong value.
         to.word(match self.entry.convention() {
             Some(Convention::AppleAarch64) => !G_SLOT,
             _ => G_SLOT.wrapping_sub(i64::from(self.g_tls_off) as u64),
@@ -377,9 +374,9 @@ impl Case {
         to.word(spec.base_off_bytes.into());
         to.word(self.target.total_bytes().into());
         to.word(spec.caller_below_bytes.next_multiple_of(16).into());
-        let behind = self.behind();
-        to.word(behind.len() as u64);
-        for (place, size, _) in &behind {
+        let indirect = self.indirect();
+        to.word(indirect.len() as u64);
+        for (place, size, _) in &indirect {
             match *place {
                 Place::Reg(Reg::Xreg(x)) => {
                     to.word(1);
@@ -389,13 +386,13 @@ impl Case {
                     to.word(0);
                     to.word(offset.into());
                 }
-                other => unreachable!("no address is in {other}"),
+                other => unreachable!("an address cannot be in {other}"),
             }
             to.word((*size).into());
         }
         let mut garbage =
             |bytes: u32| -> Vec<u8> { (0..bytes).map(|_| (rng.bits() >> 40) as u8).collect() };
-        for (_, size, result) in &behind {
+        for (_, size, result) in &indirect {
             to.word(1);
             match result {
                 Some(bytes) => to.bytes(bytes),
@@ -415,7 +412,7 @@ impl Case {
             set.of_class(class).fold(0, |mask, register| match register {
                 Reg::Xreg(x) => mask | 1 << x.index(),
                 Reg::Vreg(v) => mask | 1 << v.index(),
-                other => unreachable!("{other} is a register of another machine"),
+                other => unreachable!("{other} is not an AArch64 register"),
             })
         };
         assert_eq!(mask(kept, RegClass::Vector), 0, "only low halves are preserved");
@@ -424,18 +421,18 @@ impl Case {
         to.machine(&self.answer);
     }
 
-    /// Reads what was seen of this case, and judges.
+    /// Reads the captured state of this case and compares it.
     fn check(&self, seen: &mut Reader<'_>) -> Result<(), String> {
         let (arrived, sp, fpcr) = seen.machine();
         let area = seen.bytes(self.target.total_bytes() as usize);
         let watched: Vec<Vec<u8>> =
             self.watched.iter().map(|(_, bytes)| seen.bytes(bytes.len())).collect();
-        let behind: Vec<(u64, Vec<u8>)> = self
-            .behind()
+        let indirect: Vec<(u64, Vec<u8>)> = self
+            .indirect()
             .iter()
             .map(|(_, size, _)| (seen.word(), seen.bytes(*size as usize)))
             .collect();
-        self.check_arrival(&arrived, sp, fpcr, &area, &behind)?;
+        self.check_arrival(&arrived, sp, fpcr, &area, &indirect)?;
         self.check_memory(&watched, false)?;
 
         let (returned, sp, fpcr) = seen.machine();
@@ -453,7 +450,7 @@ impl Case {
         sp: u64,
         fpcr: u64,
         area: &[u8],
-        behind: &[(u64, Vec<u8>)],
+        indirect: &[(u64, Vec<u8>)],
     ) -> Result<(), String> {
         let spec = spec(&self.target);
         same("sp modulo 16", sp % 16, 0)?;
@@ -474,7 +471,7 @@ impl Case {
         }
         let bound = self.context.to_le_bytes().to_vec();
         let first = (self.binding == Binding::FirstArgument).then_some(&bound);
-        let mut behind = behind.iter();
+        let mut indirect = indirect.iter();
         for (value, bytes) in self.target.params().iter().zip(first.into_iter().chain(&self.args)) {
             let what = |place: &dyn std::fmt::Display| format!("{} at {place}", value.ty());
             match *value.passing() {
@@ -484,7 +481,7 @@ impl Case {
                     same_data(what(&format!("area+{offset}")), value, 0, found, bytes)?;
                 }
                 Passing::Reference(place) => {
-                    let (address, found) = behind.next().expect("one for each");
+                    let (address, found) = indirect.next().expect("one for each");
                     let align = spec.copy_align_bytes.max(value.layout().align_bytes.min(16));
                     let off = address % u64::from(align);
                     same(format!("alignment of {} at {place}", value.ty()), off, 0)?;
@@ -504,14 +501,14 @@ impl Case {
                 ref other => unreachable!("{other:?}"),
             }
         }
-        if let (Some((address, _)), [result]) = (behind.next(), self.target.results()) {
+        if let (Some((address, _)), [result]) = (indirect.next(), self.target.results()) {
             let off = address % u64::from(result.layout().align_bytes);
             same("alignment of the result's memory", off, 0)?;
         }
         Ok(())
     }
 
-    /// Memory of the caller that nobody but the results may change.
+    /// Checks the caller's memory: only results may change it.
     fn check_memory(&self, watched: &[Vec<u8>], after: bool) -> Result<(), String> {
         for ((address, before), now) in self.watched.iter().zip(watched) {
             let bytes = (*address..).zip(before.iter().zip(now));
@@ -525,8 +522,8 @@ impl Case {
         Ok(())
     }
 
-    /// Whether the byte is one that the caller leaves to the callee: its area, and its memory for
-    /// the result.
+    /// Whether the callee may change this byte: it belongs to the argument area, or to the memory
+    /// for the result.
     fn may_change(&self, address: u64) -> bool {
         let base = self.sp + u64::from(spec(&self.entry).base_off_bytes);
         let area = base..base + u64::from(self.entry.total_bytes());
@@ -574,7 +571,8 @@ impl Case {
                         let register = part.place.reg().expect("AArch64 has no x87");
                         let found = &returned.bytes(register)[..part.size as usize];
                         same_data(what(part), value, part.off, found, bytes)?;
-                        // Between two sides of one convention the caller gets what there is.
+                        // Between two sides of the same convention, the register is passed through
+                        // unchanged.
                         let alike = self.entry.convention() == self.target.convention();
                         if is_extended(&self.entry, value) && !alike {
                             let found = &returned.bytes(register)[..4];
@@ -612,7 +610,7 @@ impl Machine {
             Place::Area(offset) => {
                 area[offset as usize..][..8].copy_from_slice(&word.to_le_bytes());
             }
-            other => unreachable!("no address is in {other}"),
+            other => unreachable!("an address cannot be in {other}"),
         }
     }
 }
@@ -628,7 +626,7 @@ fn same<T: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// The bytes of a value from `off` on, as far as they mean something.
+/// The bytes of a value from `off` on, without padding.
 fn same_data(
     what: String,
     value: &Value,
@@ -669,7 +667,7 @@ fn random_cases(seed: u64, count: usize) -> Vec<Case> {
 
 #[test]
 fn calls_arrive_and_return() {
-    if !cross::is_there() {
+    if !cross::is_available() {
         return;
     }
     let count = cross::cases();
@@ -707,5 +705,5 @@ fn calls_arrive_and_return() {
             panic!("seed {seed}, case {number}: {error}\n{}", case.describe());
         }
     }
-    assert!(seen.0.is_empty(), "{} bytes too many were seen", seen.0.len());
+    assert!(seen.0.is_empty(), "{} surplus bytes in the output", seen.0.len());
 }

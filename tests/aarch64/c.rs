@@ -1,4 +1,4 @@
-//! Random values of C, and their declarations for the cross compiler.
+//! Random C values, and their declarations for the cross compiler.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Float, Language, RecordSpec, Signature, Type, VectorWidth};
 
-/// A random C type of at most 128 bytes. Arrays are in structs and unions only.
+/// A random C type of at most 128 bytes. Arrays occur in structs and unions only.
 pub fn random_type(rng: &mut Xorshift, depth: u32) -> Type {
     loop {
         let choice = rng.below(if depth == 0 { 24 } else { 44 });
@@ -60,7 +60,7 @@ fn random_record(rng: &mut Xorshift, depth: u32) -> Type {
     }
 }
 
-/// A random signature of C; `variadic` if it may be one of a variadic function.
+/// A random C signature. With `variadic`, it may be variadic.
 pub fn random_signature(rng: &mut Xorshift, variadic: bool) -> Signature {
     let depth = rng.below(4) as u32;
     let n = rng.below(15);
@@ -79,7 +79,7 @@ pub fn random_signature(rng: &mut Xorshift, variadic: bool) -> Signature {
     Signature::new(params, results).variadic_after(named)
 }
 
-/// Random bytes of a value; truth values are 0 or 1.
+/// Random bytes of a value. A Boolean is 0 or 1.
 pub fn random_bytes(rng: &mut Xorshift, ty: &Type, language: Language) -> Vec<u8> {
     let size = ty.layout(language).size_bytes as usize;
     let mut bytes: Vec<u8> = (0..size).map(|_| (rng.bits() >> 40) as u8).collect();
@@ -91,7 +91,7 @@ pub fn random_bytes(rng: &mut Xorshift, ty: &Type, language: Language) -> Vec<u8
     bytes
 }
 
-/// Whether each byte of a value means something.
+/// Whether each byte of a value is data (not padding).
 pub fn data(ty: &Type, language: Language) -> Vec<bool> {
     let mut data = vec![false; ty.layout(language).size_bytes as usize];
     ty.each_leaf(language, 0, &mut |offset, leaf| {
@@ -109,7 +109,7 @@ pub struct C {
 }
 
 impl C {
-    /// The name of a type, which is declared if it needs that. The compiler checks the layout.
+    /// The name of a type. A composite is declared first, and the compiler checks its layout.
     pub fn name(&mut self, ty: &Type) -> String {
         let simple = match ty {
             Type::Bool => "_Bool",
@@ -178,7 +178,8 @@ impl C {
         writeln!(self.types, "{declaration}").expect("a string");
         let layout = ty.layout(Language::C);
         let align = match ty {
-            // Aligned like one of 128 bits; the conventions take none in other types.
+            // Aligned like a vector of 128 bits. The conventions accept such vectors at top level
+            // only.
             Type::Vector(_) => layout.align_bytes.min(16),
             _ => layout.align_bytes,
         };
@@ -196,7 +197,7 @@ impl C {
         signature.results().first().map_or("void".to_owned(), |ty| self.name(ty))
     }
 
-    /// The list of parameters, as a prototype has it.
+    /// The parameter list of a prototype.
     pub fn params(&mut self, signature: &Signature) -> String {
         let types: Vec<String> = signature.params().iter().map(|ty| self.name(ty)).collect();
         match signature.named_params() {
@@ -207,7 +208,7 @@ impl C {
     }
 }
 
-/// An initializer of an array of bytes.
+/// An initializer for an array of bytes.
 pub fn c_bytes(bytes: &[u8]) -> String {
     let list: Vec<String> = bytes.iter().map(u8::to_string).collect();
     format!("{{{}}}", if list.is_empty() { "0".to_owned() } else { list.join(",") })

@@ -1,10 +1,10 @@
-/* The fixed part of the program of gcc.rs: it prints what a call carried. */
+/* The fixed part of the program of gcc.rs. It prints the values that a call passed. */
 #include <stdio.h>
 #include <string.h>
 struct state { unsigned long general[9], sp; unsigned char vector[8][16]; } state __attribute__((aligned(16)));
 unsigned char memory[4096] __attribute__((aligned(64)));
 void capture(void);
-/* Through a variable: a call of a known function follows its declaration, not the cast. */
+/* Called through a variable: gcc calls a known function by its declaration, not by the cast. */
 static void *volatile captured = capture;
 void fetch(void *, void *);
 struct ref { int general; int stack; int size; };

@@ -1,4 +1,4 @@
-// Stores the registers as `struct state` of capture.c says, and calls `note`.
+// Stores the registers in the layout of `struct state` in capture.c, and calls `note`.
     .text
     .macro store_arguments
     stp x0, x1, [x16]

@@ -10,7 +10,7 @@ static void hex(const char *what, const void *from, long n) {
 }
 static unsigned char *code;
 static int calls;
-/* Copies an adapter to executable memory, in front of a target. */
+/* Copies an adapter to executable memory, with the address of its target in the cell. */
 static void *place(long at, const unsigned char *bytes, long n, long target_off, void *target) {
     memcpy(code + at, bytes, n);
     memcpy(code + at + target_off, &target, 8);

@@ -1,11 +1,11 @@
 //! Compiled code calls compiled code through two adapters, from AAPCS64 to another convention and
-//! back: gcc decides on both sides where everything is.
+//! back. On both sides gcc decides where every value is.
 
 use std::fmt::Write as _;
 
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Convention, Language, Signature, Type};
-use footbridge::jit::{AdapterCode, AdapterSpec, Binding};
+use footbridge::jit::{AdapterCode, AdapterSpec};
 
 use super::adapters::is_expected;
 use super::c::{C, c_bytes, data, random_bytes, random_signature};
@@ -15,8 +15,8 @@ use super::go;
 
 const PRELUDE: &str = include_str!("chain.c");
 
-/// The second adapter lies so many bytes behind the first.
-const SECOND: usize = 1 << 16;
+/// The distance from the first adapter to the second, in bytes.
+const SECOND_OFF_BYTES: usize = 1 << 16;
 
 const BETWEEN: [Convention; 4] = [
     Convention::Aapcs64,
@@ -41,19 +41,14 @@ fn random_case(rng: &mut Xorshift, between: Convention) -> Option<Case> {
     };
     let values = || signature.params().iter().chain(signature.results());
     if values().any(|ty| matches!(ty, Type::Array(_))) {
-        // C passes pointers to arrays, not arrays.
+        // C passes pointers to arrays instead of arrays.
         return None;
     }
     let adapter = |entry, target| {
-        let code = AdapterCode::new(&AdapterSpec {
-            signature: &signature,
-            entry,
-            target,
-            binding: Binding::None,
-            // No one reads g here, but it is loaded: from the first word of the thread.
-            g_tls_off_bytes: Some(0),
-        });
-        match code {
+        // The compiled code does not read g, but the adapter loads it: from the thread's first
+        // word.
+        let spec = AdapterSpec::new(&signature, entry, target).g_tls_off_bytes(0);
+        match AdapterCode::new(&spec) {
             Ok(code) => Some(code),
             Err(error) if is_expected(&error) => None,
             Err(error) => panic!("{entry} to {target}, {signature}: {error}"),
@@ -90,7 +85,7 @@ fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt:
         list.push(format!("a{i}"));
     }
     for (name, code, at, target) in [
-        ("back", &case.back, SECOND, format!("callee_{number}")),
+        ("back", &case.back, SECOND_OFF_BYTES, format!("callee_{number}")),
         ("there", &case.there, 0, "back".to_owned()),
     ] {
         let off = code.target_off_bytes();
@@ -109,7 +104,7 @@ fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt:
 
 #[test]
 fn compiled_code_calls_compiled_code() {
-    if !cross::is_there() {
+    if !cross::is_available() {
         return;
     }
     let count = cross::cases();
@@ -134,7 +129,7 @@ fn compiled_code_calls_compiled_code() {
          int main(void) {{\n  code = mmap(0, {}, 7, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);\n  \
          if (code == MAP_FAILED) return 2;\n  {calls}\n  return calls != {count};\n}}\n",
         c.types,
-        2 * SECOND
+        2 * SECOND_OFF_BYTES
     );
     let folder = Folder::new("a64-chain");
     let program = folder.path("chain");
@@ -145,7 +140,7 @@ fn compiled_code_calls_compiled_code() {
     assert_eq!(blocks.len(), count);
     for (block, case) in blocks.into_iter().zip(&cases) {
         let Case { signature, between, args, result, .. } = case;
-        let what = format!("seed {seed}, by way of {between}, {signature}");
+        let what = format!("seed {seed}, through {between}, {signature}");
         let values = signature.params().iter().zip(args).map(|value| ("a", value));
         let results = signature.results().iter().zip(result).map(|value| ("r", value));
         let mut lines = block.lines().skip(1);

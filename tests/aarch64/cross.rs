@@ -1,13 +1,13 @@
-//! Debian's cross compiler and emulator: programs for AArch64, made and run on this machine.
+//! Debian's cross compiler and emulator: programs for AArch64 are compiled and run on this machine.
 //!
-//! This file knows no convention and no adapter.
+//! This file must not know about conventions or adapters.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use support::gcc;
 use support::settings::{number_or, seed_or};
 
-/// A folder for temporary files, removed when everything went well.
+/// A folder for temporary files, which is removed unless the test panics.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -39,8 +39,9 @@ impl Drop for Folder {
     }
 }
 
-/// Whether the tools are there; says so if not, and fails where that is not accepted.
-pub fn is_there() -> bool {
+/// Whether the tools are installed. If not, the test is skipped, or fails where skipping is not
+/// accepted.
+pub fn is_available() -> bool {
     let runs = |program: &str| Command::new(program).arg("--version").output().is_ok();
     let found = runs("aarch64-linux-gnu-gcc")
         && runs("qemu-aarch64")
@@ -59,7 +60,7 @@ pub fn output(program: &Path, args: &[&Path]) -> Output {
     Command::new("qemu-aarch64").arg(program).args(args).output().expect("qemu runs")
 }
 
-/// Runs a program, which must end with success, and returns what it printed.
+/// Runs a program, which must exit with status 0, and returns its standard output.
 pub fn run(program: &Path) -> Vec<u8> {
     let run = output(program, &[]);
     let said = String::from_utf8_lossy(&run.stderr);
@@ -67,12 +68,12 @@ pub fn run(program: &Path) -> Vec<u8> {
     run.stdout
 }
 
-/// How many random cases a test makes.
+/// The number of random cases of each test.
 pub fn cases() -> usize {
     number_or("FOOTBRIDGE_A64_CASES", 300) as usize
 }
 
-/// What the random cases are made from.
+/// The seed of the random cases.
 pub fn seed() -> u64 {
     seed_or(1)
 }

@@ -1,7 +1,8 @@
-//! Assignments of AAPCS64 against gcc for AArch64, as `tests/abi_gcc.rs` does it for amd64.
+//! Compares AAPCS64 assignments with gcc for AArch64, as `tests/abi/gcc.rs` does for x86-64.
 //!
-//! A caller that gcc compiles passes known bytes to an assembly function that stores the whole
-//! machine state; a function that gcc compiles returns known bytes to one that does the same.
+//! A caller compiled by gcc passes known bytes to an assembly function that stores the whole
+//! machine state. A function compiled by gcc returns known bytes to an assembly function that does
+//! the same.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -22,7 +23,7 @@ struct Case {
     result: Option<Vec<u8>>,
 }
 
-/// The C function of a case: it calls `capture` with the arguments, and `fetch` with a function
+/// The C function of a case. It calls `capture` with the arguments, and `fetch` with a function
 /// that returns the result.
 fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt::Result {
     let types: Vec<String> = case.signature.params().iter().map(|ty| c.name(ty)).collect();
@@ -45,7 +46,7 @@ fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt:
             let (general, stack) = match place {
                 Place::Reg(Reg::Xreg(register)) => (i32::from(register.index()), 0),
                 Place::Area(offset) => (-1, *offset),
-                other => panic!("no address is in {other}"),
+                other => panic!("an address cannot be in {other}"),
             };
             let size = value.layout().size_bytes;
             writeln!(text, "  refs[{refs}] = (struct ref){{{general}, {stack}, {size}}};")?;
@@ -64,7 +65,7 @@ fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt:
     writeln!(text, "}}")
 }
 
-/// What was seen: the lines of one case.
+/// The values that were captured for one case, by name.
 type Seen = HashMap<String, Vec<Vec<u8>>>;
 
 pub fn unhex(text: &str) -> Vec<u8> {
@@ -95,7 +96,7 @@ fn check_value(value: &Value, bytes: &[u8], seen: &Seen, refs: &mut usize, what:
             if let Some(address) = seen.get("address") {
                 let address = u64::from_le_bytes(address[*refs][..].try_into().expect("a word"));
                 let align = Convention::Aapcs64.spec().copy_align_bytes;
-                // AAPCS64 6.8.2, B.6: no copy is aligned to more than 16 bytes.
+                // AAPCS64 6.8.2, B.6: a copy needs no alignment above 16 bytes.
                 let align = u64::from(align.max(value.layout().align_bytes).min(16));
                 assert!(address.is_multiple_of(align), "{place} is {address:#x}: {what}");
             }
@@ -113,7 +114,7 @@ fn check_value(value: &Value, bytes: &[u8], seen: &Seen, refs: &mut usize, what:
 
 #[test]
 fn values_are_where_gcc_has_them() {
-    if !cross::is_there() {
+    if !cross::is_available() {
         return;
     }
     let count = cross::cases();

@@ -1,4 +1,4 @@
-//! Random signatures of Go, as far as C has the types too.
+//! Random Go signatures, of types that C has too.
 
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Float, Language, Signature, Type};
@@ -31,13 +31,13 @@ fn random_type(rng: &mut Xorshift, depth: u32) -> Type {
     }
 }
 
-/// A random signature, with several results if both sides are Go's.
+/// A random signature. It has several results only if both sides are Go conventions.
 pub fn random_signature(rng: &mut Xorshift, several: bool) -> Signature {
     let depth = rng.below(4) as u32;
     let mut params: Vec<Type> = (0..rng.below(19)).map(|_| random_type(rng, depth)).collect();
     let results = rng.below(if several { 8 } else { 2 });
     let mut results: Vec<Type> = (0..results).map(|_| random_type(rng, depth)).collect();
-    // Areas of more than an instruction reaches.
+    // Areas that exceed the immediate offset of an instruction.
     if rng.below(16) == 0 {
         let length = 1500 + rng.below(2400) as u32;
         let large = Type::array(length, Type::U8).expect("less than a page");

@@ -1,9 +1,9 @@
 /* Runs adapters on AArch64: harness CASES > SEEN.
  *
- * It knows no convention. Each case says what is in every register and in memory at the call of
- * the adapter, what the target is to write and to return, and which memory is of interest; what
- * was seen goes to the standard output. `adapters.rs` writes the cases and judges. All numbers are
- * 64-bit words; strings of bytes are padded to whole words.
+ * The harness knows no convention. Each case gives the contents of every register and of memory at
+ * the call of the adapter, what the target writes and returns, and which memory to report. The
+ * harness writes the captured state to its standard output. `adapters.rs` writes the cases and
+ * compares. All numbers are 64-bit words; byte strings are padded to whole words.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -52,7 +52,7 @@ static void put_machine(const struct machine *machine) {
     put(machine->v, sizeof machine->v);
 }
 
-/* What the case has in memory now, of what is of interest. */
+/* Reports the current contents of the watched memory. */
 static word *watched;
 static void put_watched(void) {
     word *list = watched;
@@ -70,7 +70,7 @@ void report(int signal, siginfo_t *info, void *context) {
     _exit(3);
 }
 
-/* The target was called: `arrived` is the state. Makes `answer`. */
+/* Called by the target, with its state in `arrived`. Sets `answer`. */
 void note(void) {
     calls++;
     word base_off = next(), area_bytes = next(), skip_below = next();
@@ -79,22 +79,22 @@ void note(void) {
     put(base, area_bytes);
     put_watched();
 
-    /* What is behind addresses: a register, or an offset in the area, and a size. All of them are
-       found before anything is overwritten. */
+    /* Values that are passed by address: a register or an offset in the area, and a size. All
+       addresses are read before anything is overwritten. */
     word n = next();
-    struct { byte *at; word size; } behind[64];
+    struct { byte *at; word size; } indirect[64];
     for (word i = 0; i < n; i++) {
         word is_register = next(), where = next();
-        behind[i].size = next();
-        if (is_register) behind[i].at = (byte *)arrived.x[where];
-        else memcpy(&behind[i].at, base + where, 8);
-        put_word((word)behind[i].at);
-        put(behind[i].at, behind[i].size);
+        indirect[i].size = next();
+        if (is_register) indirect[i].at = (byte *)arrived.x[where];
+        else memcpy(&indirect[i].at, base + where, 8);
+        put_word((word)indirect[i].at);
+        put(indirect[i].at, indirect[i].size);
     }
     for (word i = 0; i < n; i++) {
         word writes = next();
-        byte *what = bytes(behind[i].size);
-        if (writes) memcpy(behind[i].at, what, behind[i].size);
+        byte *what = bytes(indirect[i].size);
+        if (writes) memcpy(indirect[i].at, what, indirect[i].size);
     }
     memcpy(base, bytes(area_bytes), area_bytes);
     memset((byte *)arrived.sp - skip_below - 2048, 0xb5, 2048);
@@ -140,7 +140,7 @@ int main(int argc, char **argv) {
     }
 
     word count = next();
-    /* The memory of all cases. What is between the pieces is not mapped. */
+    /* The memory of all cases. The pages between its pieces are unmapped. */
     for (word n = next(); n > 0; n--) {
         word address = next(), size = next();
         map(address, size, PROT_READ | PROT_WRITE);
@@ -168,7 +168,7 @@ int main(int argc, char **argv) {
             word address = next(), size = next();
             memcpy((void *)address, bytes(size), size);
         }
-        /* What the adapter leaves in its frame of what was there before is garbage. */
+        /* Garbage below the stack pointer: an adapter must not rely on old contents of its frame. */
         memset((byte *)caller.sp - 16384, 0xa5, 16384 - 16);
         watched = cursor;
         cursor += 1 + 2 * *cursor;

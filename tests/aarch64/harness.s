@@ -1,10 +1,10 @@
-// The machine state of harness.c, loaded and stored.
+// Loads and stores the machine state of harness.c.
 //
 // struct machine: x0-x30 at 0, sp 248, fpcr 256, tpidr 264, q0-q31 at 272.
 
     .text
 
-    // Everything but the base, sp and the system registers.
+    // Every register except the base, sp and the system registers.
     .macro transfer_vectors op, base
     \op q0, q1, [\base, #272]
     \op q2, q3, [\base, #304]
@@ -44,7 +44,7 @@
     \op x28, x29, [\base, #224]
     .endm
 
-    // The system registers and sp of the harness: nothing of the case is in force any more.
+    // Restores the system registers and sp of the harness.
     .macro host_state
     adrp x0, host_sp
     ldr x1, [x0, #:lo12:host_sp]
@@ -92,7 +92,7 @@ enter:
     ldp x16, x17, [x30, #128]
     transfer_x0_to_x15 ldp, x30
     blr x16
-    // The return address has served: its register is free.
+    // The return address is no longer needed, so x30 is free.
     adrp x30, returned
     add x30, x30, :lo12:returned
     transfer_x0_to_x15 stp, x30
@@ -117,7 +117,7 @@ enter:
     ret
 
     // The target of every adapter: stores `arrived`, calls `note` on the harness's own stack, and
-    // returns with `answer`. x16 and x17 carry nothing at a call.
+    // returns with `answer`. x16 and x17 carry no value at a call.
     .globl callee
 callee:
     adrp x16, arrived
@@ -142,7 +142,8 @@ callee:
     ldr x30, [x30, #240]
     ret
 
-    // void crash(int, siginfo_t *, void *): a signal handler; the thread pointer may be a case's.
+    // void crash(int, siginfo_t *, void *): a signal handler. The thread pointer may be that of a
+    // case.
     .globl crash
 crash:
     adrp x3, host_tp

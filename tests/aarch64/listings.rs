@@ -1,5 +1,5 @@
-//! Golden listings: one adapter without a frame, where there is such, and one with a frame between
-//! any two conventions of AArch64, instruction by instruction. `BLESS=1` writes them anew.
+//! Golden listings of adapters between any two AArch64 conventions: one without a frame where that
+//! is possible, and one with a frame. `BLESS=1` rewrites them.
 
 use std::fmt::Write as _;
 
@@ -12,24 +12,18 @@ use Convention::{Aapcs64, AppleAarch64, GoAbi0Aarch64, GoAbiInternalAarch64};
 
 fn code(signature: &str, entry: Convention, target: Convention, binding: Binding) -> AdapterCode {
     let signature: Signature = signature.parse().expect("a signature");
-    AdapterCode::new(&AdapterSpec {
-        signature: &signature,
-        entry,
-        target,
-        binding,
-        g_tls_off_bytes: Some(16),
-    })
-    .unwrap_or_else(|e| panic!("{entry} to {target}, {signature}: {e}"))
+    let spec = AdapterSpec::new(&signature, entry, target).binding(binding).g_tls_off_bytes(16);
+    AdapterCode::new(&spec).unwrap_or_else(|e| panic!("{entry} to {target}, {signature}: {e}"))
 }
 
-/// The instructions up to the cells, which show as `target` and `context`.
+/// The instructions up to the cells. Addresses of cells are printed as `target` and `context`.
 fn listing(code: &AdapterCode) -> String {
     let mut lines = String::new();
     let end = code.target_off_bytes();
     let mut reader = U8Reader::new(&code.bytes()[..end]);
     for at in (0..end).step_by(4) {
         if code.bytes()[at..at + 4] == [0; 4] {
-            assert_eq!(at + 4, end, "only the last word is no instruction");
+            assert_eq!(at + 4, end, "only the last word is not an instruction");
             continue;
         }
         let decoded = InstDecoder::default().decode(&mut reader).expect("an instruction");
@@ -59,6 +53,7 @@ fn adapters_are_these_instructions() {
             Binding::None => "",
             Binding::Closure => ", binds a closure",
             Binding::FirstArgument => ", binds a first argument",
+            other => unreachable!("{other:?} is not drawn"),
         };
         let frame = if without_frame { "no frame" } else { "frame" };
         let listing = listing(&code);
@@ -101,5 +96,5 @@ fn adapters_are_these_instructions() {
         std::fs::write(path, &text).expect("writable");
     }
     let golden = std::fs::read_to_string(path).expect("the golden file");
-    assert!(text == golden, "set BLESS=1 and look at the difference\n{text}");
+    assert!(text == golden, "set BLESS=1 and review the difference\n{text}");
 }

@@ -1,4 +1,4 @@
-//! AArch64, without such a machine: assignments against gcc for it, and adapters that run under an
+//! AArch64 on an x86-64 host: assignments are compared with gcc's, and adapters run under an
 //! emulator. The tools are Debian's cross compiler and qemu.
 //!
 //! `FOOTBRIDGE_A64_CASES` sets the number of random cases of each test, `FOOTBRIDGE_SEED` the seed.

@@ -1,5 +1,6 @@
-//! The assignments of the C conventions, as tables: examples of the documents first, then what the
-//! rules say of each kind of type, checked against gcc 12 where it has the convention.
+//! The assignments of the C conventions as tables: the examples of the ABI documents first, then
+//! each kind of type by the rules. Where gcc 12 has the convention, the tables were checked against
+//! it.
 
 use footbridge::abi::{Convention, Signature};
 
@@ -35,26 +36,27 @@ fn system_v() {
                  p7: ymm2  p8: zmm3  p9: xmm4  p10: r9  p11: [arg+16]  p12: [arg+24]",
                 [32, 32, 16],
             ),
-            // Two floats share an eightbyte; with an integer in it, it is INTEGER.
+            // Two floats share an eightbyte. Merged with an integer, the eightbyte is INTEGER.
             (
                 "fn(struct { f32, f32, f32 }, struct { f32, i32 }, complex<f32>, complex<f64>)",
                 "p0.0: xmm0  p0.8: xmm1  p1: rdi  p2: xmm2  p3.0: xmm3  p3.8: xmm4",
                 [0, 0, 16],
             ),
-            // Tails.
+            // Eightbytes that are not full.
             (
                 "fn([i8; 3], struct { i64, [u8; 7] }, struct packed(1) { i32, u8 })",
                 "p0: rdi  p1.0: rsi  p1.8: rdx  p2: rcx",
                 [0, 0, 16],
             ),
-            // All or nothing: the pair does not fit in r9 alone, which stays for the next.
+            // All or nothing (psABI 3.2.3): the pair does not fit in r9 alone, so r9 is left for
+            // p7.
             (
                 "fn(i64, i64, i64, i64, i64, i128, struct { i64, i64 }, i8, i8)",
                 "p0: rdi  p1: rsi  p2: rdx  p3: rcx  p4: r8  p5: [arg+0]  p6: [arg+16]  p7: r9  \
                  p8: [arg+32]",
                 [40, 40, 16],
             ),
-            // __int128 is 16-byte aligned in memory, and so is what contains one.
+            // __int128 is aligned to 16 bytes in memory, and so is a struct that contains one.
             (
                 "fn(longdouble, i64, i64, i64, i64, i64, i64, i8, struct { i8, i128 })",
                 "p0: [arg+0]  p1: rdi  p2: rsi  p3: rdx  p4: rcx  p5: r8  p6: r9  p7: [arg+16]  \
@@ -68,24 +70,24 @@ fn system_v() {
                 "p0: [arg+0]  p1: [arg+24]  p2: [arg+32]  p3: [arg+48]",
                 [64, 64, 16],
             ),
-            // Packed, but every field is where it belongs.
+            // Packed, but every field is naturally aligned.
             ("fn(struct packed(1) { i64, i8 })", "p0.0: rdi  p0.8: rsi", [0, 0, 16]),
             // Over-aligned: the second eightbyte has no class and takes no register.
             ("fn(struct align(16) { i64 }, i8)", "p0: rdi  p1: rsi", [0, 0, 16]),
             ("fn(struct align(32) { i64 })", "p0: [arg+0]", [32, 32, 32]),
-            // Unions merge.
+            // The classes of a union's fields are merged.
             (
                 "fn(union { f64, i8 }, union { f64, f32 }, union { v128, struct { f64, f64 } })",
                 "p0: rdi  p1: xmm0  p2.0: xmm1  p2.8: xmm2",
                 [0, 0, 16],
             ),
-            // ... up to MEMORY, of the whole.
+            // A merge to MEMORY puts the whole union in memory.
             (
                 "fn(union { longdouble, v128 }, union { v256, i64 }, union { longdouble, f64 })",
                 "p0: [arg+0]  p1: [arg+32]  p2: [arg+64]",
                 [80, 80, 32],
             ),
-            // ... and MEMORY stays, whatever comes after it.
+            // Merging further fields does not change MEMORY.
             (
                 "fn(union { longdouble, struct { f64, f64 }, struct { i64, i64 } }, i8)",
                 "p0: [arg+0]  p1: rdi",
@@ -97,20 +99,20 @@ fn system_v() {
                 "p0: xmm0  p1: xmm1  p2: xmm2  p3: ymm3  p4: [arg+0]  p5: [arg+32]",
                 [64, 64, 16],
             ),
-            // A ninth vector is in memory, aligned, and the area with it.
+            // The ninth vector is in memory. Its alignment raises that of the area.
             (
                 "fn(f64, f64, f64, f64, f64, f64, f64, f64, f32, v512, v256)",
                 "p0: xmm0  p1: xmm1  p2: xmm2  p3: xmm3  p4: xmm4  p5: xmm5  p6: xmm6  p7: xmm7  \
                  p8: [arg+0]  p9: [arg+64]  p10: [arg+128]",
                 [160, 160, 64],
             ),
-            // Go's types are structs to C.
+            // To C, Go's types are structs.
             (
                 "fn(string, slice, any, func)",
                 "p0.0: rdi  p0.8: rsi  p1: [arg+0]  p2.0: rdx  p2.8: rcx  p3: r8",
                 [24, 24, 16],
             ),
-            // No bytes, no place.
+            // A type of size 0 has no location.
             ("fn(struct {}, i8, [i64; 0])", "p0: nothing  p1: rdi  p2: nothing", [0, 0, 16]),
             // Results.
             ("fn() -> struct { i64, f64 }", "r0.0: rax  r0.8: xmm0", [0, 0, 16]),
@@ -124,7 +126,7 @@ fn system_v() {
             ("fn() -> struct {}", "r0: nothing", [0, 0, 16]),
             ("fn(i8) -> struct { complex<longdouble> }", "p0: rsi  r0: [rdi] at rax", [0, 0, 16]),
             ("fn() -> [i8; 17]", "r0: [rdi] at rax", [0, 0, 16]),
-            // Unnamed structs of two eightbytes are where named ones are.
+            // Unnamed structs of two eightbytes are passed like named ones.
             ("fn(ptr, ..., struct { i64, f64 })", "p0: rdi  p1.0: rsi  p1.8: xmm0", [0, 0, 16]),
             // Unnamed wide vectors are in memory.
             (
@@ -201,13 +203,13 @@ fn win64() {
                 [40, 40, 16],
             ),
             ("fn() -> struct { i32, i32 }", "r0: rax", [0, 32, 16]),
-            // Whatever is in a small struct, it is an integer.
+            // A small struct is passed as an integer, whatever its fields are.
             (
                 "fn(struct { f64 }, struct { f32 }, complex<f32>, struct { i8, i8, i8 }, [i8; 8])",
                 "p0: rcx  p1: rdx  p2: r8  p3: [r9]  p4: [arg+32]",
                 [40, 40, 16],
             ),
-            // GNU C.
+            // Types that only GNU C has.
             (
                 "fn(longdouble, i128, struct {}, complex<f64>) -> longdouble",
                 "p0: [rdx]  p1: [r8]  p2: [r9]  p3: [[arg+32]]  r0: [rcx] at rax",
@@ -218,7 +220,7 @@ fn win64() {
             ("fn() -> [i8; 3]", "r0: [rcx] at rax", [8, 32, 16]),
             ("fn() -> struct { v128 }", "r0: [rcx] at rax", [8, 32, 16]),
             ("fn() -> struct {}", "r0: nothing", [0, 32, 16]),
-            // "Varargs": unnamed floats are in both registers.
+            // "Varargs": unnamed floats are in both the vector and the integer register.
             (
                 "fn(f64, ..., f64, i32, struct { f64 }, f64)",
                 "p0: xmm0  p1.0: xmm1  p1.0: rdx  p2: r8  p3: r9  p4: [arg+32]",
@@ -268,25 +270,27 @@ fn aapcs64() {
                 "p0: [x0]  p1.0: x1  p1.8: x2  p2.0: x3  p2.8: x4  p3: x5",
                 [0, 0, 16],
             ),
-            // The alignment that an element asks for is natural to its array, and to no other.
+            // An element's alignment counts as natural alignment for its array, and for nothing
+            // else.
             (
                 "fn(i32, [struct align(16) { i64 }; 1], struct align(16) { i64 })",
                 "p0: x0  p1.0: x2  p1.8: x3  p2.0: x4  p2.8: x5",
                 [0, 0, 16],
             ),
             ("fn() -> struct {}", "r0: nothing", [0, 0, 16]),
-            // The largest types: nothing walks their elements, which would take a minute.
+            // The largest types. Their elements are not walked, which would take a minute.
             ("fn([u8; 1073741824], [[f32; 1024]; 262144])", "p0: [x0]  p1: [x1]", [0, 0, 16]),
-            // An empty struct does not spoil one.
+            // An empty field does not end a homogeneous aggregate.
             ("fn(struct { f64, struct {} })", "p0: v0", [0, 0, 16]),
-            // ... which does not spoil a struct that one complex number or short vector fills.
+            // But it does where one complex number or one short vector fills the rest of the
+            // struct.
             (
                 "fn(struct { [v128; 0], v128 }, struct { struct { [i8; 0] }, [complex<f32>; 1] }, \
                  union { [v128; 0], v128 }, struct { struct { [v64; 0], v64 }, v64 })",
                 "p0: v0  p1.0: v1  p1.4: v2  p2.0: x0  p2.8: x1  p3.0: x2  p3.8: x3",
                 [0, 0, 16],
             ),
-            // C.3: an aggregate that does not fit ends the use of vector registers.
+            // C.3: an aggregate that does not fit ends the allocation of vector registers.
             (
                 "fn(f64, f64, f64, f64, f64, f64, [f64; 3], f32, i8)",
                 "p0: v0  p1: v1  p2: v2  p3: v3  p4: v4  p5: v5  p6: [arg+0]  p7: [arg+24]  p8: x0",
@@ -298,13 +302,14 @@ fn aapcs64() {
                 "p0: x0  p1.0: x2  p1.8: x3  p2.0: x4  p2.8: x5  p3: x6",
                 [0, 0, 16],
             ),
-            // ... natural alignment, not what `align` asks for the whole; nested it counts.
+            // That is natural alignment: `align` on the whole type does not count, on a nested type
+            // it does.
             (
                 "fn(i8, struct align(16) { i64, i64 }, i8, struct { struct align(16) { i64 } })",
                 "p0: x0  p1.0: x1  p1.8: x2  p2: x3  p3.0: x4  p3.8: x5",
                 [0, 0, 16],
             ),
-            // C.13: a composite that does not fit ends the use of x registers; C.14.
+            // C.13: a composite that does not fit ends the allocation of x registers; C.14.
             (
                 "fn(i64, i64, i64, i64, i64, i64, i64, struct { i64, i64 }, i8, i128, i16)",
                 "p0: x0  p1: x1  p2: x2  p3: x3  p4: x4  p5: x5  p6: x6  p7: [arg+0]  p8: [arg+16]  \
@@ -318,17 +323,17 @@ fn aapcs64() {
                  p9: [arg+8]  r0: [x8]",
                 [16, 16, 16],
             ),
-            // binary128, and tails.
+            // binary128, and composites whose last word is not full.
             (
                 "fn(longdouble, complex<longdouble>, [i8; 3], [i8; 13]) -> longdouble",
                 "p0: v0  p1.0: v1  p1.16: v2  p2: x0  p3.0: x1  p3.8: x2  r0: v0",
                 [0, 0, 16],
             ),
-            // Vectors that are no short vectors are like any large type.
+            // Vectors that are not short vectors are passed like any large type.
             ("fn(v64, v128, v256) -> v256", "p0: v0  p1: v1  p2: [x0]  r0: [x8]", [0, 0, 16]),
             ("fn() -> i128", "r0.0: x0  r0.8: x1", [0, 0, 16]),
             ("fn() -> struct { i64, i8 }", "r0.0: x0  r0.8: x1", [0, 0, 16]),
-            // Unnamed arguments are like named ones.
+            // Unnamed arguments are passed like named ones.
             ("fn(i8, ..., f64, i32)", "p0: x0  p1: v0  p2: x1", [0, 0, 16]),
             ("fn(struct {}, i8)", "p0: nothing  p1: x0", [0, 0, 16]),
             (
@@ -346,18 +351,18 @@ fn apple() {
     check(
         Convention::AppleAarch64,
         &[
-            // No even registers.
+            // Register pairs need not start at an even register.
             ("fn(i8, i128)", "p0: x0  p1.0: x1  p1.8: x2", [0, 0, 16]),
-            // Numbers on the stack are packed; structs take words.
+            // Scalars on the stack are packed; structs occupy whole words.
             (
                 "fn(i64, i64, i64, i64, i64, i64, i64, i64, i8, i16, i32, i8, [i8; 3], i8, f64)",
                 "p0: x0  p1: x1  p2: x2  p3: x3  p4: x4  p5: x5  p6: x6  p7: x7  p8: [arg+0]  \
                  p9: [arg+2]  p10: [arg+4]  p11: [arg+8]  p12: [arg+16]  p13: [arg+24]  p14: v0",
                 [25, 32, 16],
             ),
-            // clang: an array of length 0 spoils every homogeneous aggregate.
+            // clang: an array of length 0 makes an aggregate non-homogeneous.
             ("fn(struct { [v128; 0], v128 })", "p0.0: x0  p0.8: x1", [0, 0, 16]),
-            // Unnamed arguments are on the stack, in words.
+            // Unnamed arguments are on the stack, each in whole words.
             (
                 "fn(ptr, ..., i32, f64, i128, [f32; 2])",
                 "p0: x0  p1: [arg+0]  p2: [arg+8]  p3: [arg+16]  p4: [arg+32]",

@@ -1,9 +1,10 @@
-//! Assignments against gcc: random signatures are compiled, called, and every register and the
-//! stack looked at. `FOOTBRIDGE_ABI_GCC_CASES` sets their number, `FOOTBRIDGE_SEED` the seed.
+//! Assignments against gcc: random signatures are compiled and called, and every register and the
+//! stack are compared. `FOOTBRIDGE_ABI_GCC_CASES` sets the number of signatures, `FOOTBRIDGE_SEED`
+//! the seed.
 //!
-//! A caller that gcc compiles passes known bytes to an assembly function that stores the whole
-//! machine state; a function that gcc compiles returns known bytes to one that does the same. Both
-//! once with gcc's System V and once with its `ms_abi`.
+//! A caller compiled by gcc passes known bytes to an assembly function that stores the whole
+//! machine state. A function compiled by gcc returns known bytes to an assembly function that does
+//! the same. Both are done with gcc's System V and with its `ms_abi`.
 #![cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use footbridge::abi::{
 };
 use support::c_types::{C, data, random_bytes, random_signature};
 
-/// Stores the registers as `struct state` says, and calls `note`.
+/// Stores the registers in the layout of `struct state`, and calls `note`.
 const ASSEMBLY: &str = r#"
     .text
     .globl capture
@@ -156,7 +157,7 @@ fn c_bytes(bytes: &[u8]) -> String {
     format!("{{{}}}", if list.is_empty() { "0".to_owned() } else { list.join(",") })
 }
 
-/// The C function of a case: it calls `capture` with the arguments, and `fetch` with a function
+/// The C function of a case. It calls `capture` with the arguments, and `fetch` with a function
 /// that returns the result.
 fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt::Result {
     let attribute = match case.convention {
@@ -184,7 +185,7 @@ fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt:
             let (general, stack) = match place {
                 Place::Reg(register) => (i32::from(general(*register)), 0),
                 Place::Area(offset) => (-1, *offset),
-                other => panic!("no address is in {other}"),
+                other => panic!("an address cannot be in {other}"),
             };
             let size = value.layout().size_bytes;
             writeln!(text, "  refs[{refs}] = (struct ref){{{general}, {stack}, {size}}};")?;
@@ -215,11 +216,11 @@ fn c_case(c: &mut C, number: usize, case: &Case, text: &mut String) -> std::fmt:
 fn general(register: Reg) -> u8 {
     match register {
         Reg::Gpr(gpr) => gpr.into(),
-        other => panic!("{other} is no general-purpose register"),
+        other => panic!("{other} is not a general-purpose register"),
     }
 }
 
-/// What was seen: the lines of one case.
+/// The values that were captured for one case, by name.
 type Seen = HashMap<String, Vec<Vec<u8>>>;
 
 fn unhex(text: &str) -> Vec<u8> {

@@ -1,5 +1,5 @@
-//! Types, signatures and assignments. `tests/heavy/abi_tables.rs` compares with tables of the Go
-//! compiler.
+//! Types, signatures and assignments. `tests/heavy/abi_tables.rs` compares assignments with tables
+//! of the Go compiler.
 
 mod c;
 mod gcc;

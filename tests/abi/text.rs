@@ -1,6 +1,6 @@
-//! The text form: it round-trips, and malformed texts say where and what.
+//! The text form of signatures: it round-trips, and errors name the position and the problem.
 //!
-//! `BLESS=1` rewrites the golden file of messages.
+//! `BLESS=1` rewrites the golden file of error messages.
 
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{ParseError, RecordSpec, Signature, Type};
@@ -9,7 +9,7 @@ fn parse(text: &str) -> Result<Signature, ParseError> {
     text.parse()
 }
 
-/// A random type, composite at most `depth` deep.
+/// A random type, with composites nested at most `depth` deep.
 fn random_type(rng: &mut Xorshift, depth: u32) -> Type {
     let simple = Type::NAMED.len();
     let choice = rng.below(if depth == 0 { simple + 3 } else { simple + 24 });
@@ -79,7 +79,7 @@ fn spacing_and_optional_punctuation_do_not_matter() {
     }
 }
 
-/// Each is malformed in its own way.
+/// Each text is malformed in a different way.
 const MALFORMED: [&str; 44] = [
     "",
     "  ",
@@ -146,7 +146,7 @@ fn malformed_texts_say_where_and_what() {
 }
 
 #[test]
-fn depth_is_limited_before_the_stack_is() {
+fn nesting_is_limited_before_the_stack_overflows() {
     for open in ["[", "struct {", "union packed(1) {"] {
         let text = format!("fn({}", open.repeat(200_000));
         let error = parse(&text).expect_err("too deep").to_string();

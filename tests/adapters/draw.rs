@@ -1,27 +1,27 @@
-//! Random types and signatures: everything that one or two conventions take.
+//! Draws random types and signatures that one or two conventions support.
 //!
-//! This file never knows where a value is: a signature that a convention refuses is drawn all the
-//! same, and whoever draws asks for another one.
+//! This file must not know where values are. A convention may therefore refuse a signature that was
+//! drawn; the test then draws another one.
 
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Convention, Float, Language, RecordSpec, Signature, Type, VectorWidth};
 
-/// Which types are drawn.
+/// The types that are drawn.
 #[derive(Clone, Copy)]
 pub struct Kinds {
-    /// The languages that know them and lay them out alike.
+    /// The languages that have the types, with the same layouts.
     languages: &'static [Language],
-    /// No vector is wider, in bytes.
+    /// The size of the widest vector.
     vector_bytes: u32,
-    /// Only what Rust can declare: no `long double`, no record without bytes, no union with a
-    /// part that Rust would have to drop, and no `align` inside of `packed`.
+    /// Only types that Rust can declare: no `long double`, no record of size 0, no union with a
+    /// member that Rust would have to drop, and no `align` inside of `packed`.
     rust: bool,
-    /// So many results at most.
+    /// The largest number of results.
     results: usize,
 }
 
 impl Kinds {
-    /// What both of two conventions take.
+    /// The types that both conventions support.
     pub fn of(conventions: [Convention; 2], vector_bytes: u32) -> Kinds {
         let go = conventions.map(|c| c.spec().language == Language::Go);
         let languages: &[Language] = match go {
@@ -33,7 +33,7 @@ impl Kinds {
         Kinds { languages, vector_bytes, rust: false, results }
     }
 
-    /// Of these only what Rust can declare.
+    /// Restricts the types to those that Rust can declare.
     pub fn for_rust(self) -> Kinds {
         Kinds { rust: true, ..self }
     }
@@ -49,7 +49,7 @@ impl Kinds {
             && (!self.rust || rust_declares(ty))
     }
 
-    /// Whether every vector has a register on this CPU.
+    /// Whether every vector fits in a register of this CPU.
     fn fits(&self, ty: &Type) -> bool {
         match ty {
             Type::Vector(width) => width.bytes() <= self.vector_bytes,
@@ -61,8 +61,8 @@ impl Kinds {
         }
     }
 
-    /// A random type of at most `most` bytes. Half of them are numbers and pointers, if `depth` is
-    /// not 0.
+    /// A random type of at most `most` bytes. If `depth` is not 0, half of the types are numbers
+    /// and pointers.
     fn draw(&self, rng: &mut Xorshift, depth: u32, most: u32) -> Type {
         loop {
             let choice = rng.below(if depth == 0 { 20 } else { 44 });
@@ -76,7 +76,8 @@ impl Kinds {
                     let length = [0, 1, 1, 2, 3, 4, 5, 7, 13][rng.below(9)];
                     Type::array(length, element).expect("small")
                 }
-                // Every size up to a little more than two words, most of which no register has.
+                // Every size up to a little more than two words. Most of them do not fit in one
+                // register.
                 40.. => {
                     let narrow = [Type::U8, Type::I16, Type::Bool];
                     let element = narrow[rng.below(narrow.len())].clone();
@@ -96,7 +97,8 @@ impl Kinds {
         }
     }
 
-    /// Of one type often, for shared eightbytes; small often, for sizes of one to sixteen bytes.
+    /// A random record. Many have one field type, for shared eightbytes; many are small, for sizes
+    /// from one to sixteen bytes.
     fn record(&self, rng: &mut Xorshift, depth: u32, most: u32) -> Type {
         let count = rng.below(6);
         let (alike, small) = (rng.below(3) == 0, rng.below(3) == 0);
@@ -125,13 +127,13 @@ impl Kinds {
         spec.into_struct().expect("small")
     }
 
-    /// A random signature. One in four is a call of a variadic function, between conventions of C.
+    /// A random signature. Between C conventions, one in four is variadic.
     pub fn signature(&self, rng: &mut Xorshift) -> Signature {
         let depth = rng.below(4) as u32;
         let most = [160, 160, 160, 700][rng.below(4)];
         let mut types = |limit: usize| -> Vec<Type> {
             let n = rng.below(limit + 1);
-            // Mixed, all scalars, or all of one type.
+            // Mixed types, all scalars, or all of one type.
             let kind = rng.below(4);
             let one = self.draw(rng, depth, most);
             (0..n)
@@ -154,11 +156,11 @@ impl Kinds {
     }
 }
 
-/// Whether Rust can declare the type, with `repr(C)`, and passes it as C does.
+/// Whether Rust can declare the type with `repr(C)`, and passes it like C.
 fn rust_declares(ty: &Type) -> bool {
     match ty {
         Type::LongDouble | Type::Complex(Float::LongDouble) => false,
-        // `__m64` is gone, and `__m512` is newer than the oldest compiler.
+        // Rust has no `__m64`, and `__m512` is newer than the oldest supported compiler.
         Type::Vector(width) => matches!(width, VectorWidth::V128 | VectorWidth::V256),
         Type::Array(array) => array.length() > 0 && rust_declares(array.element()),
         Type::Struct(record) | Type::Union(record) => {
@@ -173,14 +175,14 @@ fn rust_declares(ty: &Type) -> bool {
     }
 }
 
-/// Whether a record inside of it asks for alignment.
+/// Whether the type contains a record with an alignment of its own.
 fn has_align(ty: &Type) -> bool {
     match ty {
         Type::Array(array) => has_align(array.element()),
         Type::Struct(record) | Type::Union(record) => {
             record.spec().align.is_some() || record.spec().fields.iter().any(has_align)
         }
-        // `repr(simd)` is aligned as a record is that asks for it.
+        // `repr(simd)` types count as aligned records.
         Type::Vector(_) => true,
         _ => false,
     }

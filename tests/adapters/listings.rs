@@ -1,6 +1,6 @@
-//! Golden listings: the code of adapters, instruction by instruction. `BLESS=1` writes them anew.
+//! Golden listings: the code of adapters, instruction by instruction. `BLESS=1` rewrites them.
 //!
-//! They are there to be read: every reason for a frame, and every frameless form, has an example.
+//! They are examples for readers: each reason for a frame, and each form without a frame, has one.
 
 use std::fmt::Write as _;
 
@@ -10,23 +10,16 @@ use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 
 use Convention::{GoAbi0, GoAbiInternal, SystemV, Win64};
 
-/// Offset of `g` from the thread pointer, recognisable in a listing.
+/// The offset of `g` from the thread pointer, recognisable in a listing.
 const G_OFF: i32 = -0x40;
 
 fn code(signature: &str, entry: Convention, target: Convention, binding: Binding) -> AdapterCode {
     let signature: Signature = signature.parse().expect("a signature");
-    let g_tls_off_bytes = Some(G_OFF);
-    AdapterCode::new(&AdapterSpec {
-        signature: &signature,
-        entry,
-        target,
-        binding,
-        g_tls_off_bytes,
-    })
-    .unwrap_or_else(|e| panic!("{entry} to {target}, {signature}: {e}"))
+    let spec = AdapterSpec::new(&signature, entry, target).binding(binding).g_tls_off_bytes(G_OFF);
+    AdapterCode::new(&spec).unwrap_or_else(|e| panic!("{entry} to {target}, {signature}: {e}"))
 }
 
-/// The instructions up to the cells, which show as `target` and `context`.
+/// The instructions up to the cells. Addresses of cells are printed as `target` and `context`.
 fn listing(code: &AdapterCode) -> String {
     let mut lines = String::new();
     let end = code.target_off_bytes();
@@ -69,6 +62,7 @@ fn adapters_are_these_instructions() {
             Binding::None => "",
             Binding::Closure => ", binds a closure",
             Binding::FirstArgument => ", binds a first argument",
+            other => unreachable!("{other:?} is not drawn"),
         };
         writeln!(
             text,
@@ -81,10 +75,10 @@ fn adapters_are_these_instructions() {
     let (closure, first) = (Binding::Closure, Binding::FirstArgument);
 
     let six = "fn(i64, i64, i64, i64, f64, f64) -> i64";
-    show("Nothing to do.", six, SystemV, SystemV, none);
+    show("The locations are equal.", six, SystemV, SystemV, none);
     show("A closure needs no frame.", six, SystemV, SystemV, closure);
     show(
-        "Nor does it where there is a stack area: it is the caller's.",
+        "A closure needs no frame if there is a stack area, which is the caller's.",
         six,
         Win64,
         Win64,
@@ -92,7 +86,7 @@ fn adapters_are_these_instructions() {
     );
     show("A first argument moves the others.", six, SystemV, SystemV, first);
     show(
-        "What is in memory already stays there.",
+        "Values in memory stay there.",
         "fn(f64, f64, f64, f64, f64, f64, f64, f64, f32, i8) -> i8",
         SystemV,
         SystemV,
@@ -101,7 +95,7 @@ fn adapters_are_these_instructions() {
     show("Go's context register.", six, GoAbiInternal, GoAbiInternal, closure);
     show("A first argument, ABIInternal.", six, GoAbiInternal, GoAbiInternal, first);
     show(
-        "From the stack to registers: the area that the caller made is large enough for homes.",
+        "From the stack to registers: the caller's area is large enough for the home slots.",
         "fn(i64, i8, f64)",
         GoAbi0,
         GoAbiInternal,
@@ -109,30 +103,48 @@ fn adapters_are_these_instructions() {
     );
     show("A stack area forces a frame.", "fn(i64) -> i64", SystemV, Win64, none);
     show(
-        "... an argument that does not fit in the registers too.",
+        "So does an argument that does not fit in the registers.",
         six,
         GoAbiInternal,
         GoAbi0,
         none,
     );
     show(
-        "A register that the entry's caller expects back.",
+        "A register that only the entry's convention preserves forces a frame.",
         "fn(i64) -> i64",
         SystemV,
         GoAbiInternal,
         none,
     );
-    show("... and those that no unwinder restores.", "fn(i64) -> i64", Win64, SystemV, none);
-    show("Results that move.", "fn() -> (i64, f64)", GoAbi0, GoAbiInternal, none);
     show(
-        "Alignment, and a register that must be zero.",
+        "Registers that unwinders do not restore force a barrier.",
+        "fn(i64) -> i64",
+        Win64,
+        SystemV,
+        none,
+    );
+    show("Results that are moved.", "fn() -> (i64, f64)", GoAbi0, GoAbiInternal, none);
+    show(
+        "Stack alignment, and a register that must be zero.",
         "fn(i8, i64)",
         GoAbiInternal,
         SystemV,
         none,
     );
-    show("The goroutine is kept over code that loses it.", "fn()", GoAbiInternal, GoAbi0, none);
-    show("Win64 keeps what Go pins.", "fn(i16) -> i16", GoAbiInternal, Win64, none);
+    show(
+        "The goroutine register is saved over a call that destroys it.",
+        "fn()",
+        GoAbiInternal,
+        GoAbi0,
+        none,
+    );
+    show(
+        "Win64 preserves the registers that Go pins.",
+        "fn(i16) -> i16",
+        GoAbiInternal,
+        Win64,
+        none,
+    );
     show(
         "A result in memory, and an argument by reference.",
         "fn(struct { i64, i32 }, [u8; 7]) -> struct { i64, i64 }",
@@ -149,19 +161,19 @@ fn adapters_are_these_instructions() {
         std::fs::write(path, &text).expect("writable");
     }
     let golden = std::fs::read_to_string(path).expect("the golden file");
-    assert!(text == golden, "set BLESS=1 and look at the difference\n{text}");
+    assert!(text == golden, "set BLESS=1 and review the difference\n{text}");
 }
 
-/// The rule that the head of `stubs/adapter/mod.rs` states, over all pairs of conventions.
+/// Tests the rule at the head of `stubs/adapter/mod.rs` for all pairs of conventions.
 #[test]
-fn a_frame_is_made_only_where_something_forces_it() {
+fn an_adapter_has_a_frame_only_if_one_is_required() {
     let all = [SystemV, Win64, GoAbi0, GoAbiInternal];
     for entry in all {
         for target in all {
             for binding in [Binding::None, Binding::Closure] {
                 let code = code("fn()", entry, target, binding);
                 let same_pins = entry.spec().pinned == target.spec().pinned;
-                // Nothing is passed. Win64 has a stack area all the same.
+                // No value is passed, but Win64 has a stack area nevertheless.
                 let area = target == Win64 && entry != Win64;
                 let unaligned = entry.spec().stack_align_bytes < target.spec().stack_align_bytes;
                 let loses = !entry.spec().preserved.minus(target.spec().preserved).is_empty();
@@ -175,11 +187,10 @@ fn a_frame_is_made_only_where_something_forces_it() {
 }
 
 #[test]
-fn what_cannot_be_adapted_is_refused() {
+fn unsupported_signatures_are_refused() {
     let error = |signature: &str, entry, target, binding| {
         let signature: Signature = signature.parse().expect("a signature");
-        let spec =
-            AdapterSpec { signature: &signature, entry, target, binding, g_tls_off_bytes: None };
+        let spec = AdapterSpec::new(&signature, entry, target).binding(binding);
         AdapterCode::new(&spec).expect_err("refused").to_string()
     };
     assert_eq!(
@@ -199,6 +210,6 @@ fn what_cannot_be_adapted_is_refused() {
     assert_eq!(
         error("fn()", SystemV, GoAbiInternal, Binding::None),
         "adapter stub: the target's convention has a register for the current goroutine; say where \
-         its address is, in `g_tls_off_bytes`"
+         its address is, by `AdapterSpec::g_tls_off_bytes`"
     );
 }

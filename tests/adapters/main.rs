@@ -1,8 +1,9 @@
-//! Adapters between calling conventions: their code, what it does, and walks through it. Adapters
-//! against gcc are in `tests/adapters_gcc`, which installs signal handlers of its own.
+//! Adapters between calling conventions: their code, its execution, and walks through it. Adapters
+//! are compared with gcc's code in `tests/adapters_gcc`, which installs signal handlers of its own.
 
 mod carry;
 mod draw;
+mod enter;
 mod execution;
 mod listings;
 mod plant;

@@ -1,13 +1,13 @@
-//! Defects: short pieces of code that spoil one thing on the way of a call, and nothing else.
+//! Defects: short pieces of code, each of which changes one piece of state during a call.
 //!
-//! They run where a callee starts, or where a caller's next instruction would be. Below rsp there
-//! is nobody's memory at both points. Arithmetic flags are nobody's either.
+//! They run at the first instruction of a callee, or at the return address in a caller. At both
+//! points, memory below rsp and the arithmetic flags are unused.
 
 use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::{Gpr, Passing, Place, Reg, Value};
 use footbridge::jit::Ops;
 
-/// Where every part of a value is that is not behind an address.
+/// The locations of all parts of a value that is not passed by address.
 pub fn places(value: &Value) -> Vec<Place> {
     match *value.passing() {
         Passing::Area(offset) => vec![Place::Area(offset)],
@@ -15,7 +15,7 @@ pub fn places(value: &Value) -> Vec<Place> {
     }
 }
 
-/// Flips one bit of what is in a place. The area starts at rsp + `base`.
+/// Flips one bit at a location. The area starts at rsp + `base`.
 pub fn flip(ops: &mut Ops, place: Place, base: i32, bit: i32) {
     let (byte, mask) = (bit / 8, 1_i8 << (bit % 8));
     match place {
@@ -40,7 +40,7 @@ pub fn flip(ops: &mut Ops, place: Place, base: i32, bit: i32) {
             flip(ops, Place::X87(0), base, bit);
             dynasm!(ops; .arch x64; fxch st1);
         }
-        other => panic!("a place that this test does not know: {other:?}"),
+        other => panic!("this test does not support the location {other:?}"),
     }
 }
 
@@ -58,7 +58,7 @@ pub fn swap(ops: &mut Ops, a: Place, b: Place, base: i32) {
         ),
         (Place::Area(a), Place::Area(b)) => {
             let (a, b) = (a as i32 + base, b as i32 + base);
-            // A pop finds its address after rsp went up.
+            // A pop computes its address after rsp was incremented.
             dynasm!(ops
                 ; .arch x64
                 ; push QWORD [rsp + a]
@@ -67,12 +67,11 @@ pub fn swap(ops: &mut Ops, a: Place, b: Place, base: i32) {
                 ; pop QWORD [rsp + b]
             );
         }
-        (a, b) => panic!("not of one kind: {a}, {b}"),
+        (a, b) => panic!("the locations are of different kinds: {a}, {b}"),
     }
 }
 
-/// Makes a register hold something else. Of rsp that is what a callee leaves which pops too
-/// little.
+/// Changes a register. rsp is changed like by a callee that pops too little.
 pub fn clobber(ops: &mut Ops, register: Reg) {
     match register {
         Reg::Gpr(Gpr::RSP) => dynasm!(ops; .arch x64; lea rsp, [rsp - 8]),
@@ -82,7 +81,7 @@ pub fn clobber(ops: &mut Ops, register: Reg) {
     }
 }
 
-/// Loads a MXCSR, which is a constant in the code.
+/// Loads MXCSR from a constant in the code.
 pub fn set_mxcsr(ops: &mut Ops, mxcsr: u32) {
     dynasm!(ops
         ; .arch x64

@@ -1,14 +1,14 @@
-//! Functions that rustc compiles, as callers and callees of both conventions that it knows here.
+//! Functions that rustc compiles, as callers and callees of both conventions that it supports here.
 //!
-//! For each signature there are two functions of each convention, in one library that is made and
-//! loaded when the test runs:
+//! For each signature there are two functions of each convention. They are in one library, which is
+//! compiled and loaded when the test runs:
 //!
-//! * a *callee* stores each of its arguments, byte for byte, and a second time as a number of 64
-//!   bits if it is narrow, and returns a value that it was told;
+//! * a *callee* stores the bytes of each argument, and again as a 64-bit number if it is narrow,
+//!   and returns a given value;
 //! * a *caller* loads arguments, calls an address, and stores the result in the same way.
 //!
-//! What a compiler relies on is in them: that a narrow argument is extended, that a stack is
-//! aligned, that registers are preserved.
+//! This tests what compilers rely on: narrow arguments are extended, stacks are aligned, and
+//! registers are preserved.
 
 #![allow(unsafe_code, reason = "loads a library and calls it")]
 
@@ -21,14 +21,14 @@ use std::ptr;
 
 use footbridge::abi::{Convention, Float, Language, Signature, Type, VectorWidth};
 
-/// Each argument is stored at a multiple of this many bytes.
+/// The distance between stored arguments, in bytes.
 const STRIDE: usize = 1024;
-/// The most arguments of a function.
+/// The largest number of parameters.
 pub const MAX_PARAMS: usize = 24;
 
-/// What every library starts with: `PASSED` is what callers pass and callees return, `FOUND` is what
-/// callees and callers find. Both have the arguments, and the result last; `WIDE` has the narrow
-/// ones of `FOUND` as numbers.
+/// The start of the library. `PASSED` holds the values that callers pass and callees return,
+/// `FOUND` those that callees and callers received: the arguments, and the result last. `WIDE`
+/// holds the narrow values of `FOUND` as 64-bit numbers.
 const PRELUDE: &str = "
 #![allow(warnings)]
 use core::arch::x86_64::{__m128, __m256};
@@ -38,7 +38,7 @@ use core::ptr::{addr_of, addr_of_mut, copy_nonoverlapping};
 #[no_mangle] pub static mut PASSED: Memory = Memory([MaybeUninit::uninit(); 25 * 1024]);
 #[no_mangle] pub static mut FOUND: Memory = Memory([MaybeUninit::uninit(); 25 * 1024]);
 #[no_mangle] pub static mut WIDE: [i64; 25] = [0; 25];
-/// How often a callee ran.
+/// The number of calls of a callee.
 #[no_mangle] pub static mut HITS: u64 = 0;
 #[inline(always)] unsafe fn store<T>(i: usize, value: &T) {
     let to = addr_of_mut!(FOUND).cast::<u8>().add(1024 * i);
@@ -58,7 +58,7 @@ struct Declarations {
 }
 
 impl Declarations {
-    /// The name of a type, declared if that is necessary.
+    /// The name of a type. A composite is declared first.
     fn name(&mut self, ty: &Type) -> String {
         let simple = match ty {
             Type::Isize | Type::Usize => ty.to_string(),
@@ -114,12 +114,12 @@ impl Declarations {
     }
 }
 
-/// Whether the value is stored a second time, widened to 64 bits.
+/// Whether the value is also stored as a 64-bit number.
 fn is_narrow(ty: &Type) -> bool {
     ty.is_word() && ty.layout(Language::C).size_bytes < 8
 }
 
-/// The conventions that rustc compiles for.
+/// The conventions that rustc supports.
 pub const CONVENTIONS: [Convention; 2] = [Convention::SystemV, Convention::Win64];
 
 fn abi(convention: Convention) -> &'static str {
@@ -130,7 +130,7 @@ fn abi(convention: Convention) -> &'static str {
     }
 }
 
-/// The whole library.
+/// The source of the whole library.
 fn source(signatures: &[Signature]) -> String {
     let mut declarations = Declarations::default();
     let mut functions = String::new();
@@ -196,16 +196,16 @@ fn caller(
     writeln!(text, "}}")
 }
 
-/// The functions of some signatures, loaded.
+/// The loaded functions of some signatures.
 pub struct Library {
     handle: *mut libc::c_void,
     signatures: Vec<Signature>,
 }
 
 impl Library {
-    /// Compiles and loads. Files are made in `directory`.
+    /// Compiles and loads the functions. Files are created in `directory`.
     ///
-    /// The error is what kept it from being made, for a person.
+    /// The error is a description of the failure.
     pub fn new(directory: &Path, signatures: &[Signature]) -> Result<Library, String> {
         let name = format!("footbridge_rust_{}", std::process::id());
         let (input, output) =
@@ -213,7 +213,8 @@ impl Library {
         std::fs::write(&input, source(signatures)).map_err(|e| e.to_string())?;
         let mut rustc = Command::new(std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into()));
         rustc.args(["--edition=2021", "--crate-type=cdylib", "--cap-lints=allow"]);
-        // Some optimisation, so that what a compiler may rely on it does; little, for the time.
+        // Optimised enough that the compiler uses what it may rely on, but only little, to save
+        // time.
         rustc.args(["-Copt-level=1", "-Cpanic=abort", "-Cdebuginfo=0", "-Ccodegen-units=2"]);
         if std::arch::is_x86_feature_detected!("avx") {
             rustc.arg("-Ctarget-feature=+avx");
@@ -224,21 +225,22 @@ impl Library {
             return Err(format!("{rustc:?}\n{}", String::from_utf8_lossy(&made.stderr)));
         }
         let path = CString::new(output.to_str().expect("UTF-8")).expect("no zero byte");
-        // SAFETY: the library has no initialiser but those of Rust's standard library.
+        // SAFETY: the library only has the initialisers of Rust's standard library.
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         if handle.is_null() {
-            // SAFETY: after a failed call it is a string.
+            // SAFETY: after a failed call, dlerror(3) returns a string.
             let reason = unsafe { std::ffi::CStr::from_ptr(libc::dlerror()) };
             return Err(reason.to_string_lossy().into_owned());
         }
-        // The mapping stays; the files are not needed again. If one stays nothing is lost.
+        // The mapping remains, and the files are no longer needed. A failure to remove them is
+        // harmless.
         let _ = (std::fs::remove_file(input), std::fs::remove_file(output));
         Ok(Library { handle, signatures: signatures.to_vec() })
     }
 
     fn symbol(&self, name: &str) -> usize {
         let name = CString::new(name).expect("no zero byte");
-        // SAFETY: the library is loaded, for good.
+        // SAFETY: the library stays loaded.
         let address = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
         assert!(!address.is_null(), "{name:?}");
         address as usize
@@ -249,13 +251,13 @@ impl Library {
         self.symbol(&format!("callee_{}_{n}", abi(convention)))
     }
 
-    /// Calls an address with the arguments that were put.
+    /// Calls an address with the arguments of [`Self::prepare`].
     ///
     /// # Safety
-    /// The target is a function of this convention and of the signature with number `n`.
+    /// 1. The target is a function of this convention and of the signature number `n`.
     pub unsafe fn call(&self, n: usize, convention: Convention, target: usize) {
         let caller = self.symbol(&format!("caller_{}_{n}", abi(convention)));
-        // SAFETY: of this type, by `caller`.
+        // SAFETY: `caller` declares this type.
         let caller: extern "C" fn(usize) = unsafe { std::mem::transmute(caller) };
         caller(target);
     }
@@ -267,7 +269,7 @@ impl Library {
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to.add(i * STRIDE), bytes.len()) };
     }
 
-    /// Puts what a caller passes and what a callee returns, and forgets what was found.
+    /// Stores the values that a caller passes and a callee returns, and resets the results.
     pub fn prepare(&self, args: &[Vec<u8>], results: &[Vec<u8>]) {
         for (i, bytes) in args.iter().enumerate() {
             self.put("PASSED", i, bytes);
@@ -280,11 +282,11 @@ impl Library {
             // SAFETY: a static of the library, which only this thread uses.
             unsafe { (self.symbol("WIDE") as *mut i64).add(i).write(0x5a5a_5a5a_5a5a_5a5a) };
         }
-        // SAFETY: as above.
+        // SAFETY: a static of the library, which only this thread uses.
         unsafe { (self.symbol("HITS") as *mut u64).write(0) };
     }
 
-    /// How often a callee ran.
+    /// The number of calls of a callee.
     pub fn hits(&self) -> u64 {
         // SAFETY: a static of the library, which only this thread uses.
         unsafe { (self.symbol("HITS") as *const u64).read() }
@@ -303,29 +305,29 @@ impl Library {
         }
     }
 
-    /// What a callee found.
+    /// The arguments that a callee received.
     pub fn arguments(&self, n: usize) -> Vec<Found> {
         let params = self.signatures[n].params().iter().enumerate();
         params.map(|(i, ty)| self.found(i, ty)).collect()
     }
 
-    /// What a caller found.
+    /// The results that a caller received.
     pub fn results(&self, n: usize) -> Vec<Found> {
         self.signatures[n].results().iter().map(|ty| self.found(MAX_PARAMS, ty)).collect()
     }
 }
 
-/// A value that compiled code found.
+/// A value that compiled code received.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Found {
-    /// Padding among them.
+    /// The bytes, including padding.
     pub bytes: Vec<u8>,
-    /// A narrow value as a number.
+    /// A narrow value as a 64-bit number.
     pub wide: Option<i64>,
 }
 
 impl Found {
-    /// What must be found of a value: with zeros in padding, as `bytes` has them.
+    /// The expected value. `bytes` has zeros in padding.
     pub fn expected(ty: &Type, bytes: &[u8]) -> Found {
         let wide = is_narrow(ty).then(|| {
             let negative = ty.is_signed() && bytes.last().is_some_and(|byte| byte & 0x80 != 0);
@@ -336,7 +338,7 @@ impl Found {
         Found { bytes: bytes.to_vec(), wide }
     }
 
-    /// The same with zeros in padding.
+    /// The same value with zeros in padding.
     pub fn masked(mut self, data: &[bool]) -> Found {
         for (byte, data) in self.bytes.iter_mut().zip(data) {
             *byte = if *data { *byte } else { 0 };

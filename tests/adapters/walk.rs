@@ -1,16 +1,16 @@
-//! Walks, unwinds and panics through adapters: frames of all classes, and frameless ones.
+//! Walks, unwinds and panics through adapters with frames of all classes, and without frames.
 //!
-//! One chain of calls has an adapter of every frame class. `pass on` is emitted code that hands a
-//! number on in its own convention, and adds one to what comes back.
+//! One chain of calls has an adapter of each frame class. `pass on` is emitted code that passes a
+//! number on in its own convention, and adds one to the result.
 //!
 //! ```text
 //!   goroutine -> enter -> a (ABIInternal)
-//!     -> adapter to System V: Standard           -> b, which keeps something in rbx
+//!     -> adapter to System V: Standard           -> b, which keeps a value in rbx
 //!     -> adapter to System V: Leaf (a closure)   -> c
 //!     -> adapter to ABI0: Saved                  -> d
 //!     -> adapter to ABIInternal: Standard        -> e
 //!     -> adapter to Win64: Standard              -> f
-//!     -> adapter to System V: Barrier            -> g (or `bottom` at once)
+//!     -> adapter to System V: Barrier            -> g (or directly `bottom`)
 //!     -> bottom, a goroutine function
 //! ```
 
@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::child;
+use support::code::push_saved;
 use support::native_unwind;
 use support::runs::alone as run;
 
@@ -32,7 +33,7 @@ use support::step::stepped;
 
 use Convention::{GoAbi0, GoAbiInternal, SystemV, Win64};
 
-/// What `b` keeps in rbx over its call.
+/// The value that `b` keeps in rbx during its call.
 const KEPT: u64 = 0x0bb0_0bb0_0bb0_0bb0;
 
 thread_local! {
@@ -46,35 +47,33 @@ fn bottom_rust(n: u64) -> u64 {
 
 struct Chain {
     entry: Entry<fn(u64) -> u64>,
-    /// Names of the frames, innermost first.
+    /// The names of the frames, innermost first.
     frames: Vec<String>,
 }
 
 /// Emits `f(n) = next(n) + 1` in a convention.
-fn pass_on(jit: Jit, name: &str, convention: Convention, next: usize) -> &'static Code {
+pub fn pass_on(jit: Jit, name: &str, convention: Convention, next: usize) -> &'static Code {
     let class = if name == "b" { FrameClass::Saved } else { FrameClass::Standard };
     let body = |ops: &mut footbridge::jit::Ops| {
         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
         match (convention, class) {
-            (SystemV, FrameClass::Saved) => dynasm!(ops
-                ; .arch x64
-                ; push rbx
-                ; push r12
-                ; push r13
-                ; push r14
-                ; push r15
-                ; sub rsp, 8
-                ; mov rbx, QWORD KEPT as i64
-                ; call QWORD [>next]
-                ; add rax, 1
-                ; mov rbx, [rbp - 8]
-            ),
+            (SystemV, FrameClass::Saved) => {
+                push_saved(ops);
+                dynasm!(ops
+                    ; .arch x64
+                    ; sub rsp, 8
+                    ; mov rbx, QWORD KEPT as i64
+                    ; call QWORD [>next]
+                    ; add rax, 1
+                    ; mov rbx, [rbp - 8]
+                );
+            }
             (SystemV, _) => dynasm!(ops; .arch x64; call QWORD [>next]; add rax, 1),
             (Win64, _) => dynasm!(ops; .arch x64; sub rsp, 32; call QWORD [>next]; add rax, 1),
             (GoAbiInternal, _) => {
                 dynasm!(ops; .arch x64; sub rsp, 16; call QWORD [>next]; add rax, 1);
             }
-            // ABI0 preserves nothing but rbp.
+            // ABI0 preserves only rbp.
             _ => dynasm!(ops
                 ; .arch x64
                 ; sub rsp, 16
@@ -90,13 +89,15 @@ fn pass_on(jit: Jit, name: &str, convention: Convention, next: usize) -> &'stati
         }
         dynasm!(ops; .arch x64; leave; ret; .align 8; next:; .u64 next as u64);
     };
-    // SAFETY: the frames keep their class's law; each body calls in its own convention.
+    // SAFETY: the frames keep the contracts of their classes; each body calls in its own
+    // convention.
     let code = unsafe { jit.install(name, class, body) };
-    Box::leak(Box::new(code.expect("it installs")))
+    Box::leak(Box::new(code.expect("installed")))
 }
 
 impl Chain {
-    /// Makes the chain; without `g` the barrier is the caller of `bottom`. Everything lives for ever.
+    /// Creates the chain. Without `g`, the barrier is the caller of `bottom`. Nothing is ever
+    /// freed.
     fn new(through_g: bool) -> Self {
         let jit = Jit::new().expect("code memory");
         let signature: Signature = "fn(u64) -> u64".parse().expect("a signature");
@@ -105,7 +106,7 @@ impl Chain {
         let mut next = Box::leak(Box::new(bottom)).address();
         let mut frames = vec!["bottom".to_owned()];
         let adapt = |entry, target, address, bind: Option<Bind>| {
-            // SAFETY: the address is of that convention and signature.
+            // SAFETY: the address has that convention and signature.
             let adapter = unsafe {
                 match bind {
                     None => jit.adapter(&signature, entry, target, address),
@@ -115,8 +116,8 @@ impl Chain {
             let adapter = Box::leak(Box::new(adapter.expect("an adapter")));
             adapter.address()
         };
-        // From the innermost out: the code, its convention, and how the adapter in front of it is
-        // entered.
+        // From the innermost piece outwards: the code, its convention, and how the adapter that
+        // calls it is entered.
         let steps: &[(&str, Convention, Convention, FrameClass)] = match through_g {
             true => &[("g", SystemV, Win64, FrameClass::Barrier)],
             false => &[],
@@ -129,7 +130,7 @@ impl Chain {
             ("b", SystemV, GoAbiInternal, FrameClass::Standard),
         ];
         if last == Win64 {
-            // `bottom` is of System V, and `f` calls in Win64.
+            // `bottom` is System V code, and `f` calls it in Win64.
             next = adapt(Win64, SystemV, next, None);
             frames.push("Win64 to SystemV".into());
         }
@@ -152,13 +153,13 @@ impl Chain {
     }
 
     fn call(&self) -> u64 {
-        // SAFETY: on a goroutine; a function of that type.
+        // SAFETY: called on a goroutine; a function of that type.
         unsafe { self.entry.call(20) }
     }
 }
 
-/// Names of the exact walk's frames.
-fn walked() -> (Vec<String>, WalkEnd) {
+/// The names of the exact walk's frames.
+pub fn walked() -> (Vec<String>, WalkEnd) {
     let mut names = Vec::new();
     let end = jit_frames(|frame| {
         names.push(frame.stub.name().to_owned());
@@ -203,20 +204,22 @@ fn walks_and_tracebacks_see_every_adapter_with_a_frame() {
             for name in &chain.frames {
                 let line = format!("jit {name}+");
                 let at = rest.find(&line);
-                let at = at.unwrap_or_else(|| panic!("{name} in order in\n{}", seen.traceback));
+                let at =
+                    at.unwrap_or_else(|| panic!("{name} is not in order in\n{}", seen.traceback));
                 rest = &rest[at + line.len()..];
             }
-            // The process's unwinder sees the same up to the barrier.
+            // The process's unwinder finds the same frames up to the barrier.
             let is_barrier = |name: &String| name == "Win64 to SystemV";
             let to_barrier = chain.frames.iter().position(is_barrier).expect("one barrier");
             assert_eq!(seen.unwound, chain.frames[..=to_barrier]);
-            // What is behind it is unknown, a kept register too.
+            // Frames after the barrier are unknown, including the register that `b` keeps.
             assert_eq!(seen.rbx_of_b, None);
         });
     }
 }
 
-/// The chain from `c` inwards, with a bottom that is called from ABIInternal code: no barrier.
+/// The chain from `c` inwards, with a bottom that is called from ABIInternal code. It has no
+/// barrier.
 fn short_chain() -> Chain {
     let jit = Jit::new().expect("code memory");
     let signature: Signature = "fn(u64) -> u64".parse().expect("a signature");
@@ -227,7 +230,7 @@ fn short_chain() -> Chain {
         [("e", GoAbiInternal, GoAbi0), ("d", GoAbi0, SystemV), ("b", SystemV, GoAbiInternal)]
     {
         let code = pass_on(jit, name, convention, next);
-        // SAFETY: the address is of that convention and signature.
+        // SAFETY: the address has that convention and signature.
         let adapter = unsafe { jit.adapter(&signature, entry, convention, code.address()) };
         next = Box::leak(Box::new(adapter.expect("an adapter"))).address();
         frames.extend([name.into(), lookup(next).expect("published").name().to_owned()]);
@@ -240,14 +243,14 @@ fn short_chain() -> Chain {
 }
 
 #[test]
-fn a_panic_passes_adapters_and_finds_what_they_saved() {
+fn a_panic_passes_adapters_and_restores_saved_registers() {
     run(|| {
         let chain = short_chain();
         BOTTOM.set(|| {
             let rbx = native_unwind::general_register_of(3, |pc| {
                 lookup(pc).is_some_and(|stub| stub.name() == "b")
             });
-            // The adapter below `b` is of class Saved, and `d` behind it destroys rbx.
+            // The adapter that `b` calls is of class Saved, and `d` in it destroys rbx.
             assert_eq!(rbx, Some(KEPT));
             panic!("from the bottom");
         });
@@ -265,7 +268,7 @@ fn a_panic_passes_adapters_and_finds_what_they_saved() {
         let payload = caught.expect_err("it panics");
         assert_eq!(payload.downcast_ref(), Some(&"from the bottom"));
         assert!(dropped.get());
-        // And again without a panic: the anchors are as they were.
+        // A second call, without a panic: the anchors must be restored.
         BOTTOM.set(|| {
             SEEN.set(Some(Seen {
                 walked: walked(),
@@ -285,13 +288,13 @@ fn a_panic_at_a_barrier_ends_the_process() {
     let outcome = child::run("a_panic_at_a_barrier_ends_the_process", || {
         run(|| {
             let chain = Chain::new(true);
-            BOTTOM.set(|| panic!("not further"));
+            BOTTOM.set(|| panic!("stopped at the barrier"));
             let _ = catch_unwind(AssertUnwindSafe(|| chain.call()));
             println!("passed");
         });
     });
     assert_eq!(outcome.signal, Some(libc::SIGABRT), "{outcome:?}");
-    assert!(outcome.stderr.contains("not further"), "{outcome:?}");
+    assert!(outcome.stderr.contains("stopped at the barrier"), "{outcome:?}");
     assert!(outcome.stderr.contains("failed to initiate panic"), "{outcome:?}");
     assert!(!outcome.stdout.contains("passed"), "{outcome:?}");
 }

@@ -1,4 +1,4 @@
-//! One call through the code under test, and everything that is checked about it.
+//! One call through the code under test, and all checks of it.
 
 use std::fmt;
 
@@ -10,56 +10,55 @@ use crate::observer::{
     DF, MXCSR_CONTROL, Observer, Point, SLOTS, State, Watcher, land, read, read_word, write,
 };
 
-/// What went wrong.
+/// The kind of a failure.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
-    /// The caller that gcc compiled does not have its arguments where the assignment says: not
-    /// the fault of the code under test.
+    /// The arguments of the caller that gcc compiled are not where the assignment says, so the code
+    /// under test is not to blame.
     Caller,
-    /// The same of the callee and its result.
+    /// The same for the callee that gcc compiled, and its result.
     Callee,
-    /// An argument arrived as another value.
+    /// An argument arrived with a wrong value.
     Argument,
     /// A narrow argument arrived without its extension.
     Extension,
-    /// An argument, or the memory for the result, arrived at an address where it cannot be.
+    /// An argument, or the memory for the result, arrived at an invalid address.
     Address,
-    /// Or at one that is not aligned.
+    /// An argument, or the memory for the result, arrived at a misaligned address.
     Alignment,
-    /// The number of vector registers is not in `al`.
+    /// `al` does not hold the number of vector registers.
     VectorCount,
-    /// The closure register has neither the bound word nor, without one, what the caller had
-    /// there.
+    /// The closure register does not hold the bound word or, without one, the caller's value.
     Closure,
-    /// The stack pointer of the callee is not aligned.
+    /// The callee's stack pointer is misaligned.
     StackAlignment,
-    /// The callee or the caller found the direction flag set.
+    /// The direction flag was set at the callee or after the return.
     DirectionFlag,
-    /// Or other control bits in MXCSR.
+    /// MXCSR had other control bits there.
     Mxcsr,
-    /// Or another x87 control word.
+    /// The x87 control word was different there.
     X87Control,
-    /// Or something on the x87 stack that does not belong there.
+    /// The x87 stack held unexpected numbers there.
     X87Stack,
-    /// The caller lost a register that its convention preserves.
+    /// A register that the caller's convention preserves was changed.
     Preserved,
-    /// The stack pointer is not where it was before the call.
+    /// The stack pointer differs from that before the call.
     StackPointer,
-    /// The result is another value.
+    /// The result has a wrong value.
     Result,
-    /// A narrow result came without its extension.
+    /// A narrow result returned without its extension.
     ResultExtension,
-    /// The address of the result's memory did not come back.
+    /// The address of the result's memory was not returned.
     ResultPointer,
-    /// Memory beside a value was written.
+    /// Memory next to a value was written.
     Stray,
-    /// The CPU refused something.
+    /// The CPU raised an exception.
     Fault,
     /// The callee was not called.
     NotCalled,
-    /// The callee was called again.
+    /// The callee was called twice.
     CalledAgain,
-    /// There is no code to test.
+    /// No code to test could be created.
     Refused,
 }
 
@@ -91,7 +90,7 @@ impl Kind {
     ];
 }
 
-/// Something that went wrong, for a person.
+/// A failure with its description.
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub kind: Kind,
@@ -104,61 +103,61 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Who calls.
+/// The caller of the code under test.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Caller {
-    /// The function that gcc compiled, at this address.
+    /// A function at this address, compiled by gcc.
     Gcc(u64),
-    /// Nobody: the registers are loaded with all that the call needs, and the argument area ends
-    /// where the stack does.
+    /// No function: the registers are loaded with the state of the call, and the argument area ends
+    /// at the end of the stack.
     Bare,
 }
 
-/// How many bytes each value has for itself in [`Call::gcc_args`] and in the callee's record.
+/// The distance between values in [`Buffers`], in bytes.
 pub const STRIDE: usize = 128;
 
-/// The slot with the memory for the result; those below are of the parameters.
+/// The slot of the memory for the result. The other slots are for parameters.
 pub const RESULT_SLOT: usize = SLOTS - 1;
 
-/// A call to make.
+/// A call.
 pub struct Call<'a> {
     pub entry: &'a Assignment,
     pub target: &'a Assignment,
     /// The bytes of the values, one for each parameter of the entry.
     pub args: &'a [Vec<u8>],
-    /// And of the target.
+    /// The same for the target.
     pub target_args: &'a [Vec<u8>],
     pub result: Option<&'a [u8]>,
-    /// The word that the target finds in its closure register; if there is none, it finds what
-    /// the caller has there.
+    /// The word that the target must find in its closure register. `None` requires the caller's
+    /// value.
     pub closure: Option<u64>,
-    /// The code under test, which calls [`Point::Arrive`]; or that itself, if there is none.
+    /// The code under test, which calls [`Point::Arrive`], or that address itself.
     pub code: u64,
-    /// The function that gcc compiled.
+    /// The callee that gcc compiled.
     pub callee: u64,
     pub ends: Ends,
     pub seed: u64,
 }
 
-/// Where values in memory are that the caller has addresses of.
+/// The placement of the caller's values that are passed by address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ends {
-    /// At the end of a page, before one that cannot be touched.
+    /// At the end of a page, followed by an unmapped page.
     AtEnd,
-    /// At the start of a page, behind one that cannot be touched.
+    /// At the start of a page, preceded by an unmapped page.
     AtStart,
-    /// Mostly at the end.
+    /// At the end in most cases.
     Random,
 }
 
-/// Where the callee stores what it was given, and finds what it returns.
+/// Memory through which gcc's functions receive and store values.
 #[repr(C, align(64))]
 pub struct Buffers {
     pub record: [u8; STRIDE * SLOTS],
     pub result: [u8; STRIDE],
-    /// The arguments for a caller that gcc compiled.
+    /// The arguments of a caller that gcc compiled.
     args: [u8; STRIDE * SLOTS],
-    /// What it got.
+    /// The result that it received.
     returned: [u8; STRIDE],
     /// The addresses of arguments that are passed by reference.
     addresses: [u64; SLOTS],
@@ -176,33 +175,33 @@ impl Buffers {
     }
 }
 
-/// A call under way.
+/// A call in progress.
 struct Running<'a> {
     call: &'a Call<'a>,
     observer: &'a Observer,
     caller: Caller,
     garbage: Xorshift,
     image: Image,
-    /// Where the entry's caller wants the result.
+    /// The address at which the entry's caller expects the result.
     result_address: u64,
     failures: Vec<Failure>,
     arrivals: u32,
-    /// What the caller was about to have, and where it wants to go on.
+    /// The registers that the caller had prepared, and its return address.
     callers: Option<(Kept, u64)>,
-    /// What is in the registers when the code under test starts.
+    /// The registers at the start of the code under test.
     loaded: Option<Kept>,
-    /// The words of narrow integers, with the garbage in them: of the entry's parameters, later of
-    /// the target's result.
+    /// The low 32 bits of narrow integers, with the garbage in them: of the entry's parameters, and
+    /// later of the target's result.
     given: Vec<Option<[u8; 4]>>,
-    /// Where the callee shall return to.
+    /// The return address of the callee.
     back: u64,
     /// The target's argument base.
     target_base: u64,
-    /// Where the target's caller wants the result.
+    /// The address at which the target's caller expects the result.
     target_result: u64,
 }
 
-/// The registers and modes that a call leaves as they are.
+/// The registers and control words that a call preserves.
 struct Kept {
     general: [u64; 16],
     vector: Vec<[u8; 64]>,
@@ -221,7 +220,7 @@ impl Kept {
     }
 }
 
-/// The bytes of a register that a convention preserves.
+/// The number of bytes of a register that a convention preserves.
 fn preserved_bytes(convention: Convention, register: Reg) -> usize {
     let spec = convention.spec();
     match register {
@@ -240,10 +239,10 @@ impl Running<'_> {
     }
 
     fn convention(assignment: &Assignment) -> Convention {
-        assignment.convention().expect("no side is words")
+        assignment.convention().expect("both sides have a convention")
     }
 
-    /// Loads what the code under test finds. `rsp` points to the return address.
+    /// Loads the state at the start of the code under test. `rsp` points to the return address.
     fn load(&mut self, state: &mut State, put_given: bool) {
         let base = state.general[RSP] + 8;
         let there = read(base, self.call.entry.total_bytes() as usize);
@@ -252,7 +251,7 @@ impl Running<'_> {
         let rsp = state.general[RSP];
         self.image.load(state, &mut self.garbage, put_given, |_, _| false);
         state.general[RSP] = rsp;
-        // Any rounding and precision; all exceptions stay masked. Any arithmetic flags.
+        // Any rounding and precision, with all exceptions masked, and any arithmetic flags.
         let bits = self.garbage.bits();
         state.set_mxcsr(0x1f80 | bits as u32 & 0xe07f);
         state.set_x87_control(0x37f & !0xf00 | (bits >> 16) as u16 & 0xc00 | 0x200);
@@ -288,7 +287,7 @@ impl Running<'_> {
         self.arrivals += 1;
         state.next = land();
         if self.arrivals > 1 {
-            return self.fail(Kind::CalledAgain, "the callee was called before");
+            return self.fail(Kind::CalledAgain, "the callee had been called already");
         }
         let spec = Self::convention(assignment).spec();
         let base = rsp + u64::from(spec.base_off_bytes);
@@ -297,10 +296,10 @@ impl Running<'_> {
         }
         if base & (u64::from(assignment.area_align_bytes()) - 1) != 0 {
             let align = assignment.area_align_bytes();
-            let text = format!("arguments are at {base:#x}, which is no multiple of {align}");
+            let text = format!("arguments are at {base:#x}, which is not a multiple of {align}");
             return self.fail(Kind::StackAlignment, text);
         }
-        self.modes(state, 0, "the callee");
+        self.check_control(state, 0, "the callee");
         if let Some((register, count)) = assignment.vector_count() {
             let Reg::Gpr(gpr) = register else { panic!("{register}") };
             let found = state.general[usize::from(gpr.index())] as u8;
@@ -308,7 +307,7 @@ impl Running<'_> {
                 self.fail(Kind::VectorCount, format!("al is {found}, not {count}"));
             }
         }
-        let passed = self.loaded.as_ref().expect("entered before").general[R10];
+        let passed = self.loaded.as_ref().expect("set at Enter").general[R10];
         let word = call.closure.unwrap_or(passed);
         if state.general[R10] != word {
             let text = format!("r10 is {:#x}, not {word:#x}", state.general[R10]);
@@ -317,15 +316,15 @@ impl Running<'_> {
 
         let found = Found { state, base, observer: self.observer, assignment };
         let relies = assignment.narrow() == Narrow::ExtendedTo32 || !call.is_alike();
-        // Those of the entry, behind the bound one.
+        // The entry's values come after the bound one.
         let bound = call.target_args.len() - call.args.len();
         let given = std::iter::repeat_n(&None, bound).chain(&self.given);
         let mut is_lost = false;
         let mut wrong = Vec::new();
         let values = assignment.params().iter().zip(call.target_args).zip(given);
         for (i, ((value, bytes), given)) in values.enumerate() {
-            // A stub between equal conventions may hand on the caller's copy, which has the
-            // alignment of its type here: see `Call::run`.
+            // A stub between equal conventions may pass on the caller's copy, which is aligned by
+            // its type here: see `Call::run`.
             let least = if call.is_alike() { 1 } else { spec.copy_align_bytes };
             let align = value.layout().align_bytes.max(least);
             let narrow = if relies { Narrowed::Extended } else { Narrowed::As(*given) };
@@ -352,7 +351,7 @@ impl Running<'_> {
                 let align = layout.align_bytes;
                 is_lost = true;
                 let text =
-                    format!("the result is at {address:#x}, which is no multiple of {align}");
+                    format!("the result is at {address:#x}, which is not a multiple of {align}");
                 wrong.push((Kind::Alignment, text));
             }
         }
@@ -377,8 +376,8 @@ impl Running<'_> {
         if let Some(Err((kind, text))) = wrong {
             self.fail(Kind::Callee, format!("{kind:?}: {text}"));
         }
-        // The callee owns its arguments and what is below the stack pointer, and may have
-        // anything in every register that its convention does not preserve.
+        // The callee owns its arguments and the memory below the stack pointer, and may change each
+        // register that its convention does not preserve.
         let rsp = state.general[RSP];
         let mut garbage = vec![0; 512 + assignment.total_bytes() as usize];
         garbage.fill_with(|| (self.garbage.bits() >> 40) as u8);
@@ -395,7 +394,7 @@ impl Running<'_> {
 
     fn after(&mut self, state: &mut State) {
         let (call, assignment) = (self.call, self.call.entry);
-        let loaded = self.loaded.take().expect("entered before");
+        let loaded = self.loaded.take().expect("set at Enter");
         let rsp = loaded.general[RSP] + 8;
         if state.general[RSP] != rsp {
             let text = format!("rsp is {:#x}, not {rsp:#x}", state.general[RSP]);
@@ -406,8 +405,8 @@ impl Running<'_> {
         let x87 = values.iter().flat_map(|value| value.parts());
         let x87 = x87.filter(|part| matches!(part.place, Place::X87(_))).count();
         self.loaded = Some(loaded);
-        self.modes(state, x87 as u32, "the caller");
-        let loaded = self.loaded.take().expect("just put there");
+        self.check_control(state, x87 as u32, "the caller");
+        let loaded = self.loaded.take().expect("set above");
 
         let convention = Self::convention(assignment);
         let registers = convention.spec().arch.registers();
@@ -476,25 +475,25 @@ impl Running<'_> {
         }
     }
 
-    /// What is the thread's, and the same at every call and return.
-    fn modes(&mut self, state: &mut State, x87_depth: u32, who: &str) {
-        let loaded = self.loaded.as_ref().expect("entered before");
+    /// Checks the state that is the same at every call and return.
+    fn check_control(&mut self, state: &mut State, x87_depth: u32, side: &str) {
+        let loaded = self.loaded.as_ref().expect("set at Enter");
         let (mxcsr, x87_control) = (loaded.mxcsr, loaded.x87_control);
         let found = state.mxcsr() & MXCSR_CONTROL;
         if found != mxcsr {
-            self.fail(Kind::Mxcsr, format!("{who} found {found:#x}, not {mxcsr:#x}"));
+            self.fail(Kind::Mxcsr, format!("{side} found {found:#x}, not {mxcsr:#x}"));
         }
         let found = state.x87_control();
         if found != x87_control {
-            self.fail(Kind::X87Control, format!("{who} found {found:#x}, not {x87_control:#x}"));
+            self.fail(Kind::X87Control, format!("{side} found {found:#x}, not {x87_control:#x}"));
         }
         let found = state.x87_depth();
         if found != x87_depth {
-            let text = format!("{who} found {found} numbers, not {x87_depth}");
+            let text = format!("{side} found {found} numbers, not {x87_depth}");
             self.fail(Kind::X87Stack, text);
         }
         if state.flags & DF != 0 {
-            self.fail(Kind::DirectionFlag, format!("{who} found it set"));
+            self.fail(Kind::DirectionFlag, format!("{side} found it set"));
             state.flags &= !DF;
         }
     }
@@ -511,17 +510,17 @@ impl Watcher for Running<'_> {
     }
 }
 
-/// What memory beside values is filled with.
+/// The content of memory next to values.
 const FILL: u8 = 0x5a;
 
 impl Call<'_> {
-    /// Whether both sides have one convention. A stub between them need not extend what comes
-    /// without, but must not lose what comes extended.
+    /// Whether both sides have the same convention. A stub between them need not extend values, but
+    /// must preserve extensions.
     fn is_alike(&self) -> bool {
         self.entry.convention() == self.target.convention()
     }
 
-    /// Makes the call, and says what went wrong.
+    /// Makes the call, and returns the failures.
     pub fn run(
         &self,
         observer: &Observer,
@@ -530,8 +529,8 @@ impl Call<'_> {
         description: &str,
     ) -> Vec<Failure> {
         let mut garbage = Xorshift::new(self.seed);
-        // Values in memory end where a page ends, or sometimes start where one starts, so that
-        // whoever touches more faults.
+        // Values in memory end at the end of a page, or sometimes start at the start of one, so
+        // that accesses outside of them fault.
         let mut places = Vec::new();
         let mut addresses = Vec::new();
         let mut place = |slot, bytes: usize, align: u32| {
@@ -548,7 +547,7 @@ impl Call<'_> {
         for (i, (value, bytes)) in self.entry.params().iter().zip(self.args).enumerate() {
             addresses.push(0);
             if matches!(value.passing(), Passing::Reference(_)) {
-                // As gcc does it: it does not align to 16 what its type does not.
+                // Like gcc, which aligns a copy by its type only.
                 let address = place(i, bytes.len(), value.layout().align_bytes);
                 write(address, bytes);
                 addresses[i] = address;
@@ -623,21 +622,21 @@ impl Call<'_> {
                 state.next = running.call.code;
             }
         };
-        // SAFETY: 1. The code under test is an adapter, and gcc's functions write to the
-        // buffers only; what they do wrong faults or is compared below. 2. It is `extern "C"`
-        // between here and the watcher, so a panic there ends the process.
+        // SAFETY: 1. The code under test is an adapter, and gcc's functions only write to the
+        // buffers. Wrong accesses fault, or are detected below. 2. The frames between here and the
+        // watcher are `extern "C"`, so a panic there aborts the process.
         let ended = unsafe { observer.run(description, &mut running, prepare) };
         let Running { mut failures, arrivals, .. } = running;
         let mut fail = |kind, text: String| failures.push(Failure { kind, text });
         let is_complete = match ended {
             Err(fault) => {
                 let crate::observer::Fault { signal, address, pc } = fault;
-                let text = format!("signal {signal}, {address:#x} touched, at {pc:#x}");
+                let text = format!("signal {signal}, access to {address:#x}, at {pc:#x}");
                 fail(Kind::Fault, text);
                 false
             }
             Ok(()) if arrivals == 0 => {
-                fail(Kind::NotCalled, "it returned without a call of the callee".into());
+                fail(Kind::NotCalled, "the code returned without a call of the callee".into());
                 false
             }
             Ok(()) => failures.is_empty(),
@@ -651,7 +650,7 @@ impl Call<'_> {
         if !is_complete {
             return failures;
         }
-        // Now as gcc's code sees it.
+        // The values as gcc's code found them.
         for (i, (value, bytes)) in self.target.params().iter().zip(self.target_args).enumerate() {
             let found = &buffers.record[STRIDE * i..][..bytes.len()];
             let data = support::c_types::data(value.ty());
@@ -667,7 +666,7 @@ impl Call<'_> {
             };
             let data = support::c_types::data(value.ty());
             if (0..found.len()).any(|i| data[i] && found[i] != result_bytes[i]) {
-                let text = format!("the caller got {found:02x?}, not {result_bytes:02x?}");
+                let text = format!("the caller received {found:02x?}, not {result_bytes:02x?}");
                 failures.push(Failure { kind: Kind::Result, text });
             }
         }

@@ -1,9 +1,9 @@
-//! What a side of a call has in registers and on the stack: made from values, and compared with
-//! them.
+//! The registers and the stack at one side of a call: created from values, and compared with
+//! values.
 //!
-//! This is the reading of an [`Assignment`] that the test relies on; `tests/abi_gcc.rs` holds
-//! assignments against gcc, and here every call by gcc is compared with its image again. It knows
-//! nothing of plans.
+//! This test relies on its reading of an [`Assignment`]. `tests/abi/gcc.rs` compares assignments
+//! with gcc, and here each call by gcc is compared with its image again. This file must not know
+//! plans.
 
 use footbridge::abi::model::Xorshift;
 use footbridge::abi::{Assignment, Extend, Narrow, Passing, Place, Reg, Value};
@@ -11,7 +11,7 @@ use footbridge::abi::{Assignment, Extend, Narrow, Passing, Place, Reg, Value};
 use crate::observer::{Observer, State, read, read_word};
 use support::c_types::data;
 
-/// Bytes of which only some are given; the others are unspecified.
+/// Bytes of which some are defined; the others are unspecified.
 #[derive(Clone)]
 struct Bits<const N: usize> {
     bytes: [u8; N],
@@ -29,11 +29,11 @@ pub struct Image {
     area: Vec<(u8, bool)>,
 }
 
-/// Of what the image is: it decides what a narrow integer looks like.
+/// The direction of an image, which decides about the extension of narrow integers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Of {
     Arguments,
-    /// Compilers do not extend what they return.
+    /// Compilers do not extend results.
     Result,
 }
 
@@ -46,8 +46,8 @@ impl Image {
         }
     }
 
-    /// What the caller has at its call: `args` are the values, `addresses` where those are that
-    /// are passed by reference, `result` where the result shall be.
+    /// The state at the call: `args` are the values, `addresses` those of values passed by
+    /// reference, and `result` the address for the result.
     pub fn of_arguments(
         assignment: &Assignment,
         args: &[Vec<u8>],
@@ -70,7 +70,7 @@ impl Image {
         image
     }
 
-    /// What the callee has at its return, apart from the x87 stack.
+    /// The state at the callee's return, except for the x87 stack.
     pub fn of_result(assignment: &Assignment, result: Option<&[u8]>, address: u64) -> Image {
         let mut image = Image::empty(0);
         for (value, bytes) in assignment.results().iter().zip(result) {
@@ -125,8 +125,8 @@ impl Image {
         }
     }
 
-    /// Puts garbage into every register whose bits are unspecified and that is not in `kept`, a
-    /// predicate on a register and one of its bytes. What is given stays, or is put there too.
+    /// Writes garbage into each unspecified byte of each register, unless `kept` returns true for
+    /// the register and the byte. Defined bytes are written too with `put_given`.
     pub fn load(
         &self,
         state: &mut State,
@@ -142,7 +142,7 @@ impl Image {
         }
         for number in 0..state.vectors() {
             let mut bytes = state.vector(number);
-            // No convention of amd64 says a word about the upper sixteen.
+            // No convention of amd64 uses the upper sixteen vector registers.
             let xmm = u8::try_from(number).ok().filter(|n| *n < 16);
             let kept = |i| xmm.is_some_and(|n| kept(footbridge::abi::Xmm::new(n).into(), i));
             self.vector[number].load(&mut bytes, garbage, put_given, kept);
@@ -151,7 +151,7 @@ impl Image {
         state.set_masks([(); 8].map(|()| garbage.bits()));
     }
 
-    /// The same of the stack area; `there` are the bytes that are there.
+    /// The same for the stack area. `there` are its current bytes.
     pub fn area(&self, there: &[u8], garbage: &mut Xorshift, put_given: bool) -> Vec<u8> {
         let bytes = self.area.iter().zip(there);
         let bytes = bytes.map(|((byte, given), there)| match (given, put_given) {
@@ -182,8 +182,7 @@ impl<const N: usize> Bits<N> {
     }
 }
 
-/// Where the bytes of a value are that is not passed by reference: place, offset in the value,
-/// size.
+/// The pieces of a value that is not passed by reference: location, offset in the value, size.
 fn pieces(value: &Value) -> Vec<(Place, usize, usize)> {
     match value.passing() {
         Passing::Area(off) => {
@@ -199,7 +198,7 @@ fn pieces(value: &Value) -> Vec<(Place, usize, usize)> {
     }
 }
 
-/// The low 32 bits of an integer that is narrower, as its type extends it.
+/// The low 32 bits of an extended narrow integer.
 fn extension(value: &Value, bytes: &[u8]) -> Option<[u8; 4]> {
     if !value.ty().is_word() || bytes.len() >= 4 {
         return None;
@@ -210,29 +209,29 @@ fn extension(value: &Value, bytes: &[u8]) -> Option<[u8; 4]> {
     Some(whole)
 }
 
-/// What is wrong with a value.
+/// The mismatch of a value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wrong {
     Bytes,
     Extension,
-    /// It is in memory that is no memory of the call.
+    /// It is in memory that does not belong to the call.
     Address,
     Alignment,
 }
 
-/// What the low 32 bits of a narrow integer shall be.
+/// The expected low 32 bits of a narrow integer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Narrowed {
     Any,
     Extended,
-    /// Extended, or these.
+    /// Extended, or equal to these bytes.
     As(Option<[u8; 4]>),
 }
 
-/// Registers and memory to compare with values.
+/// Registers and memory that are compared with values.
 pub struct Found<'a> {
     pub state: &'a State,
-    /// Where the stack area is.
+    /// The base of the stack area.
     pub base: u64,
     pub observer: &'a Observer,
     pub assignment: &'a Assignment,
@@ -253,16 +252,16 @@ impl Found<'_> {
         }
     }
 
-    /// The address in a place.
+    /// The address at a location.
     pub fn word(&self, place: Place) -> u64 {
         match place {
             Place::Reg(Reg::Gpr(gpr)) => self.state.general[usize::from(gpr.index())],
             Place::Area(off) => read_word(self.base + u64::from(off)),
-            other => panic!("no address is in {other}"),
+            other => panic!("an address cannot be in {other}"),
         }
     }
 
-    /// The low 32 bits of the place of an integer that is narrower.
+    /// The low 32 bits at the location of a narrow integer.
     pub fn narrow(&self, value: &Value) -> Option<[u8; 4]> {
         let size = value.layout().size_bytes;
         let [(place, ..)] = *pieces(value) else { return None };
@@ -279,7 +278,7 @@ impl Found<'_> {
         let data = data(value.ty());
         for (place, off, size) in pieces(value) {
             let found = self.bytes(place, size);
-            // There are ten bytes of an x87 number, and there is nothing in the others.
+            // An x87 number has ten bytes; the other bytes of its type are padding.
             for i in 0..found.len().min(size) {
                 if data[off + i] && found[i] != bytes[off + i] {
                     let text = format!(
@@ -307,8 +306,8 @@ impl Found<'_> {
         Ok(())
     }
 
-    /// A parameter at the callee's first instruction: it has these bytes, in memory of this
-    /// alignment if it is passed by reference.
+    /// Compares a parameter at the callee's first instruction. If it is passed by reference, its
+    /// address must be aligned to `align`.
     pub fn parameter(
         &self,
         value: &Value,
@@ -330,8 +329,8 @@ impl Found<'_> {
         self.in_memory(value, bytes, address)
     }
 
-    /// A result at the caller, or after the callee, with the address that it was to be written
-    /// at.
+    /// Compares a result at the caller, or after the callee. `address` is where it was to be
+    /// written.
     pub fn result(
         &self,
         value: &Value,
@@ -359,7 +358,7 @@ impl Found<'_> {
             None => Ok(()),
             Some(i) => {
                 let text = format!(
-                    "byte {i} is {:02x}, not {:02x}, at {address:#x}, where is {found:02x?}",
+                    "byte {i} is {:02x}, not {:02x}, at {address:#x}, in {found:02x?}",
                     found[i], bytes[i]
                 );
                 Err((Wrong::Bytes, text))

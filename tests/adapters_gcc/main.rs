@@ -1,15 +1,15 @@
-//! Adapters between System V and Win64 against gcc: random signatures, with the caller and the
-//! callee compiled by gcc, and everything around the call looked at.
+//! Tests adapters between System V and Win64 against gcc: random signatures, with a caller and a
+//! callee compiled by gcc, and checks of all state around the call.
 //!
-//! `FOOTBRIDGE_ADAPTER_GCC_CASES` sets the number of signatures, `FOOTBRIDGE_SEED` the seed;
+//! `FOOTBRIDGE_ADAPTER_GCC_CASES` sets the number of signatures, and `FOOTBRIDGE_SEED` the seed.
 //! `FOOTBRIDGE_ADAPTER_GCC_SIGNATURE` replaces the random signatures with one, as text.
 //!
-//! Every signature is called in four pairs of conventions, and each time twice: by a function of
-//! gcc's, and with its argument area at the end of a stack. In both, every bit that the caller's
-//! convention leaves unspecified is garbage, and values in memory lie beside pages that
-//! cannot be touched. See `call.rs` for what is checked, `observer.rs` for how.
+//! Each signature is called in four pairs of conventions, and twice in each: by a function of
+//! gcc's, and with its argument area at the end of a stack. In both, all bits that the caller's
+//! convention leaves unspecified are garbage, and values in memory are next to unmapped pages.
+//! `call.rs` has the checks, `observer.rs` the mechanism.
 //!
-//! `planted.rs` has what this notices: each check is seen to fail.
+//! `planted.rs` shows that each check fails when it should.
 #![cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 #![allow(unsafe_code, reason = "calls emitted and compiled code")]
 
@@ -32,16 +32,17 @@ use observer::{Observer, Point};
 use support::c_types::{random_bytes, random_signature};
 use text::{FUNCTIONS, Source};
 
-/// What gcc compiles on Linux.
+/// The conventions that gcc supports on Linux.
 const CONVENTIONS: [Convention; 2] = [Convention::SystemV, Convention::Win64];
 
-/// How many parameters at most, in turn: many take gcc long, and use the stack mostly.
+/// The largest number of parameters, in turn. Many parameters take gcc long, and are mostly on the
+/// stack.
 const MOST_PARAMS: [usize; 3] = [8, 8, 24];
 
-/// How many signatures go into one file.
+/// The number of signatures in one C file.
 const FILE_SIGNATURES: usize = 32;
 
-/// What an adapter binds.
+/// The value that an adapter binds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Bound {
     Nothing,
@@ -49,7 +50,7 @@ enum Bound {
     Closure(u64),
 }
 
-/// A signature with values for it.
+/// A signature with values.
 struct Case {
     signature: Signature,
     bound: Bound,
@@ -102,8 +103,8 @@ impl Case {
         })
     }
 
-    /// The adapter from one convention to another, which are indices. `target` is or ends in
-    /// [`Point::Arrive`].
+    /// The adapter from one convention to another, given by their indices. `target` is
+    /// [`Point::Arrive`], or code that ends there.
     fn adapter(&self, jit: Jit, from: usize, to: usize, target: u64) -> Result<Adapter, JitError> {
         let target = target as usize;
         let [from, to] = [from, to].map(|index| CONVENTIONS[index]);
@@ -112,8 +113,8 @@ impl Case {
             Bound::FirstArgument(word) => Some(Bind::FirstArgument(word)),
             Bound::Closure(word) => Some(Bind::Closure(word)),
         };
-        // SAFETY: what arrives goes on in a function of gcc's of the target's convention and
-        // signature, with the bound word; calls are made in the entry's, by `Call::run`.
+        // SAFETY: a call that arrives continues in gcc's function of the target's convention and
+        // signature, with the bound word. `Call::run` makes calls in the entry's.
         unsafe {
             match bind {
                 None => jit.adapter(&self.signature, from, to, target),
@@ -122,7 +123,7 @@ impl Case {
         }
     }
 
-    /// The call from one convention to another, which are indices.
+    /// The call from one convention to another, given by their indices.
     fn call<'a>(&'a self, from: usize, to: usize, functions: &[u64]) -> Call<'a> {
         Call {
             entry: &self.entries[from],
@@ -142,7 +143,7 @@ impl Case {
     }
 }
 
-/// Random cases, and how often a signature was refused for which reason.
+/// Random cases, and the number of refused signatures for each reason.
 fn random_cases(
     count: usize,
     seed: u64,
@@ -174,7 +175,7 @@ fn random_cases(
     (cases, refusals)
 }
 
-/// The rule of an error, without what it is about.
+/// The rule of an error, without its subject.
 fn reason(error: &AssignError) -> String {
     match error {
         AssignError::Unsupported { convention, rule, .. } => format!("{convention}: {rule}"),
@@ -182,7 +183,7 @@ fn reason(error: &AssignError) -> String {
     }
 }
 
-/// gcc's functions of all cases: [`FUNCTIONS`] each.
+/// gcc's functions for all cases, [`FUNCTIONS`] for each.
 fn compile(cases: &[Case], buffers: &Buffers) -> Vec<u64> {
     let mut sources = Vec::new();
     for (file, cases) in cases.chunks(FILE_SIGNATURES).enumerate() {
@@ -199,7 +200,7 @@ fn compile(cases: &[Case], buffers: &Buffers) -> Vec<u64> {
     text::load(&sources, buffers)
 }
 
-/// What failed, up to a few calls.
+/// The failures. A few calls are described.
 struct Report {
     seed: u64,
     calls: usize,
@@ -215,7 +216,9 @@ impl Report {
     }
 
     fn describe(&self, number: usize, call: &Call<'_>, case: &Case, caller: Caller) -> String {
-        let name = |side: &Assignment| side.convention().expect("not words").to_string();
+        let name = |side: &Assignment| {
+            side.convention().expect("an assignment of a convention").to_string()
+        };
         format!(
             "seed {}, case {number}, {} -> {}, {:?}, called by {}: {}\n  entry:  {}\n  target: {}\n",
             self.seed,
@@ -224,7 +227,7 @@ impl Report {
             case.bound,
             match caller {
                 Caller::Gcc(_) => "gcc",
-                Caller::Bare => "nobody",
+                Caller::Bare => "no function",
             },
             case.signature,
             call.entry,
@@ -252,8 +255,8 @@ impl Report {
     }
 }
 
-/// Without an adapter: a caller and a callee of the same convention. What fails here is the fault
-/// of this test, or of an assignment.
+/// Without an adapter: a caller and a callee of the same convention. A failure here is a defect of
+/// this test, or of an assignment.
 #[test]
 fn direct_calls_pass() {
     if !has_gcc_and_avx2() {
@@ -280,7 +283,7 @@ fn direct_calls_pass() {
     assert_eq!(report.calls, 4 * cases.len());
 }
 
-/// What most signatures bind is nothing.
+/// Most signatures bind nothing.
 fn random_bound(rng: &mut Xorshift) -> Bound {
     match rng.below(6) {
         0 => Bound::Closure(rng.bits()),
@@ -290,7 +293,7 @@ fn random_bound(rng: &mut Xorshift) -> Bound {
 }
 
 #[test]
-fn adapters_carry_calls_of_gcc() {
+fn adapters_pass_calls_between_gcc_functions() {
     if !has_gcc_and_avx2() {
         return;
     }
@@ -298,7 +301,7 @@ fn adapters_carry_calls_of_gcc() {
     let seed = seed_or(1);
     let (cases, refusals) = random_cases(count, seed, random_bound);
     let refused: usize = refusals.values().sum();
-    println!("seed {seed}: {} signatures; refused were {refused}:", cases.len());
+    println!("seed {seed}: {} signatures, and {refused} that were refused:", cases.len());
     for (reason, count) in &refusals {
         println!("{count:6} {reason}");
     }

@@ -1,28 +1,28 @@
-//! Stops a call at four points, each time with every register in memory where Rust code can read
-//! and change it, and survives what a wrong call does.
+//! Stops a call at four points, with all registers in memory where Rust code can read and change
+//! them, and recovers from the faults of a wrong call.
 //!
 //! The points, in time order:
 //!
 //! ```text
-//! caller        calls Enter instead of the code under test, which Enter goes on to
-//! code under    calls Arrive instead of the callee, which Arrive goes on to
+//! caller        calls Enter instead of the code under test; Enter continues there
+//! code under    calls Arrive instead of the callee; Arrive continues there
 //! test
-//! callee        returns to Leave, because Arrive put that in the place of its return address;
-//!               Leave goes on to where the code under test wants to continue
-//! code under    returns to After, because Enter did the same; After goes on in the caller
-//! test
+//! callee        returns to Leave, because Arrive replaced its return address;
+//!               Leave continues at the original return address, in the code under test
+//! code under    returns to After, because Enter replaced its return address;
+//! test          After continues at the original one, in the caller
 //! ```
 //!
-//! None of the four has a frame or pushes anything, so that the values on the stack are
-//! where the convention has them, and each is at an address that a C function may be at. "Every
-//! register" is the sixteen of the integer unit, rflags, and what XSAVE stores of the x87, SSE,
-//! AVX and AVX-512 units.
+//! None of the four has a frame or pushes anything, so the values on the stack are where the
+//! convention has them, and each point is at a valid address of a C function. "All registers" are
+//! the sixteen general-purpose registers, rflags, and the state of the x87, SSE, AVX and AVX-512
+//! units that XSAVE stores.
 //!
-//! The caller's side has a stack of its own, between two pages that cannot be touched. A fault in
-//! the middle of a call ends the call, not the process: the signal handler goes on in `land`,
-//! which takes the registers and the stack of [`Observer::run`].
+//! The caller's side has a stack of its own, between two unmapped pages. A fault during a call ends
+//! the call instead of the process: the signal handler continues at `land`, which restores the
+//! registers and the stack of [`Observer::run`].
 //!
-//! There is one state and one stack in the process, so one observer.
+//! The process has one state and one stack, so there is one observer at a time.
 
 use std::cell::UnsafeCell;
 use std::mem::{offset_of, zeroed};
@@ -30,16 +30,16 @@ use std::ptr::{null_mut, with_exposed_provenance, with_exposed_provenance_mut};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A page.
+/// The size of a page.
 pub const PAGE_BYTES: usize = 4096;
 
-/// The private stack.
+/// The size of the stack of the caller's side.
 const STACK_BYTES: usize = 1 << 20;
 
-/// How many values can lie next to a guard page at once.
+/// The number of values that can be next to an unmapped page at the same time.
 pub const SLOTS: usize = 32;
 
-/// The x87 control word and MXCSR of a thread that starts: psABI 3.2.1, "CPU state".
+/// MXCSR of a new thread: psABI 3.2.1, "CPU state".
 const NATIVE_MXCSR: u32 = 0x1f80;
 
 /// MXCSR without the exception flags, which every floating-point instruction may set.
@@ -48,7 +48,7 @@ pub const MXCSR_CONTROL: u32 = 0xffc0;
 /// The direction flag.
 pub const DF: u64 = 1 << 10;
 
-// What XSAVE stores where: Intel SDM volume 1, sections 13.4.1 and 13.5.
+// The layout of the XSAVE area: Intel SDM volume 1, sections 13.4.1 and 13.5.
 const XSAVE_BYTES: usize = 4096;
 const FCW: usize = 0;
 const FTW: usize = 4;
@@ -60,7 +60,7 @@ const XSTATE_BV: usize = 512;
 const COMPONENTS: u32 = 0b1110_0111;
 const AVX512: u32 = 0b1110_0000;
 
-/// Every register, and where to go on.
+/// All registers, and the address to continue at.
 #[repr(C, align(64))]
 pub struct State {
     xsave: [u8; XSAVE_BYTES],
@@ -69,11 +69,11 @@ pub struct State {
     pub flags: u64,
     /// The address of the next instruction.
     pub next: u64,
-    /// The point: an index of [`Point::ALL`].
+    /// The point, as an index of [`Point::ALL`].
     point: u64,
-    /// The components that are stored.
+    /// The state components that are stored.
     components: u64,
-    /// From the start of `xsave`, by number of the component.
+    /// The offsets of the components from the start of `xsave`.
     offsets: [usize; 8],
     /// The stack pointer of `launch`.
     native_rsp: u64,
@@ -81,7 +81,7 @@ pub struct State {
 
 impl State {
     fn bytes<const N: usize>(&self, off: usize) -> [u8; N] {
-        self.xsave[off..off + N].try_into().expect("as many as were asked for")
+        self.xsave[off..off + N].try_into().expect("a slice of N bytes")
     }
 
     fn has_avx512(&self) -> bool {
@@ -93,8 +93,7 @@ impl State {
         if self.has_avx512() { 32 } else { 16 }
     }
 
-    /// Where the pieces of a vector register are: offset in the area, offset in the register,
-    /// size.
+    /// The pieces of a vector register: offset in the area, offset in the register, size.
     fn pieces(&self, vector: usize) -> Vec<(usize, usize, usize)> {
         assert!(vector < self.vectors());
         if vector >= 16 {
@@ -107,7 +106,7 @@ impl State {
         pieces
     }
 
-    /// A vector register; what the CPU does not have of it is zero.
+    /// A vector register. The parts that the CPU does not have are zero.
     pub fn vector(&self, vector: usize) -> [u8; 64] {
         let mut whole = [0; 64];
         for (off, at, size) in self.pieces(vector) {
@@ -116,7 +115,7 @@ impl State {
         whole
     }
 
-    /// Sets as much of a vector register as the CPU has.
+    /// Sets the parts of a vector register that the CPU has.
     pub fn set_vector(&mut self, vector: usize, whole: &[u8; 64]) {
         for (off, at, size) in self.pieces(vector) {
             self.xsave[off..off + size].copy_from_slice(&whole[at..at + size]);
@@ -136,7 +135,7 @@ impl State {
         self.bytes(ST0 + 16 * position)
     }
 
-    /// How many numbers are on the x87 stack.
+    /// The number of values on the x87 stack.
     pub fn x87_depth(&self) -> u32 {
         self.xsave[FTW].count_ones()
     }
@@ -157,7 +156,7 @@ impl State {
         self.xsave[MXCSR..MXCSR + 4].copy_from_slice(&word.to_le_bytes());
     }
 
-    /// An empty x87 stack, the modes of a thread that starts, and zeros.
+    /// Resets to an empty x87 stack, the control words of a new thread, and zeros.
     pub fn reset(&mut self) {
         self.xsave.fill(0);
         self.set_x87_control(0x37f);
@@ -166,15 +165,15 @@ impl State {
         self.flags = 0x202;
     }
 
-    /// Has XRSTOR load every component. XSAVE marks those that it found in their first state,
-    /// and XRSTOR would not look at them.
+    /// Marks every component as present. XSAVE marks those that are in their initial state, and
+    /// XRSTOR would not load them.
     fn mark_all(&mut self) {
         let components = self.components;
         self.xsave[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&components.to_le_bytes());
     }
 }
 
-/// Where a call stops. See the head of this file.
+/// The points at which a call stops. See the head of this file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Point {
     Enter,
@@ -186,7 +185,7 @@ pub enum Point {
 impl Point {
     const ALL: [Point; 4] = [Point::Enter, Point::Arrive, Point::Leave, Point::After];
 
-    /// The address that has the call stop there.
+    /// The address that stops the call at this point.
     pub fn address(self) -> u64 {
         let function = match self {
             Point::Enter => footbridge_test_enter,
@@ -203,28 +202,28 @@ pub fn land() -> u64 {
     footbridge_test_land as *const () as u64
 }
 
-/// Who is asked at each point.
+/// Receives control at each point.
 pub trait Watcher {
-    /// The call has stopped at a point. It continues at [`State::next`], which this sets, with
-    /// the registers as this leaves them.
+    /// The call has stopped at a point. It continues at [`State::next`], which this function sets,
+    /// with the registers as it leaves them.
     fn stop(&mut self, point: Point, state: &mut State);
 }
 
-/// Why a call did not come to an end.
+/// A fault that ended a call.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     pub signal: i32,
-    /// The address that was touched, if the CPU says.
+    /// The address of the access, if the CPU reports it.
     pub address: u64,
-    /// The instruction.
+    /// The address of the instruction.
     pub pc: u64,
 }
 
 #[repr(C, align(64))]
 struct Shared<T>(UnsafeCell<T>);
 
-// SAFETY: only the holder of the observer touches what is inside, or the thread that it has
-// called `launch` on, which is the same.
+// SAFETY: the contents are only accessed by the holder of the observer, and by the code that it
+// started with `launch`, on the same thread.
 unsafe impl<T> Sync for Shared<T> {}
 
 static STATE: Shared<State> = Shared(UnsafeCell::new(State {
@@ -238,7 +237,7 @@ static STATE: Shared<State> = Shared(UnsafeCell::new(State {
     native_rsp: 0,
 }));
 
-/// The stack of `hook`, so that nothing below the stack pointer of the call is touched.
+/// The stack of `hook`, so that memory below the call's stack pointer is preserved.
 static HOOK_STACK: Shared<[u8; HOOK_STACK_BYTES]> = Shared(UnsafeCell::new([0; HOOK_STACK_BYTES]));
 const HOOK_STACK_BYTES: usize = 1 << 20;
 
@@ -256,7 +255,8 @@ unsafe extern "C" {
 }
 
 std::arch::global_asm!(
-    // Nothing may be pushed before rsp is stored, and flags and registers are those of the call.
+    // Nothing may be pushed before rsp is stored, and the flags and registers are those of the
+    // call.
     ".macro footbridge_test_point name, index",
     ".globl \\name",
     "\\name:",
@@ -284,20 +284,20 @@ std::arch::global_asm!(
     "    footbridge_test_point footbridge_test_leave, 2",
     "    footbridge_test_point footbridge_test_after, 3",
     "2:",
-    // The registers are stored, so the stack of the hook can be taken, even for rflags.
+    // All registers are stored, so the stack of the hook can be used, also for rflags.
     "    lea rsp, [rip + {hook_stack} + {hook_stack_bytes}]",
     "    pushfq",
     "    pop [rip + {state} + {flags}]",
     "    mov eax, [rip + {state} + {components}]",
     "    xor edx, edx",
     "    xsave64 [rip + {state}]",
-    // The modes that Rust code runs with.
+    // The control words that Rust code requires.
     "    cld",
     "    fninit",
     "    ldmxcsr [rip + {mxcsr}]",
     "    vzeroupper",
     "    call {hook}",
-    // Here `launch` joins. The flags are restored on the stack of the hook too.
+    // `launch` continues here. The flags are restored on the stack of the hook, too.
     "3:",
     "    lea rsp, [rip + {hook_stack} + {hook_stack_bytes}]",
     "    mov eax, [rip + {state} + {components}]",
@@ -322,7 +322,7 @@ std::arch::global_asm!(
     "    mov r14, [rip + {state} + {general} + 112]",
     "    mov r15, [rip + {state} + {general} + 120]",
     "    jmp [rip + {state} + {next}]",
-    // Called by Rust, in System V: goes to the call that the state describes.
+    // Called by Rust code, in System V: continues at the call that the state describes.
     ".globl footbridge_test_launch",
     "footbridge_test_launch:",
     "    push rbx",
@@ -336,7 +336,7 @@ std::arch::global_asm!(
     "    fnstcw [rsp + 4]",
     "    mov [rip + {state} + {native_rsp}], rsp",
     "    jmp 3b",
-    // Returns from `launch`, from any state of the registers.
+    // Returns from `launch`, with arbitrary contents in the registers.
     ".globl footbridge_test_land",
     "footbridge_test_land:",
     "    mov rsp, [rip + {state} + {native_rsp}]",
@@ -368,8 +368,8 @@ std::arch::global_asm!(
 
 extern "C" fn hook() {
     IN_HOOK.store(true, Ordering::Relaxed);
-    // SAFETY: `run` is on the stack below, holds the observer, and has set the watcher; the code
-    // that uses the state is the one that called this.
+    // SAFETY: `run`, further out on the stack, holds the observer and has set the watcher. The code
+    // that uses the state is the caller of this function.
     unsafe {
         let state = &mut *STATE.0.get();
         let watcher = (*WATCHER.0.get()).expect("set by run");
@@ -384,17 +384,17 @@ static IN_HOOK: AtomicBool = AtomicBool::new(false);
 static FAULT_SIGNAL: AtomicUsize = AtomicUsize::new(0);
 static FAULT_ADDRESS: AtomicU64 = AtomicU64::new(0);
 static FAULT_PC: AtomicU64 = AtomicU64::new(0);
-/// What is running, for the one who reads how the process died.
+/// The description of the running call, for a report of the death of the process.
 static DESCRIPTION: AtomicPtr<u8> = AtomicPtr::new(null_mut());
 static DESCRIPTION_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// The signals that wrong code raises.
+/// The signals that defective code raises.
 const SIGNALS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
 
-/// Ends the call, or lets the process die if there is none or a watcher did it.
+/// Ends the call. Lets the process die if no call is in progress, or if the watcher faulted.
 extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel gives both to a handler of SA_SIGINFO; write(2) and signal(2) may be
-    // called here; the description lives until it is replaced by none.
+    // SAFETY: the kernel passes both to a handler with SA_SIGINFO. write(2) and signal(2) are
+    // async-signal-safe. The description lives until it is replaced with null.
     unsafe {
         let context = &mut *context.cast::<libc::ucontext_t>();
         let registers = &mut context.uc_mcontext.gregs;
@@ -412,7 +412,7 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut li
     }
 }
 
-/// Memory that faults before its start and behind its end.
+/// Memory between two unmapped pages.
 struct Mapping {
     start: u64,
     bytes: usize,
@@ -421,7 +421,7 @@ struct Mapping {
 impl Mapping {
     fn new(bytes: usize) -> Mapping {
         let whole = bytes + 2 * PAGE_BYTES;
-        // SAFETY: a fresh mapping, and a part of it.
+        // SAFETY: a new mapping, and a part of it.
         unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             let base = libc::mmap(null_mut(), whole, libc::PROT_NONE, flags, -1, 0);
@@ -442,11 +442,11 @@ impl Mapping {
     }
 }
 
-/// The right to run a call. See the head of this file.
+/// The exclusive right to run calls. See the head of this file.
 pub struct Observer {
     stack: Mapping,
     slots: Vec<Mapping>,
-    /// What the handlers were.
+    /// The previous signal handlers.
     before: Vec<libc::sigaction>,
     signal_stack: Mapping,
     signal_stack_before: libc::stack_t,
@@ -456,14 +456,14 @@ pub struct Observer {
 static ALONE: Mutex<()> = Mutex::new(());
 
 impl Observer {
-    /// Waits for the one before, and handles faults from now on.
+    /// Waits for the previous observer, and handles faults from now on.
     pub fn new() -> Observer {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let stack = Mapping::new(STACK_BYTES);
         let slots = (0..SLOTS).map(|_| Mapping::new(PAGE_BYTES)).collect();
         let signal_stack = Mapping::new(1 << 17);
-        // SAFETY: all structures are plain data; the handler keeps its rules; the stack for it
-        // is fresh memory.
+        // SAFETY: the structures are plain data. The handler is async-signal-safe. Its stack is new
+        // memory.
         let (before, signal_stack_before) = unsafe {
             let mut signal_stack_before: libc::stack_t = zeroed();
             let new = libc::stack_t {
@@ -482,7 +482,8 @@ impl Observer {
             });
             (before.to_vec(), signal_stack_before)
         };
-        // SAFETY: the observer is held. CPUID leaf 0xD and XCR0 are there: gcc's code needs AVX.
+        // SAFETY: the observer is held. CPUID leaf 0xD and XCR0 exist, since gcc's code requires
+        // AVX.
         unsafe {
             let state = &mut *STATE.0.get();
             let (low, _high): (u32, u32);
@@ -501,23 +502,23 @@ impl Observer {
         Observer { stack, slots, before, signal_stack, signal_stack_before, _alone: alone }
     }
 
-    /// The end of the private stack, where a page that cannot be touched begins.
+    /// The end of the caller's stack, where an unmapped page starts.
     pub fn stack_end(&self) -> u64 {
         self.stack.end()
     }
 
-    /// Whether so many bytes are on the private stack.
+    /// Whether these bytes are on the caller's stack.
     pub fn on_stack(&self, address: u64, bytes: usize) -> bool {
         self.stack.contains(address, bytes)
     }
 
-    /// Whether so many bytes are in memory that a call may have pointers to.
+    /// Whether these bytes are in memory that a call may have pointers to.
     pub fn is_known(&self, address: u64, bytes: usize) -> bool {
         self.on_stack(address, bytes) || self.slots.iter().any(|slot| slot.contains(address, bytes))
     }
 
-    /// A place next to a page that cannot be touched, which is at the end, or at the start. With
-    /// more alignment than the size has there is a rest at the end.
+    /// An address next to an unmapped page, which is at the end or at the start. If the alignment
+    /// exceeds that of the size, some bytes are left at the end.
     pub fn place(&self, slot: usize, bytes: usize, align: usize, at_end: bool) -> u64 {
         let slot = &self.slots[slot];
         if at_end { (slot.end() - bytes as u64) & !(align as u64 - 1) } else { slot.start }
@@ -529,7 +530,7 @@ impl Observer {
         write(slot.start, &vec![byte; slot.bytes]);
     }
 
-    /// Whether a slot is still filled like that, beside a value that is there.
+    /// Whether a slot still has its filling, except for the value in it.
     pub fn is_filled(&self, slot: usize, byte: u8, address: u64, bytes: usize) -> bool {
         let slot = &self.slots[slot];
         let mut whole = read(slot.start, slot.bytes);
@@ -538,12 +539,12 @@ impl Observer {
         whole == vec![byte; slot.bytes]
     }
 
-    /// Goes to [`State::next`] with the registers that `prepare` sets, until the call is at
+    /// Continues at [`State::next`] with the registers that `prepare` sets, until the call reaches
     /// [`land`].
     ///
     /// # Safety
     ///
-    /// 1. The code that runs changes nothing but its arguments say, its stack and its registers,
+    /// 1. The code that runs only changes what its arguments allow, its stack and its registers,
     ///    unless it faults.
     /// 2. The watcher does not unwind.
     pub unsafe fn run<W: Watcher>(
@@ -555,8 +556,8 @@ impl Observer {
         DESCRIPTION_BYTES.store(description.len(), Ordering::Relaxed);
         DESCRIPTION.store(description.as_ptr().cast_mut(), Ordering::Relaxed);
         FAULT_SIGNAL.store(0, Ordering::Relaxed);
-        // SAFETY: the observer is held, so nobody else uses these. The lifetime of the watcher is
-        // gone in the static, which is emptied before it ends.
+        // SAFETY: the observer is held, so there are no other accesses. The static erases the
+        // lifetime of the watcher, and is cleared before that ends.
         unsafe {
             let state = &mut *STATE.0.get();
             state.reset();
@@ -586,7 +587,7 @@ impl Observer {
 
 impl Drop for Observer {
     fn drop(&mut self) {
-        // SAFETY: what was there before is put back, then the memory is nobody's.
+        // SAFETY: restores the previous handlers. After that, the memory is unused.
         unsafe {
             for (signal, before) in SIGNALS.into_iter().zip(&self.before) {
                 libc::sigaction(signal, before, null_mut());
@@ -600,24 +601,25 @@ impl Drop for Observer {
     }
 }
 
-/// Bytes of memory at an address.
+/// Reads memory.
 pub fn read(address: u64, bytes: usize) -> Vec<u8> {
     let mut found = vec![0; bytes];
     let from: *const u8 = with_exposed_provenance(address as usize);
-    // SAFETY: callers have checked the address or made it; it is plain memory of this process,
-    // and none of it is a Rust object that anybody has a reference to.
+    // SAFETY: the callers created or checked the address. It is plain memory of this process, to
+    // which no Rust reference exists.
     unsafe { from.copy_to_nonoverlapping(found.as_mut_ptr(), bytes) };
     found
 }
 
-/// The 64-bit number at an address.
+/// Reads a 64-bit number.
 pub fn read_word(address: u64) -> u64 {
     u64::from_le_bytes(read(address, 8).try_into().expect("eight bytes"))
 }
 
-/// Puts bytes at an address.
+/// Writes memory.
 pub fn write(address: u64, bytes: &[u8]) {
     let to: *mut u8 = with_exposed_provenance_mut(address as usize);
-    // SAFETY: as above.
+    // SAFETY: the callers created or checked the address. It is plain memory of this process, to
+    // which no Rust reference exists.
     unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
 }

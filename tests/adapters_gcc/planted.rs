@@ -1,5 +1,5 @@
-//! What the checks of this test notice: code that does one wrong thing is put beside an adapter,
-//! and that has to be reported, and nothing else. Every check of `call.rs` is seen to fail here.
+//! Shows that the checks work: code with one defect is placed next to an adapter, and exactly that
+//! defect must be reported. Each check of `call.rs` is seen to fail here.
 
 use std::collections::HashSet;
 
@@ -13,18 +13,18 @@ use crate::text::FUNCTIONS;
 use crate::{Bound, CONVENTIONS, Case, Xorshift, compile};
 use support::gcc::has_gcc_and_avx2;
 
-/// Where the wrong thing is done.
+/// The place of a defect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum At {
     /// Between the caller and the adapter.
     Entry,
     /// Between the adapter and the callee.
     Target,
-    /// When the adapter has returned. There must be no arguments on the stack.
+    /// After the adapter has returned. The call must not have arguments on the stack.
     Return,
 }
 
-/// A wrong thing.
+/// A defect.
 struct Plant {
     name: String,
     signature: &'static str,
@@ -35,9 +35,9 @@ struct Plant {
     at: At,
     code: Box<dyn Fn(&mut Ops)>,
     ends: Ends,
-    /// What is reported then.
+    /// The expected reports.
     expected: HashSet<Kind>,
-    /// Only the caller that is not gcc's has it so.
+    /// Whether the defect is only visible with [`Caller::Bare`].
     is_bare: bool,
 }
 
@@ -84,7 +84,7 @@ macro_rules! code {
     ($($code:tt)*) => { |ops: &mut Ops| { dynasm!(ops; .arch x64; $($code)*); } };
 }
 
-/// Wrong things about arguments.
+/// Defects of arguments.
 fn arguments() -> Vec<Plant> {
     use At::{Entry, Target};
     let word = 0x1234_5678_9abc_def0;
@@ -97,7 +97,7 @@ fn arguments() -> Vec<Plant> {
         plant("flips", (S, W), "fn([u8; 3])", Target, Kind::Argument, code!(xor BYTE [rcx + 2], 1)),
         plant("flips", (W, S), "fn([u8; 3])", Target, Kind::Argument, code!(btc edi, 23)),
         plant("flips", (S, W), eight, Target, Kind::Argument, code!(not QWORD [rsp + 40])),
-        // Of a float in the place of `...` the callee of gcc's reads the integer register only.
+        // For a float in the place of `...`, gcc's callee reads the integer register only.
         plant(
             "flips",
             (S, W),
@@ -115,7 +115,7 @@ fn arguments() -> Vec<Plant> {
         plant("binds another", (W, S), "fn(i64)", Target, Kind::Closure, code!(not r10))
             .bound(Bound::Closure(word)),
         plant(
-            "loses the chain",
+            "loses the static chain",
             (S, W),
             "fn(i64)",
             Target,
@@ -137,7 +137,7 @@ fn arguments() -> Vec<Plant> {
                 xor BYTE [rsp + 8 + 3], 1
             ),
         ),
-        // Between equal conventions the garbage of the caller may stay, or be an extension.
+        // Between equal conventions, the caller's garbage may remain, or become an extension.
         plant(
             "changes what it need not extend",
             (W, W),
@@ -150,7 +150,7 @@ fn arguments() -> Vec<Plant> {
             ),
         ),
         plant(
-            "counts wrong",
+            "passes a wrong count",
             (W, S),
             "fn(i32, ..., i32)",
             Target,
@@ -201,9 +201,16 @@ fn arguments() -> Vec<Plant> {
             ),
         ),
         plant("does not call", (S, W), "fn()", Entry, Kind::NotCalled, code!(ret)),
-        plant("reads on", (W, S), "fn([u8; 10])", Entry, Kind::Fault, code!(mov al, [rcx + 10])),
         plant(
-            "reads before",
+            "reads after the end",
+            (W, S),
+            "fn([u8; 10])",
+            Entry,
+            Kind::Fault,
+            code!(mov al, [rcx + 10]),
+        ),
+        plant(
+            "reads before the start",
             (W, S),
             "fn([u8; 10])",
             Entry,
@@ -214,7 +221,7 @@ fn arguments() -> Vec<Plant> {
         )
         .at_start(),
         plant(
-            "writes before",
+            "writes before the start",
             (W, S),
             "fn([u8; 10])",
             Entry,
@@ -224,7 +231,7 @@ fn arguments() -> Vec<Plant> {
             ),
         ),
         plant(
-            "writes on",
+            "writes after the end",
             (W, S),
             "fn([u8; 10])",
             Entry,
@@ -234,15 +241,39 @@ fn arguments() -> Vec<Plant> {
             ),
         )
         .at_start(),
-        plant("reads on", (S, W), eight, Entry, Kind::Fault, code!(mov al, [rsp + 8 + 16])).bare(),
-        plant("reads on", (W, S), eight, Entry, Kind::Fault, code!(mov al, [rsp + 8 + 64])).bare(),
-        plant("writes on", (S, W), eight, Entry, Kind::Fault, code!(mov[rsp + 8 + 16], al)).bare(),
+        plant(
+            "reads after the end",
+            (S, W),
+            eight,
+            Entry,
+            Kind::Fault,
+            code!(mov al, [rsp + 8 + 16]),
+        )
+        .bare(),
+        plant(
+            "reads after the end",
+            (W, S),
+            eight,
+            Entry,
+            Kind::Fault,
+            code!(mov al, [rsp + 8 + 64]),
+        )
+        .bare(),
+        plant(
+            "writes after the end",
+            (S, W),
+            eight,
+            Entry,
+            Kind::Fault,
+            code!(mov[rsp + 8 + 16], al),
+        )
+        .bare(),
         plant("stops", (S, W), "fn()", Target, Kind::Fault, code!(ud2)),
         plant("stops", (W, S), "fn()", Entry, Kind::Fault, code!(int3)),
     ]
 }
 
-/// Wrong things about results.
+/// Defects of results.
 fn results() -> Vec<Plant> {
     use At::Return;
     // In memory in both conventions.
@@ -304,20 +335,41 @@ fn results() -> Vec<Plant> {
             ),
         ),
         plant("has no address", (W, S), large, Return, Kind::ResultPointer, code!(inc rax)),
-        plant("writes on", (S, W), large, Return, Kind::Fault, code!(mov[rax + 24], al)),
+        plant("writes after the end", (S, W), large, Return, Kind::Fault, code!(mov[rax + 24], al)),
         plant(
-            "writes on",
+            "writes after the end",
             (W, S),
             "fn() -> struct packed(1) { i64, i8 }",
             Return,
             Kind::Fault,
             code!(mov[rax + 9], al),
         ),
-        plant("writes before", (S, W), large, Return, Kind::Stray, code!(not BYTE [rax - 1])),
-        plant("writes before", (S, W), large, Return, Kind::Fault, code!(mov[rax - 1], al))
-            .at_start(),
-        plant("writes on", (W, S), large, Return, Kind::Stray, code!(not BYTE [rax + 24]))
-            .at_start(),
+        plant(
+            "writes before the start",
+            (S, W),
+            large,
+            Return,
+            Kind::Stray,
+            code!(not BYTE [rax - 1]),
+        ),
+        plant(
+            "writes before the start",
+            (S, W),
+            large,
+            Return,
+            Kind::Fault,
+            code!(mov[rax - 1], al),
+        )
+        .at_start(),
+        plant(
+            "writes after the end",
+            (W, S),
+            large,
+            Return,
+            Kind::Stray,
+            code!(not BYTE [rax + 24]),
+        )
+        .at_start(),
         plant("calls again", (S, W), "fn()", Return, Kind::CalledAgain, |ops| {
             let arrive = Point::Arrive.address().cast_signed();
             dynasm!(ops; .arch x64; mov r11, QWORD arrive; sub rsp, 40; call r11);
@@ -327,16 +379,16 @@ fn results() -> Vec<Plant> {
     ]
 }
 
-/// Wrong things about registers and modes, in both directions.
-fn modes(from: usize, to: usize) -> Vec<Plant> {
+/// Defects of registers and control words, in both directions.
+fn control(from: usize, to: usize) -> Vec<Plant> {
     use At::{Return, Target};
     let both = |name, kind, code: fn(&mut Ops)| {
         [Target, Return].map(|at| plant(name, (from, to), "fn(i64) -> i64", at, kind, code))
     };
     let mut plants = Vec::new();
-    plants.extend(both("runs down", Kind::DirectionFlag, code!(std)));
-    // Memory below rsp is nobody's at a call and at a return. No mode of a call under test has
-    // denormals-are-zero and flush-to-zero and rounding all as here.
+    plants.extend(both("sets DF", Kind::DirectionFlag, code!(std)));
+    // Memory below rsp is unused at a call and at a return. No call under test uses
+    // denormals-are-zero, flush-to-zero and rounding in this combination.
     plants.extend(both(
         "rounds",
         Kind::Mxcsr,
@@ -372,7 +424,7 @@ fn modes(from: usize, to: usize) -> Vec<Plant> {
         let clobber = move |ops: &mut Ops| match register {
             Reg::Gpr(gpr) => dynasm!(ops; .arch x64; not Rq(gpr)),
             Reg::Xmm(xmm) => {
-                // The highest of the 128 bits that are preserved.
+                // The highest of the 128 preserved bits.
                 dynasm!(ops
                     ; .arch x64
                     ; pextrw r11d, Rx(xmm), 7
@@ -388,7 +440,7 @@ fn modes(from: usize, to: usize) -> Vec<Plant> {
     plants
 }
 
-/// The plant as code that goes on at `to`, or calls it.
+/// A defect as code that continues at `to`, or calls it.
 fn install(jit: Jit, plant: &Plant, is_planted: bool, to: u64) -> Code {
     let to = to.cast_signed();
     let wrong = |ops: &mut Ops| {
@@ -396,8 +448,8 @@ fn install(jit: Jit, plant: &Plant, is_planted: bool, to: u64) -> Code {
             (plant.code)(ops);
         }
     };
-    // SAFETY: as the plant says, the code is wrong; the observer takes what comes of it. Nothing
-    // else calls it, and it is on no stack when anything unwinds.
+    // SAFETY: the code is defective on purpose, and the observer handles the consequences. Only the
+    // call under test runs it, and nothing unwinds while it is on a stack.
     let code = unsafe {
         match plant.at {
             At::Entry | At::Target => jit.install("plant", FrameClass::Leaf, |ops| {
@@ -405,7 +457,7 @@ fn install(jit: Jit, plant: &Plant, is_planted: bool, to: u64) -> Code {
                 dynasm!(ops; .arch x64; mov r11, QWORD to; jmp r11);
             }),
             At::Return => jit.install("plant", FrameClass::Standard, |ops| {
-                // With homes for the register parameters of Win64.
+                // With home slots for the register parameters of Win64.
                 dynasm!(ops
                     ; .arch x64
                     ; push rbp
@@ -420,7 +472,7 @@ fn install(jit: Jit, plant: &Plant, is_planted: bool, to: u64) -> Code {
             }),
         }
     };
-    code.expect("it assembles")
+    code.expect("installed")
 }
 
 fn kinds(failures: &[Failure]) -> HashSet<Kind> {
@@ -428,19 +480,19 @@ fn kinds(failures: &[Failure]) -> HashSet<Kind> {
 }
 
 #[test]
-fn every_check_notices_what_it_is_for() {
+fn every_check_reports_its_planted_defect() {
     if !has_gcc_and_avx2() {
         return;
     }
     let plants: Vec<Plant> =
-        [arguments(), results(), modes(S, W), modes(W, S)].into_iter().flatten().collect();
+        [arguments(), results(), control(S, W), control(W, S)].into_iter().flatten().collect();
     let mut rng = Xorshift::new(1);
     let mut cases: Vec<Case> = Vec::new();
     for plant in &plants {
         let signature = plant.signature.parse().expect("a signature");
         cases.push(Case::new(signature, plant.bound, &mut rng).expect("assignable"));
     }
-    // For the two below.
+    // For the two tests below.
     for signature in ["fn(i64, i64)", "fn(i64)", "fn() -> i64", "fn() -> i32"] {
         let signature = signature.parse().expect("a signature");
         cases.push(Case::new(signature, Bound::Nothing, &mut rng).expect("assignable"));
@@ -458,7 +510,7 @@ fn every_check_notices_what_it_is_for() {
             true => vec![Caller::Bare],
             false => vec![Caller::Gcc(of(number)[*from]), Caller::Bare],
         };
-        // Without the wrong thing there is nothing to report.
+        // Without the defect, there must be no report.
         for (is_planted, caller) in
             callers.into_iter().flat_map(|caller| [(false, caller), (true, caller)])
         {
@@ -468,7 +520,7 @@ fn every_check_notices_what_it_is_for() {
                 At::Entry | At::Return => None,
             };
             let target = target.as_ref().map_or(arrive, |code| code.address() as u64);
-            let adapter = case.adapter(jit, *from, *to, target).expect("there is one");
+            let adapter = case.adapter(jit, *from, *to, target).expect("an adapter");
             let adapter_address = adapter.address() as u64;
             let entry = match at {
                 At::Entry | At::Return => Some(install(jit, plant, is_planted, adapter_address)),
@@ -488,7 +540,7 @@ fn every_check_notices_what_it_is_for() {
         }
     }
 
-    // A caller and a callee that are not as the assignment says.
+    // A caller and a callee that do not match the assignment.
     for (number, other, expected) in [
         (plants.len(), plants.len() + 1, Kind::Caller),
         (plants.len() + 2, plants.len() + 3, Kind::Callee),
@@ -503,7 +555,7 @@ fn every_check_notices_what_it_is_for() {
         assert!(kinds(&failures).contains(&expected), "{failures:#?}");
         noticed.insert(expected);
     }
-    // There being no code at all needs no check of its own.
+    // `Kind::Refused` needs no planted defect: without an adapter there is no code to test.
     let all = HashSet::from(Kind::ALL);
     let never: Vec<&Kind> = all.difference(&noticed).collect();
     assert_eq!(never, [&Kind::Refused]);

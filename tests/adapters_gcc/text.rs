@@ -22,10 +22,10 @@ static __attribute__((noinline)) void junk(void *p, unsigned long n) {
 }
 ";
 
-/// The number of gcc's functions that each signature has.
+/// The number of functions that gcc compiles for each signature.
 pub const FUNCTIONS: usize = 4;
 
-/// Text for some signatures.
+/// C source for some signatures.
 #[derive(Default)]
 pub struct Source {
     c: C,
@@ -34,8 +34,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// Adds the functions of a signature: a caller of `entry` in either convention, a callee of
-    /// `target` in either convention. Assignments are in the order of [`CONVENTIONS`].
+    /// Adds the functions of a signature: a caller of `entry` and a callee of `target`, in each
+    /// convention. Assignments are in the order of [`CONVENTIONS`].
     pub fn add(
         &mut self,
         number: usize,
@@ -56,8 +56,8 @@ impl Source {
         result.expect("a string");
     }
 
-    /// A System V function that calls its first argument. What is passed by reference, it passes
-    /// as an address, which the convention does not tell from the value.
+    /// A System V function that calls its first argument. A value that is passed by reference is
+    /// passed as an address, which the convention does not distinguish.
     fn caller(
         &mut self,
         name: &str,
@@ -104,8 +104,8 @@ impl Source {
         writeln!(text, "}}")
     }
 
-    /// A function that records its arguments, overwrites what it owns in memory, and returns the
-    /// bytes that it is told to.
+    /// A function that stores its arguments, overwrites the memory that it owns, and returns given
+    /// bytes.
     fn callee(
         &mut self,
         name: &str,
@@ -134,8 +134,8 @@ impl Source {
             writeln!(text, "  {prefix}_list ap; {prefix}_start(ap, a{});", named - 1)?;
             let values = types.iter().zip(assignment.params()).enumerate();
             for (i, (ty, value)) in values.skip(named) {
-                // gcc asks its default convention which types are passed by reference, not that
-                // of the list, so the address is read as one.
+                // gcc decides by its default convention, not by that of the list, which types are
+                // passed by reference. So the address is read instead.
                 match value.passing() {
                     Passing::Reference(_) => {
                         writeln!(text, "  {ty} a{i} = *({ty} *)__builtin_va_arg(ap, void *);")?;
@@ -166,7 +166,7 @@ fn attribute(assignment: &Assignment) -> &'static str {
     match assignment.convention() {
         Some(Convention::Win64) => "MS ",
         Some(Convention::SystemV) => "",
-        other => panic!("gcc has no {other:?}"),
+        other => panic!("gcc does not support {other:?}"),
     }
 }
 
@@ -178,8 +178,8 @@ fn params(list: &[String], named: Option<usize>) -> String {
     }
 }
 
-/// Compiles all sources, several at a time, and gives the addresses of all functions, in the order
-/// in which they were added. They record in `buffers` and return what is there.
+/// Compiles all sources, several in parallel, and returns the addresses of all functions, in the
+/// order in which they were added. The functions access `buffers`.
 pub fn load(sources: &[Source], buffers: &Buffers) -> Vec<u64> {
     let folder = Folder::new();
     let next = AtomicUsize::new(0);
@@ -203,7 +203,7 @@ pub fn load(sources: &[Source], buffers: &Buffers) -> Vec<u64> {
     functions
 }
 
-/// A folder for temporary files, which is gone when the test passes.
+/// A folder for temporary files, which is removed when the test passes.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -220,12 +220,12 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            std::fs::remove_dir_all(&self.0).expect("it was made above");
+            std::fs::remove_dir_all(&self.0).expect("the folder exists");
         }
     }
 }
 
-/// Not the same for all: unoptimised callees use their homes, for one.
+/// Several levels: for example, unoptimised callees use their home slots.
 const OPTIMIZATIONS: [&str; 4] = ["-O1", "-O0", "-O1", "-O2"];
 
 fn compile(source: &Source, optimization: &str, path: &Path) {
@@ -235,7 +235,7 @@ fn compile(source: &Source, optimization: &str, path: &Path) {
         c.types
     );
     std::fs::write(path, text).expect("written");
-    // Without `-mno-vzeroupper` gcc 12 clears the upper half of a union with a vector that is
+    // Without `-mno-vzeroupper`, gcc 12 clears the upper half of a union with a vector that is
     // returned in ymm0.
     let mut arguments =
         vec![optimization, "-w", "-Wno-psabi", "-fPIC", "-shared", "-mavx2", "-mno-vzeroupper"];
@@ -246,8 +246,8 @@ fn compile(source: &Source, optimization: &str, path: &Path) {
 }
 
 fn functions_of(library: &Path, count: usize, buffers: &Buffers) -> Vec<u64> {
-    // SAFETY: the library has no constructors. Its symbols are what `PRELUDE` and `compile`
-    // say, and it stays loaded.
+    // SAFETY: the library has no constructors. Its symbols are those of `PRELUDE` and `compile`,
+    // and it stays loaded.
     unsafe {
         let library = Library::open(library);
         let symbol = |name| library.symbol(name);

@@ -1,18 +1,16 @@
-//! Assignments against tables that other tools made.
+//! Compares assignments with tables that the Go compiler produced.
 //!
-//! `data/abi/go_amd64_scalars.txt` comes from the Go compiler; its head explains the columns.
-//! So does `data/abi/go_vectors.jsonl.zz` (zlib): one JSON object a line, with a signature, the
-//! layouts of its types, and the place of each value under ABI0 (`abi0`) and under ABIInternal on
-//! both machines (`amd64`, `arm64`).
-//!
-//! The tables of the C conventions are examples of their documents, and what gcc 12 and clang do.
+//! `tests/data/abi/go_amd64_scalars.txt` explains its columns at its head.
+//! `tests/data/abi/go_vectors.jsonl.zz` (zlib) has one JSON object per line: a signature, the
+//! layouts of its types, and the location of each value under ABI0 (`abi0`) and under ABIInternal
+//! on both architectures (`amd64`, `arm64`).
 
 use footbridge::abi::{
     Assignment, Convention, Language, Layout, Passing, Place, Reg, Signature, Type, Value,
 };
 use serde_json::{Value as Json, json};
 
-/// The number of signatures in the table, so that an empty or cut file does not pass.
+/// The number of signatures in the table. An empty or truncated file must fail the test.
 const GO_SIGNATURES: usize = 184;
 
 #[test]
@@ -32,13 +30,13 @@ fn go_scalars_are_where_the_go_compiler_has_them() {
     assert_eq!(lines, GO_SIGNATURES.div_ceil(stride));
 }
 
-/// An assignment as a line of the table.
+/// An assignment, formatted like a line of the table.
 fn go_line(signature: &Signature, assignment: &Assignment) -> String {
     let place = |value: &Value| match (value.passing(), value.parts(), value.home_off()) {
         (Passing::Area(offset), ..) => format!("[arg+{offset}]"),
         (_, [part], Some(home)) => format!("{part}@{home}"),
         (_, [part], None) => part.to_string(),
-        other => panic!("a scalar is in one place: {other:?}"),
+        other => panic!("a scalar has one location: {other:?}"),
     };
     let places = |values: &[Value]| values.iter().map(place).collect::<Vec<_>>().join(" ");
     format!(
@@ -83,7 +81,7 @@ fn go_vectors_equal_in_every_key() {
             "arm64": go_abi_internal(&assign(Convention::GoAbiInternalAarch64)),
         });
         assert_eq!(found["abi0"], go_abi0(&assign(Convention::GoAbi0Aarch64)), "{signature}");
-        // What is not an answer.
+        // Keys that are not compared: the inputs.
         for key in ["id", "src", "params", "results", "recv"] {
             if let Some(value) = vector.get(key) {
                 found[key] = value.clone();
@@ -128,7 +126,7 @@ fn go_abi0(assignment: &Assignment) -> Json {
     let offsets = |values: &[Value]| -> Json {
         let offset = |value: &Value| match value.passing() {
             Passing::Area(offset) => *offset,
-            other => panic!("ABI0 has no {other:?}"),
+            other => panic!("ABI0 does not use {other:?}"),
         };
         values.iter().map(offset).collect()
     };
@@ -144,14 +142,14 @@ fn go_abi0(assignment: &Assignment) -> Json {
 }
 
 fn go_abi_internal(assignment: &Assignment) -> Json {
-    /// The assembler's name.
+    /// The assembler's name of a register.
     fn name(place: Place) -> String {
         match place {
             Place::Reg(Reg::Gpr(gpr)) => gpr.to_string().trim_start_matches('r').to_uppercase(),
             Place::Reg(Reg::Xmm(xmm)) => format!("X{}", u8::from(xmm)),
             Place::Reg(Reg::Xreg(xreg)) => format!("R{}", u8::from(xreg)),
             Place::Reg(Reg::Vreg(vreg)) => format!("F{}", u8::from(vreg)),
-            other => panic!("no register: {other}"),
+            other => panic!("not a register: {other}"),
         }
     }
     let values = |values: &[Value]| -> Json {
@@ -160,7 +158,7 @@ fn go_abi_internal(assignment: &Assignment) -> Json {
             Passing::Parts(parts) => {
                 let part = |p: &footbridge::abi::Part| {
                     let name = name(p.place);
-                    // R8 to R11 keep their R on amd64.
+                    // On amd64, R8 to R11 are spelled with their R.
                     let name = match name.parse::<u8>() {
                         Ok(number) => format!("R{number}"),
                         Err(_) => name,
@@ -173,7 +171,7 @@ fn go_abi_internal(assignment: &Assignment) -> Json {
                 }
                 json
             }
-            other => panic!("ABIInternal has no {other:?}"),
+            other => panic!("ABIInternal does not use {other:?}"),
         };
         values.iter().map(value).collect()
     };

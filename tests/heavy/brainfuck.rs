@@ -1,6 +1,6 @@
-//! `examples/brainfuck.rs` as its users run it, against a plain interpreter.
+//! Runs `examples/brainfuck.rs` as a command, and compares it with an interpreter.
 //!
-//! Also the output of `examples/quickstart.rs`.
+//! Also checks the output of `examples/quickstart.rs`.
 
 use std::fs;
 use std::io::Write;
@@ -30,8 +30,8 @@ Four worlds call each other: JIT code, Rust, C, a scheduler. Grüße, 道, ½ @[
 
 // ---- running examples ----
 
-/// An example, next to the directory of this test. `cargo test` builds examples before it runs
-/// tests, but `cargo test --test brainfuck` and `--examples` do not: an old one must not pass.
+/// An example, in the folder next to this test's. `cargo test` builds examples before it runs
+/// tests; `cargo test --test brainfuck` does not, so an outdated example must not pass.
 fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
@@ -56,7 +56,7 @@ fn run(command: &mut Command, input: &[u8]) -> Output {
     let mut child = piped.spawn().expect("the example starts");
     let mut stdin = child.stdin.take().expect("it is piped");
     thread::scope(|s| {
-        // A program that does not read all of it closes the pipe: no matter.
+        // Ignores a closed pipe: the program may exit before it has read all its input.
         s.spawn(move || drop(stdin.write_all(input)));
         child.wait_with_output().expect("its output is readable")
     })
@@ -75,7 +75,7 @@ fn assert_output(output: &Output, code: i32, stdout: impl AsRef<[u8]>, stderr: &
     );
 }
 
-/// A program in a file of its own, by path.
+/// Writes a program to a file of its own and returns the path.
 fn program(source: &str) -> String {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -86,7 +86,7 @@ fn program(source: &str) -> String {
         directory
     });
     let path = directory.join(format!("{}.bf", NEXT.fetch_add(1, Ordering::Relaxed)));
-    fs::write(&path, source).expect("as above");
+    fs::write(&path, source).expect("the target directory is writable");
     path.into_os_string().into_string().expect("the target directory has a name in UTF-8")
 }
 
@@ -95,7 +95,7 @@ fn program(source: &str) -> String {
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Ran,
-    /// The pointer moved out, by the instruction at this offset.
+    /// The pointer left the tape, by the instruction at this offset.
     Out {
         at: usize,
         pointer: i64,
@@ -103,7 +103,7 @@ enum End {
     OutOfSteps,
 }
 
-/// One instruction at a time, as the language is defined.
+/// Executes the program one instruction at a time, as the language is defined.
 fn interpret(source: &[u8], input: &[u8], most_steps: u64) -> (Vec<u8>, End) {
     let code: Vec<(usize, u8)> =
         source.iter().copied().enumerate().filter(|(_, b)| b"+-<>[].,".contains(b)).collect();
@@ -178,7 +178,7 @@ fn rot13_moves_letters_only() {
 }
 
 #[test]
-fn shipped_programs_print_what_they_say() {
+fn shipped_programs_print_the_documented_output() {
     assert_output(&brainfuck(&["hello.bf"], ""), 0, "Hello, goroutines!\n", "");
     let squares: String = (0..=100).map(|n| format!("{}\n", n * n)).collect();
     assert_output(&brainfuck(&["squares.bf"], ""), 0, squares, "");
@@ -188,7 +188,7 @@ fn shipped_programs_print_what_they_say() {
     let mut triangle = String::new();
     for row in 0..32u32 {
         triangle.push_str(&" ".repeat(31 - row as usize));
-        // A binomial coefficient is odd if no bit of `column` is missing in `row` (Lucas).
+        // A binomial coefficient is odd if every bit of `column` is set in `row` (Lucas's theorem).
         let odd = |column: u32| row & column == column;
         triangle.extend((0..32).map(|column| if odd(column) { "* " } else { "  " }));
         triangle.push('\n');
@@ -253,7 +253,8 @@ fn the_end_of_input_stores_zero() {
 
 #[test]
 fn trace_shows_rust_under_jit_under_rust_for_every_stage() {
-    // More than all channels hold, so that nobody has finished when the first byte comes out.
+    // More than all channels hold together, so that no stage has finished when the first byte is
+    // printed.
     let input = TEXT.repeat(20);
     let args = ["--trace", "--processors", "1", "rot13.bf", "rot13.bf", "hello.bf", "rot13.bf"];
     let rot13_only = ["--trace", "--processors", "1", "--stages", "3", "rot13.bf"];
@@ -263,7 +264,7 @@ fn trace_shows_rust_under_jit_under_rust_for_every_stage() {
     let stderr = String::from_utf8(output.stderr).expect("names are UTF-8");
     let traces: Vec<&str> = stderr.split_terminator("\n\n").collect();
     assert_eq!(traces.len(), 4, "main and three stages:\n{stderr}");
-    // Where it was inlined, an optimised program may name a function without its path.
+    // In an optimised program, the name of an inlined function may lack its path.
     assert!(traces[0].contains("drain at "), "{stderr}");
     for (i, trace) in traces[1..].iter().enumerate() {
         let mut lines = trace.lines();
@@ -272,7 +273,7 @@ fn trace_shows_rust_under_jit_under_rust_for_every_stage() {
                 let line = line.trim_start();
                 line.strip_prefix(kind).is_some_and(|rest| rest.contains(name))
             });
-            assert!(found, "stage {}: no `{kind} {name}` where it should be in\n{trace}", i + 1);
+            assert!(found, "stage {}: no `{kind} {name}` at its place in\n{trace}", i + 1);
         };
         assert!(trace.starts_with("goroutine "), "{trace}");
         let function = if trace.contains("jit get+") { "get" } else { "put" };
@@ -288,13 +289,13 @@ fn trace_shows_rust_under_jit_under_rust_for_every_stage() {
 // ---- errors ----
 
 #[test]
-fn a_pointer_that_moves_out_is_an_error_that_names_the_instruction() {
+fn a_pointer_that_leaves_the_tape_is_an_error_that_names_the_instruction() {
     let cases = [
         ("<", 0, -1),
         (">>> <<< <", 8, -1),
         ("+[<+]", 2, -1),
         ("[<]>+[[<<<]]", 8, -1),
-        // Loops that become sums.
+        // Loops that are compiled to sums.
         ("+[-<+>]", 3, -1),
         (">+[->+<<<+>>]", 8, -1),
         ("+[>+]", 2, 30_000),
@@ -402,7 +403,7 @@ fn nothing_and_deep_nesting_compile() {
 
 // ---- any program ----
 
-/// Pieces that are balanced. Many loops end; those that do not are out of steps and not compared.
+/// Balanced pieces of programs. Many loops end; runs that exceed the step limit are not compared.
 fn pieces() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         4 => "[-+]{1,4}",
@@ -420,7 +421,7 @@ fn pieces() -> impl Strategy<Value = String> {
     })
 }
 
-/// Loops of sums and moves, of which some return to their cell and some do not.
+/// Loops of additions and moves; some return to their cell, others do not.
 fn sums() -> impl Strategy<Value = String> {
     let step = (0..4usize, any::<bool>(), "[-+]{0,3}");
     (proptest::collection::vec(step, 0..4), 0..4usize).prop_map(|(steps, amiss)| {
@@ -439,7 +440,7 @@ fn sums() -> impl Strategy<Value = String> {
     })
 }
 
-/// Programs that start at an end of the tape or a few cells off it.
+/// Programs that start at an end of the tape, or a few cells from it.
 fn programs() -> impl Strategy<Value = String> {
     let start = prop_oneof![0..6usize, CELLS - 7..CELLS];
     (start, proptest::collection::vec(pieces(), 1..8))
@@ -454,7 +455,7 @@ proptest! {
     })]
 
     #[test]
-    fn any_program_does_what_the_interpreter_does(
+    fn random_programs_agree_with_the_interpreter(
         source in programs(),
         input in proptest::collection::vec(any::<u8>(), 0..8),
     ) {
@@ -475,7 +476,7 @@ proptest! {
 // ---- quickstart ----
 
 #[test]
-fn quickstart_prints_what_its_head_says() {
+fn quickstart_prints_the_output_in_its_documentation() {
     let output = run(&mut Command::new(example("quickstart")), b"");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "1 + 2 + ... + 10 = 55\n");
     assert!(output.status.success(), "{}", output.status);
@@ -486,10 +487,10 @@ fn quickstart_prints_what_its_head_says() {
         let line = lines.next().unwrap_or("nothing");
         assert!(line.starts_with(label) && line.len() >= label.len(), "{line:?} in\n{stderr}");
     }
-    assert_eq!(lines.next(), Some("goroutine 2 [running]:"), "{stderr}");
+    assert_eq!(lines.next(), Some("goroutine 2 \"adder\" [running]:"), "{stderr}");
     let mut next = |prefix: &str, suffix: &str| {
         let matches = |line: &str| line.trim_start().starts_with(prefix) && line.ends_with(suffix);
-        assert!(lines.any(matches), "no `{prefix}...{suffix}` where it should be in\n{stderr}");
+        assert!(lines.any(matches), "no `{prefix}...{suffix}` at its place in\n{stderr}");
     };
     next("rust quickstart::receive", "");
     next("jit quickstart::receive+0x", " (goroutine function)");

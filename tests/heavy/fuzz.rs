@@ -1,7 +1,7 @@
-//! The body of the fuzz target (`tests/fuzz_body`) on random bytes and on changed texts.
+//! Runs the body of the fuzz target (`tests/fuzz_body`) on random bytes and on mutated texts.
 //!
-//! `FOOTBRIDGE_FUZZ_SECONDS` sets for how long, `FOOTBRIDGE_SEED` where it starts. What it fails on
-//! is printed as bytes, to be kept as a case here.
+//! `FOOTBRIDGE_FUZZ_SECONDS` sets the duration, `FOOTBRIDGE_SEED` the seed. A failing input is
+//! printed as bytes, so that it can be kept as a test here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use support::settings::{number_or, seed_or};
 
 use footbridge::abi::model::Xorshift;
 
-/// Texts that are changed a little.
+/// The texts that are mutated.
 const SEEDS: [&str; 6] = [
     "fn()",
     "fn(i64, f64, ptr) -> (u8, bool)",

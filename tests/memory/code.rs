@@ -1,10 +1,10 @@
-//! Code memory: what is mapped how, what happens when there is no more of it, and what the crate
-//! does on hosts that refuse a part of what it would like.
+//! Code memory: its mappings, its exhaustion, and the fallbacks on hosts that refuse a system call.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::child;
 
+use crate::{refuse_guard_markers, sink};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::environment;
@@ -35,7 +35,7 @@ fn call(code: &Code) -> i32 {
     f()
 }
 
-/// Leaf code from any closure.
+/// Installs leaf code.
 fn install(jit: &Jit, name: &str, body: impl FnOnce(&mut Ops)) -> Result<Code, JitError> {
     // SAFETY: never called.
     unsafe { jit.install(name, FrameClass::Leaf, body) }
@@ -46,17 +46,17 @@ fn arena(reserve_bytes: usize, mode: MemoryMode, placement: Placement) -> Jit {
     builder.build().expect("an arena")
 }
 
-/// The reservation, as the report has it.
+/// The reserved address range, from the report.
 fn range(jit: &Jit) -> std::ops::Range<usize> {
     let report = jit.memory_report();
-    let (front, behind) = report.split_once(" MiB at 0x").expect("size and base");
+    let (front, rest) = report.split_once(" MiB at 0x").expect("size and base");
     let mib = front.rsplit(' ').next().and_then(|n| n.parse::<usize>().ok()).expect("a size");
-    let digits = behind.split(|c: char| !c.is_ascii_hexdigit()).next().expect("a base");
+    let digits = rest.split(|c: char| !c.is_ascii_hexdigit()).next().expect("a base");
     let base = usize::from_str_radix(digits, 16).expect("hexadecimal");
     base..base + (mib << 20)
 }
 
-/// Every piece of code that the registry finds in the arena.
+/// The start addresses of all code that the registry finds in the arena.
 fn published(jit: &Jit) -> BTreeSet<usize> {
     range(jit).step_by(GRANULE_BYTES).filter_map(lookup).map(|found| found.start()).collect()
 }
@@ -92,17 +92,17 @@ fn no_page_is_ever_writable_and_executable() {
                         let code = answer(&jit, "w^x", i).expect("installs");
                         assert_eq!(call(&code), i);
                         if i % 4 == 0 {
-                            // Let the other thread see many states.
+                            // So that the other thread sees many states.
                             std::thread::yield_now();
                         }
                     }
                 });
-                let mut looks = 0;
-                while !installs.is_finished() || looks == 0 {
+                let mut checks = 0;
+                while !installs.is_finished() || checks == 0 {
                     assert_eq!(writable_and_executable(), nothing, "{mode:?} {placement:?}");
-                    looks += 1;
+                    checks += 1;
                 }
-                println!("{mode:?} {placement:?}: looked {looks} times during the installs");
+                println!("{mode:?} {placement:?}: {checks} checks during the installs");
             });
             let code = answer(&jit, "w^x", 7).expect("installs");
             let page = region::query(code.address() as *const u8).expect("mapped");
@@ -122,14 +122,14 @@ fn batches_of_protected_pages_run() {
         let codes: Vec<_> =
             (0..300).map(|i| answer(&jit, &format!("batch {i}"), i).expect("room")).collect();
         for (i, code) in codes.iter().enumerate() {
-            assert_eq!(code.address() % 4096, 0, "published code has its pages for itself");
+            assert_eq!(code.address() % 4096, 0, "published code shares no page");
             assert_eq!(call(code), i as i32);
             assert_eq!(lookup(code.address() + 3).map(|f| f.name()), Some(&*format!("batch {i}")));
         }
     }
 }
 
-/// Decodes a stub as a disassembler sees it: text of each instruction until bytes that are none.
+/// The instructions of a stub with their texts.
 fn disassemble(at: usize) -> Vec<(iced_x86::Instruction, String)> {
     let stub = lookup(at).expect("published");
     // SAFETY: published code is readable and does not change.
@@ -166,7 +166,7 @@ fn helpers_out_of_reach_are_called_through_cells() {
         let calls: Vec<_> = listing
             .iter()
             .filter(|(i, _)| {
-                // The poll stub is called through a thread-local word, wherever it is.
+                // The poll stub is always called through a thread-local word.
                 matches!(i.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
                     && i.segment_prefix() != Register::FS
             })
@@ -177,7 +177,11 @@ fn helpers_out_of_reach_are_called_through_cells() {
             let cell = helper.ip_rel_memory_address() as usize;
             assert!(shown.starts_with("call"), "{shown}");
             assert_eq!(cell % 8, 0, "{shown}");
-            assert_eq!(lookup(cell).map(|f| f.start()), Some(target), "the cell is the stub's");
+            assert_eq!(
+                lookup(cell).map(|f| f.start()),
+                Some(target),
+                "the cell belongs to the stub"
+            );
             // SAFETY: inside of the stub, which is readable.
             let address = unsafe { *(cell as *const usize) };
             assert!(address.abs_diff(text) < 1 << 30, "{address:#x} is not the shim");
@@ -202,7 +206,7 @@ fn helpers_out_of_reach_are_called_through_cells() {
 }
 
 #[test]
-fn a_full_sub_arena_says_so_and_the_others_go_on() {
+fn a_full_sub_arena_is_an_error_and_the_others_remain_usable() {
     for mode in MODES {
         let jit = arena(4 << 20, mode, Placement::Near);
         let mut codes = Vec::new();
@@ -225,13 +229,13 @@ fn a_full_sub_arena_says_so_and_the_others_go_on() {
         let needed = text.strip_prefix(what).and_then(|t| t.strip_suffix(how));
         assert!(needed.is_some_and(|n| n.parse::<usize>().is_ok()), "{text}");
         assert!(codes.len() >= 8, "{}", codes.len());
-        // What is left is shorter than what did not fit.
+        // The rest is smaller than the code that did not fit.
         let left = 524_288 - codes.iter().map(|c| c.len().next_multiple_of(64)).sum::<usize>();
         assert!(mode == MemoryMode::MprotectBatch || left < 70_000, "{left} bytes are not used");
         let returned: BTreeSet<_> = codes.iter().map(Code::address).collect();
         assert_eq!(returned.len(), codes.len());
         assert_eq!(published(&jit), returned);
-        // Another class has room of its own.
+        // The sub-arena of another class still has room.
         // SAFETY: a standard frame that calls nothing.
         let framed = unsafe {
             jit.install("framed", FrameClass::Standard, |ops| {
@@ -240,7 +244,8 @@ fn a_full_sub_arena_says_so_and_the_others_go_on() {
         }
         .expect("room for standard frames");
         assert_eq!(call(&framed), 3);
-        // To the last granule, and then full stays full; the first ones are what they were.
+        // Small code fills the sub-arena to the last granule. Then every install fails, and
+        // existing code is unchanged.
         let full = loop {
             match answer(&jit, "more", 1) {
                 Ok(code) => codes.push(code),
@@ -257,7 +262,7 @@ fn a_full_sub_arena_says_so_and_the_others_go_on() {
 }
 
 #[test]
-fn code_that_is_refused_leaves_nothing_behind() {
+fn a_refused_install_leaves_no_trace() {
     for mode in MODES {
         let jit = arena(4 << 20, mode, Placement::Near);
         let first = answer(&jit, "first", 1).expect("installs");
@@ -331,7 +336,7 @@ fn code_that_is_refused_leaves_nothing_behind() {
         assert_eq!(payload.downcast_ref::<&str>(), Some(&"inside of install"));
 
         assert_eq!(published(&jit), before);
-        // The place that all of them were given is still free.
+        // The address that each of them was given is still free.
         let unit = if mode == MemoryMode::DualMap { GRANULE_BYTES } else { 4096 };
         let next = answer(&jit, "next", 2).expect("the arena is usable");
         assert_eq!(next.address(), first.address() + unit);
@@ -367,7 +372,7 @@ fn bytes_without_code_are_int3() {
             (second.address() + second.len(), end),
         ] {
             assert!(from < to);
-            // SAFETY: committed code memory is readable; nobody installs meanwhile.
+            // SAFETY: committed code memory is readable, and no other thread installs code.
             let unused = unsafe { std::slice::from_raw_parts(from as *const u8, to - from) };
             assert!(unused.iter().all(|&byte| byte == 0xcc), "{mode:?}");
         }
@@ -375,13 +380,13 @@ fn bytes_without_code_are_int3() {
 }
 
 #[test]
-fn a_forked_child_runs_what_is_there_and_installs_nothing() {
-    child::run("a_forked_child_runs_what_is_there_and_installs_nothing", || {
+fn a_forked_child_runs_existing_code_and_cannot_install() {
+    child::run("a_forked_child_runs_existing_code_and_cannot_install", || {
         for mode in MODES {
             let jit = arena(4 << 20, mode, Placement::Near);
             let code = answer(&jit, "shared", 42).expect("installs");
             let bytes = || {
-                // SAFETY: committed code memory is readable, and the test installs nothing now.
+                // SAFETY: committed code memory is readable, and no thread installs code now.
                 let all = unsafe { std::slice::from_raw_parts(code.address() as *const u8, 4096) };
                 all.to_vec()
             };
@@ -413,7 +418,7 @@ fn a_forked_child_runs_what_is_there_and_installs_nothing() {
     .assert_success();
 }
 
-/// The text of an error and what it is.
+/// Asserts the text of an error, its system call and its errno.
 #[track_caller]
 fn assert_system(error: &JitError, call: &str, errno: i32, text: &str) {
     assert_eq!(error.to_string(), text);
@@ -441,7 +446,7 @@ fn without_address_space_code_memory_names_mmap_and_the_limit() {
             run.expect_err("no code memory").to_string(),
             format!("the switch stubs could not be emitted: {text}")
         );
-        // What the text proposes helps.
+        // The remedy in the text works.
         let small = builder.reserve_bytes(32 << 20).build().expect("a small one fits");
         assert_eq!(call(&answer(&small, "small", 6).expect("installs")), 6);
         unlimit_address_space();
@@ -453,14 +458,14 @@ fn without_address_space_code_memory_names_mmap_and_the_limit() {
 
 const MEMFD_FLAGS: u32 = 0x18;
 
-/// Refuses memfd_create(2) with these of the two flags about execution.
+/// Refuses memfd_create(2) if `flag` is the one that is set of `MFD_NOEXEC_SEAL` and `MFD_EXEC`.
 fn refuse_memfd(flag: u32, errno: libc::c_int) -> Refusal {
     Refusal { call: libc::SYS_memfd_create, argument: Some((1, MEMFD_FLAGS, flag)), errno }
 }
 
 #[test]
-fn without_memfd_pages_are_protected_one_by_one() {
-    child::run("without_memfd_pages_are_protected_one_by_one", || {
+fn without_memfd_code_pages_are_flipped_by_mprotect() {
+    child::run("without_memfd_code_pages_are_flipped_by_mprotect", || {
         let call_number = libc::SYS_memfd_create;
         refuse(&[Refusal { call: call_number, argument: None, errno: libc::ENOSYS }]);
         let why = "memfd_create(2) failed: Function not implemented (os error 38); it holds the \
@@ -475,7 +480,7 @@ fn without_memfd_pages_are_protected_one_by_one() {
         }
         assert_eq!(runtime::run(|| runtime::go(|| 5).join().expect("no panic")), 5);
         let dual = Jit::builder().memory(MemoryMode::DualMap).build();
-        assert_system(&dual.expect_err("asked for"), "memfd_create(2)", libc::ENOSYS, why);
+        assert_system(&dual.expect_err("no fallback"), "memfd_create(2)", libc::ENOSYS, why);
     })
     .assert_success();
 }
@@ -493,8 +498,8 @@ fn an_old_kernel_gets_a_memfd_without_flags() {
 }
 
 #[test]
-fn a_security_module_may_want_the_memfd_marked_as_executable() {
-    child::run("a_security_module_may_want_the_memfd_marked_as_executable", || {
+fn a_security_module_may_require_mfd_exec() {
+    child::run("a_security_module_may_require_mfd_exec", || {
         refuse(&[refuse_memfd(0x8, libc::EACCES), refuse_memfd(0, libc::EACCES)]);
         let expected = "dual map (memfd, MFD_EXEC), 1024 MiB at 0x_, within reach of the text";
         assert_eq!(mask(&environment().code_memory), expected);
@@ -511,9 +516,9 @@ fn refuse_mprotect(protection: libc::c_int, errno: libc::c_int) -> Refusal {
 }
 
 #[test]
-fn a_host_that_lets_nothing_become_executable_is_an_error_of_the_install() {
-    child::run("a_host_that_lets_nothing_become_executable_is_an_error_of_the_install", || {
-        // Two commits of the dual map: the first chunk while it still works.
+fn on_a_host_that_refuses_executable_pages_the_install_fails() {
+    child::run("on_a_host_that_refuses_executable_pages_the_install_fails", || {
+        // The first chunk of the dual map is committed before mprotect(2) is refused.
         let dual = arena(4 << 20, MemoryMode::DualMap, Placement::Near);
         let first = answer(&dual, "first", 1).expect("installs");
         refuse(&[refuse_mprotect(libc::PROT_READ | libc::PROT_EXEC, libc::EACCES)]);
@@ -524,7 +529,7 @@ fn a_host_that_lets_nothing_become_executable_is_an_error_of_the_install() {
                     executable; check vm.max_map_count";
         assert_system(&large.expect_err("no new chunk"), "mprotect(2)", libc::EACCES, text);
         assert_eq!(published(&dual), BTreeSet::from([first.address()]));
-        // The chunk that is there has room yet.
+        // The committed chunk still has room.
         assert_eq!(call(&answer(&dual, "second", 2).expect("fits")), 2);
 
         let why = "mprotect(2) PROT_EXEC failed: Permission denied (os error 13); the host \
@@ -548,15 +553,15 @@ fn a_host_that_lets_nothing_become_executable_is_an_error_of_the_install() {
     .assert_success();
 }
 
-/// Values go to and fro between goroutines on two threads, which sleep in between.
-fn cross_thread_traffic(rounds: u64) -> u64 {
+/// Sends `n` values between goroutines on two threads that go idle in between. Returns the sum.
+fn cross_thread_traffic(n: u64) -> u64 {
     let config = Config::new().processors(2);
     let run = config.run(|| {
         let (there, back) = (Chan::<u64>::new(0), Chan::<u64>::new(0));
         runtime::scope(|s| {
             let (receive, send) = (&there, &back);
             s.go(move || receive.iter().for_each(|n| send.send(n + 1).expect("open")));
-            let sum = (0..rounds).map(|n| {
+            let sum = (0..n).map(|n| {
                 there.send(n).expect("open");
                 back.recv().expect("open")
             });
@@ -579,8 +584,8 @@ fn without_membarrier_both_sides_fence() {
 }
 
 #[test]
-fn what_this_host_offers_is_one_of_what_there_is() {
-    child::run("what_this_host_offers_is_one_of_what_there_is", || {
+fn the_environment_report_has_known_values() {
+    child::run("the_environment_report_has_known_values", || {
         let found = environment();
         let near = "1024 MiB at 0x_, within reach of the text";
         let memory = mask(&found.code_memory);
@@ -605,32 +610,17 @@ fn what_this_host_offers_is_one_of_what_there_is() {
             found.code_memory, found.stack_guards, found.fences, found.unwinder
         );
         assert_eq!(found.to_string(), all);
-        assert_eq!(found, environment(), "a second look finds the same");
+        assert_eq!(found, environment(), "a second call returns the same");
         assert_eq!(cross_thread_traffic(5_000), (1..=5_000).sum());
-        // For the log: what this host has.
+        // Shows this host's environment in the log.
         println!("{found}");
     })
     .assert_success();
 }
 
-const MADV_GUARD_INSTALL: u32 = 102;
-
-fn refuse_guard_markers() -> Refusal {
-    let argument = Some((2, u32::MAX, MADV_GUARD_INSTALL));
-    Refusal { call: libc::SYS_madvise, argument, errno: libc::EINVAL }
-}
-
-/// Recursion without an end, in a function that calls nothing else.
-#[inline(never)]
-#[allow(unconditional_recursion, reason = "it is to overflow the stack")]
-fn sink(above: &[u64; 4]) -> u64 {
-    let here = [above[0] ^ 1, 2, 3, 4];
-    sink(&here) ^ here[(above[0] & 3) as usize]
-}
-
 #[test]
-fn an_old_kernel_gets_protected_guard_pages_and_they_work() {
-    child::run("an_old_kernel_gets_protected_guard_pages_and_they_work", || {
+fn guards_on_an_old_kernel_are_prot_none_pages() {
+    child::run("guards_on_an_old_kernel_are_prot_none_pages", || {
         refuse(&[refuse_guard_markers()]);
         let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("procfs");
         let limit: usize = limit.trim().parse().expect("a number");
@@ -643,25 +633,19 @@ fn an_old_kernel_gets_protected_guard_pages_and_they_work() {
         let config = Config::new().processors(1).stack_bytes(16 << 10);
         config.run(|| sink(&[0; 4])).expect("the run starts");
     })
-    .assert_aborted_with(&overflow(
-        "1",
-        "16 KiB",
-        "64 KiB",
-        "rust memory::code::sink",
-        NO_FRAMES,
-    ));
+    .assert_aborted_with(&overflow("1", "16 KiB", "64 KiB", "rust memory::sink", NO_FRAMES));
 }
 
 #[test]
-fn a_stack_without_a_guard_is_not_handed_out() {
-    child::run("a_stack_without_a_guard_is_not_handed_out", || {
+fn a_stack_without_a_guard_is_not_used() {
+    child::run("a_stack_without_a_guard_is_not_used", || {
         let no_guards = || {
             refuse(&[refuse_guard_markers(), refuse_mprotect(libc::PROT_NONE, libc::ENOMEM)]);
         };
         let text = "no guard page for a goroutine stack: Cannot allocate memory (os error 12); \
                     this kernel has no MADV_GUARD_INSTALL, so that each guard is a mapping: raise \
                     vm.max_map_count";
-        // A thread that watches would have no guard either.
+        // Without sysmon, whose thread would have no guard either.
         let config = Config::new().processors(1).time_slice(None);
         let inside = config.run(|| {
             no_guards();
@@ -680,9 +664,9 @@ fn a_stack_without_a_guard_is_not_handed_out() {
 }
 
 #[test]
-fn threads_that_cannot_be_made_are_an_error_of_the_run() {
-    child::run("threads_that_cannot_be_made_are_an_error_of_the_run", || {
-        // The C library tries clone(2) where there is no clone3(2).
+fn a_thread_that_cannot_be_created_is_an_error_of_the_run() {
+    child::run("a_thread_that_cannot_be_created_is_an_error_of_the_run", || {
+        // The C library falls back from clone3(2) to clone(2).
         refuse(&[
             Refusal { call: libc::SYS_clone3, argument: None, errno: libc::ENOSYS },
             Refusal { call: libc::SYS_clone, argument: None, errno: libc::EAGAIN },
@@ -698,7 +682,7 @@ fn threads_that_cannot_be_made_are_an_error_of_the_run() {
                  which needs one thread less"
             );
         }
-        // One processor is the calling thread, but somebody watches how long goroutines run.
+        // The one processor uses the calling thread, but sysmon needs another thread.
         let error = config(1).run(|| ()).expect_err("no thread");
         assert_eq!(error, RunError::Thread { errno: libc::EAGAIN });
         let alone = config(1).time_slice(None);
@@ -708,11 +692,11 @@ fn threads_that_cannot_be_made_are_an_error_of_the_run() {
 }
 
 #[test]
-fn without_address_space_for_stacks_the_closure_comes_back() {
-    child::run("without_address_space_for_stacks_the_closure_comes_back", || {
+fn without_address_space_for_stacks_the_closure_is_returned() {
+    child::run("without_address_space_for_stacks_the_closure_is_returned", || {
         let config = Config::new().processors(1);
         let run = config.run(|| {
-            // Heap that is free already, for the structures of the goroutines to come.
+            // Frees heap memory, which later G structures use.
             let heap: Vec<Vec<u8>> = (0..200).map(|_| vec![1; 64 << 10]).collect();
             let keep = [1u8; 64];
             drop(heap);
@@ -730,14 +714,14 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
                     Err(refused) => break refused,
                 }
             };
-            // A scope does not wait for one that was not started.
+            // A scope does not wait for a goroutine that was not started.
             let in_scope = scope(|s| Builder::new().go_scoped(s, || ()).map(drop));
             unlimit_address_space();
             assert_eq!(in_scope.expect_err("no memory").to_string(), refused.to_string());
             let StackError::Reserve { bytes, errno, shortage, .. } = refused.error else {
                 panic!("{refused}");
             };
-            // Room for one stack with its guard.
+            // The size of one stack with its guard.
             assert_eq!((bytes, errno), (262_144, libc::ENOMEM));
             let Shortage::AddressSpace { used, limit, .. } = shortage else {
                 panic!("{refused}");
@@ -754,7 +738,7 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
             println!("{} goroutines were started", handles.len());
             assert!(handles.len() > 100);
             gate.close();
-            // The closure that came back is whole, and so are those that were started.
+            // The returned closure is intact, and so are those that were started.
             assert_eq!((refused.f)(), handles.len());
             for (number, handle) in handles.into_iter().enumerate() {
                 assert_eq!(handle.join().expect("no panic"), number);
@@ -767,8 +751,8 @@ fn without_address_space_for_stacks_the_closure_comes_back() {
 }
 
 #[test]
-fn code_memory_that_could_not_be_made_leaves_no_mapping_behind() {
-    child::run("code_memory_that_could_not_be_made_leaves_no_mapping_behind", || {
+fn a_failed_reservation_of_code_memory_leaks_no_mapping() {
+    child::run("a_failed_reservation_of_code_memory_leaks_no_mapping", || {
         let mapped = || {
             let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
             let size = |line: &str| -> Option<usize> {
@@ -780,7 +764,7 @@ fn code_memory_that_could_not_be_made_leaves_no_mapping_behind() {
         const GIB: usize = 1 << 30;
         for mode in MODES {
             let builder = Jit::builder().reserve_bytes(GIB).memory(mode);
-            // Room for the code, but not for the registry's tables.
+            // Enough for the code, but not for the tables of the registry.
             let code = if mode == MemoryMode::DualMap { 2 * GIB } else { GIB };
             limit_address_space(code + GIB / 2);
             let before = mapped();

@@ -1,4 +1,4 @@
-//! How things end that cannot go on: what is written, and with which signal or exit code.
+//! Fatal ends: the message, and the signal or the exit code.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,6 +8,7 @@ use support::child;
 use support::code::caller;
 use support::runs::{alone, config};
 
+use crate::{sink, write_and_exit};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::{Convention, Gpr};
 use footbridge::jit::{Code, FrameClass, Jit};
@@ -18,14 +19,6 @@ use support::child::{NO_FRAMES, mask, overflow};
 
 const GO: Convention = Convention::GoAbiInternal;
 
-/// Recursion without an end, in a function that calls nothing else.
-#[inline(never)]
-#[allow(unconditional_recursion, reason = "it is to overflow the stack")]
-fn sink(above: &[u64; 4]) -> u64 {
-    let here = [above[0] ^ 1, 2, 3, 4];
-    sink(&here) ^ here[(above[0] & 3) as usize]
-}
-
 #[test]
 fn a_rust_function_that_overflows_is_named() {
     child::run("a_rust_function_that_overflows_is_named", || {
@@ -34,13 +27,7 @@ fn a_rust_function_that_overflows_is_named() {
             second.join().expect("it does not return");
         });
     })
-    .assert_aborted_with(&overflow(
-        "2",
-        "64 KiB",
-        "256 KiB",
-        "rust memory::faults::sink",
-        NO_FRAMES,
-    ));
+    .assert_aborted_with(&overflow("2", "64 KiB", "256 KiB", "rust memory::sink", NO_FRAMES));
 }
 
 #[test]
@@ -64,7 +51,7 @@ fn an_overflow_on_any_thread_of_the_run_is_reported() {
         "_",
         "256 KiB",
         "1 MiB",
-        "rust memory::faults::sink",
+        "rust memory::sink",
         NO_FRAMES,
     ));
 }
@@ -73,7 +60,7 @@ fn an_overflow_on_any_thread_of_the_run_is_reported() {
 fn jit_code_that_overflows_is_named_with_its_frames() {
     let outcome = child::run("jit_code_that_overflows_is_named_with_its_frames", || {
         let jit = Jit::new().expect("code memory");
-        // SAFETY: a standard frame; it calls itself only.
+        // SAFETY: a standard frame; the code calls only itself.
         let code = unsafe {
             jit.install("endless", FrameClass::Standard, |ops| {
                 dynasm!(ops
@@ -93,7 +80,7 @@ fn jit_code_that_overflows_is_named_with_its_frames() {
         // SAFETY: on a goroutine.
         alone(|| unsafe { entry.call() });
     });
-    // A frame takes 16 bytes of the stack. Not all of them are shown.
+    // A frame takes 16 bytes of the stack. The report counts the frames that it does not show.
     let (_, count) = outcome.stderr.split_once("(and ").expect("more frames than are shown");
     let count = count.split(' ').next().expect("a number");
     assert!((4000..4096).contains(&count.parse::<usize>().expect("a number")), "{outcome:#?}");
@@ -116,7 +103,7 @@ fn calls_register(name: &str, register: Gpr) -> Code {
 fn jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame() {
     let test = "jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame";
     let mut places = BTreeSet::new();
-    // What is above the frames decides which of their three words meets the guard.
+    // The size of the frame above decides which word of a frame hits the guard.
     for case in 0..3 {
         let outcome = child::run_case(test, case, || {
             let above = 8 * case as i32;
@@ -150,7 +137,7 @@ fn jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame() {
         assert_eq!(frames.len(), 17, "{outcome:#?}");
         let frames = &frames[..16];
         assert!(head.contains(&format!(" stack in jit {}\n", frames[0])), "{outcome:#?}");
-        // They take turns: none is left out, none is shown twice.
+        // The frames alternate: none is missing, and none is shown twice.
         let is_even = |frame: &str| frame.starts_with("even+");
         assert!(frames.windows(2).all(|pair| is_even(pair[0]) != is_even(pair[1])), "{frames:#?}");
         places.insert(frames[0].split_once('+').expect("an offset").1.to_string());
@@ -162,7 +149,7 @@ fn jit_code_that_overflows_at_any_of_its_pushes_shows_every_frame() {
 fn jit_code_with_one_frame_before_it_overflows_shows_the_whole_chain() {
     child::run("jit_code_with_one_frame_before_it_overflows_shows_the_whole_chain", || {
         let jit = Jit::new().expect("code memory");
-        // SAFETY: a standard frame; it never returns from the loop.
+        // SAFETY: a standard frame; the loop never ends.
         let code = unsafe {
             jit.install("pushes", FrameClass::Standard, |ops| {
                 dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; again:; push rax; jmp <again);
@@ -206,14 +193,14 @@ fn an_overflow_below_jit_frames_lists_them() {
         "1",
         "64 KiB",
         "256 KiB",
-        "rust memory::faults::sink",
+        "rust memory::sink",
         "    jit inner fn+0x_\n    jit middle+0x_\n    jit middle+0x_\n    jit outer fn+0x_\n\
          \x20   jit outer+0x_\n    jit outer+0x_\n",
     ));
 }
 
 /// The lines of a report that do not depend on the compiler or its library: heads of goroutines,
-/// JIT frames, and functions of this file that are no closures.
+/// JIT frames, and functions of this file other than closures.
 fn outline(stderr: &str) -> String {
     mask(stderr)
         .lines()
@@ -245,7 +232,7 @@ fn waits_in_select(a: &Chan<u64>, b: &Chan<u64>) {
 #[inline(never)]
 fn waits_for_nothing() {
     runtime::select(&mut []);
-    // Not a tail call, which would take this frame away.
+    // Prevents a tail call, which would remove this frame.
     std::hint::black_box(());
 }
 
@@ -259,7 +246,7 @@ fn waits_for_scope(channel: &Chan<u64>) {
 
 #[inline(never)]
 fn waits_otherwise() {
-    // SAFETY: nobody readies it: it waits for ever, which `gopark` does not mind.
+    // SAFETY: it is never readied, and waits for ever, which `gopark` allows.
     unsafe { gopark(WaitReason::Other, || {}) };
     std::hint::black_box(());
 }
@@ -345,7 +332,7 @@ fn a_deadlock_is_reported_with_every_goroutine_and_its_reason() {
 fn a_deadlock_of_a_run_with_more_threads_is_found() {
     let outcome = child::run("a_deadlock_of_a_run_with_more_threads_is_found", || {
         for _ in 0..20 {
-            // Runs before it end properly.
+            // Earlier runs end normally.
             config(3).run(|| go(|| 1).join().expect("no panic")).expect("the run starts");
         }
         let _ = config(3).run(|| Chan::<u64>::new(0).recv()).expect("the run starts");
@@ -357,27 +344,29 @@ fn a_deadlock_of_a_run_with_more_threads_is_found() {
 }
 
 #[test]
-fn nothing_is_a_deadlock_that_another_thread_or_a_timer_ends() {
-    let outcome = child::run("nothing_is_a_deadlock_that_another_thread_or_a_timer_ends", || {
-        let channel = Chan::new(0);
-        let sender = channel.clone();
-        let foreign = std::thread::spawn(move || {
-            for n in 0..3u64 {
-                std::thread::sleep(Duration::from_millis(50));
-                sender.send(n).expect("open");
-            }
+fn a_wait_that_a_foreign_thread_or_a_timer_can_end_is_no_deadlock() {
+    let outcome =
+        child::run("a_wait_that_a_foreign_thread_or_a_timer_can_end_is_no_deadlock", || {
+            let channel = Chan::new(0);
+            let sender = channel.clone();
+            let foreign = std::thread::spawn(move || {
+                for n in 0..3u64 {
+                    std::thread::sleep(Duration::from_millis(50));
+                    sender.send(n).expect("open");
+                }
+            });
+            let sum =
+                config(2).run(|| channel.recv().expect("open") + channel.recv().expect("open"));
+            assert_eq!(sum, Ok(1));
+            // A foreign thread receives, too.
+            assert_eq!(channel.recv(), Ok(2));
+            foreign.join().expect("no panic");
+            config(2).run(|| runtime::sleep(Duration::from_millis(50))).expect("the run starts");
+            println!("finished");
         });
-        let sum = config(2).run(|| channel.recv().expect("open") + channel.recv().expect("open"));
-        assert_eq!(sum, Ok(1));
-        // A receiver that is no goroutine.
-        assert_eq!(channel.recv(), Ok(2));
-        foreign.join().expect("no panic");
-        config(2).run(|| runtime::sleep(Duration::from_millis(50))).expect("the run starts");
-        println!("went on");
-    });
     outcome.assert_success();
     assert_eq!(outcome.stderr, "");
-    assert!(outcome.stdout.contains("went on"));
+    assert!(outcome.stdout.contains("finished"));
 }
 
 const NO_GOROUTINE: &str = "footbridge: fatal: JIT code was entered, or called a goroutine \
@@ -392,7 +381,8 @@ fn jit_code_entered_without_a_goroutine_ends_the_process() {
         let code = caller("outside", function.address());
         // SAFETY: ABIInternal code of this type.
         let entry = unsafe { code.enter::<fn(u64) -> u64>(GO) }.expect("entry");
-        // SAFETY: promise 1 is broken: that ends the process with a message, by the contract.
+        // SAFETY: violates the first requirement, which by contract ends the process with a
+        // message.
         unsafe { entry.call(1) };
     })
     .assert_aborted_with(NO_GOROUTINE);
@@ -413,9 +403,9 @@ fn a_goroutine_function_called_without_a_goroutine_ends_the_process() {
 }
 
 #[test]
-fn a_plain_thread_that_overflows_is_still_the_standard_librarys() {
+fn an_overflow_of_a_foreign_thread_is_reported_by_the_standard_library() {
     let outcome =
-        child::run("a_plain_thread_that_overflows_is_still_the_standard_librarys", || {
+        child::run("an_overflow_of_a_foreign_thread_is_reported_by_the_standard_library", || {
             alone(|| ());
             let plain = std::thread::Builder::new().name("plain".into());
             plain.spawn(|| sink(&[0; 4])).expect("a thread").join().expect("it does not return");
@@ -427,8 +417,8 @@ fn a_plain_thread_that_overflows_is_still_the_standard_librarys() {
 }
 
 #[test]
-fn the_thread_of_a_run_has_the_standard_librarys_handler_back_afterwards() {
-    let name = "the_thread_of_a_run_has_the_standard_librarys_handler_back_afterwards";
+fn the_thread_of_a_run_has_the_standard_librarys_handler_again_afterwards() {
+    let name = "the_thread_of_a_run_has_the_standard_librarys_handler_again_afterwards";
     let outcome = child::run(name, || {
         let plain = std::thread::Builder::new().name("plain".into());
         let body = || {
@@ -442,15 +432,15 @@ fn the_thread_of_a_run_has_the_standard_librarys_handler_back_afterwards() {
     assert_eq!(outcome.signal, Some(libc::SIGABRT));
 }
 
-/// Writes to an address where nothing is mapped, and which no guard covers.
+/// Writes to an unmapped address that is in no guard.
 fn fault() {
-    // SAFETY: it is not sound: the test wants the signal.
+    // SAFETY: not sound: the test needs the signal.
     unsafe { std::ptr::without_provenance_mut::<u8>(0x1230).write_volatile(1) };
 }
 
 /// Installs `handler` for SIGSEGV.
 fn handle_segv(handler: usize, flags: libc::c_int) {
-    // SAFETY: a structure of our own; the handlers below only write and exit.
+    // SAFETY: a valid structure; the handlers below only write and exit.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler;
@@ -459,22 +449,14 @@ fn handle_segv(handler: usize, flags: libc::c_int) {
     }
 }
 
-fn write_and_exit(text: &str, code: libc::c_int) -> ! {
-    // SAFETY: a valid buffer; ends the process.
-    unsafe {
-        libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
-        libc::_exit(code)
-    }
-}
-
 #[test]
-fn a_fault_that_is_not_ours_goes_to_the_handler_that_was_there() {
+fn a_foreign_fault_goes_to_the_previous_handler() {
     extern "C" fn previous(
         signal: libc::c_int,
         info: *mut libc::siginfo_t,
         context: *mut libc::c_void,
     ) {
-        // SAFETY: the kernel's structures, handed on.
+        // SAFETY: the structures of the kernel, which the runtime passes on.
         let (address, pc) = unsafe {
             let context = &*context.cast::<libc::ucontext_t>();
             ((*info).si_addr() as usize, context.uc_mcontext.gregs[libc::REG_RIP as usize])
@@ -482,7 +464,7 @@ fn a_fault_that_is_not_ours_goes_to_the_handler_that_was_there() {
         let right = signal == libc::SIGSEGV && address == 0x1230 && pc != 0;
         write_and_exit(if right { "previous handler\n" } else { "wrong arguments\n" }, 3)
     }
-    let outcome = child::run("a_fault_that_is_not_ours_goes_to_the_handler_that_was_there", || {
+    let outcome = child::run("a_foreign_fault_goes_to_the_previous_handler", || {
         handle_segv(previous as *const () as usize, libc::SA_SIGINFO | libc::SA_ONSTACK);
         alone(fault);
     });
@@ -504,8 +486,8 @@ fn a_handler_without_siginfo_is_chained_too() {
 }
 
 #[test]
-fn without_a_handler_before_it_a_fault_kills_as_ever() {
-    let outcome = child::run("without_a_handler_before_it_a_fault_kills_as_ever", || {
+fn without_a_previous_handler_a_fault_kills_the_process() {
+    let outcome = child::run("without_a_previous_handler_a_fault_kills_the_process", || {
         handle_segv(libc::SIG_DFL, 0);
         alone(fault);
     });
@@ -518,14 +500,14 @@ fn a_goroutine_readied_twice_ends_the_process() {
     child::run("a_goroutine_readied_twice_ends_the_process", || {
         alone(|| {
             let parked = Chan::new(1);
-            let tell = parked.clone();
+            let send = parked.clone();
             drop(go(move || {
-                let me = current();
+                let this = current();
                 // SAFETY: readied below.
-                unsafe { gopark(WaitReason::Other, || assert!(tell.try_send(me).is_ok())) };
+                unsafe { gopark(WaitReason::Other, || assert!(send.try_send(this).is_ok())) };
             }));
             let parker = parked.recv().expect("open");
-            // SAFETY: the second call breaks the promise: that ends the process with a message.
+            // SAFETY: the second call violates the contract, which ends the process with a message.
             unsafe {
                 goready(parker);
                 goready(parker);
@@ -538,7 +520,7 @@ fn a_goroutine_readied_twice_ends_the_process() {
     );
 }
 
-/// What a closure panics with.
+/// The message of the panic of `f`.
 fn panic_of<R>(f: impl FnOnce() -> R) -> String {
     let payload = catch_unwind(AssertUnwindSafe(f)).map(drop).expect_err("it panics");
     let text = payload.downcast_ref::<String>().cloned();
@@ -549,18 +531,18 @@ const MUST_NOT_PARK: &str =
     "a goroutine cannot park inside of systemstack: the system stack is its thread's";
 
 #[test]
-fn to_park_inside_of_systemstack_panics() {
+fn parking_inside_of_systemstack_panics() {
     runtime::run(|| {
         let channel = Chan::<u64>::new(1);
         let handle = go(|| 5);
         assert_eq!(panic_of(|| runtime::systemstack(gosched)), MUST_NOT_PARK);
         let sleep = || runtime::sleep(Duration::from_millis(1));
         assert_eq!(panic_of(|| runtime::systemstack(sleep)), MUST_NOT_PARK);
-        // What need not park works there.
+        // Calls that need not park work there.
         assert_eq!(runtime::systemstack(|| channel.try_send(4)), Ok(()));
         assert_eq!(runtime::systemstack(|| channel.recv()), Ok(4));
-        assert_eq!(panic_of(|| runtime::systemstack(|| panic!("mine"))), "mine");
-        // And the goroutine may park again afterwards.
+        assert_eq!(panic_of(|| runtime::systemstack(|| panic!("own"))), "own");
+        // The goroutine may park again afterwards.
         assert_eq!(handle.join().expect("no panic"), 5);
     });
 }
@@ -571,7 +553,7 @@ fn a_channel_survives_a_park_that_was_refused() {
         alone(|| {
             let channel = Chan::<u64>::new(1);
             assert_eq!(panic_of(|| runtime::systemstack(|| channel.recv())), MUST_NOT_PARK);
-            // The channel is not locked, and nobody is in its queues.
+            // The channel is not locked, and its queues are empty.
             assert_eq!(channel.try_send(1), Ok(()));
             assert_eq!(channel.len(), 1, "the value is in the buffer, not on a dead stack");
             assert_eq!(panic_of(|| runtime::systemstack(|| channel.send(2))), MUST_NOT_PARK);
@@ -588,8 +570,8 @@ fn a_channel_survives_a_park_that_was_refused() {
 }
 
 #[test]
-fn a_scope_inside_of_systemstack_does_not_leave_its_goroutines_behind() {
-    /// What goroutines borrow: it must not go while one that was started has not ended.
+fn a_scope_inside_of_systemstack_does_not_end_before_its_goroutines() {
+    /// A value that goroutines borrow: it must not be dropped before a started goroutine has ended.
     struct Borrowed<'a> {
         started: &'a AtomicBool,
         ended: &'a AtomicBool,
@@ -603,7 +585,7 @@ fn a_scope_inside_of_systemstack_does_not_leave_its_goroutines_behind() {
             }
         }
     }
-    child::run("a_scope_inside_of_systemstack_does_not_leave_its_goroutines_behind", || {
+    child::run("a_scope_inside_of_systemstack_does_not_end_before_its_goroutines", || {
         alone(|| {
             let (started, ended) = (AtomicBool::new(false), AtomicBool::new(false));
             let text = panic_of(|| {
@@ -630,7 +612,7 @@ fn a_run_inside_of_a_run_is_refused() {
         assert_eq!(RunError::Nested.to_string(), text);
         assert_eq!(runtime::systemstack(|| config(1).run(|| 1)), Err(RunError::Nested));
         assert_eq!(panic_of(|| runtime::run(|| 1)), text);
-        // A thread of its own may have a run of its own.
+        // Another thread may have another run.
         let other = std::thread::spawn(|| config(1).run(|| 2));
         assert_eq!(other.join().expect("no panic"), Ok(2));
     });

@@ -1,9 +1,9 @@
 //! A model of publish, retire and lookup under loom: every order in which the memory model lets the
 //! loads of readers meet the stores of the writer, up to a bound on preemptions.
 //!
-//! The model runs the crate's own `protocol.rs`, with loom's primitives in place of the real ones. Each
-//! property has a mutant that is weakened in one memory order, and that the model must find broken: so
-//! the model explores what it claims to.
+//! The model runs the crate's own `protocol.rs`, with loom's primitives in place of the real ones.
+//! Each property has a mutant that is weakened in one memory order, and that the model must find
+//! broken: so the model explores what it claims to.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering as Std};
@@ -148,7 +148,8 @@ impl Table {
 /// Explores a writer and two readers. Returns the number of executions.
 ///
 /// loom remembers only the last access to each atomic, and so does not derive every order from the
-/// ones that it has executed. So the model is explored three times, and each thread comes first once.
+/// ones that it has executed. So the model is explored three times, and each thread comes first
+/// once.
 fn explore(model: Model, first: &'static [usize], second: &'static [usize]) -> usize {
     (0..3).map(|foremost| explore_order(model, [first, second], foremost)).sum()
 }

@@ -1,26 +1,26 @@
-//! Which file of `src` uses which: the arrows that the other rules judge.
+//! The uses between files of `src`, as arrows, which the other rules check.
 //!
-//! A path is an arrow from the file that has it to the file that *defines* what it names. A path
-//! that ends at a module is none, and a re-export is none unless the file also uses the name: a
-//! `mod.rs` that only re-exports is transparent. Paths are those of `use` declarations and those
-//! that stand in code (`crate::a::f()`, `<T as super::B>::C`). Methods and fields are not seen. What
-//! stands under `#[cfg(test)]` is left out.
+//! A path makes an arrow from the file that contains it to the file that *defines* the named item.
+//! A path that ends at a module makes none. A re-export makes none unless the file also uses the
+//! name: a `mod.rs` that only re-exports is transparent. Paths are those of `use` declarations and
+//! those in code (`crate::a::f()`, `<T as super::B>::C`). Methods and fields are not followed.
+//! Items under `#[cfg(test)]` are ignored.
 //!
-//! This is a reader of tokens, not a compiler. A name that a macro defines is taken as defined in
-//! the file of the module where it is looked for. A module that a macro of this crate declares
-//! (`name! { mod x; }`) is found.
+//! This reads tokens and does not expand macros. A name that a macro defines counts as defined in
+//! the file of the module through which it is named. A module that a macro invocation of this crate
+//! declares (`name! { mod x; }`) is found.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::tree::Tree;
 
-/// A use of something that another file defines.
+/// A use of an item that another file defines.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Arrow {
     pub from: String,
     pub to: String,
     pub line: usize,
-    /// The path as it was written, without braces.
+    /// The path as written, without braces.
     pub path: String,
 }
 
@@ -30,7 +30,7 @@ impl std::fmt::Display for Arrow {
     }
 }
 
-/// All arrows of `src`, the first of each pair of files.
+/// All arrows of `src`, one for each pair of files: the first by line.
 pub fn arrows(tree: &Tree) -> Vec<Arrow> {
     let modules = Modules::of(tree);
     let mut found: BTreeMap<(String, String), Arrow> = BTreeMap::new();
@@ -76,11 +76,11 @@ pub fn arrows(tree: &Tree) -> Vec<Arrow> {
     found.into_values().collect()
 }
 
-/// What a path leads to.
+/// The target of a path.
 #[derive(Clone)]
 enum Target {
     Module(usize),
-    /// Something that this file defines.
+    /// An item that this file defines.
     Item(String),
 }
 
@@ -116,16 +116,16 @@ impl Modules {
         modules
     }
 
-    /// Reads a file and the files of its modules, which stand in `folder`.
+    /// Reads a file and the files of its modules, which are in `folder`.
     fn file(&mut self, tree: &Tree, path: &str, folder: &str, parent: Option<usize>) -> usize {
         let id = self.all.len();
         self.all.push(Module { file: path.into(), parent, ..Module::default() });
-        let file = tree.get(path).unwrap_or_else(|| panic!("{path} is not there"));
-        let tokens = tokens(&file.product);
+        let file = tree.get(path).unwrap_or_else(|| panic!("{path} does not exist"));
+        let tokens = tokens(&file.without_tests);
         let mut reader = Reader { tokens: &tokens, at: 0, outer: Vec::new() };
         reader.items(self, id);
         for (module, name) in reader.outer {
-            // An inline module has its files in a folder of its name.
+            // The files of an inline module are in a folder of its name.
             let mut inner = String::new();
             let mut above = module;
             while above != id {
@@ -144,7 +144,7 @@ impl Modules {
         id
     }
 
-    /// Where a path leads to from a module; None if it leaves the crate.
+    /// The target of a path in a module; None if it is outside of the crate.
     fn resolve(&self, from: usize, path: &[String]) -> Option<Target> {
         self.resolve_in(from, path, &mut BTreeSet::new())
     }
@@ -170,7 +170,7 @@ impl Modules {
                 "self" => at,
                 name => match self.lookup(module, name, seen) {
                     Some(target) => target?,
-                    // A macro defines it.
+                    // Assumed to be defined by a macro.
                     None => Target::Item(self.all[module].file.clone()),
                 },
             };
@@ -178,7 +178,7 @@ impl Modules {
         Some(at)
     }
 
-    /// A name in a module: `Some(None)` if it is imported from outside of the crate.
+    /// Resolves a name in a module: `Some(None)` if it is imported from outside of the crate.
     fn lookup(
         &self,
         module: usize,
@@ -247,7 +247,7 @@ fn tokens(lines: &[String]) -> Vec<Token> {
 struct Reader<'a> {
     tokens: &'a [Token],
     at: usize,
-    /// Modules that are files of their own, with the module that declares each.
+    /// Modules in files of their own, each with the module that declares it.
     outer: Vec<(usize, String)>,
 }
 
@@ -256,7 +256,7 @@ impl Reader<'_> {
         self.tokens.get(self.at + ahead).map_or("", |token| &token.text)
     }
 
-    /// Reads items up to the end of the block, whose `}` is left.
+    /// Reads items up to the `}` of the block, which remains.
     fn items(&mut self, modules: &mut Modules, id: usize) {
         let mut is_public = false;
         while self.at < self.tokens.len() && self.text(0) != "}" {
@@ -320,7 +320,7 @@ impl Reader<'_> {
                     self.at += 1;
                     self.until(modules, id, true);
                 }
-                // A foreign block, and an invocation of a macro that may declare modules.
+                // A foreign block, or an invocation of a macro that may declare modules.
                 ("\"", "{", _) => {
                     self.at += 2;
                     self.items(modules, id);
@@ -337,7 +337,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads to the end of an item: a semicolon outside of brackets, or (if `by_block`) the end of
+    /// Reads to the end of an item: a semicolon outside of brackets, or, if `by_block`, the end of
     /// its block.
     fn until(&mut self, modules: &mut Modules, id: usize, by_block: bool) {
         while self.at < self.tokens.len() {
@@ -359,7 +359,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads a bracket, to its other end.
+    /// Reads from a bracket to the matching one.
     fn block(&mut self, modules: &mut Modules, id: usize) {
         self.at += 1;
         let mut depth = 1;
@@ -453,7 +453,7 @@ impl Reader<'_> {
                 }
                 "$" => self.at += 1,
                 _ if !self.is_word(0) => {
-                    // Nothing that this reader knows: a macro's own syntax.
+                    // Syntax of a macro's own.
                     self.at += 1;
                     return;
                 }
@@ -481,7 +481,7 @@ impl Reader<'_> {
     }
 }
 
-/// The arrows of a planted tree, as text.
+/// The arrows of a small tree, as text.
 fn found(files: &[(&str, &str)]) -> Vec<String> {
     let arrows = arrows(&Tree::of(files));
     arrows.iter().map(|a| format!("{} {} {} {}", a.from, a.line, a.to, a.path)).collect()
@@ -518,7 +518,7 @@ fn every_way_to_write_a_path_is_an_arrow() {
 }
 
 #[test]
-fn what_is_no_use_is_no_arrow() {
+fn text_that_is_no_use_is_no_arrow() {
     for text in [
         "// use crate::low::A;",
         "/* crate::low::f() */ fn g() { \"crate::low::f()\"; }",

@@ -1,9 +1,11 @@
-//! Rules for the text of the repository: which room of `src` may use which, where `unsafe`, assembly
-//! and the C library may stand, and which words are used.
+//! Rules for the text of the repository: which room of `src` may use which, which files may have
+//! `unsafe`, assembly and calls of the C library, and which words are used.
 //!
-//! Each rule is a function from a [`tree::Tree`] to the violations, which name file, line and what
-//! stands there. Tests plant violations in trees of their own and see them named.
+//! Each rule is a function from a [`tree::Tree`] to its violations, with file, line and text. Tests
+//! plant violations in small trees and assert that they are reported.
 
+mod docs;
+mod house;
 mod imports;
 mod rooms;
 mod tree;

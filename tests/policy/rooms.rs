@@ -1,14 +1,16 @@
-//! Rooms and arrows: which file of `src` may use which, and what may stand where.
+//! Rooms and arrows: which file of `src` may use which, and where assembly and the C library may be
+//! used.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::imports::{Arrow, arrows};
 use crate::tree::{Tree, has_word};
 
-/// The wings of `src`, and their rooms. A file belongs to the room with the longest path that
-/// begins its own. It may use its room, the rooms above it in its wing, and all wings above.
+/// The wings of `src`, and their rooms. A file belongs to the room with the longest path that is a
+/// prefix of its own. It may use its room, the rooms above it in its wing, and all wings above.
 const WINGS: &[(&str, &[&str])] = &[
-    // The crate's root only re-exports, but for the macro that keeps items to executing hosts.
+    // The crate root only re-exports, and defines the macro that restricts items to hosts that
+    // execute.
     ("src/", &["lib.rs"]),
     (
         "src/abi/",
@@ -27,13 +29,13 @@ const WINGS: &[(&str, &[&str])] = &[
     (
         "src/jit/",
         &[
-            "dynasm.rs error.rs frame.rs annotations.rs stack_map.rs safe_point.rs",
+            "dynasm.rs error.rs frame.rs annotations.rs stack_map.rs safe_point.rs safe_point/",
             "leaf/",
             "mem/",
             "unwind/",
             "registry/",
             "emit/",
-            "arena.rs code.rs reclaim.rs scalar.rs",
+            "arena.rs arena/ code.rs reclaim.rs scalar.rs",
             "stubs/",
             "visible/",
             "relocate.rs",
@@ -50,10 +52,10 @@ const WINGS: &[(&str, &[&str])] = &[
     ("src/", &["environment.rs"]),
 ];
 
-/// Where files may use each other in a circle.
+/// Folders whose files may form import cycles.
 const KNOTS: &[&str] = &["src/runtime/gmp/"];
 
-/// Words of code, and the folders where they may stand.
+/// Words of code, and the folders where they are allowed.
 const PLACES: &[(&str, &[&str])] = &[
     ("asm!", &["src/runtime/arch/"]),
     ("global_asm!", &["src/runtime/arch/"]),
@@ -61,11 +63,11 @@ const PLACES: &[(&str, &[&str])] = &[
     ("libc", &["src/jit/mem/", "src/runtime/os/"]),
 ];
 
-/// What the pure wing never names.
+/// Crates that the pure wing never names.
 const PURE: (&str, &[&str]) =
     ("src/abi/", &["backtrace", "dynasm", "dynasmrt", "framehop", "memmap2", "region"]);
 
-/// Number of the wing, number of the room, and the path of the room.
+/// The number of the wing, the number of the room, and the path of the room.
 type Room = (usize, usize, String);
 
 fn room_of(path: &str) -> Option<Room> {
@@ -84,7 +86,7 @@ fn room_of(path: &str) -> Option<Room> {
     best
 }
 
-/// Files in no room, and arrows that lead down.
+/// Files in no room, and arrows to later rooms.
 pub fn misplaced(tree: &Tree) -> Vec<String> {
     let homeless = tree.below("src/").filter(|file| room_of(&file.path).is_none());
     let mut violations: Vec<_> =
@@ -99,7 +101,7 @@ pub fn misplaced(tree: &Tree) -> Vec<String> {
     violations
 }
 
-/// Circles of files outside of the knots: one circle for each set of files that reach each other.
+/// Import cycles outside of the knots: one for each set of files that reach each other.
 pub fn cycles(tree: &Tree) -> Vec<String> {
     let arrows = arrows(tree);
     let mut uses: BTreeMap<&str, Vec<&Arrow>> = BTreeMap::new();
@@ -109,28 +111,28 @@ pub fn cycles(tree: &Tree) -> Vec<String> {
             uses.entry(&arrow.from).or_default().push(arrow);
         }
     }
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     let mut violations = Vec::new();
     for &start in uses.keys() {
-        if told.contains(start) {
+        if reported.contains(start) {
             continue;
         }
-        if let Some(circle) = shortest_circle(&uses, start) {
+        if let Some(cycle) = shortest_cycle(&uses, start) {
             let together: Vec<_> = uses
                 .keys()
                 .filter(|file| reaches(&uses, start, file) && reaches(&uses, file, start))
                 .collect();
-            told.extend(together.iter().map(|file| **file));
-            let steps: Vec<_> = circle.iter().map(|arrow| format!("\n    {arrow}")).collect();
+            reported.extend(together.iter().map(|file| **file));
+            let steps: Vec<_> = cycle.iter().map(|arrow| format!("\n    {arrow}")).collect();
             let n = together.len();
-            violations.push(format!("{n} files use each other in a circle:{}", steps.concat()));
+            violations.push(format!("{n} files form an import cycle:{}", steps.concat()));
         }
     }
     violations
 }
 
-/// The arrows of a shortest way from a file to itself.
-fn shortest_circle<'a>(
+/// The arrows of a shortest path from a file to itself.
+fn shortest_cycle<'a>(
     uses: &BTreeMap<&str, Vec<&'a Arrow>>,
     start: &str,
 ) -> Option<Vec<&'a Arrow>> {
@@ -145,11 +147,11 @@ fn shortest_circle<'a>(
                 }
                 from.insert(&arrow.to, arrow);
                 if arrow.to == start {
-                    let mut circle = vec![arrow];
-                    while circle[0].from != start {
-                        circle.insert(0, from[circle[0].from.as_str()]);
+                    let mut cycle = vec![arrow];
+                    while cycle[0].from != start {
+                        cycle.insert(0, from[cycle[0].from.as_str()]);
                     }
-                    return Some(circle);
+                    return Some(cycle);
                 }
                 next.push(arrow.to.as_str());
             }
@@ -172,11 +174,12 @@ fn reaches(uses: &BTreeMap<&str, Vec<&Arrow>>, from: &str, to: &str) -> bool {
     from == to || seen.contains(to)
 }
 
-/// Assembly and calls of the C library outside of their folders, and what `abi` must not name.
+/// Assembly and calls of the C library outside of their folders, and crates that `abi` must not
+/// name.
 pub fn out_of_place(tree: &Tree) -> Vec<String> {
     let mut violations = Vec::new();
     for file in tree.below("src/") {
-        for (number, line) in file.product.iter().enumerate() {
+        for (number, line) in file.without_tests.iter().enumerate() {
             let at = format!("{}:{}", file.path, number + 1);
             for (word, folders) in PLACES {
                 let allowed = folders.iter().any(|folder| file.path.starts_with(folder));
@@ -212,7 +215,7 @@ fn wings_depend_downwards_only() {
 }
 
 #[test]
-fn a_file_belongs_to_the_room_that_is_named_most_precisely() {
+fn a_file_belongs_to_the_room_with_the_longest_path() {
     let room = |path: &str| room_of(path).map(|room| room.2).unwrap_or_default();
     assert_eq!(room("src/abi/conv/spec.rs"), "src/abi/conv/spec.rs");
     assert_eq!(room("src/abi/conv/win64.rs"), "src/abi/conv/");
@@ -222,11 +225,11 @@ fn a_file_belongs_to_the_room_that_is_named_most_precisely() {
     assert_eq!(room("src/util.rs"), "");
 }
 
-/// A tree of the files, which the crate's root declares by their folders.
+/// A tree of the files, with declarations of their modules up to the crate root.
 fn planted(files: &[(&str, &str)]) -> Tree {
     let mut all: BTreeMap<String, String> = BTreeMap::new();
     for (path, text) in files {
-        // Every folder down to the file is a module that declares the next one.
+        // Each folder of the path is a module that declares the next one.
         let parts: Vec<_> = path.split('/').collect();
         let mut parent = "src/lib.rs".to_owned();
         for (depth, part) in parts.iter().enumerate().skip(1) {
@@ -247,12 +250,12 @@ fn planted(files: &[(&str, &str)]) -> Tree {
 }
 
 #[test]
-fn an_arrow_that_leads_down_is_named() {
+fn an_arrow_to_a_later_room_is_reported() {
     let files = |from: &'static str, to: &'static str, text: &'static str| {
         misplaced(&planted(&[(from, text), (to, "pub struct X;")]))
     };
     for (from, to, text, may_not) in [
-        // To a later room, to a later wing.
+        // To a later room, and to a later wing.
         (
             "src/abi/reg.rs",
             "src/abi/plan/step.rs",
@@ -289,7 +292,7 @@ fn an_arrow_that_leads_down_is_named() {
         assert!(found[0].starts_with(&format!("{from}:1: `")), "{found:?}");
         assert!(found[0].ends_with(&format!("X` is in {to}: {may_not}")), "{found:?}");
     }
-    // Up, across and to an earlier wing.
+    // To an earlier room, within a room, and to an earlier wing.
     for (from, to, text) in [
         ("src/abi/plan/step.rs", "src/abi/reg.rs", "use crate::abi::reg::X;"),
         ("src/jit/code.rs", "src/jit/arena.rs", "use super::arena::X;"),
@@ -303,7 +306,7 @@ fn an_arrow_that_leads_down_is_named() {
 }
 
 #[test]
-fn a_circle_is_named_arrow_by_arrow() {
+fn a_cycle_is_reported_arrow_by_arrow() {
     let tree = planted(&[
         ("src/abi/plan/mod.rs", "mod step; mod a; pub use step::Step;"),
         ("src/abi/plan/step.rs", "\nuse super::a::A; pub struct Step;"),
@@ -312,11 +315,11 @@ fn a_circle_is_named_arrow_by_arrow() {
     ]);
     assert_eq!(
         cycles(&tree),
-        ["2 files use each other in a circle:\n    \
+        ["2 files form an import cycle:\n    \
             src/abi/plan/a.rs:1: `super::Step` is in src/abi/plan/step.rs\n    \
             src/abi/plan/step.rs:2: `super::a::A` is in src/abi/plan/a.rs"]
     );
-    // Allowed in a knot, and not from it to elsewhere and back.
+    // A cycle is allowed within a knot, but not through files outside of it.
     let knot = |other: &'static str, path: &'static str| {
         let g: &'static str = if other.contains("gmp") {
             "use crate::runtime::gmp::m::X; pub struct X;"

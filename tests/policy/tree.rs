@@ -1,4 +1,4 @@
-//! The text that the rules read: files by path, with comments told from code.
+//! The input of the rules: files by path, with comments and code separated.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,8 +15,8 @@ pub struct File {
     /// Without comments and without the contents of strings.
     pub code: Vec<String>,
     /// The code without items under `#[cfg(test)]`.
-    pub product: Vec<String>,
-    /// What stands in comments, without their markers.
+    pub without_tests: Vec<String>,
+    /// The text of comments, without their markers.
     pub comments: Vec<String>,
 }
 
@@ -24,13 +24,13 @@ impl File {
     fn new(path: &str, text: &str) -> Self {
         let (code, comments) =
             if path.ends_with(".rs") { split(text) } else { (String::new(), text.to_owned()) };
-        let product = without_tests(&code);
+        let without_tests = without_tests(&code);
         let lines = |text: &str| text.lines().map(Into::into).collect::<Vec<String>>();
         Self {
             path: path.into(),
             lines: lines(text),
             code: lines(&code),
-            product: lines(&product),
+            without_tests: lines(&without_tests),
             comments: lines(&comments),
         }
     }
@@ -41,7 +41,7 @@ impl File {
 }
 
 impl Tree {
-    /// A tree that a test makes up.
+    /// A tree of the given files, for tests.
     pub fn of(files: &[(&str, &str)]) -> Self {
         let file = |&(path, text): &(&str, &str)| (path.to_owned(), File::new(path, text));
         Self { files: files.iter().map(file).collect() }
@@ -61,7 +61,7 @@ impl Tree {
         Self { files }
     }
 
-    /// The files whose paths begin with this.
+    /// The files whose paths begin with `prefix`.
     pub fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a File> {
         self.files.values().filter(move |file| file.path.starts_with(prefix))
     }
@@ -176,7 +176,7 @@ fn split(text: &str) -> (String, String) {
     (code, comments)
 }
 
-/// Whether a raw string begins here: the number of its hashes, and where its contents begin.
+/// If a raw string begins here: the number of its hashes, and the start of its contents.
 fn raw_string(chars: &[char], at: usize) -> Option<(usize, usize)> {
     let part = |c: &char| c.is_alphanumeric() || *c == '_';
     if chars[at] != 'r' || at > 0 && part(&chars[at - 1]) && !matches!(chars[at - 1], 'b' | 'c') {
@@ -222,7 +222,7 @@ fn find(chars: &[char], from: usize, what: &str) -> Option<usize> {
     found.map(|at| from + at)
 }
 
-/// Whether the line has the word, not as a part of a longer one.
+/// Whether the line has the word, other than as a part of a longer one.
 pub fn has_word(line: &str, word: &str) -> bool {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     line.match_indices(word)
@@ -230,7 +230,7 @@ pub fn has_word(line: &str, word: &str) -> bool {
 }
 
 #[test]
-fn code_comments_and_strings_are_told_apart() {
+fn code_comments_and_strings_are_separated() {
     let text = "a // unsafe\n\"unsafe \\\" {\" b\n'\"' unsafe\n/// unsafe\n\"x\ny\" z\n\
                 r#\"unsafe \" \"# /* a /* b\n */ unsafe */ &'a ()";
     let (code, comments) = split(text);
@@ -245,11 +245,11 @@ fn code_comments_and_strings_are_told_apart() {
 }
 
 #[test]
-fn items_of_tests_are_no_product() {
+fn test_items_are_removed() {
     let text = "fn a() {}\n#[cfg(test)]\nuse b::c;\n#[cfg(test)]\n#[path(\"\")]\nmod tests {\n\
                 fn d() {}\n}\nfn e() {}\n#[cfg(not(test))]\nfn f() {}";
-    let product = without_tests(text);
-    let left: String = product.split_whitespace().collect::<Vec<_>>().join(" ");
+    let without_tests = without_tests(text);
+    let left: String = without_tests.split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(left, "fn a() {} fn e() {} #[cfg(not(test))] fn f() {}");
-    assert_eq!(product.lines().count(), text.lines().count());
+    assert_eq!(without_tests.lines().count(), text.lines().count());
 }

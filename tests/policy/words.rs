@@ -1,13 +1,13 @@
-//! Words that are not used, each with the one that is; and how wide comments are.
+//! Words that are not used, each with its replacement; and the width of comments.
 //!
-//! The list has what a search can decide. A word that is right in one sense and wrong in another
-//! (`guard`, `turn`, `cold`, `behind`) is left to the reader.
+//! The list has only words that a search can decide. Words that are right in one sense and wrong in
+//! another (`guard`, `turn`, `cold`, `behind`) are left to reviewers.
 
 use std::collections::HashMap;
 
 use crate::tree::{File, Tree};
 
-/// What is not used, and what is used instead.
+/// Words that are not used, and their replacements.
 ///
 /// A space stands for a space, a line break, a hyphen, an underscore or nothing, so that
 /// `put aside` also finds `PutAside` and `put_aside`. Alternatives are separated by `|`. A match
@@ -40,7 +40,7 @@ const WORDS: &[(&str, &str)] = &[
     ("free_g|life.rs", "lifecycle: goexit0, gfput"),
 ];
 
-/// Names that code does not have, with their letters as they are here.
+/// Identifiers that are not used, in exactly this case, and their replacements.
 const NAMES: &[(&str, &str)] = &[
     ("Freeze", "SuspendState"),
     ("Still", "Suspended"),
@@ -54,15 +54,15 @@ const NAMES: &[(&str, &str)] = &[
     ("Line<", "CachePadded<"),
 ];
 
-/// Words that no sentence of a comment or a document begins with.
+/// Words with which no sentence of a comment or a document begins.
 const SUBJECTS: &[&str] = &["Who", "Whoever", "Whose", "Nobody", "Somebody"];
 
-/// The files that list the words.
+/// The files that list the words, and are not checked.
 const LISTS: &[&str] = &["tests/policy/words.rs"];
 
 const COLUMNS: usize = 100;
 
-/// A file as one line of text, in which comments run on over the ends of lines.
+/// A file as one text, in which comments continue over the ends of lines.
 struct Text {
     chars: Vec<char>,
     /// The line of each character.
@@ -92,7 +92,7 @@ impl Text {
         }
     }
 
-    /// Whether the pattern is here as a word of its own; the end of it.
+    /// If the pattern is at this place as a whole word: its end.
     fn matches(&self, at: usize, pattern: &str, exact: bool) -> Option<usize> {
         let is_part = |at: usize| self.chars.get(at).is_some_and(|c| c.is_alphanumeric());
         if at > 0 && is_part(at - 1) && is_part(at) && !self.is_hump(at) {
@@ -113,7 +113,7 @@ impl Text {
         ends.then_some(end)
     }
 
-    /// Whether a word of a name such as `PutAside` begins here.
+    /// Whether a word of a camel-case name such as `PutAside` begins here.
     fn is_hump(&self, at: usize) -> bool {
         let is = |at: usize, test: fn(&char) -> bool| self.chars.get(at).is_some_and(test);
         at > 0 && is(at - 1, |c| c.is_lowercase()) && is(at, |c| c.is_uppercase())
@@ -145,7 +145,7 @@ impl Text {
     fn sentences(&self, path: &str, found: &mut Vec<String>) {
         for at in (0..self.chars.len()).filter(|&at| matches!(self.chars[at], 'W' | 'N' | 'S')) {
             let subject = SUBJECTS.iter().find(|word| self.matches(at, word, true).is_some());
-            // The last thing before it that is no space or opening of a list.
+            // The last character before it other than spaces and openings of a list.
             let before = self.chars[..at].iter().rev();
             let mut before =
                 before.skip_while(|c| c.is_whitespace() || matches!(c, '*' | '"' | '('));
@@ -166,7 +166,7 @@ fn documents(tree: &Tree) -> impl Iterator<Item = &File> {
     files.filter(|file| !LISTS.contains(&&file.path[..]))
 }
 
-/// Words of the list in text and code.
+/// Uses of listed words in text and code.
 pub fn forbidden(tree: &Tree, allowed: &[(&str, &str)]) -> Vec<String> {
     let mut found = Vec::new();
     for file in documents(tree) {
@@ -182,19 +182,19 @@ pub fn forbidden(tree: &Tree, allowed: &[(&str, &str)]) -> Vec<String> {
     found
 }
 
-/// Phrases of the list of exceptions that their files do not have.
-pub fn allowed_in_vain(tree: &Tree, allowed: &[(&str, &str)]) -> Vec<String> {
+/// Exceptions whose files do not have the phrase.
+pub fn unused_exceptions(tree: &Tree, allowed: &[(&str, &str)]) -> Vec<String> {
     let has = |&(path, phrase): &(&str, &str)| {
         tree.get(path).is_some_and(|file| {
             let text = Text::of(&file.lines);
             (0..text.chars.len()).any(|at| text.matches(at, phrase, false).is_some())
         })
     };
-    let vain = allowed.iter().filter(|exception| !has(exception));
-    vain.map(|(path, phrase)| format!("{path} does not say \"{phrase}\"")).collect()
+    let unused = allowed.iter().filter(|exception| !has(exception));
+    unused.map(|(path, phrase)| format!("{path} does not say \"{phrase}\"")).collect()
 }
 
-/// Comments that are too wide. A table and a line without spaces may be.
+/// Comments that are too wide, other than tables.
 pub fn wide(tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
     for file in documents(tree).filter(|file| file.path.ends_with(".rs")) {
@@ -278,9 +278,9 @@ fn exceptions_are_by_phrase_and_file() {
     assert_eq!(forbidden(&tree, &[]).len(), 2);
     assert_eq!(forbidden(&tree, &allowed), ["src/a.rs:2: \"stand-in\" (thread waiter)"]);
     assert_eq!(forbidden(&tree, &[("src/b.rs", "miri stand-in")]).len(), 2);
-    assert_eq!(allowed_in_vain(&tree, &allowed), [""; 0]);
-    let vain = allowed_in_vain(&tree, &[("src/a.rs", "a stand-in for"), ("src/b.rs", "miri")]);
-    assert_eq!(vain.len(), 2, "{vain:?}");
+    assert_eq!(unused_exceptions(&tree, &allowed), [""; 0]);
+    let unused = unused_exceptions(&tree, &[("src/a.rs", "a stand-in for"), ("src/b.rs", "miri")]);
+    assert_eq!(unused.len(), 2, "{unused:?}");
 }
 
 #[test]

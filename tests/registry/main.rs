@@ -1,4 +1,4 @@
-//! The registry: what is found at an address, when, and by whom.
+//! The registry: lookups of addresses, from threads and from a signal handler.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support::child;
+use support::code::{caller, push_saved};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
@@ -14,7 +15,7 @@ use footbridge::jit::{
 };
 use footbridge::runtime::{self, Chan, Config, TraceFrame, WaitReason, gosched};
 
-/// Code of exactly `len` bytes that returns.
+/// Code of exactly `len` bytes, which does nothing and returns.
 fn filler(jit: &Jit, name: &str, class: FrameClass, len: usize) -> Code {
     let framed = class != FrameClass::Leaf;
     // SAFETY: no code here calls anything, and all of it has the frame of its class.
@@ -24,7 +25,7 @@ fn filler(jit: &Jit, name: &str, class: FrameClass, len: usize) -> Code {
                 dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
             }
             if class == FrameClass::Saved {
-                dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15);
+                push_saved(ops);
             }
             let end = len - if framed { 2 } else { 1 };
             while ops.offset().0 < end {
@@ -39,7 +40,7 @@ fn filler(jit: &Jit, name: &str, class: FrameClass, len: usize) -> Code {
     .expect("there is room")
 }
 
-/// Address space that nobody uses: foreign code is known by its addresses only.
+/// Unused address space. The registry knows foreign code by its addresses only.
 fn reserve(bytes: usize) -> usize {
     // SAFETY: a fresh mapping, never unmapped.
     let at = unsafe {
@@ -50,7 +51,7 @@ fn reserve(bytes: usize) -> usize {
     at as usize
 }
 
-/// A small generator of numbers, the same on every run.
+/// A pseudo-random generator with a fixed seed.
 struct XorShift(u64);
 
 impl XorShift {
@@ -67,11 +68,11 @@ impl XorShift {
 }
 
 #[test]
-fn a_look_up_tells_all_that_was_said_at_the_install() {
+fn a_lookup_returns_what_was_given_at_installation() {
     let jit = Jit::new().expect("code memory");
     let classes = [FrameClass::Standard, FrameClass::Saved, FrameClass::Leaf];
     for (class, word) in classes.into_iter().zip(["standard", "saved", "leaf"]) {
-        let name = format!("told {word}");
+        let name = format!("given {word}");
         let code = filler(&jit, &name, class, 200);
         assert_eq!(code.len(), 200);
         assert_eq!(code.address() % GRANULE_BYTES, 0);
@@ -82,12 +83,15 @@ fn a_look_up_tells_all_that_was_said_at_the_install() {
         assert_eq!((found.offset_bytes(), found.user_data()), (0x4a, 0));
         assert_eq!(found.signature(), None);
         assert!(!found.is_retired() && !found.is_empty());
-        assert_eq!(found.to_string(), format!("jit told {word}+0x4a"));
-        assert_eq!(format!("{found:?}"), format!("jit told {word}+0x4a (user code, {word} frame)"));
+        assert_eq!(found.to_string(), format!("jit given {word}+0x4a"));
+        assert_eq!(
+            format!("{found:?}"),
+            format!("jit given {word}+0x4a (user code, {word} frame)")
+        );
         let described = format!("Code({name:?} at {:#x}, 200 bytes)", code.address());
         assert_eq!(format!("{code:?}"), described);
 
-        // The handle goes, the code stays known.
+        // Dropping the handle retires the code, which the registry still knows.
         let at = code.address();
         drop(code);
         let found = lookup(at + 199).expect("retired code is recognisable");
@@ -99,7 +103,7 @@ fn a_look_up_tells_all_that_was_said_at_the_install() {
     assert!(lookup(0).is_none() && lookup(usize::MAX).is_none());
     assert!(
         lookup(filler as *const () as usize).is_none(),
-        "the program's text is not code of ours"
+        "the program's text is not registered code"
     );
 }
 
@@ -109,7 +113,7 @@ fn stubs_of_every_kind_are_known_by_kind_name_and_signature() {
     let go = Convention::GoAbiInternal;
     let function = jit.named_goroutine_fn("double", go, |x: u64| 2 * x).expect("stub");
     let code = filler(&jit, "kinds", FrameClass::Standard, 64);
-    // SAFETY: the code ignores its argument and is never called here.
+    // SAFETY: the code ignores its argument and is not called.
     let (entry, spawn) = unsafe {
         let signature = "fn(u64)".parse().expect("a signature");
         (
@@ -118,7 +122,7 @@ fn stubs_of_every_kind_are_known_by_kind_name_and_signature() {
         )
     };
     let about = |address: usize| {
-        let found = lookup(address).expect("made above");
+        let found = lookup(address).expect("installed above");
         let signature = found.signature().map(ToString::to_string);
         (found.kind(), found.frame_class(), found.name(), signature.unwrap_or_default())
     };
@@ -174,7 +178,7 @@ fn installs_and_drops_agree_with_a_map() {
         let lowest = *model.keys().next().expect("at least one");
         let highest = model.last_key_value().expect("at least one").1.granules_end;
         for _ in 0..40 {
-            // Around edges as often as anywhere.
+            // Addresses around edges are as frequent as random ones.
             let around = *model
                 .range(lowest + random.below(highest - lowest)..)
                 .next()
@@ -196,7 +200,10 @@ fn installs_and_drops_agree_with_a_map() {
                     assert_eq!(found.is_retired(), known.retired);
                 }
                 (expected, found) => {
-                    panic!("{pc:#x}: {found:?} where {:?} is", expected.map(|(_, k)| &k.name))
+                    panic!(
+                        "{pc:#x}: found {found:?}, expected {:?}",
+                        expected.map(|(_, k)| &k.name)
+                    )
                 }
             }
         }
@@ -209,11 +216,11 @@ fn installs_and_drops_agree_with_a_map() {
 fn foreign_code_is_found_and_retired_like_our_own() {
     let base = reserve(1 << 20);
     let range = base..base + (1 << 20);
-    // SAFETY: the range is reserved for ever; nothing runs there.
-    let region = unsafe { ForeignRegion::new(range, FrameClass::Saved) }.expect("registers");
+    // SAFETY: the range is never unmapped, and no code runs there.
+    let region = unsafe { ForeignRegion::new(range, FrameClass::Saved) }.expect("registered");
     assert!(lookup(base).is_none(), "a region without code");
-    // SAFETY: there are no bytes that could change.
-    let code = unsafe { region.publish("theirs", base + 128..base + 328, ()) }.expect("publishes");
+    // SAFETY: the range has no bytes that could change.
+    let code = unsafe { region.publish("theirs", base + 128..base + 328, ()) }.expect("published");
     let found = lookup(base + 128 + 0x77).expect("published");
     assert_eq!((found.kind(), found.frame_class()), (StubKind::Foreign, FrameClass::Saved));
     assert_eq!((found.name(), found.start(), found.len()), ("theirs", base + 128, 200));
@@ -225,7 +232,7 @@ fn foreign_code_is_found_and_retired_like_our_own() {
     assert!(lookup(base + 128 + 199).expect("recognisable").is_retired());
 }
 
-/// What a refusal says, without the addresses.
+/// The rule that a refused range breaks.
 fn rule(error: JitError) -> String {
     let text = error.to_string();
     let JitError::ForeignRange { range, rule } = error else { panic!("{text}") };
@@ -239,7 +246,7 @@ fn rule(error: JitError) -> String {
 fn foreign_ranges_that_break_a_rule_are_refused_with_the_rule() {
     let base = reserve(1 << 20);
     let region = |range: Range<usize>, class| {
-        // SAFETY: reserved for ever; nothing runs there.
+        // SAFETY: never unmapped, and no code runs there.
         unsafe { ForeignRegion::new(range, class) }
     };
     let standard = FrameClass::Standard;
@@ -256,22 +263,22 @@ fn foreign_ranges_that_break_a_rule_are_refused_with_the_rule() {
     assert_eq!(refused(base..base + 4096, FrameClass::Root), own);
 
     let middle = base + 0x4000..base + 0x8000;
-    let known = region(middle.clone(), standard).expect("registers");
+    let known = region(middle.clone(), standard).expect("registered");
     let overlap = "it overlaps a region that is registered already";
     for (start, end) in
         [(0x4000, 0x8000), (0x3000, 0x4040), (0x7fc0, 0x9000), (0x5000, 0x6000), (0, 0x10000)]
     {
         assert_eq!(refused(base + start..base + end, standard), overlap);
     }
-    // Neighbours do not overlap.
-    region(base + 0x3000..base + 0x4000, standard).expect("in front");
-    region(base + 0x8000..base + 0x9000, standard).expect("behind");
-    // Nor can our own code memory be registered by somebody else.
+    // Adjacent ranges do not overlap.
+    region(base + 0x3000..base + 0x4000, standard).expect("adjacent, below");
+    region(base + 0x8000..base + 0x9000, standard).expect("adjacent, above");
+    // The crate's own code memory cannot be registered as foreign code either.
     let jit = Jit::new().expect("code memory");
     let code = filler(&jit, "ours", FrameClass::Leaf, 64);
     assert_eq!(refused(code.address()..code.address() + 64, standard), overlap);
 
-    // SAFETY: there are no bytes that could change.
+    // SAFETY: the range has no bytes that could change.
     let publish = |range: Range<usize>| unsafe { known.publish("piece", range, ()) };
     let refused = |range| rule(publish(range).expect_err("refused"));
     let start = middle.start;
@@ -289,8 +296,8 @@ fn foreign_ranges_that_break_a_rule_are_refused_with_the_rule() {
     assert_eq!(refused(start + 128..start + 192), shared);
     assert_eq!(refused(start..start + 65), shared);
     let _front = publish(start..start + 64).expect("granule 0");
-    let _behind = publish(start + 192..middle.end).expect("granule 3 to the end");
-    // What was refused left nothing behind.
+    let _rest = publish(start + 192..middle.end).expect("granule 3 to the end");
+    // Refused ranges had no effect.
     assert_eq!(lookup(start + 150).expect("granule 2").start(), start + 64);
 }
 
@@ -301,7 +308,7 @@ fn a_process_has_64_regions() {
         let mut regions = Vec::new();
         let error = loop {
             let at = base + regions.len() * 64;
-            // SAFETY: reserved for ever; nothing runs there.
+            // SAFETY: never unmapped, and no code runs there.
             match unsafe { ForeignRegion::new(at..at + 64, FrameClass::Leaf) } {
                 Ok(region) => regions.push(region),
                 Err(error) => break error,
@@ -314,8 +321,8 @@ fn a_process_has_64_regions() {
         assert_eq!(Jit::new().expect_err("no region is left").to_string(), text);
         for (i, region) in regions.iter().enumerate() {
             let at = base + i * 64;
-            // SAFETY: there are no bytes that could change.
-            let _code = unsafe { region.publish("one", at..at + 1, ()) }.expect("publishes");
+            // SAFETY: the range has no bytes that could change.
+            let _code = unsafe { region.publish("one", at..at + 1, ()) }.expect("published");
             assert_eq!(lookup(at + 5).expect("published").start(), at);
         }
     })
@@ -323,8 +330,8 @@ fn a_process_has_64_regions() {
 }
 
 #[test]
-fn of_those_who_register_the_same_range_one_succeeds() {
-    child::run("of_those_who_register_the_same_range_one_succeeds", || {
+fn one_of_concurrent_registrations_of_a_range_succeeds() {
+    child::run("one_of_concurrent_registrations_of_a_range_succeeds", || {
         const ROUNDS: usize = 60;
         const THREADS: usize = 4;
         let base = reserve(ROUNDS * (1 << 20));
@@ -333,7 +340,7 @@ fn of_those_who_register_the_same_range_one_succeeds() {
             let barrier = std::sync::Barrier::new(THREADS);
             let register = || {
                 barrier.wait();
-                // SAFETY: reserved for ever; nothing runs there.
+                // SAFETY: never unmapped, and no code runs there.
                 unsafe { ForeignRegion::new(at..at + (1 << 20), FrameClass::Leaf) }
             };
             let results = std::thread::scope(|s| {
@@ -347,17 +354,17 @@ fn of_those_who_register_the_same_range_one_succeeds() {
 }
 
 #[test]
-fn code_too_long_for_the_way_back_of_a_word_is_found_from_its_middle() {
+fn code_longer_than_a_registry_word_can_count_back_is_found() {
     const LEN: usize = 3 << 20;
-    /// Granules that a word can count back.
+    /// The largest distance, in granules, that a registry word can hold.
     const BACK_MAX: usize = (1 << 14) - 1;
     let base = reserve(2 * LEN);
-    // SAFETY: reserved for ever; nothing runs there.
+    // SAFETY: never unmapped, and no code runs there.
     let region = unsafe { ForeignRegion::new(base..base + 2 * LEN, FrameClass::Standard) };
-    let region = region.expect("registers");
+    let region = region.expect("registered");
     let start = base + 4096;
-    // SAFETY: there are no bytes that could change.
-    let code = unsafe { region.publish("long", start..start + LEN, ()) }.expect("publishes");
+    // SAFETY: the range has no bytes that could change.
+    let code = unsafe { region.publish("long", start..start + LEN, ()) }.expect("published");
     let check = |offset: usize, retired: bool| {
         let found = lookup(start + offset).expect("inside");
         assert_eq!((found.start(), found.offset_bytes(), found.len()), (start, offset, LEN));
@@ -382,7 +389,7 @@ fn code_too_long_for_the_way_back_of_a_word_is_found_from_its_middle() {
 }
 
 #[test]
-fn stubs_whose_handles_are_dropped_go_on_for_those_inside() {
+fn stubs_whose_handles_are_dropped_keep_running_for_goroutines_inside() {
     let jit = Jit::new().expect("code memory");
     let go = Convention::GoAbiInternal;
     let sum = Config::new().processors(2).run(move || {
@@ -390,28 +397,14 @@ fn stubs_whose_handles_are_dropped_go_on_for_those_inside() {
         let receiver = channel.clone();
         let receive = move || receiver.recv().unwrap_or(0);
         let function = jit.named_goroutine_fn("dropped receive", go, receive).expect("stub");
-        let target = function.address();
-        // SAFETY: a standard frame; the target is ABIInternal code of the same type.
-        let code = unsafe {
-            jit.install("dropped caller", FrameClass::Standard, |ops| {
-                dynasm!(ops
-                    ; .arch x64
-                    ; push rbp
-                    ; mov rbp, rsp
-                    ; call extern target
-                    ; pop rbp
-                    ; ret
-                );
-            })
-        }
-        .expect("installs");
+        let code = caller("dropped caller", function.address());
         // SAFETY: ABIInternal code of this type.
         let entry = unsafe { code.enter::<fn() -> u64>(go) }.expect("entry");
         let addresses = [function.address(), code.address(), entry.address()];
         const INSIDE: usize = 20;
         for i in 0..INSIDE as u64 {
-            // SAFETY: an entry stub is a function of F's types, which the crate says in
-            // `Entry::address`; the code is never freed.
+            // SAFETY: `Entry::address` documents that an entry stub is a C function of F's types.
+            // The code is never freed.
             let call: extern "C-unwind" fn() -> u64 =
                 unsafe { std::mem::transmute(entry.address()) };
             let done = done.clone();
@@ -449,18 +442,19 @@ fn stubs_whose_handles_are_dropped_go_on_for_those_inside() {
     assert_eq!(sum.expect("the run starts"), 20 * 1000 + (0..20).sum::<u64>());
 }
 
-/// Look-ups in a signal handler.
+/// Lookups in a signal handler.
 mod in_a_handler {
     use super::*;
 
-    /// Pieces of code that the test can publish.
+    /// The capacity of `KNOWN`.
     const PIECES: usize = 1 << 16;
     const WORKERS: usize = 3;
     const DURATION: Duration = Duration::from_secs(3);
 
-    /// What the handler may believe of one piece. Written by the worker that made it.
+    /// What a lookup in the handler must return for a piece of code. Written by the worker that
+    /// installed the piece.
     struct Piece {
-        /// 0: not published.
+        /// 0 until the piece is published.
         start: AtomicUsize,
         len: AtomicUsize,
         retired: AtomicBool,
@@ -474,7 +468,7 @@ mod in_a_handler {
         }
     }; PIECES];
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    /// "piece 0", "piece 1", ...: made before the handler runs.
+    /// "piece 0", "piece 1", ..., formatted before the handler runs.
     static NAMES: OnceLock<Vec<String>> = OnceLock::new();
 
     static RUNS: AtomicU64 = AtomicU64::new(0);
@@ -504,9 +498,9 @@ mod in_a_handler {
         context: *mut libc::c_void,
     ) {
         RUNS.fetch_add(1, Ordering::Relaxed);
-        let made = NEXT.load(Ordering::Acquire).min(PIECES);
-        for _ in 0..if made == 0 { 0 } else { 8 } {
-            let i = random() as usize % made;
+        let published = NEXT.load(Ordering::Acquire).min(PIECES);
+        for _ in 0..if published == 0 { 0 } else { 8 } {
+            let i = random() as usize % published;
             let piece = &KNOWN[i];
             let start = piece.start.load(Ordering::Acquire);
             if start == 0 {
@@ -538,12 +532,12 @@ mod in_a_handler {
         }
     }
 
-    /// Sends SIGPROF to the calling thread every 50 microseconds until it is dropped.
+    /// Sends SIGPROF to the calling thread every 50 microseconds, until dropped.
     struct Timer(libc::timer_t);
 
     impl Timer {
         fn start() -> Self {
-            // SAFETY: structures of our own; the signal goes to this thread.
+            // SAFETY: the structures are local. The signal goes to this thread.
             unsafe {
                 let mut event: libc::sigevent = std::mem::zeroed();
                 event.sigev_notify = libc::SIGEV_THREAD_ID;
@@ -563,14 +557,14 @@ mod in_a_handler {
 
     impl Drop for Timer {
         fn drop(&mut self) {
-            // SAFETY: made in `start`.
+            // SAFETY: created in `start`.
             unsafe { libc::timer_delete(self.0) };
         }
     }
 
-    /// Code that counts down from 3000, padded so that pieces have many lengths.
+    /// Code that counts down from 3000. Padding varies the lengths of the pieces.
     fn install(jit: &Jit, name: &str, padding: usize) -> Code {
-        // SAFETY: a leaf that changes ecx only.
+        // SAFETY: a leaf that changes only ecx.
         unsafe {
             jit.install(name, FrameClass::Leaf, |ops| {
                 dynasm!(ops; .arch x64; mov ecx, 3000; again:; dec ecx; jnz <again; ret);
@@ -584,7 +578,7 @@ mod in_a_handler {
 
     fn work(jit: &Jit, until: Instant) {
         let timer = Timer::start();
-        let names = NAMES.get().expect("made before");
+        let names = NAMES.get().expect("set before the workers start");
         let mut held: Vec<(usize, Code)> = Vec::new();
         let call = |code: &Code| {
             // SAFETY: a leaf without arguments.
@@ -613,10 +607,10 @@ mod in_a_handler {
     }
 
     #[test]
-    fn look_ups_answer_while_others_publish_and_retire() {
+    fn lookups_answer_while_other_threads_publish_and_retire() {
         NAMES.get_or_init(|| (0..PIECES).map(|i| format!("piece {i}")).collect());
         let jit = Jit::builder().reserve_bytes(512 << 20).build().expect("an arena");
-        // SAFETY: the handler does only what one may.
+        // SAFETY: the handler only uses functions that are allowed in a signal handler.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_signal as *const () as usize;
@@ -630,10 +624,10 @@ mod in_a_handler {
             }
         });
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let made = NEXT.load(Ordering::Relaxed).min(PIECES);
+        let published = NEXT.load(Ordering::Relaxed).min(PIECES);
         println!(
-            "{} runs of the handler, {} look-ups that found, {} of them retired, {} own pcs in \
-             code, {made} pieces published",
+            "{} runs of the handler, {} lookups with a result, {} of them retired, {} own pcs in \
+             code, {published} pieces published",
             count(&RUNS),
             count(&FOUND),
             count(&FOUND_RETIRED),
@@ -641,6 +635,6 @@ mod in_a_handler {
         );
         assert_eq!(count(&MISMATCHES), 0);
         assert!(count(&RUNS) > 2_000 && count(&FOUND) > 10_000 && count(&FOUND_RETIRED) > 1_000);
-        assert!(count(&OWN_PC_IN_CODE) > 200 && made > 1_000);
+        assert!(count(&OWN_PC_IN_CODE) > 200 && published > 1_000);
     }
 }

@@ -1,4 +1,4 @@
-//! One test for each defect that was found and mended.
+//! Regression tests, one for each defect that was fixed.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use footbridge::runtime::{
     gopark, goready, gosched, run, scope, select, stats,
 };
 
-/// The value of a scoped goroutine that nobody joins was dropped after the scope had ended.
+/// The value of a scoped goroutine that is not joined was dropped after the scope had ended.
 #[test]
-fn the_value_of_a_scoped_goroutine_is_gone_when_the_scope_ends() {
+fn the_value_of_a_scoped_goroutine_is_dropped_when_the_scope_ends() {
     struct Reads<'a>(&'a [AtomicUsize; 8], &'a AtomicUsize);
     impl Drop for Reads<'_> {
         fn drop(&mut self) {
@@ -26,21 +26,22 @@ fn the_value_of_a_scoped_goroutine_is_gone_when_the_scope_ends() {
     }
     let dropped = AtomicUsize::new(0);
     on(2, || {
-        for round in 1..=5 {
+        for i in 1..=5 {
             let data: Box<[AtomicUsize; 8]> = Box::new([const { AtomicUsize::new(1) }; 8]);
             scope(|s| {
                 let (data, dropped) = (&data, &dropped);
                 s.go(move || Reads(data, dropped));
-                // Another thread takes it meanwhile.
+                // Meanwhile another thread steals it.
                 std::thread::sleep(Duration::from_millis(3));
             });
-            assert_eq!(dropped.load(Ordering::Relaxed), round);
+            assert_eq!(dropped.load(Ordering::Relaxed), i);
             data.iter().for_each(|word| word.store(2, Ordering::Relaxed));
         }
     });
 }
 
-/// A thread whose run queue was full stole into it when the run ended, and others hung.
+/// At the end of a run, a thread with a full run queue stole goroutines into it, and other threads
+/// hung.
 #[test]
 fn a_run_ends_with_full_queues() {
     static READY: AtomicUsize = AtomicUsize::new(0);
@@ -73,7 +74,7 @@ fn a_run_ends_with_full_queues() {
     }
 }
 
-/// The end of one run took a goroutine for its own that another run was just starting.
+/// The end of one run treated a goroutine that another run was starting as its own.
 #[test]
 fn runs_that_end_leave_the_goroutines_of_others_alone() {
     let (send, receive) = std::sync::mpsc::sync_channel::<Vec<JoinHandle<()>>>(64);
@@ -83,7 +84,7 @@ fn runs_that_end_leave_the_goroutines_of_others_alone() {
             let mut waiting = Vec::new();
             while let Ok(handles) = receive.recv() {
                 for handle in handles {
-                    // Frees a goroutine of the run that ends; the next one takes it.
+                    // Frees a G of the run that ends, which the next `go` reuses.
                     handle.join().expect("it had ended");
                     let gate = gate.clone();
                     waiting.push(go(move || assert_eq!(gate.recv(), Err(RecvError))));
@@ -100,14 +101,14 @@ fn runs_that_end_leave_the_goroutines_of_others_alone() {
             while !handles.iter().all(JoinHandle::is_finished) {
                 gosched();
             }
-            send.send(handles).expect("the other run goes on");
+            send.send(handles).expect("the other run continues");
         });
     }
     drop(send);
     other.join().expect("no panic");
 }
 
-/// A migratable goroutine that gave way while it unwound took the count of panics elsewhere.
+/// A migratable goroutine that yielded while it unwound moved to a thread with another panic count.
 #[test]
 fn a_goroutine_that_unwinds_stays_on_its_thread() {
     struct Yields;
@@ -124,7 +125,8 @@ fn a_goroutine_that_unwinds_stays_on_its_thread() {
         for _ in 0..50 {
             let unwinding: Vec<_> = (0..16)
                 .map(|_| {
-                    // SAFETY: nothing that is not Send, and no thread-local, lives over a park.
+                    // SAFETY: over a park the goroutine keeps no thread-local, and only Send
+                    // values.
                     unsafe {
                         Builder::new()
                             .go_migratable(|| {
@@ -142,7 +144,7 @@ fn a_goroutine_that_unwinds_stays_on_its_thread() {
     });
 }
 
-/// A value in the slot of a case was dropped under the locks of other channels.
+/// `select` dropped the previous value of a case's slot while it held the locks of other channels.
 #[test]
 fn cases_may_be_used_twice() {
     struct Receives(Option<Chan<Receives>>);
@@ -167,15 +169,15 @@ fn cases_may_be_used_twice() {
     });
 }
 
-/// A size that no multiple of a chunk reaches overflowed.
+/// Rounding a size up to a multiple of a chunk overflowed.
 #[test]
 fn a_reservation_of_everything_is_an_error() {
     let error = Jit::builder().reserve_bytes(usize::MAX).build().expect_err("too much");
     assert!(matches!(error, JitError::System { call: "mmap(2)", .. }), "{error}");
 }
 
-/// While a goroutine slept, the last thread to go idle woke every 10 ms to look for a deadlock that
-/// a timer rules out.
+/// While a goroutine slept, the last idle thread woke every 10 ms to check for a deadlock, although
+/// a pending timer rules one out.
 #[test]
 fn a_sleeping_goroutine_lets_its_thread_sleep() {
     let sleeps = || {
@@ -193,8 +195,8 @@ fn a_sleeping_goroutine_lets_its_thread_sleep() {
     assert!((1..8).contains(&slept), "it slept {slept} times");
 }
 
-/// A thread of a run ended, and destroyed its thread-locals, while a goroutine of another thread still
-/// used a borrow of one.
+/// A thread of a run ended and destroyed its thread-locals while a goroutine on another thread
+/// still borrowed one.
 #[test]
 fn no_thread_of_a_run_ends_before_the_last_goroutine_has_stopped() {
     const LONG: Duration = Duration::from_millis(100);
@@ -212,7 +214,10 @@ fn no_thread_of_a_run_ends_before_the_last_goroutine_has_stopped() {
     static READ_TO_THE_END: AtomicUsize = AtomicUsize::new(0);
     let watchdog = Instant::now();
     while READ_TO_THE_END.load(Ordering::SeqCst) < 3 {
-        assert!(watchdog.elapsed() < Duration::from_secs(60), "the goroutines never ran apart");
+        assert!(
+            watchdog.elapsed() < Duration::from_secs(60),
+            "the goroutines never ran on different threads"
+        );
         READING.store(false, Ordering::SeqCst);
         on(4, || {
             let main_thread = std::thread::current().id();
@@ -236,7 +241,7 @@ fn no_thread_of_a_run_ends_before_the_last_goroutine_has_stopped() {
                             }
                             READ_TO_THE_END.fetch_add(1, Ordering::SeqCst);
                         });
-                        // Another thread takes it meanwhile.
+                        // Meanwhile another thread steals it.
                         let start = Instant::now();
                         while !READING.load(Ordering::SeqCst) && start.elapsed() < LONG / 2 {
                             std::hint::spin_loop();
@@ -248,7 +253,7 @@ fn no_thread_of_a_run_ends_before_the_last_goroutine_has_stopped() {
             while !READING.load(Ordering::SeqCst) && start.elapsed() < LONG {
                 std::hint::spin_loop();
             }
-            // The owner of the value finds nothing to do meanwhile.
+            // Meanwhile the thread that owns the value has nothing to run.
             std::thread::sleep(Duration::from_millis(5));
         });
     }
@@ -259,10 +264,11 @@ fn no_thread_of_a_run_ends_before_the_last_goroutine_has_stopped() {
     );
 }
 
-/// A goroutine that was readied by one that polls in a loop stayed in the run-next slot for ever: the
-/// other one, whose time slice was over, was in a queue, and queues went first.
+/// A goroutine in the run-next slot starved if the goroutine that readied it polled in a loop. At
+/// the end of its time slice the looping goroutine entered a queue, and that queue was served
+/// before run-next.
 #[test]
-fn a_readied_goroutine_does_not_starve_beside_a_loop_that_polls() {
+fn a_loop_that_polls_does_not_starve_a_readied_goroutine() {
     let config = Config::new().processors(1).time_slice(Duration::from_millis(1));
     let slices = config.run(|| {
         let has_run = AtomicBool::new(false);
@@ -286,26 +292,26 @@ fn a_readied_goroutine_does_not_starve_beside_a_loop_that_polls() {
     assert!((1..=2).contains(&slices), "it ran after {slices} time slices");
 }
 
-/// `gosched` came back before most of what was runnable: a producer that started goroutines and
-/// yielded after each batch ran ahead of all of them.
+/// `gosched` returned before most runnable goroutines had run: a producer that started goroutines
+/// and yielded after each batch ran before all of them.
 #[test]
-fn what_was_runnable_before_a_yield_has_its_turn_first() {
-    const BATCH: usize = 1000; // more than a run queue has
+fn goroutines_that_were_runnable_before_a_yield_run_first() {
+    const BATCH: usize = 1000; // more than a run queue holds
     on(1, || {
         let done = Arc::new(AtomicUsize::new(0));
-        for round in 1..=20 {
+        for i in 1..=20 {
             for _ in 0..BATCH {
                 let done = Arc::clone(&done);
                 drop(go(move || done.fetch_add(1, Ordering::Relaxed)));
             }
             gosched();
-            assert_eq!(done.load(Ordering::Relaxed), round * BATCH, "round {round}");
+            assert_eq!(done.load(Ordering::Relaxed), i * BATCH, "i {i}");
         }
     });
 }
 
-/// The same for two that yield in turn, each after what it has started itself, and for one that may
-/// move; and none of them waits for what others start later.
+/// A goroutine that yields resumes after the goroutines that it has started itself, and does not
+/// wait for those that others start later.
 #[test]
 fn goroutines_that_yield_wait_for_their_own_backlog_only() {
     const BATCH: usize = 600;
@@ -322,19 +328,19 @@ fn goroutines_that_yield_wait_for_their_own_backlog_only() {
             let produce = |number: usize| {
                 let (done, stop) = (&done, &stop);
                 move || {
-                    // Also when it panics.
+                    // Stops the other producer also if this one panics.
                     let _stops = (number == 0).then(|| Stops(stop));
-                    for round in 1..=20 {
+                    for i in 1..=20 {
                         for _ in 0..BATCH {
                             drop(s.go(move || done[number].fetch_add(1, Ordering::Relaxed)));
                         }
                         gosched();
                         let ended = done[number].load(Ordering::Relaxed);
-                        assert_eq!(ended, round * BATCH, "producer {number}, round {round}");
+                        assert_eq!(ended, i * BATCH, "producer {number}, i {i}");
                     }
                 }
             };
-            // One that never lets the run queue become empty.
+            // This goroutine keeps the run queue from becoming empty.
             s.go(|| {
                 while !stop.load(Ordering::Relaxed) {
                     (0..BATCH).for_each(|_| drop(s.go(|| done[2].fetch_add(1, Ordering::Relaxed))));
@@ -358,8 +364,8 @@ fn a_foreign_thread_can_wait_in_its_last_destructor() {
         fn drop(&mut self) {
             let me = current();
             let unlock = || {
-                // SAFETY: the thread is in the `gopark` below, whose `unlock` is running, and nothing
-                // else readies it.
+                // SAFETY: the thread is in the `gopark` below, whose `unlock` is running, and
+                // nothing else readies it.
                 std::thread::spawn(move || unsafe { goready(me) });
             };
             // SAFETY: one call of `goready` follows; `unlock` neither parks nor unwinds.

@@ -1,7 +1,7 @@
-//! The interface of channels: errors, iterators, and waits with a limit of time.
+//! The API of channels: errors, iterators, and waits with a timeout.
 //!
-//! The races end when enough of each outcome was counted, never after a time alone; a watchdog ends
-//! a process in which nothing happens any more.
+//! The races end when each outcome has been counted often enough, never after a time alone. A
+//! watchdog aborts a process without progress.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -25,7 +25,7 @@ const SHORT: Duration = Duration::from_millis(2);
 /// Longer than any test takes.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// How long the races go on at least.
+/// The minimum duration of the races.
 fn seconds() -> Duration {
     let seconds = std::env::var("FOOTBRIDGE_STRESS_SECONDS");
     Duration::from_secs(seconds.map_or(1, |text| text.parse().expect("a number of seconds")))
@@ -36,11 +36,11 @@ fn watch() {
     STARTED.call_once(|| watchdog::start(Duration::from_secs(60), || {}));
 }
 
-/// Not `Debug`, `Clone` or anything else.
+/// A type that implements no trait.
 struct Plain(u8);
 
 #[test]
-fn errors_say_what_happened_whatever_the_value_is() {
+fn errors_format_for_values_of_every_type() {
     fn texts(error: &(impl Error + 'static)) -> (String, String) {
         assert!(error.source().is_none());
         (format!("{error:?}"), error.to_string())
@@ -69,7 +69,7 @@ fn errors_say_what_happened_whatever_the_value_is() {
     assert_eq!(texts(&late), pair("Timeout", "timed out while a receive waited for a value"));
     assert_eq!(texts(&RecvTimeoutError::Closed), pair("Closed", empty));
     assert!(late.is_timeout() && !late.is_closed() && RecvTimeoutError::Closed.is_closed());
-    // Nothing asks for `Debug` of the value, here and in a channel.
+    // Neither errors nor channels require `Debug` of the value.
     fn is_debug(_: impl Debug) {}
     is_debug(Chan::<Plain>::new(1));
     is_debug(Chan::<Plain>::new(1).iter());
@@ -106,7 +106,7 @@ fn errors_convert_so_that_the_question_mark_works() {
     assert_eq!(any(&channel).expect("open"), 1);
     channel.send(7).expect("room");
     channel.close();
-    // The second operation fails, by the error that has fewer reasons.
+    // The second operation fails, with the error type that has fewer variants.
     assert_eq!(receive(&channel), Err(TryRecvError::Closed));
     assert_eq!(receive_late(&channel), Err(RecvTimeoutError::Closed));
     assert_eq!(TrySendError::from(SendError(3)), TrySendError::Closed(3));
@@ -115,7 +115,7 @@ fn errors_convert_so_that_the_question_mark_works() {
 }
 
 #[test]
-fn a_channel_tells_what_it_is() {
+fn a_channel_reports_its_state() {
     let channel = Chan::new(2);
     assert!(channel.is_empty() && !channel.is_full());
     channel.send(1).expect("room");
@@ -130,7 +130,7 @@ fn a_channel_tells_what_it_is() {
 }
 
 #[test]
-fn iterators_receive_until_nothing_can_come() {
+fn iterators_end_when_no_value_can_follow() {
     let channel = Chan::new(8);
     (1..=3).for_each(|n| channel.send(n).expect("room"));
     assert_eq!(channel.try_iter().collect::<Vec<_>>(), [1, 2, 3]);
@@ -148,7 +148,7 @@ fn iterators_receive_until_nothing_can_come() {
     let mut owned = channel.clone().into_iter();
     assert_eq!([owned.next(), owned.next(), owned.next()], [Some(6), None, None]);
     assert_eq!(channel.iter().next(), None);
-    // With senders that come and go.
+    // With a concurrent sender.
     let sum: u64 = on(2, || {
         let channel = Chan::new(0);
         let sender = channel.clone();
@@ -161,7 +161,7 @@ fn iterators_receive_until_nothing_can_come() {
     assert_eq!(sum, 5050);
 }
 
-/// What times out, and what does not, in the calling goroutine or thread.
+/// Checks which waits of the calling goroutine or thread time out.
 fn check_timeouts() {
     let channel = Chan::new(1);
     let start = Instant::now();
@@ -172,13 +172,13 @@ fn check_timeouts() {
     assert_eq!(channel.send_timeout(2, SHORT), Err(SendTimeoutError::Timeout(2)));
     assert!(start.elapsed() >= SHORT, "not before the time");
     assert_eq!(channel.recv_timeout(SHORT), Ok(1));
-    assert!(channel.is_empty(), "what timed out is not in the channel");
-    // Nothing is left in a queue: the next operations find the channel as it is.
+    assert!(channel.is_empty(), "a value that timed out is not in the channel");
+    // The waits that timed out are not in a queue of the channel.
     assert_eq!(channel.try_send(3), Ok(()));
     assert_eq!(channel.try_send(4), Err(TrySendError::Full(4)));
     assert_eq!(channel.try_recv(), Ok(3));
     assert_eq!(channel.try_recv(), Err(TryRecvError::Empty));
-    // No time at all, and more than a clock can count.
+    // A zero timeout, and one beyond the range of the clock.
     assert_eq!(channel.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Timeout));
     assert_eq!(channel.send_timeout(5, Duration::ZERO), Ok(()));
     assert_eq!(channel.send_timeout(6, Duration::ZERO), Err(SendTimeoutError::Timeout(6)));
@@ -209,14 +209,14 @@ fn check_timeouts() {
 }
 
 #[test]
-fn waits_end_with_their_time_on_goroutines_and_threads() {
+fn waits_time_out_on_goroutines_and_threads() {
     watch();
     check_timeouts();
     for processors in [1, 2] {
         on(processors, || {
             check_timeouts();
             go(check_timeouts).join().expect("no panic");
-            // SAFETY: nothing of the goroutine knows its thread.
+            // SAFETY: the goroutine uses nothing that belongs to its thread.
             let migratable = unsafe { Builder::new().go_migratable(check_timeouts) };
             migratable.expect("memory").join().expect("no panic");
         });
@@ -224,7 +224,7 @@ fn waits_end_with_their_time_on_goroutines_and_threads() {
 }
 
 #[test]
-fn waits_with_a_limit_end_by_a_peer_or_a_close() {
+fn waits_with_a_timeout_end_by_a_peer_or_a_close() {
     watch();
     for processors in [1, 2] {
         on(processors, || {
@@ -273,7 +273,7 @@ fn waits_with_a_limit_end_by_a_peer_or_a_close() {
     }
 }
 
-/// Counts values that live.
+/// A value that is counted while it lives.
 struct Token {
     number: u64,
     live: Arc<AtomicUsize>,
@@ -285,7 +285,7 @@ impl Drop for Token {
     }
 }
 
-/// What the members of a race share.
+/// State that the members of a race share.
 struct Race {
     channels: Vec<Chan<Token>>,
     live: Arc<AtomicUsize>,
@@ -298,7 +298,7 @@ struct Race {
     stop: AtomicBool,
 }
 
-/// A cheap stream of pseudo-random numbers.
+/// A generator of random numbers: xorshift64.
 struct Draw(u64);
 
 impl Draw {
@@ -309,7 +309,7 @@ impl Draw {
         (self.0 >> 11) % bound
     }
 
-    /// From none to a time in which a value may or may not come.
+    /// From zero to a time in which a value arrives in some cases.
     fn timeout(&mut self) -> Duration {
         Duration::from_nanos(self.below(60_000))
     }
@@ -340,7 +340,7 @@ impl Race {
         beat();
     }
 
-    /// Sends until told to stop. A value that times out is sent again.
+    /// Sends until `stop` is set. A value that times out is sent again.
     fn send(self: Arc<Self>, seed: u64) {
         let mut draw = Draw(seed);
         let mut again = VecDeque::new();
@@ -350,7 +350,7 @@ impl Race {
                 Token { number: draw.below(1 << 20), live: Arc::clone(&self.live) }
             });
             let number = token.number;
-            let back = match draw.below(4) {
+            let returned = match draw.below(4) {
                 0 => {
                     let mut slots: Vec<_> = self.channels.iter().map(|_| None).collect();
                     let first = draw.below(slots.len() as u64) as usize;
@@ -358,9 +358,9 @@ impl Race {
                     let pairs = self.channels.iter().zip(&mut slots);
                     let mut cases: Vec<_> = pairs.map(|(c, slot)| Case::send(c, slot)).collect();
                     let chosen = select_timeout(&mut cases, draw.timeout());
-                    let back = slots[first].take();
-                    assert_eq!(chosen, back.is_none().then_some(first));
-                    back
+                    let returned = slots[first].take();
+                    assert_eq!(chosen, returned.is_none().then_some(first));
+                    returned
                 }
                 _ => {
                     let at = draw.below(self.channels.len() as u64) as usize;
@@ -371,7 +371,7 @@ impl Race {
                     }
                 }
             };
-            match back {
+            match returned {
                 None => self.sent(number),
                 Some(token) => {
                     assert_eq!(token.number, number, "it is the same value");
@@ -425,7 +425,7 @@ impl Race {
         }
     }
 
-    /// Waits until there was enough of everything, lets it end, and compares.
+    /// Waits until each outcome was counted `enough` times, ends the race, and compares the sums.
     fn finish(&self, ends: impl FnOnce() -> [Vec<JoinHandle<()>>; 2], enough: u64) {
         let [senders, receivers] = ends();
         let start = Instant::now();
@@ -446,7 +446,8 @@ impl Race {
     }
 }
 
-/// Values and limits of time meet, on `processors` Ms: each value is received once or returned.
+/// Sends and receives race with their timeouts, on `processors` Ms: each value is received once or
+/// returned.
 fn race(processors: usize, migratable: bool, capacities: &[usize]) {
     watch();
     on(processors, || {
@@ -457,7 +458,7 @@ fn race(processors: usize, migratable: bool, capacities: &[usize]) {
                     let race = Arc::clone(&race);
                     let body = move || member(race, seed);
                     if migratable {
-                        // SAFETY: nothing of the goroutine knows its thread.
+                        // SAFETY: the goroutine uses nothing that belongs to its thread.
                         unsafe { Builder::new().go_migratable(body) }.expect("memory")
                     } else {
                         go(body)
@@ -473,23 +474,23 @@ fn race(processors: usize, migratable: bool, capacities: &[usize]) {
 }
 
 #[test]
-fn no_value_is_lost_where_limits_race_on_one_processor() {
+fn no_value_is_lost_when_timeouts_race_on_one_processor() {
     race(1, false, &[0, 1]);
 }
 
 #[test]
-fn no_value_is_lost_where_limits_race_on_several_processors() {
+fn no_value_is_lost_when_timeouts_race_on_several_processors() {
     race(4, false, &[0, 0, 2]);
 }
 
 #[test]
-fn no_value_is_lost_where_limits_race_and_goroutines_migrate() {
+fn no_value_is_lost_when_timeouts_race_and_goroutines_migrate() {
     race(4, true, &[0, 1]);
 }
 
 /// Foreign threads send and receive beside goroutines.
 #[test]
-fn no_value_is_lost_where_limits_race_with_foreign_threads() {
+fn no_value_is_lost_when_timeouts_race_with_foreign_threads() {
     watch();
     let race = Race::new(&[0, 1]);
     let threads: Vec<_> = (1..=2)
@@ -512,7 +513,7 @@ fn no_value_is_lost_where_limits_race_with_foreign_threads() {
             sleep(Duration::from_millis(1));
         }
         race.stop.store(true, Ordering::Relaxed);
-        // Senders end by themselves: each of their waits has a limit.
+        // Senders end by themselves, since each of their waits has a timeout.
         sleep(SHORT);
         while threads.iter().filter(|thread| !thread.is_finished()).count() > 2 {
             sleep(Duration::from_millis(1));
@@ -527,8 +528,8 @@ fn no_value_is_lost_where_limits_race_with_foreign_threads() {
     assert_eq!(race.live.load(Ordering::Relaxed), 0, "each value was dropped once");
 }
 
-/// A peer and a timer meet at one wait, again and again: exactly one of them ends it. The peer is a
-/// thread, so that the two are at the same time whatever the scheduler does.
+/// A peer and a timer race to end a wait, and exactly one of them does. The peer is a foreign
+/// thread, so that it runs at the same time as the timer, independent of the scheduler.
 #[test]
 fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
     watch();
@@ -536,7 +537,7 @@ fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
     let peer = {
         let (there, back) = (there.clone(), back.clone());
         std::thread::spawn(move || {
-            // Each number is offered once, about when the time of the other side is over.
+            // Offers each number once, about when the timeout of the other side expires.
             for n in there {
                 let at = Instant::now() + Duration::from_nanos(n * 104_729 % 60_000);
                 while Instant::now() < at {
@@ -556,7 +557,7 @@ fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
             there.send(n).expect("open");
             match back.recv_timeout(Duration::from_nanos(n * 7919 % 60_000)) {
                 Ok(number) => {
-                    assert_eq!(number, n, "not that of an earlier round");
+                    assert_eq!(number, n, "not a number of an earlier iteration");
                     ends[0] += 1;
                 }
                 Err(error) => {
@@ -565,7 +566,7 @@ fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
                 }
             }
             beat();
-            // What the peer still offers it takes back, or it is taken here.
+            // A number that the peer still offers times out there, or is received here.
             if let Ok(number) = back.try_recv() {
                 assert_eq!(number, n);
             }
@@ -575,10 +576,10 @@ fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
     peer.join().expect("no panic");
 }
 
-/// A withdrawn timer does not count as one that could wake a goroutine.
+/// A cancelled timer does not count as one that could wake a goroutine.
 #[test]
-fn a_deadlock_is_found_although_a_long_limit_was_set_before() {
-    let test = "a_deadlock_is_found_although_a_long_limit_was_set_before";
+fn a_deadlock_is_found_after_a_long_timeout_was_cancelled() {
+    let test = "a_deadlock_is_found_after_a_long_timeout_was_cancelled";
     let outcome = child::run(test, || {
         let config = Config::new().processors(1).time_slice(None);
         let _ = config.run(|| {
@@ -599,10 +600,10 @@ fn a_deadlock_is_found_although_a_long_limit_was_set_before() {
     assert!(outcome.stderr.contains(text), "{}", outcome.stderr);
 }
 
-/// A goroutine that waits with a limit is no deadlock.
+/// A timer that can still wake a goroutine rules a deadlock out.
 #[test]
-fn a_wait_with_a_limit_is_no_deadlock() {
-    let outcome = child::run("a_wait_with_a_limit_is_no_deadlock", || {
+fn a_wait_with_a_timeout_is_no_deadlock() {
+    let outcome = child::run("a_wait_with_a_timeout_is_no_deadlock", || {
         let config = Config::new().processors(1).time_slice(None);
         let end = config.run(|| Chan::<u8>::new(0).recv_timeout(Duration::from_millis(100)));
         assert_eq!(end, Ok(Err(RecvTimeoutError::Timeout)));
@@ -611,7 +612,7 @@ fn a_wait_with_a_limit_is_no_deadlock() {
 }
 
 #[test]
-fn waits_are_refused_on_the_system_stack_and_return_what_they_own() {
+fn waits_are_refused_on_the_system_stack_and_drop_their_values() {
     run(|| {
         let live = Arc::new(AtomicUsize::new(1));
         let token = Token { number: 0, live: Arc::clone(&live) };
@@ -635,7 +636,7 @@ fn waits_are_refused_on_the_system_stack_and_return_what_they_own() {
         refused(&mut || {
             select(&mut [Case::recv(&channel, &mut slot)]);
         });
-        // What does not wait is not refused, and nothing stayed locked.
+        // Calls that do not wait are not refused, and the refused calls left nothing locked.
         let none = systemstack(|| channel.recv_timeout(Duration::ZERO)).map(drop);
         assert_eq!(none, Err(RecvTimeoutError::Timeout));
         assert_eq!(try_select(&mut [Case::recv(&channel, &mut slot)]), None);
@@ -643,11 +644,11 @@ fn waits_are_refused_on_the_system_stack_and_return_what_they_own() {
     });
 }
 
-/// A run that ends abandons goroutines in waits with a limit. Their timers are gone, and they
-/// receive nothing any more.
+/// A run that ends abandons goroutines in waits with a timeout. Their timers are removed, and they
+/// receive no value.
 #[test]
-fn a_run_may_end_while_goroutines_wait_with_a_limit() {
-    for round in 0..50 {
+fn a_run_may_end_while_goroutines_wait_with_a_timeout() {
+    for i in 0..50 {
         let channel = Chan::new(0);
         let inner = channel.clone();
         on(2, move || {
@@ -656,10 +657,10 @@ fn a_run_may_end_while_goroutines_wait_with_a_limit() {
                 go(move || inner.recv_timeout(Duration::from_micros(100 * n)));
                 gosched();
             }
-            runtime::sleep(Duration::from_micros(round * 10));
+            runtime::sleep(Duration::from_micros(i * 10));
         });
-        assert_eq!(channel.try_send(round), Err(TrySendError::Full(round)));
-        // The timers of the next run are its own.
+        assert_eq!(channel.try_send(i), Err(TrySendError::Full(i)));
+        // The next run does not have the timers of the previous one.
         on(2, || sleep(Duration::from_micros(500)));
     }
 }

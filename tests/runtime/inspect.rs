@@ -1,4 +1,4 @@
-//! Goroutines held still and looked at, by others that run meanwhile; tracebacks of a running system.
+//! Goroutines that are suspended and inspected while others run; tracebacks of a running system.
 
 #![allow(unsafe_code, reason = "calls emitted code")]
 
@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support::code::caller;
-use support::runs::on as run;
+use support::runs::{AtEnd, on as run};
 use support::settings::stress_or;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -32,7 +32,8 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// JIT code that counts a word up until another one is set: `fn(&Words) -> rounds`.
+/// The argument of JIT code that increments `count` until `stop` is set, and returns the number of
+/// its iterations.
 #[derive(Default)]
 struct Words {
     count: AtomicU64,
@@ -45,18 +46,9 @@ impl Words {
     }
 }
 
-/// Does something at the end, also of a test that fails: else its scope waits for ever.
-struct AtEnd<F: Fn()>(F);
-
-impl<F: Fn()> Drop for AtEnd<F> {
-    fn drop(&mut self) {
-        self.0();
-    }
-}
-
 type Loop = Entry<fn(*const Words) -> u64>;
 
-/// `outer` calls `inner`, which loops; with polls, or preemptible.
+/// JIT code `outer` that calls `inner`, which loops with polls, or is preemptible.
 fn nested_loop(polls: bool) -> Loop {
     let jit = Jit::new().expect("code memory");
     let mut helper = jit.polls(SYSTEM_V).expect("of this machine");
@@ -77,7 +69,7 @@ fn nested_loop(polls: bool) -> Loop {
         helper.finish(ops);
     };
     let name = if polls { "inner polling" } else { "inner" };
-    // SAFETY: System V code with a standard frame, as good at any instruction.
+    // SAFETY: System V code with a standard frame, which may be preempted at each instruction.
     let inner = unsafe {
         if polls {
             jit.install(name, FrameClass::Standard, body)
@@ -89,34 +81,22 @@ fn nested_loop(polls: bool) -> Loop {
         }
     };
     let inner = inner.expect("it installs");
-    let target = inner.address();
-    // SAFETY: as above.
-    let outer = unsafe {
-        jit.install("outer", FrameClass::Standard, |ops| {
-            dynasm!(ops
-                ; .arch x64
-                ; push rbp
-                ; mov rbp, rsp
-                ; call extern target
-                ; pop rbp
-                ; ret
-            );
-        })
-    };
-    // Both live as long as the process.
+    let outer = caller("outer", inner.address());
+    // Keeps the code from being retired.
     std::mem::forget(inner);
     // SAFETY: of this type.
-    unsafe { outer.expect("it installs").enter(SYSTEM_V) }.expect("an entry")
+    unsafe { outer.enter(SYSTEM_V) }.expect("an entry")
 }
 
 fn enter(entry: &Loop, words: &Words) -> u64 {
-    // SAFETY: on a goroutine; the words live over the call.
+    // SAFETY: on a goroutine; the words outlive the call.
     unsafe { entry.call(words) }
 }
 
 type Receive = Entry<fn(*const Chan<u64>) -> u64>;
 
-/// JIT code that receives from a channel: `names`, innermost first, above a goroutine function.
+/// JIT code that receives from a channel: frames with these names, innermost first, that call a
+/// goroutine function.
 fn receiver(
     names: &[&str],
     function: impl Fn(*const Chan<u64>) -> u64 + Send + Sync + 'static,
@@ -124,7 +104,7 @@ fn receiver(
     let jit = Jit::new().expect("code memory");
     let function = jit.named_goroutine_fn("receive", SYSTEM_V, function).expect("a stub");
     let mut target = function.address();
-    // All live as long as the process.
+    // Keeps the code from being retired.
     std::mem::forget(function);
     let mut entry = None;
     for name in names {
@@ -149,7 +129,7 @@ fn the_other() -> Goroutine {
     others.next().expect("there is another one")
 }
 
-/// Waits until a goroutine waits, with JIT code on its stack.
+/// Waits until the goroutine waits in a receive.
 fn wait_for_receiver(goroutine: Goroutine) {
     wait_until("it parks", || {
         let parked =
@@ -158,7 +138,7 @@ fn wait_for_receiver(goroutine: Goroutine) {
     });
 }
 
-/// Names of the JIT frames that a scan visits, without the crate's own stubs of preemption.
+/// The names of the frames that a scan visits, innermost first, and how the walk ended.
 fn scan(goroutine: Goroutine) -> Result<(Vec<&'static str>, WalkEnd), ScanError> {
     let mut names = Vec::with_capacity(16);
     let end = goroutine.scan_stack(LONG, |frame| {
@@ -169,7 +149,7 @@ fn scan(goroutine: Goroutine) -> Result<(Vec<&'static str>, WalkEnd), ScanError>
 }
 
 #[test]
-fn a_parked_goroutine_is_read_as_it_would_read_itself() {
+fn a_scan_of_a_parked_goroutine_visits_the_frames_of_its_own_walk() {
     static OWN: Mutex<Vec<(usize, usize, &str)>> = Mutex::new(Vec::new());
     let names = ["innermost", "middle", "outermost", "entered"];
     let entry = receiver(&names, |channel| {
@@ -200,7 +180,7 @@ fn a_parked_goroutine_is_read_as_it_would_read_itself() {
                 assert_eq!(seen, *OWN.lock().expect("not poisoned"));
                 let names: Vec<_> = seen.iter().map(|(_, _, name)| *name).collect();
                 assert_eq!(names[..5], ["receive", "innermost", "middle", "outermost", "entered"]);
-                // The visitor ends it.
+                // The visitor ends the walk.
                 let mut count = 0;
                 let end = other.scan_stack(LONG, |_| {
                     count += 1;
@@ -215,9 +195,9 @@ fn a_parked_goroutine_is_read_as_it_would_read_itself() {
     }
 }
 
-/// Whatever it is doing when it is asked: interrupted in the loop, or between two turns.
+/// The goroutine is in its loop or between two ticks when the request comes.
 #[test]
-fn goroutines_that_run_are_stopped_read_and_let_go() {
+fn running_goroutines_are_suspended_scanned_and_resumed() {
     for polls in [false, true] {
         let entry = nested_loop(polls);
         let inner = if polls { "inner polling" } else { "inner" };
@@ -231,35 +211,35 @@ fn goroutines_that_run_are_stopped_read_and_let_go() {
                 let check = move || {
                     let mut own_stub_first = 0;
                     for _ in 0..200 {
-                        let (names, end) = scan(other).expect("it gives way");
+                        let (names, end) = scan(other).expect("it yields");
                         assert_eq!(end, WalkEnd::Complete, "{names:?}");
                         let at = names.iter().position(|name| *name == inner).expect("the loop");
                         assert_eq!(names[at + 1], "outer", "{names:?}");
                         own_stub_first += usize::from(at == 1);
                     }
-                    // Put aside where it was; not once found elsewhere.
+                    // It was preempted in the loop each time.
                     assert_eq!(own_stub_first, 200);
                 };
                 check();
-                // And from a thread that belongs to no run.
+                // The same from a thread that belongs to no run.
                 let thread = std::thread::spawn(check);
                 wait_until("the thread is done", || thread.is_finished());
                 thread.join().expect("no panic");
-                // It goes on.
                 let before = words.count.load(Ordering::Relaxed);
-                wait_until("it goes on", || words.count.load(Ordering::Relaxed) > before + 1000);
+                wait_until("it resumes", || words.count.load(Ordering::Relaxed) > before + 1000);
                 words.stop();
-                let rounds = looping.join().expect("no panic");
-                assert_eq!(rounds, words.count.load(Ordering::Relaxed), "no round was lost");
+                let iterations = looping.join().expect("no panic");
+                assert_eq!(iterations, words.count.load(Ordering::Relaxed), "none was lost");
             });
         });
     }
 }
 
-/// While somebody looks at it a goroutine does not run, whoever readies it and however long it takes.
+/// A goroutine that is inspected does not run, however long the inspection takes, and also if it is
+/// readied meanwhile.
 #[test]
-fn a_goroutine_that_is_looked_at_stays_where_it_is() {
-    const LOOK: Duration = Duration::from_millis(30);
+fn a_goroutine_does_not_run_while_it_is_inspected() {
+    const INSPECTION: Duration = Duration::from_millis(30);
     let entry = nested_loop(false);
     run(2, || {
         let words = Words::default();
@@ -269,7 +249,7 @@ fn a_goroutine_that_is_looked_at_stays_where_it_is() {
             wait_until("it loops", || words.count.load(Ordering::Relaxed) > 0);
             let visited = the_other().scan_stack(LONG, |_| {
                 let before = words.count.load(Ordering::Relaxed);
-                std::thread::sleep(LOOK);
+                std::thread::sleep(INSPECTION);
                 assert_eq!(words.count.load(Ordering::Relaxed), before);
                 ControlFlow::Break(())
             });
@@ -289,78 +269,79 @@ fn a_goroutine_that_is_looked_at_stays_where_it_is() {
                 value
             });
             let other = the_other();
-            // The other thread takes it: this one does nothing for it.
+            // The other thread steals it, since this one does not yield.
             let start = Instant::now();
             while !started.load(Ordering::Relaxed) {
                 assert!(start.elapsed() < LONG);
             }
             wait_for_receiver(other);
-            let mut looked = 0;
+            let mut visited_frames = 0;
             let visited = other.scan_stack(LONG, |_| {
-                if looked == 0 {
-                    // A thread of no run makes it runnable, and wakes its thread.
+                if visited_frames == 0 {
+                    // A foreign thread makes it runnable, and wakes its thread.
                     std::thread::scope(|threads| {
                         threads.spawn(|| channel.send(5).expect("open"));
                     });
-                    std::thread::sleep(LOOK);
+                    std::thread::sleep(INSPECTION);
                 }
-                looked += 1;
+                visited_frames += 1;
                 assert!(!received.load(Ordering::Relaxed));
                 ControlFlow::Continue(())
             });
             assert_eq!(visited, Ok(WalkEnd::Complete));
-            assert!(looked > 2, "{looked} frames");
+            assert!(visited_frames > 2, "{visited_frames} frames");
             assert_eq!(receiver.join().expect("no panic"), 5);
         });
     });
 }
 
-/// A goroutine that finds nobody to give way to leaves its stack nevertheless.
+/// A goroutine that yields while nothing else is runnable leaves its stack nevertheless.
 #[test]
-fn a_goroutine_alone_on_its_thread_is_stopped_between_two_turns() {
+fn a_goroutine_alone_on_its_thread_is_suspended_between_two_ticks() {
     run(2, || {
-        let (turns, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (ticks, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         scope(|s| {
             let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
             s.go(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    turns.fetch_add(1, Ordering::Relaxed);
+                    ticks.fetch_add(1, Ordering::Relaxed);
                     gosched();
                 }
             });
-            // The other thread takes it: this one does nothing for it.
+            // The other thread steals it, since this one does not yield.
             let start = Instant::now();
-            while turns.load(Ordering::Relaxed) == 0 {
+            while ticks.load(Ordering::Relaxed) == 0 {
                 assert!(start.elapsed() < LONG);
             }
             let other = the_other();
             let expected = Ok((vec![], WalkEnd::Complete));
             (0..50).for_each(|_| assert_eq!(scan(other), expected));
-            let before = turns.load(Ordering::Relaxed);
-            wait_until("it goes on", || turns.load(Ordering::Relaxed) > before);
+            let before = ticks.load(Ordering::Relaxed);
+            wait_until("it resumes", || ticks.load(Ordering::Relaxed) > before);
         });
     });
 }
 
-/// A goroutine that parks is waiting before its context is saved. It is not looked at then.
+/// The status of a parking goroutine is Waiting before its context is saved. It is not inspected in
+/// between.
 #[test]
-fn a_goroutine_on_its_way_to_park_is_not_read() {
+fn a_goroutine_that_is_about_to_park_is_not_scanned() {
     run(2, || {
         let entry = receiver(&["caller"], |parker: *const Chan<u64>| {
-            // A park before, so that there is an older context.
+            // Parks once before, so that there is an older context.
             sleep(Duration::from_millis(1));
             let own = this_goroutine().expect("on a goroutine");
-            // SAFETY: the test passes this, and it outlives the call.
+            // SAFETY: the test passes a pointer to this type, and the value outlives the call.
             let result = unsafe { &*parker.cast::<Mutex<Option<ScanError>>>() };
             let this = current();
-            // SAFETY: the thread that is started readies it, once, after this.
+            // SAFETY: the closure readies it once.
             unsafe {
                 gopark(WaitReason::Other, || {
-                    let looked = std::thread::spawn(move || {
-                        own.scan_stack(Duration::from_millis(5), |_| panic!("it moves"))
+                    let scan = std::thread::spawn(move || {
+                        own.scan_stack(Duration::from_millis(5), |_| panic!("it has not parked"))
                     });
-                    let looked = looked.join().expect("no panic");
-                    *result.lock().expect("not poisoned") = looked.err();
+                    let scan = scan.join().expect("no panic");
+                    *result.lock().expect("not poisoned") = scan.err();
                     goready(this);
                 });
             }
@@ -378,9 +359,9 @@ fn a_goroutine_on_its_way_to_park_is_not_read() {
     });
 }
 
-/// Nothing stops Rust code that does not poll. Who looks gives up.
+/// Rust code that does not poll cannot be suspended. Its inspection times out.
 #[test]
-fn a_goroutine_that_does_not_give_way_is_given_up() {
+fn the_inspection_of_a_goroutine_that_does_not_yield_times_out() {
     run(2, || {
         let (runs, polls, stop) =
             (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
@@ -400,7 +381,7 @@ fn a_goroutine_that_does_not_give_way_is_given_up() {
             }
             let other = the_other();
             let wait = Duration::from_millis(20);
-            match other.scan_stack(wait, |_| panic!("nothing is to be visited")) {
+            match other.scan_stack(wait, |_| panic!("it is running")) {
                 Err(ScanError::Running { waited }) => assert!(waited >= wait),
                 other => panic!("{other:?}"),
             }
@@ -412,21 +393,24 @@ fn a_goroutine_that_does_not_give_way_is_given_up() {
             assert_eq!(scan(other), Ok((vec![], WalkEnd::Complete)));
             let trace = traceback_all().into_iter().find(|t| t.id == other.id());
             let trace = trace.expect("it runs").to_string();
-            assert!(trace.contains("a_goroutine_that_does_not_give_way_is_given_up"), "{trace}");
+            assert!(
+                trace.contains("the_inspection_of_a_goroutine_that_does_not_yield_times_out"),
+                "{trace}"
+            );
             while runs.load(Ordering::Relaxed) == before {}
         });
     });
 }
 
-/// Two goroutines that look at each other, and a thread that looks at both, all the time.
+/// Two goroutines inspect each other, and a foreign thread inspects both, all the time.
 #[test]
-fn who_looks_at_each_other_gets_to_see_it() {
+fn goroutines_can_inspect_each_other() {
     let entry = nested_loop(false);
     let end = Instant::now() + stress_or(1.0);
     let scans = AtomicUsize::new(0);
-    let look = |whom: &dyn Fn() -> Vec<Goroutine>| {
+    let inspect = |targets: &dyn Fn() -> Vec<Goroutine>| {
         while Instant::now() < end {
-            for goroutine in whom() {
+            for goroutine in targets() {
                 match scan(goroutine) {
                     Ok((_, WalkEnd::Complete)) => {
                         scans.fetch_add(1, Ordering::Relaxed);
@@ -443,13 +427,13 @@ fn who_looks_at_each_other_gets_to_see_it() {
             let _stop = AtEnd(|| words.stop());
             s.go(|| enter(&entry, &words));
             std::thread::scope(|threads| {
-                let lookers = [s.go(|| look(&goroutines)), s.go(|| look(&goroutines))];
-                // Those of other tests may be anywhere.
+                let inspectors = [s.go(|| inspect(&goroutines)), s.go(|| inspect(&goroutines))];
+                // Fixed, since goroutines that other tests start later may not be suspendable.
                 let all = goroutines();
-                let thread = threads.spawn(move || look(&|| all.clone()));
-                // Not in native code: it is looked at itself.
+                let thread = threads.spawn(move || inspect(&|| all.clone()));
+                // This goroutine yields while it waits, since it is inspected itself.
                 wait_until("the thread is done", || thread.is_finished());
-                lookers.into_iter().for_each(|looker| looker.join().expect("no panic"));
+                inspectors.into_iter().for_each(|inspector| inspector.join().expect("no panic"));
                 thread.join().expect("no panic");
             });
         });
@@ -460,7 +444,7 @@ fn who_looks_at_each_other_gets_to_see_it() {
 }
 
 #[test]
-fn a_visit_that_must_not_is_told_so_and_lets_go() {
+fn a_forbidden_call_in_a_visitor_panics_and_the_goroutine_is_resumed() {
     run(1, || {
         let channel = Chan::<u64>::new(0);
         let entry = receiver(&["caller"], receive);
@@ -472,8 +456,8 @@ fn a_visit_that_must_not_is_told_so_and_lets_go() {
             type Visit<'a> = &'a dyn Fn();
             let visits: [(&str, Visit<'_>); 3] = [
                 ("cannot park inside of systemstack", &gosched),
-                ("a visit of its stack cannot look at others", &|| drop(scan(other))),
-                ("of its own", &|| panic!("of its own")),
+                ("a visit of its stack cannot inspect others", &|| drop(scan(other))),
+                ("by the visitor", &|| panic!("by the visitor")),
             ];
             for (expected, visit) in visits {
                 let visited = catch_unwind(AssertUnwindSafe(|| {
@@ -487,7 +471,7 @@ fn a_visit_that_must_not_is_told_so_and_lets_go() {
                 let text = text.or_else(|| payload.downcast_ref::<&str>().map(|&s| s.into()));
                 let text = text.expect("a message");
                 assert!(text.contains(expected), "{text}");
-                // It was let go, and so was the right to look.
+                // It was resumed, and the lock of inspections was released.
                 assert!(scan(other).is_ok());
             }
             channel.send(3).expect("open");
@@ -496,17 +480,17 @@ fn a_visit_that_must_not_is_told_so_and_lets_go() {
     });
 }
 
-/// Others that look are waited for within the time, too.
+/// The timeout of an inspection includes the wait for another inspection.
 #[test]
-fn who_waits_for_others_that_look_gives_up_in_time() {
+fn the_wait_for_another_inspection_times_out() {
     let entry = nested_loop(false);
     run(2, || {
         let words = Words::default();
-        let (looking, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (inspecting, done) = (AtomicBool::new(false), AtomicBool::new(false));
         scope(|s| {
             let _stop = AtEnd(|| words.stop());
             s.go(|| enter(&entry, &words));
-            // On the other thread: what visits it waits for this one.
+            // It must run on the other thread, since its visitor waits for this one.
             let start = Instant::now();
             while words.count.load(Ordering::Relaxed) == 0 {
                 assert!(start.elapsed() < LONG);
@@ -516,7 +500,7 @@ fn who_waits_for_others_that_look_gives_up_in_time() {
                 let _done = AtEnd(|| done.store(true, Ordering::Relaxed));
                 threads.spawn(|| {
                     let visited = other.scan_stack(LONG, |_| {
-                        looking.store(true, Ordering::Relaxed);
+                        inspecting.store(true, Ordering::Relaxed);
                         while !done.load(Ordering::Relaxed) {
                             std::thread::yield_now();
                         }
@@ -524,14 +508,14 @@ fn who_waits_for_others_that_look_gives_up_in_time() {
                     });
                     assert_eq!(visited, Ok(WalkEnd::Stopped));
                 });
-                wait_until("the thread looks", || looking.load(Ordering::Relaxed));
+                wait_until("the thread inspects", || inspecting.load(Ordering::Relaxed));
                 let wait = Duration::from_millis(10);
-                let looks: [&dyn Fn() -> Result<WalkEnd, ScanError>; 2] =
+                let inspections: [&dyn Fn() -> Result<WalkEnd, ScanError>; 2] =
                     [&|| other.scan_stack(wait, |_| ControlFlow::Continue(())), &|| {
                         systemstack(|| other.scan_stack(wait, |_| ControlFlow::Continue(())))
                     }];
-                for look in looks {
-                    match look() {
+                for inspection in inspections {
+                    match inspection() {
                         Err(ScanError::Running { waited }) => assert!(waited >= wait),
                         other => panic!("{other:?}"),
                     }
@@ -543,11 +527,11 @@ fn who_waits_for_others_that_look_gives_up_in_time() {
     });
 }
 
-/// One that has not begun, the calling one, one in the system stack.
+/// A goroutine that has not started, the calling one, one on the system stack, one that has ended.
 #[test]
-fn any_goroutine_can_be_named() {
+fn goroutines_in_all_states_can_be_inspected() {
     assert_eq!(this_goroutine(), None);
-    // Nobody gives way while it waits for others that look.
+    // No preemption while a goroutine waits for the inspections of other tests.
     let config = Config::new().processors(1).time_slice(None);
     let named = config.run(|| {
         let own = this_goroutine().expect("on a goroutine");
@@ -560,7 +544,7 @@ fn any_goroutine_can_be_named() {
         assert_eq!(scan(other), Ok((vec![], WalkEnd::Complete)));
         assert_eq!(handle.join().expect("no panic"), Some(other.id()));
         assert_eq!(scan(other), Err(ScanError::Ended));
-        // Its structure is used again, by another goroutine with another number.
+        // Another goroutine, with another id, reuses its G structure.
         let handle = go(|| sleep(Duration::from_millis(1)));
         gosched();
         assert_eq!(scan(other), Err(ScanError::Ended));
@@ -571,7 +555,7 @@ fn any_goroutine_can_be_named() {
         handle.join().expect("no panic");
     });
     named.expect("the run starts");
-    // Seen from outside of its run.
+    // Inspection from outside of the run.
     let (ready, done) = (AtomicU32::new(0), AtomicU32::new(0));
     std::thread::scope(|threads| {
         threads.spawn(|| {
@@ -592,7 +576,7 @@ fn any_goroutine_can_be_named() {
                 .iter()
                 .any(|goroutine| goroutine.scan_stack(wait, |_| ControlFlow::Continue(())).is_ok())
         );
-        // What an earlier run left behind does not belong to any.
+        // An abandoned goroutine of an earlier run is not listed.
         let left = run(1, || {
             let left = go(|| Chan::<()>::new(0).recv());
             gosched();
@@ -606,7 +590,7 @@ fn any_goroutine_can_be_named() {
     });
 }
 
-/// Debug information is read on the stack of the thread: a goroutine need not have the room for it.
+/// Debug information is read on the system stack, since the goroutine's stack may be too small.
 #[test]
 fn a_goroutine_with_the_smallest_stack_can_print_tracebacks() {
     run(1, || {
@@ -627,10 +611,10 @@ fn a_goroutine_with_the_smallest_stack_can_print_tracebacks() {
     });
 }
 
-/// A system at work: goroutines in JIT loops on all threads, parked ones, sleepers, and those that
-/// start and end all the time.
+/// A running system: goroutines in JIT loops on all threads, parked goroutines, sleepers, and
+/// goroutines that start and end all the time.
 #[test]
-fn a_running_system_is_traced_back_whole() {
+fn traceback_all_shows_all_goroutines_of_a_running_system() {
     let (preemptible, polling) = (nested_loop(false), nested_loop(true));
     run(3, || {
         let words: Vec<Words> = (0..6).map(|_| Words::default()).collect();
@@ -660,7 +644,7 @@ fn a_running_system_is_traced_back_whole() {
                 words.iter().all(|words| words.count.load(Ordering::Relaxed) > 0)
             });
             let end = Instant::now() + stress_or(1.0);
-            let mut rounds = 0;
+            let mut tracebacks = 0;
             while Instant::now() < end {
                 let all = traceback_all_within(LONG);
                 let of = |name: &str| {
@@ -672,9 +656,9 @@ fn a_running_system_is_traced_back_whole() {
                 assert_eq!(missing.count(), 0, "{all:?}");
                 assert_eq!((of("jit inner+"), of("jit inner polling+")), (3, 3), "{all:?}");
                 assert!(of("[chan receive]") >= 1, "{all:?}");
-                rounds += 1;
+                tracebacks += 1;
             }
-            assert!(rounds >= 1, "{rounds}");
+            assert!(tracebacks >= 1, "{tracebacks}");
         });
     });
 }

@@ -1,4 +1,5 @@
-//! The runtime from outside: goroutines, channels, scopes, timers, tracebacks, the FP control state.
+//! Tests of the runtime's public API: goroutines, channels, scopes, timers, tracebacks and the FP
+//! control state.
 
 mod bugs;
 mod channels;

@@ -1,4 +1,4 @@
-//! Goroutines, channels, scopes and the ends of runs, from outside.
+//! Goroutines, channels, scopes, and the end of a run.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -24,7 +24,7 @@ impl Drop for Dropped {
 }
 
 #[test]
-fn results_come_back_and_runs_borrow() {
+fn goroutines_return_results_and_a_run_may_borrow() {
     let mut log = Vec::new();
     let total = run(|| {
         let handles: Vec<_> = (0..1000u64).map(|i| go(move || i * i)).collect();
@@ -56,7 +56,7 @@ fn closures_and_results_of_any_size_and_alignment() {
             std::ptr::from_ref(&aligned) as usize
         });
         assert_eq!(address.join().expect("no panic") % 256, 0);
-        // A stack has no room for such alignments: these lie on the heap.
+        // Values of this alignment are boxed, since a stack slot does not align so far.
         let page = Page([1; 8192]);
         let page = go(move || page).join().expect("no panic");
         assert_eq!(page.0.iter().map(|&b| usize::from(b)).sum::<usize>(), 8192);
@@ -67,7 +67,7 @@ fn closures_and_results_of_any_size_and_alignment() {
 }
 
 #[test]
-fn every_result_is_dropped_exactly_once_whoever_is_first() {
+fn every_result_is_dropped_once_whether_the_handle_or_the_goroutine_ends_first() {
     let drops = Arc::new(AtomicUsize::new(0));
     let made = 5000;
     on(2, || {
@@ -104,7 +104,7 @@ fn every_result_is_dropped_exactly_once_whoever_is_first() {
 }
 
 #[test]
-fn a_goroutine_stays_on_its_thread_and_may_hold_what_is_not_send() {
+fn a_goroutine_stays_on_its_thread_and_may_hold_values_that_are_not_send() {
     on(4, || {
         let handles: Vec<_> = (0..64)
             .map(|_| {
@@ -112,9 +112,9 @@ fn a_goroutine_stays_on_its_thread_and_may_hold_what_is_not_send() {
                     let home = std::thread::current().id();
                     let counter = Rc::new(Cell::new(0));
                     let other = counter.clone();
-                    for round in 0..200 {
-                        if round % 8 == 0 {
-                            // Wakes thieves.
+                    for n in 0..200 {
+                        if n % 8 == 0 {
+                            // Wakes threads that steal.
                             drop(go(|| ()));
                         }
                         other.set(other.get() + 1);
@@ -160,19 +160,20 @@ fn goroutines_that_have_not_started_are_stolen() {
 
 #[test]
 fn migratable_goroutines_continue_on_other_threads() {
-    fn round() -> usize {
+    /// The number of migrations of 32 goroutines that yield 2000 times each.
+    fn migrations() -> usize {
         let moves = Arc::new(AtomicUsize::new(0));
         let handles: Vec<_> = (0..32u64)
             .map(|i| {
                 let moves = moves.clone();
-                // SAFETY: nothing that is not Send, and no thread-local, lives over `gosched`.
+                // SAFETY: over `gosched` the goroutine keeps no thread-local, and only Send values.
                 unsafe {
                     Builder::new()
                         .go_migratable(move || {
                             let mut at = std::thread::current().id();
                             let mut x = i;
-                            for round in 0..2000 {
-                                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
+                            for n in 0..2000 {
+                                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(n);
                                 gosched();
                                 let now = std::thread::current().id();
                                 if now != at {
@@ -187,34 +188,33 @@ fn migratable_goroutines_continue_on_other_threads() {
             })
             .collect();
         for (i, handle) in handles.into_iter().enumerate() {
-            let expected = (0..2000u64).fold(i as u64, |x, round| {
-                x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round)
-            });
+            let expected = (0..2000u64)
+                .fold(i as u64, |x, n| x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(n));
             assert_eq!(handle.join().expect("no panic"), expected);
         }
         moves.load(Ordering::Relaxed)
     }
-    // Where the machine is busy, one thread may do a round alone.
+    // On a busy machine one thread may run all 32 alone.
     let patience = Instant::now();
     let moves = on(4, || {
         loop {
-            match round() {
+            match migrations() {
                 0 if patience.elapsed() < Duration::from_secs(20) => {}
                 moves => break moves,
             }
         }
     });
-    assert!(moves > 0, "some goroutine continued elsewhere");
+    assert!(moves > 0, "no goroutine migrated");
 }
 
 #[test]
-fn migratable_goroutines_meet_in_channels_and_sleep() {
+fn migratable_goroutines_use_channels_and_sleep() {
     on(4, || {
         let channel = Chan::new(3);
         let senders: Vec<_> = (0..16u64)
             .map(|i| {
                 let channel = channel.clone();
-                // SAFETY: nothing that is not Send, and no thread-local, lives over a park.
+                // SAFETY: over a park the goroutine keeps no thread-local, and only Send values.
                 unsafe {
                     Builder::new()
                         .go_migratable(move || {
@@ -248,12 +248,12 @@ fn channels_keep_order_and_capacity() {
         assert_eq!(channel.len(), 2);
         let other = channel.clone();
         let sender = go(move || (3..=5).for_each(|n| other.send(n).expect("open")));
-        // One turn in a few goes to whoever has run before, here to this goroutine again.
+        // Every few ticks the global queue comes first, here with this goroutine again.
         gosched();
         gosched();
         assert_eq!(channel.len(), 2, "the sender waits");
         assert_eq!(channel.recv(), Ok(1));
-        assert_eq!(channel.len(), 2, "what it sends has moved up");
+        assert_eq!(channel.len(), 2, "the sender's value has moved up");
         let rest: Result<Vec<_>, _> = (0..4).map(|_| channel.recv()).collect();
         assert_eq!(rest, Ok(vec![2, 3, 4, 5]));
         sender.join().expect("no panic");
@@ -261,7 +261,7 @@ fn channels_keep_order_and_capacity() {
 }
 
 #[test]
-fn a_closed_channel_drains_and_gives_values_back() {
+fn a_closed_channel_drains_and_returns_the_values_of_blocked_senders() {
     on(1, || {
         let channel = Chan::new(1);
         channel.send("kept").expect("open");
@@ -318,7 +318,7 @@ fn foreign_threads_use_channels_and_join() {
         let (to, from) = (to.clone(), from.clone());
         let worker =
             go(move || to.iter().map(|n| from.send(n * 2).map_or(0, |()| 1)).sum::<usize>());
-        // Joined on a thread of its own, which blocks.
+        // `join` blocks a foreign thread.
         let joiner = std::thread::spawn(move || worker.join().expect("no panic"));
         while !joiner.is_finished() {
             sleep(Duration::from_millis(1));
@@ -331,21 +331,21 @@ fn foreign_threads_use_channels_and_join() {
 }
 
 #[test]
-fn select_takes_what_can_happen() {
+fn select_chooses_a_case_that_is_ready() {
     on(2, || {
         let (a, b) = (Chan::new(0), Chan::new(1));
         let (mut x, mut y) = (None, Some(5u8));
         assert_eq!(try_select(&mut [Case::recv(&a, &mut x)]), None);
         let chosen = select(&mut [Case::<'_>::recv(&a, &mut x), Case::send(&b, &mut y)]);
         assert_eq!((chosen, x, y), (1, None::<u8>, None));
-        // The buffer is full: the case waits, until the other one can happen.
+        // The buffer is full: select waits until the other case is ready.
         let sender = {
             let a = a.clone();
             go(move || a.send(9).is_ok())
         };
         let (mut x, mut y) = (None, Some(6u8));
         let chosen = select(&mut [Case::recv(&a, &mut x), Case::send(&b, &mut y)]);
-        assert_eq!((chosen, x, y), (0, Some(9), Some(6)), "the value comes back");
+        assert_eq!((chosen, x, y), (0, Some(9), Some(6)), "the value is still in its slot");
         assert!(sender.join().expect("no panic"));
         // A closed channel is always ready.
         a.close();
@@ -358,7 +358,7 @@ fn select_takes_what_can_happen() {
         let mut nothing: Option<u8> = None;
         assert_eq!(try_select(&mut [Case::send(&a, &mut nothing)]), None);
         assert_eq!(try_select(&mut []), None);
-        // The same channel twice.
+        // One channel in two cases.
         let c = Chan::new(1);
         let (mut x, mut y) = (Some(1), None);
         let first = select(&mut [Case::send(&c, &mut x), Case::recv(&c, &mut y)]);
@@ -380,7 +380,7 @@ fn selects_from_both_sides_pass_every_value_once() {
                         let mut slots = slots.iter_mut();
                         let mut cases: Vec<_> = channels
                             .iter()
-                            .map(|c| Case::send(c, slots.next().expect("as many")))
+                            .map(|c| Case::send(c, slots.next().expect("one slot a channel")))
                             .collect();
                         select(&mut cases);
                     }
@@ -400,7 +400,7 @@ fn selects_from_both_sides_pass_every_value_once() {
                             .iter()
                             .zip(open)
                             .map(|(c, open)| {
-                                let slot = slot.next().expect("as many");
+                                let slot = slot.next().expect("one slot a channel");
                                 if open { Case::recv(c, slot) } else { Case::send(c, slot) }
                             })
                             .collect();
@@ -451,7 +451,7 @@ fn sleepers_wake_in_order_and_not_early() {
 }
 
 #[test]
-fn a_pair_that_wakes_each_other_starves_nobody() {
+fn a_pair_that_wakes_each_other_does_not_starve_others() {
     on(1, || {
         let (a, b) = (Chan::new(0), Chan::new(0));
         let stop = Arc::new(AtomicBool::new(false));
@@ -466,7 +466,7 @@ fn a_pair_that_wakes_each_other_starves_nobody() {
             })
         };
         let echo = go(move || a.iter().for_each(|()| b.send(()).expect("open")));
-        // This goroutine only runs if the pair lets it.
+        // This goroutine runs only if the pair does not starve it.
         for _ in 0..100 {
             gosched();
         }
@@ -477,7 +477,7 @@ fn a_pair_that_wakes_each_other_starves_nobody() {
 }
 
 #[test]
-fn a_scope_waits_and_tells_of_panics() {
+fn a_scope_waits_and_propagates_panics() {
     let mut cells = vec![0u64; 100];
     run(|| {
         let sum = scope(|s| {
@@ -525,14 +525,14 @@ fn a_scope_waits_and_tells_of_panics() {
 }
 
 #[test]
-fn a_panic_of_main_comes_out_of_run() {
+fn a_panic_of_the_main_goroutine_propagates_out_of_run() {
     let caught = std::panic::catch_unwind(|| run(|| panic!("main fails")));
     assert_eq!(caught.expect_err("it panicked").downcast_ref(), Some(&"main fails"));
     assert_eq!(run(|| 3), 3, "another run works");
 }
 
 #[test]
-fn what_a_run_leaves_behind_is_abandoned() {
+fn goroutines_that_outlive_their_run_are_abandoned() {
     let never: Chan<u8> = Chan::new(0);
     let (parked, unstarted) = on(2, || {
         let never = never.clone();
@@ -555,9 +555,9 @@ fn what_a_run_leaves_behind_is_abandoned() {
         Err(payload) => payload,
     };
     assert!(payload.is::<Abandoned>());
-    // A receiver that will never run takes no value.
+    // A receiver that will never run receives no value.
     assert_eq!(never.try_send(1), Err(TrySendError::Full(1)));
-    // Nor does a later run continue it.
+    // A later run does not resume it either.
     on(2, || {
         never.close();
         (0..100).for_each(|_| gosched());
@@ -565,17 +565,17 @@ fn what_a_run_leaves_behind_is_abandoned() {
 }
 
 #[test]
-fn a_goroutine_that_was_left_behind_is_not_continued_by_a_later_run() {
+fn an_abandoned_goroutine_is_not_resumed_by_a_later_run() {
     let parked = Arc::new(Mutex::new(None));
-    let continued = Arc::new(AtomicBool::new(false));
+    let resumed = Arc::new(AtomicBool::new(false));
     on(2, || {
-        let (parked, continued) = (parked.clone(), continued.clone());
+        let (parked, resumed) = (parked.clone(), resumed.clone());
         let handle = go(move || {
-            // SAFETY: readied once below, after the lock was given back.
+            // SAFETY: readied once below, after the lock is released.
             unsafe {
                 gopark(WaitReason::Other, || *parked.lock().expect("whole") = Some(current()))
             };
-            continued.store(true, Ordering::SeqCst);
+            resumed.store(true, Ordering::SeqCst);
         });
         let all_waiting =
             || runtime::traceback_all().iter().any(|t| t.wait_reason == WaitReason::Other);
@@ -587,7 +587,7 @@ fn a_goroutine_that_was_left_behind_is_not_continued_by_a_later_run() {
     let parker = parked.lock().expect("whole").take().expect("it parked");
     // The later run uses the same thread structures.
     on(2, || {
-        // SAFETY: it is in `gopark`, and nobody else readies it.
+        // SAFETY: it is in `gopark`, and only this readies it.
         let foreign = std::thread::spawn(move || unsafe { goready(parker) });
         foreign.join().expect("no panic");
         let until = Instant::now() + Duration::from_millis(50);
@@ -595,12 +595,12 @@ fn a_goroutine_that_was_left_behind_is_not_continued_by_a_later_run() {
             go(gosched).join().expect("no panic");
         }
     });
-    assert!(!continued.load(Ordering::SeqCst));
+    assert!(!resumed.load(Ordering::SeqCst));
 }
 
 #[test]
 fn park_and_ready_are_enough_to_build_a_lock() {
-    /// A lock of goroutines: a queue of who waits, behind a std Mutex.
+    /// A lock for goroutines: a flag and the parkers of waiting goroutines, in a std Mutex.
     struct Lock {
         state: Mutex<(bool, Vec<runtime::Parker>)>,
     }
@@ -612,13 +612,14 @@ fn park_and_ready_are_enough_to_build_a_lock() {
                 return;
             }
             state.1.push(current());
-            // SAFETY: `unlock` readies each parker that it takes once, after the guard is gone.
+            // SAFETY: `unlock` readies each parker that it takes once, after the guard is dropped.
             unsafe { gopark(WaitReason::Other, || drop(state)) };
         }
         fn unlock(&self) {
             let mut state = self.state.lock().expect("whole");
             match state.1.pop() {
-                // SAFETY: it parked in `lock`, and its `unlock` closure has run: we hold the lock.
+                // SAFETY: it parked in `lock`, and its closure has run, since the mutex is held
+                // here.
                 Some(parker) => unsafe { goready(parker) },
                 None => state.0 = false,
             }
@@ -654,7 +655,7 @@ fn a_hundred_thousand_parked_goroutines_fit_in_a_gibibyte() {
         let pages: usize = statm.split(' ').nth(1).and_then(|p| p.parse().ok()).expect("a number");
         pages * 4096
     }
-    // In a child: the memory of the process is measured.
+    // In a child process, since the memory of the whole process is measured.
     let child =
         Child::of("a_hundred_thousand_parked_goroutines_fit_in_a_gibibyte").limit_seconds(120);
     let outcome = child.run(|| {

@@ -1,5 +1,5 @@
-//! Who runs next: time slices that are inherited, timers of threads that are kept busy, many
-//! processors, and the counters that tell.
+//! Scheduling order: inherited time slices, timers of busy threads, many processors, and the
+//! counters.
 
 #![allow(unsafe_code, reason = "starts migratable goroutines")]
 
@@ -26,20 +26,20 @@ fn compute(time: Duration) {
     }
 }
 
-/// Two goroutines that wake each other in turn have one time slice, not a new one each time: a third
-/// one waits for that slice, and not for the 128 turns after which it would come in any case.
+/// Two goroutines that wake each other share one time slice instead of starting a new one each
+/// time. A third goroutine waits for the end of that slice, and not for the limit of 128 ticks.
 #[test]
-fn a_pair_that_wakes_each_other_shares_a_slice() {
-    const TURN: Duration = Duration::from_millis(2);
+fn a_pair_that_wakes_each_other_shares_a_time_slice() {
+    const TICK: Duration = Duration::from_millis(2);
     let gaps: Vec<u64> = run(1, || {
-        let turns = AtomicU64::new(0);
+        let ticks = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         let (there, back) = (Chan::new(0), Chan::new(0));
         scope(|s| {
             s.go(|| {
                 while back.recv().is_ok() {
-                    turns.fetch_add(1, Ordering::Relaxed);
-                    compute(TURN);
+                    ticks.fetch_add(1, Ordering::Relaxed);
+                    compute(TICK);
                     if there.send(()).is_err() {
                         break;
                     }
@@ -49,36 +49,36 @@ fn a_pair_that_wakes_each_other_shares_a_slice() {
                 while !stop.load(Ordering::Relaxed) {
                     back.send(()).expect("open");
                     let _ = there.recv();
-                    turns.fetch_add(1, Ordering::Relaxed);
-                    compute(TURN);
+                    ticks.fetch_add(1, Ordering::Relaxed);
+                    compute(TICK);
                 }
                 there.close();
                 back.close();
             });
-            while turns.load(Ordering::Relaxed) < 4 {
+            while ticks.load(Ordering::Relaxed) < 4 {
                 gosched();
             }
             let gaps = (0..6).map(|_| {
-                let before = turns.load(Ordering::Relaxed);
+                let before = ticks.load(Ordering::Relaxed);
                 gosched();
-                turns.load(Ordering::Relaxed) - before
+                ticks.load(Ordering::Relaxed) - before
             });
             let gaps = gaps.collect();
             stop.store(true, Ordering::Relaxed);
             gaps
         })
     });
-    println!("turns in between: {gaps:?}");
+    println!("ticks in between: {gaps:?}");
     assert!(*gaps.iter().min().expect("six") < 40, "{gaps:?}");
     assert!(gaps.iter().all(|gap| *gap <= 129), "{gaps:?}");
 }
 
-/// Without sysmon nobody ends a slice; then the number of turns has a limit.
+/// Without sysmon time slices do not end; then the number of ticks is limited.
 #[test]
-fn a_pair_that_wakes_each_other_cannot_go_on_for_ever() {
+fn the_ticks_of_a_pair_that_wakes_each_other_are_limited() {
     let config = Config::new().processors(1).time_slice(None);
     let gap = config.run(|| {
-        let turns = AtomicU64::new(0);
+        let ticks = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         let channel = Chan::new(0);
         scope(|s| {
@@ -86,16 +86,16 @@ fn a_pair_that_wakes_each_other_cannot_go_on_for_ever() {
             s.go(|| {
                 while !stop.load(Ordering::Relaxed) {
                     channel.send(()).expect("open");
-                    turns.fetch_add(1, Ordering::Relaxed);
+                    ticks.fetch_add(1, Ordering::Relaxed);
                 }
                 channel.close();
             });
-            while turns.load(Ordering::Relaxed) == 0 {
+            while ticks.load(Ordering::Relaxed) == 0 {
                 gosched();
             }
-            let before = turns.load(Ordering::Relaxed);
+            let before = ticks.load(Ordering::Relaxed);
             gosched();
-            let gap = turns.load(Ordering::Relaxed) - before;
+            let gap = ticks.load(Ordering::Relaxed) - before;
             stop.store(true, Ordering::Relaxed);
             gap
         })
@@ -104,41 +104,42 @@ fn a_pair_that_wakes_each_other_cannot_go_on_for_ever() {
     assert!((10..1000).contains(&gap), "{gap}");
 }
 
-/// Timers are looked at now and then only, but for one that sysmon has seen to be late.
+/// A busy thread checks its timers only now and then, unless sysmon has found one that is late.
 #[test]
-fn sleepers_do_not_wait_for_many_long_turns() {
-    const TURN: Duration = Duration::from_millis(4);
+fn sleepers_do_not_wait_for_many_long_ticks() {
+    const TICK: Duration = Duration::from_millis(4);
     const SLEEPS: u64 = 8;
-    let turns_slept = run(1, || {
-        let turns = AtomicU64::new(0);
+    let ticks_slept = run(1, || {
+        let ticks = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         scope(|s| {
             for _ in 0..2 {
                 s.go(|| {
                     while !stop.load(Ordering::Relaxed) {
-                        turns.fetch_add(1, Ordering::Relaxed);
-                        compute(TURN);
+                        ticks.fetch_add(1, Ordering::Relaxed);
+                        compute(TICK);
                         gosched();
                     }
                 });
             }
             gosched();
-            let before = turns.load(Ordering::Relaxed);
+            let before = ticks.load(Ordering::Relaxed);
             (0..SLEEPS).for_each(|_| sleep(Duration::from_millis(1)));
             stop.store(true, Ordering::Relaxed);
-            turns.load(Ordering::Relaxed) - before
+            ticks.load(Ordering::Relaxed) - before
         })
     });
-    println!("{turns_slept} turns in {SLEEPS} sleeps");
-    // One turn runs when the timer is due; sysmon looks once in a slice; the two others go first.
-    assert!(turns_slept < 8 * SLEEPS, "{turns_slept}");
+    println!("{ticks_slept} ticks in {SLEEPS} sleeps");
+    // One tick runs when the timer is due, sysmon checks once a time slice, and the two other
+    // goroutines run first.
+    assert!(ticks_slept < 8 * SLEEPS, "{ticks_slept}");
 }
 
-/// A goroutine that may run anywhere does not sleep on while the thread that it fell asleep on is
-/// kept by code that does not give way.
+/// A migratable sleeper wakes although code that does not yield occupies the thread on which it
+/// went to sleep.
 #[test]
-fn a_sleeper_that_may_move_is_woken_by_another_thread() {
-    // A machine that is too slow may need another try, with more time.
+fn a_migratable_sleeper_is_woken_by_another_thread() {
+    // A slow machine may need another try with a longer sleep.
     let slept = (0..5).find(|tries| sleeps_elsewhere(Duration::from_millis(500 << tries)));
     assert!(slept.is_some());
 }
@@ -150,7 +151,7 @@ fn sleeps_elsewhere(time: Duration) -> bool {
         static AWAKE: AtomicBool = AtomicBool::new(false);
         AWAKE.store(false, Ordering::Relaxed);
         scope(|s| {
-            // Keeps the other thread while the sleeper falls asleep on this one.
+            // Occupies the other thread until the sleeper sleeps on this one.
             s.go(|| {
                 started.store(1, Ordering::Release);
                 while !release.load(Ordering::Acquire) {
@@ -160,7 +161,7 @@ fn sleeps_elsewhere(time: Duration) -> bool {
             while started.load(Ordering::Acquire) == 0 {
                 std::hint::spin_loop();
             }
-            // SAFETY: it has nothing of a thread's over the sleep.
+            // SAFETY: over the sleep it keeps nothing that belongs to a thread.
             let sleeper = unsafe {
                 Builder::new()
                     .go_migratable(move || {
@@ -169,14 +170,14 @@ fn sleeps_elsewhere(time: Duration) -> bool {
                     })
                     .expect("memory")
             };
-            // It falls asleep here, and the other thread has time to do so too before it is due.
+            // It sleeps on this thread, and the other thread has time to go idle before it is due.
             gosched();
             release.store(true, Ordering::Release);
             let start = Instant::now();
             compute(Duration::from_millis(100));
             let was_asleep = !AWAKE.load(Ordering::Acquire);
             while !AWAKE.load(Ordering::Acquire) {
-                assert!(start.elapsed() < Duration::from_secs(20), "it sleeps on");
+                assert!(start.elapsed() < Duration::from_secs(20), "it still sleeps");
                 std::hint::spin_loop();
             }
             sleeper.join().expect("no panic");
@@ -185,25 +186,28 @@ fn sleeps_elsewhere(time: Duration) -> bool {
     })
 }
 
-/// What one goroutine makes runnable another thread takes, though the first goes on: by a channel, and
-/// sleepers that are due together.
+/// Another thread steals goroutines that become runnable while the goroutine that readied them, by
+/// a channel, or the first of several sleepers that are due together, keeps running.
 #[test]
-fn what_may_move_is_offered_to_a_thread_that_sleeps() {
+fn migratable_goroutines_are_offered_to_an_idle_thread() {
     run(2, || {
         let done = std::sync::Arc::new(AtomicUsize::new(0));
         let sleepers: Vec<_> = (0..6)
             .map(|_| {
                 let done = std::sync::Arc::clone(&done);
-                // SAFETY: it has nothing of a thread's over the sleep.
+                // SAFETY: over the sleep it keeps nothing that belongs to a thread.
                 unsafe {
                     Builder::new()
                         .go_migratable(move || {
                             sleep(Duration::from_millis(100));
-                            // Once one is here, another one comes elsewhere before this one ends.
+                            // The first one waits until another one runs on another thread.
                             let start = Instant::now();
                             done.fetch_add(1, Ordering::Relaxed);
                             while done.load(Ordering::Relaxed) < 2 {
-                                assert!(start.elapsed() < Duration::from_secs(20), "nobody came");
+                                assert!(
+                                    start.elapsed() < Duration::from_secs(20),
+                                    "none was stolen"
+                                );
                                 std::hint::spin_loop();
                             }
                         })
@@ -217,7 +221,7 @@ fn what_may_move_is_offered_to_a_thread_that_sleeps() {
         let receivers: Vec<_> = (0..4)
             .map(|_| {
                 let (channel, done) = (channel.clone(), std::sync::Arc::clone(&done));
-                // SAFETY: it has nothing of a thread's over the receive.
+                // SAFETY: over the receive it keeps nothing that belongs to a thread.
                 unsafe {
                     Builder::new()
                         .go_migratable(move || {
@@ -230,15 +234,15 @@ fn what_may_move_is_offered_to_a_thread_that_sleeps() {
             .collect();
         let is_waiting =
             |g: &Goroutine| g.status() == Some((Status::Waiting, WaitReason::ChanReceive));
-        // Parked on this thread, wherever they began.
+        // They park on either thread, and are readied on this one.
         while goroutines().iter().filter(|g| is_waiting(g)).count() < 4 {
             gosched();
         }
-        // The other thread has time to fall asleep.
+        // Gives the other thread time to go idle.
         compute(Duration::from_millis(50));
         (0..4).for_each(|_| channel.send(()).expect("open"));
         let start = Instant::now();
-        // The one that was readied last goes next on this thread.
+        // The one that was readied last is in this thread's run-next slot.
         while done.load(Ordering::Relaxed) < 3 {
             assert!(start.elapsed() < Duration::from_secs(20), "{:?}", stats());
             std::hint::spin_loop();
@@ -248,7 +252,7 @@ fn what_may_move_is_offered_to_a_thread_that_sleeps() {
 }
 
 #[test]
-fn what_happens_is_counted() {
+fn stats_count_switches_timers_sleeps_and_steals() {
     let since = |before: Stats| {
         let now = stats();
         let parts = [
@@ -265,7 +269,7 @@ fn what_happens_is_counted() {
         (0..100).for_each(|_| gosched());
         other.join().expect("no panic");
         let ([switches, inherited, timers, sleeps], now) = since(before);
-        // Its start, one for each time that somebody gave way, and the end of the join.
+        // Its start, one for each yield, and the end of the join.
         assert!((200..=203).contains(&switches), "{switches}");
         assert_eq!((inherited, timers, sleeps), (0, 0, 0));
         assert_eq!((now.steals, now.stolen), (0, 0));
@@ -291,13 +295,13 @@ fn what_happens_is_counted() {
             for _ in 0..100 {
                 s.go(|| done.fetch_add(1, Ordering::Relaxed));
             }
-            // This thread does nothing for them.
+            // This thread does not yield to them.
             let start = Instant::now();
             while done.load(Ordering::Relaxed) < 100 {
                 assert!(start.elapsed() < Duration::from_secs(20), "{:?}", stats());
             }
             let stats = stats();
-            // All of them, wherever the other thread found them.
+            // All of them, from whichever queue the other thread took them.
             assert!(stats.switches - before.switches >= 100, "{stats:?}");
             assert!((1..=100).contains(&stats.steals), "{stats:?}");
             assert!((stats.steals..=100).contains(&stats.stolen), "{stats:?}");
@@ -305,9 +309,9 @@ fn what_happens_is_counted() {
     });
 }
 
-/// The end of a scope meets the end of its last goroutine, which another thread runs, at every moment.
+/// The end of a scope's body races with the end of its last goroutine on another thread.
 #[test]
-fn a_scope_ends_whoever_comes_last() {
+fn a_scope_ends_whether_its_body_or_a_goroutine_ends_last() {
     run(2, || {
         let end = Instant::now() + Duration::from_secs(1);
         let (mut scopes, mut sum, done) = (0u64, 0, AtomicU64::new(0));
@@ -320,7 +324,7 @@ fn a_scope_ends_whoever_comes_last() {
                     s.go(|| done.fetch_add(1, Ordering::Relaxed));
                     done.fetch_add(1, Ordering::Relaxed);
                 });
-                // Now and then so long that the other thread has run both.
+                // Sometimes long enough that the other thread has run both.
                 (0..scopes % 256).for_each(|_| std::hint::spin_loop());
             });
             sum += 2;
@@ -331,9 +335,9 @@ fn a_scope_ends_whoever_comes_last() {
     });
 }
 
-/// As many processors as there can be, far more than this machine has.
+/// Far more processors than CPUs.
 #[test]
-fn as_many_processors_as_there_can_be_share_the_work() {
+fn the_maximum_number_of_processors_share_the_work() {
     const GOROUTINES: usize = 4000;
     let config = Config::new().processors(MAX_PROCESSORS);
     let (sum, threads) = config

@@ -1,4 +1,4 @@
-//! Starting goroutines: the builder, names, handles, and what misuse says.
+//! Starting goroutines: the builder, names, handles, and the messages for misuse.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -7,9 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dynasmrt::{DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{FrameClass, Jit};
+use footbridge::jit::Jit;
 use footbridge::runtime::{
     Abandoned, Builder, Case, Chan, Config, StackError, Traceback, WaitReason, go, gopark,
     goroutines, gosched, run, scope, select, select_timeout, sleep, systemstack, this_goroutine,
@@ -17,6 +16,7 @@ use footbridge::runtime::{
 };
 
 use support::child;
+use support::code::caller;
 use support::runs::on;
 
 fn own_name() -> Option<String> {
@@ -52,12 +52,12 @@ fn every_way_to_start_a_goroutine_gives_it_a_name() {
             handle.join().expect("no panic")
         });
         assert_eq!(scoped.as_deref(), Some("scoped"));
-        // SAFETY: nothing of the goroutine knows its thread.
+        // SAFETY: the goroutine uses nothing that belongs to its thread.
         let migratable = unsafe { Builder::new().name("migratable").go_migratable(own_name) };
         let migratable = migratable.expect("memory");
         assert_eq!(migratable.name(), Some("migratable"));
         assert_eq!(migratable.join().expect("no panic").as_deref(), Some("migratable"));
-        // A stack has no room for such alignments: this one is started in another way.
+        // A closure of this alignment is boxed, since a stack slot does not align so far.
         #[repr(align(8192))]
         struct Page(u8);
         let page = Page(7);
@@ -74,30 +74,14 @@ fn goroutines_that_jit_code_starts_have_the_name_of_the_builder() {
     const GO: Convention = Convention::GoAbiInternal;
     static SEEN: Mutex<Vec<Option<String>>> = Mutex::new(Vec::new());
     let jit = Jit::new().expect("code memory");
-    let note = || SEEN.lock().expect("not poisoned").push(own_name());
-    let note = jit.named_goroutine_fn("note", GO, note).expect("a stub");
-    let call = |name: &str, target: usize| {
-        // SAFETY: a standard frame around a call.
-        let code = unsafe {
-            jit.install(name, FrameClass::Standard, |ops| {
-                dynasm!(ops
-                    ; .arch x64
-                    ; push rbp
-                    ; mov rbp, rsp
-                    ; call extern target
-                    ; pop rbp
-                    ; ret
-                );
-            })
-        };
-        code.expect("it installs")
-    };
-    let body = call("body", note.address());
+    let record = || SEEN.lock().expect("not poisoned").push(own_name());
+    let record = jit.named_goroutine_fn("record", GO, record).expect("a stub");
+    let body = caller("body", record.address());
     let signature = "fn()".parse().expect("a signature");
     let builder = Builder::new().name("of jit").stack_bytes(256 << 10);
     // SAFETY: code of this type, without arguments.
     let start = unsafe { builder.spawn_fn(&jit, GO, &signature, &body) }.expect("a stub");
-    let main = call("main", start.address());
+    let main = caller("main", start.address());
     // SAFETY: of this type.
     let main = unsafe { main.enter::<fn()>(GO) }.expect("an entry");
     run(|| {
@@ -136,7 +120,7 @@ fn tracebacks_show_names() {
         );
         assert_eq!(first_line(trace), format!("goroutine {id} \"pump\" [chan receive]:"));
         let id = odd.id();
-        // One line, whatever the name.
+        // Line breaks in a name are escaped.
         assert_eq!(
             first_line(of(id)),
             format!("goroutine {id} \"a \\\"b\\\"\\n\" [chan receive]:")
@@ -145,14 +129,14 @@ fn tracebacks_show_names() {
     });
 }
 
-/// A name goes with its goroutine, and not with the structure that another one takes over.
+/// A name belongs to a goroutine, not to the G structure that a later goroutine reuses.
 #[test]
-fn names_are_those_of_their_goroutines_however_many_come_and_go() {
-    const ROUNDS: u64 = 3000;
+fn a_reused_g_does_not_keep_the_name_of_the_goroutine_before() {
+    const STARTS: u64 = 3000;
     on(2, || {
         let stop = AtomicBool::new(false);
         let (truth, seen) = scope(|s| {
-            // Reads names while they come and go, by way of structures that are used again.
+            // Reads names while goroutines start and end in reused G structures.
             let reader = s.go(|| {
                 let mut seen = HashMap::new();
                 while !stop.load(Ordering::Relaxed) {
@@ -168,21 +152,21 @@ fn names_are_those_of_their_goroutines_however_many_come_and_go() {
                 seen
             });
             let mut truth = HashMap::new();
-            for round in 0..ROUNDS {
-                let builder = match round % 3 {
+            for n in 0..STARTS {
+                let builder = match n % 3 {
                     0 => Builder::new(),
-                    _ => Builder::new().name(format!("round {round}")),
+                    _ => Builder::new().name(format!("number {n}")),
                 };
                 let handle = builder.go(own_name).expect("memory");
                 let name = handle.name().map(str::to_string);
-                assert_eq!(name, (round % 3 != 0).then(|| format!("round {round}")));
+                assert_eq!(name, (n % 3 != 0).then(|| format!("number {n}")));
                 truth.insert(handle.id(), name.clone());
                 assert_eq!(handle.join().expect("no panic"), name);
             }
             stop.store(true, Ordering::Relaxed);
             (truth, reader.join().expect("no panic"))
         });
-        assert_eq!(truth.len() as u64, ROUNDS);
+        assert_eq!(truth.len() as u64, STARTS);
         for (id, name) in seen {
             assert_eq!(truth.get(&id), Some(&Some(name)), "goroutine {id}");
         }
@@ -198,7 +182,7 @@ fn a_panic_shows_the_name_of_its_goroutine() {
             assert_eq!(named.id(), 2, "the main goroutine is the first");
             assert!(named.join().is_err());
             assert!(go(panics("second")).join().is_err());
-            // One that is caught is printed, too; one that has no message is not.
+            // A caught panic is printed too; `resume_unwind` prints nothing.
             let caught = move || drop(catch_unwind(panics("third")));
             Builder::new().name("pump").go(caught).expect("memory").join().expect("caught");
             let silent = || panic::resume_unwind(Box::new(1));
@@ -249,7 +233,7 @@ fn a_deadlock_shows_names() {
 }
 
 #[test]
-fn refusals_contain_what_was_to_run_and_why() {
+fn a_refused_start_returns_the_closure_and_the_reason() {
     run(|| {
         let (requested, text) = ((8 << 20) + 1, String::from("kept"));
         let builder = Builder::new().name("large").stack_bytes(requested);
@@ -259,7 +243,7 @@ fn refusals_contain_what_was_to_run_and_why() {
         let source = refused.source().expect("a reason").to_string();
         assert_eq!(refused.to_string(), format!("a goroutine could not be started: {source}"));
         assert_eq!(refused.into_inner()(), "kept");
-        // The scope does not wait for one that was not started.
+        // The scope does not wait for a goroutine that was not started.
         let mut list = vec![1];
         let sum = scope(|s| {
             let refused = builder.go_scoped(s, || list.push(2)).map(drop).expect_err("too large");
@@ -272,7 +256,7 @@ fn refusals_contain_what_was_to_run_and_why() {
     assert_eq!(error.to_string(), "the run ended before the goroutine did");
 }
 
-/// Where a panic says that it is, and what it says.
+/// The file, line and message that the panic of `f` reports.
 fn report_of(f: impl FnOnce()) -> (String, u32, String) {
     static LOCK: Mutex<()> = Mutex::new(());
     static REPORT: Mutex<Option<(String, u32, String)>> = Mutex::new(None);
@@ -292,9 +276,9 @@ fn report_of(f: impl FnOnce()) -> (String, u32, String) {
 }
 
 #[test]
-fn misuse_is_reported_where_the_program_did_it() {
-    // In a process of its own: the hook is everybody's.
-    let test = "misuse_is_reported_where_the_program_did_it";
+fn misuse_is_reported_at_the_location_of_the_caller() {
+    // In a process of its own, since the panic hook is global.
+    let test = "misuse_is_reported_at_the_location_of_the_caller";
     child::run(test, || {
         #[track_caller]
         fn check<R>(text: &str, f: impl FnOnce() -> R) {
@@ -308,7 +292,7 @@ fn misuse_is_reported_where_the_program_did_it() {
         let no_run = "call footbridge::runtime::run first";
         check(no_run, || go(|| ()));
         check(no_run, || Builder::new().go(|| ()));
-        // SAFETY: it does not start.
+        // SAFETY: the goroutine is not started.
         check(no_run, || unsafe { Builder::new().go_migratable(|| ()) });
         check(no_run, || scope(|s| drop(s.go(|| ()))));
         check(no_run, || scope(|s| drop(Builder::new().go_scoped(s, || ()))));
@@ -333,7 +317,7 @@ fn misuse_is_reported_where_the_program_did_it() {
             let waiting = never.clone();
             let handle = go(move || waiting.recv());
             check(park, || systemstack(|| handle.join()));
-            // SAFETY: it does not park.
+            // SAFETY: the call panics before it parks.
             check(park, || systemstack(|| unsafe { gopark(WaitReason::Other, || ()) }));
         });
     })

@@ -1,8 +1,8 @@
-//! Storms of preemptions: everything that a goroutine has in the machine survives, for each set of
-//! registers that this CPU has. What Rust code does meanwhile is the business of `storm.rs`.
+//! Storms of preemptions: the machine state of a goroutine survives, for each register set that
+//! this CPU has. `rust_code.rs` tests Rust code under preemption.
 //!
-//! FOOTBRIDGE_STRESS_SECONDS says how long each storm takes (default 2), FOOTBRIDGE_SEED where the
-//! random states begin.
+//! FOOTBRIDGE_STRESS_SECONDS is the duration of each storm (default 2), FOOTBRIDGE_SEED the seed of
+//! the random states.
 
 #![allow(unsafe_code, reason = "calls emitted code")]
 
@@ -10,23 +10,24 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use support::runs::thread_number;
 use support::settings::{seed_or, stress_or};
 
 use footbridge::runtime::{
     self, Builder, Config, Refused, ScopedJoinHandle, Stats, VectorState, scope,
 };
-use support::spinner::{Change, GivesWay, Level, Random, Spinner};
+use support::spinner::{Change, Level, Preemptible, Random, Spinner};
 
 const SPINNERS: usize = 64;
-/// One spin takes a millisecond or more: several time slices of a storm.
-const ROUNDS: u64 = 1 << 20;
-const STORM_SLICE: Duration = Duration::from_micros(100);
+/// A spin of this many iterations takes at least a millisecond: several time slices.
+const ITERATIONS: u64 = 1 << 20;
+const TIME_SLICE: Duration = Duration::from_micros(100);
 
 fn stress() -> Duration {
     stress_or(2.0)
 }
 
-/// One storm at a time: they compete for the processors.
+/// Storms exclude each other, since they compete for the CPUs.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -37,23 +38,23 @@ fn seed() -> u64 {
 }
 
 fn storm_config(vector_state: VectorState) -> Config {
-    Config::new().processors(2).time_slice(STORM_SLICE).vector_state(vector_state)
+    Config::new().processors(2).time_slice(TIME_SLICE).vector_state(vector_state)
 }
 
-/// What a storm did.
+/// The result of a storm.
 struct Storm {
     stats: Stats,
-    /// What changed, and how often.
+    /// The parts of the machine state that changed, with counts.
     changes: BTreeMap<Change, u64>,
-    /// Spinners that had not finished one spin when the time was over.
+    /// Spinners that had not finished one spin at the end.
     starved: usize,
     spins: u64,
 }
 
-/// 64 goroutines that spin for a while.
-fn storm(config: &Config, level: Level, gives_way: GivesWay, time: Duration) -> Storm {
+/// Runs 64 spinning goroutines for `time`.
+fn storm(config: &Config, level: Level, preemptible: Preemptible, time: Duration) -> Storm {
     let _alone = alone();
-    let spinner = Spinner::new(level, gives_way);
+    let spinner = Spinner::new(level, preemptible);
     let changes = Mutex::new(BTreeMap::new());
     let (done, spins) = (AtomicUsize::new(0), AtomicU64::new(0));
     let stats = config.run(|| {
@@ -65,7 +66,7 @@ fn storm(config: &Config, level: Level, gives_way: GivesWay, time: Duration) -> 
                     let mut random = Random(seed() ^ (n as u64) << 32);
                     let mut finished = 0;
                     while Instant::now() < end {
-                        let found = spinner.spin(ROUNDS, random.bits());
+                        let found = spinner.spin(ITERATIONS, random.next_u64());
                         finished += u64::from(Instant::now() < end);
                         for change in found {
                             let mut changes = changes.lock().expect("no panic");
@@ -87,73 +88,72 @@ fn storm(config: &Config, level: Level, gives_way: GivesWay, time: Duration) -> 
     }
 }
 
-/// The promise: enough preemptions, and nothing changed.
+/// Asserts that there were enough preemptions, that nothing changed, and that no spinner starved.
 #[track_caller]
 fn assert_survived(storm: &Storm, preemptions: u64, least: u64, what: &str) {
     let Storm { stats, changes, starved, spins } = storm;
     println!("{what}: {spins} spins; {stats:?}");
     assert!(changes.is_empty(), "{what}: {changes:?}, seed {}", seed());
-    assert_eq!(*starved, 0, "{what}: spinners that had no turn; {stats:?}");
+    assert_eq!(*starved, 0, "{what}: spinners that starved; {stats:?}");
     assert!(preemptions >= least, "{what}: only {preemptions} preemptions: {stats:?}");
 }
 
 #[test]
-fn everything_that_the_cpu_has_survives() {
+fn all_registers_of_the_cpu_survive_preemption() {
     let storm =
-        storm(&storm_config(VectorState::Auto), Level::largest(), GivesWay::Anywhere, stress());
+        storm(&storm_config(VectorState::Auto), Level::largest(), Preemptible::Anywhere, stress());
     assert_survived(&storm, storm.stats.asynchronous, 1000, "all");
     assert!(storm.stats.requested >= storm.stats.asynchronous);
 }
 
 #[test]
-fn each_set_of_registers_survives_with_the_area_made_for_it() {
+fn each_register_set_survives_with_a_save_area_of_its_size() {
     for level in Level::all() {
         let config = storm_config(level.vector_state());
-        let storm = storm(&config, level, GivesWay::Anywhere, stress() / 2);
+        let storm = storm(&config, level, Preemptible::Anywhere, stress() / 2);
         assert_survived(&storm, storm.stats.asynchronous, 400, &format!("{level:?}"));
     }
 }
 
 #[test]
-fn everything_but_flags_survives_a_poll() {
+fn all_registers_but_flags_survive_a_poll() {
     for level in Level::all() {
         let config = storm_config(level.vector_state());
-        let storm = storm(&config, level, GivesWay::AtPolls, stress() / 4);
+        let storm = storm(&config, level, Preemptible::AtPolls, stress() / 4);
         assert_survived(&storm, storm.stats.cooperative, 200, &format!("{level:?} at polls"));
         assert_eq!(storm.stats.asynchronous, 0, "it is not preemptible");
     }
 }
 
-/// The harness sees what is lost: areas that are too small for what the code uses.
+/// With a save area that is too small for the registers in use, the spinners find changes.
 #[test]
-fn registers_that_are_not_saved_are_seen_to_be_lost() {
+fn the_harness_detects_registers_that_are_not_saved() {
     let all = Level::all();
     for (saved, used) in all.iter().zip(&all[1..]) {
         let config = storm_config(saved.vector_state());
-        let storm = storm(&config, *used, GivesWay::Anywhere, stress() / 4);
+        let storm = storm(&config, *used, Preemptible::Anywhere, stress() / 4);
         let lost = |change: &Change| matches!(change, Change::Vector(_) | Change::Mask(_));
         assert!(!storm.changes.is_empty(), "{saved:?} saves {used:?}?");
         assert!(storm.changes.keys().all(lost), "{:?}", storm.changes);
     }
 }
 
-/// The check that nobody starves is seen to fail: without preemption two goroutines keep the two
-/// threads.
+/// Without preemption two goroutines occupy the two threads, and all others starve.
 #[test]
-fn without_preemption_the_check_for_starvation_fails() {
+fn the_harness_detects_starvation_without_preemption() {
     let config = storm_config(VectorState::Auto).time_slice(None);
-    let storm = storm(&config, Level::Sse, GivesWay::Anywhere, stress() / 8);
+    let storm = storm(&config, Level::Sse, Preemptible::Anywhere, stress() / 8);
     assert!(storm.starved >= SPINNERS - 2, "{} starved", storm.starved);
     let Stats { requested, signals, cooperative, asynchronous, refused, .. } = storm.stats;
     assert_eq!((requested, signals, cooperative, asynchronous), (0, 0, 0, 0));
     assert_eq!(refused, Refused::default());
 }
 
-/// Migratable goroutines are interrupted on one thread and go on on another.
+/// Migratable goroutines are preempted on one thread and resume on another.
 #[test]
-fn everything_survives_on_another_thread() {
+fn registers_survive_a_migration() {
     let level = Level::largest();
-    let spinner: &'static Spinner = Box::leak(Box::new(Spinner::new(level, GivesWay::Anywhere)));
+    let spinner: &'static Spinner = Box::leak(Box::new(Spinner::new(level, Preemptible::Anywhere)));
     let _alone = alone();
     let (changes, stats, moved) = storm_config(VectorState::Auto)
         .run(|| {
@@ -165,14 +165,14 @@ fn everything_survives_on_another_thread() {
                         let (mut changes, mut moved) = (0, 0);
                         while Instant::now() < end {
                             let before = thread_number();
-                            changes += spinner.spin(ROUNDS, random.bits()).len();
+                            changes += spinner.spin(ITERATIONS, random.next_u64()).len();
                             moved += u64::from(thread_number() != before);
-                            // Now and then a thread has nothing to run but what it can steal.
-                            runtime::sleep(Duration::from_micros(random.bits() % 10_000));
+                            // So that a thread sometimes has nothing to run but stolen goroutines.
+                            runtime::sleep(Duration::from_micros(random.next_u64() % 10_000));
                         }
                         (changes, moved)
                     };
-                    // SAFETY: nothing in it belongs to a thread.
+                    // SAFETY: the goroutine uses nothing that belongs to its thread.
                     unsafe { Builder::new().go_migratable(body).expect("memory") }
                 })
                 .collect();
@@ -190,16 +190,10 @@ fn everything_survives_on_another_thread() {
     assert!(moved > 10, "{moved} spins ended on another thread; {stats:?}");
 }
 
-#[inline(never)]
-fn thread_number() -> i32 {
-    // SAFETY: no arguments.
-    unsafe { libc::gettid() }
-}
-
-/// What interrupted code does to the modes of its thread is not seen by the next goroutine.
+/// The next goroutine does not see the FP control state and flags of preempted code.
 #[test]
-fn others_run_in_the_modes_of_native_code() {
-    let spinner = Spinner::new(Level::largest(), GivesWay::Anywhere);
+fn other_goroutines_run_in_the_fp_control_state_of_native_code() {
+    let spinner = Spinner::new(Level::largest(), Preemptible::Anywhere);
     let _alone = alone();
     let (checks, stats) = storm_config(VectorState::Auto)
         .run(|| {
@@ -214,7 +208,7 @@ fn others_run_in_the_modes_of_native_code() {
                         s.go(|| {
                             let mut checks = 0;
                             while Instant::now() < end {
-                                assert_eq!(native_modes(), (0x1f80, 0x37f, 0, 0xffff));
+                                assert_eq!(native_state(), (0x1f80, 0x37f, 0, 0xffff));
                                 checks += 1;
                                 runtime::gosched();
                             }
@@ -229,12 +223,12 @@ fn others_run_in_the_modes_of_native_code() {
     assert!(checks > 100 && stats.asynchronous > 50, "{checks} checks; {stats:?}");
 }
 
-/// MXCSR without the flags of past exceptions, x87 control word, DF and AC, and the x87 tags.
+/// MXCSR without its exception flags, the x87 control word, DF and AC, and the x87 tag word.
 #[inline(never)]
-fn native_modes() -> (u32, u16, u64, u16) {
+fn native_state() -> (u32, u16, u64, u16) {
     let (mut mxcsr, mut x87) = (0u32, [0u32; 7]);
     let flags: u64;
-    // SAFETY: stores the modes; FNSTENV masks exceptions, which FLDENV undoes.
+    // SAFETY: stores control registers; FNSTENV masks exceptions, which FLDENV undoes.
     unsafe {
         std::arch::asm!(
             "stmxcsr [{mxcsr}]",
@@ -250,18 +244,18 @@ fn native_modes() -> (u32, u16, u64, u16) {
     (mxcsr & !0x3f, x87[0] as u16, flags & (1 << 10 | 1 << 18), x87[2] as u16)
 }
 
-/// The sum of what goroutines return. Whether they panicked or not, those that spin beside them are
-/// told to stop.
+/// Joins the goroutines, sets `stop` whether or not one panicked, and returns the sum of the
+/// results.
 fn sum_then_stop(handles: Vec<ScopedJoinHandle<'_, u64>>, stop: &AtomicBool) -> u64 {
     let results: Vec<_> = handles.into_iter().map(ScopedJoinHandle::join).collect();
     stop.store(true, Ordering::Relaxed);
     results.into_iter().map(|result| result.expect("no panic")).sum()
 }
 
-/// Spins until told to stop.
+/// Spins until `stop` is set.
 fn keep_spinning(spinner: &Spinner, stop: &AtomicBool) {
     let mut random = Random(seed());
     while !stop.load(Ordering::Relaxed) {
-        assert_eq!(spinner.spin(ROUNDS, random.bits()), []);
+        assert_eq!(spinner.spin(ITERATIONS, random.next_u64()), []);
     }
 }

@@ -1,12 +1,13 @@
-//! Storms of preemption beside Rust code that must not be interrupted: locks, the allocator.
+//! Storms of preemption requests during Rust code that must not be interrupted: locks, the
+//! allocator.
 //!
-//! Two threads run goroutines. A third one runs a goroutine that does nothing but ask the two to give
-//! way, all the time; sysmon does the same at the end of each (short) slice. What Rust code does
-//! meanwhile is what it would do without: nobody waits for ever, every count is right, and no byte in
-//! the heap is lost, also as glibc's checks and valgrind see it.
+//! Two threads run goroutines. A goroutine on a third thread requests their preemption all the
+//! time, and so does sysmon at the end of each (short) time slice. Rust code must behave as without
+//! the requests: no deadlock, correct counts, and a heap without corruption, also as glibc's checks
+//! and valgrind see it.
 //!
-//! FOOTBRIDGE_STRESS_SECONDS says how long each storm takes (default 1), FOOTBRIDGE_SEED where the
-//! random numbers begin. That registers survive is the business of `preempt_state.rs`.
+//! FOOTBRIDGE_STRESS_SECONDS is the duration of each storm (default 1), FOOTBRIDGE_SEED the seed of
+//! random numbers. `machine_state.rs` tests that registers survive.
 
 #![allow(unsafe_code, reason = "calls emitted code")]
 
@@ -25,14 +26,14 @@ use footbridge::runtime::{
     scope, select,
 };
 use support::child::{Child, Outcome};
-use support::spinner::{GivesWay, Level, Random, Spinner};
+use support::spinner::{Level, Preemptible, Random, Spinner};
 use support::watchdog::beat;
 
 const GO: Convention = Convention::GoAbiInternal;
-/// So long nothing may happen.
-const SILENCE: Duration = Duration::from_secs(10);
-/// A spin of so many rounds takes 100 microseconds or more: some time slices.
-const ROUNDS: u64 = 1 << 16;
+/// The process is aborted after this time without progress.
+const HANG_LIMIT: Duration = Duration::from_secs(10);
+/// A spin of this many iterations takes at least 100 microseconds: some time slices.
+const ITERATIONS: u64 = 1 << 16;
 
 fn stress() -> Duration {
     stress_or(1.0)
@@ -42,38 +43,38 @@ fn seed() -> u64 {
     seed_or(0x0057_011d)
 }
 
-/// A process of its own for a storm: a hang ends it, and is no business of other tests.
+/// A child process for a storm, so that a hang does not end other tests.
 fn child(test: &str) -> Child<'_> {
     Child::of(test).limit_seconds(4 * stress().as_secs() as u32 + 60)
 }
 
-/// Says what the process did, and that it has ended well.
+/// Prints the output of the process, and asserts that it succeeded.
 #[track_caller]
-fn passed(outcome: &Outcome) {
+fn assert_passed(outcome: &Outcome) {
     print!("{}", outcome.stdout);
     outcome.assert_success();
 }
 
-/// A storm in which goroutines go on until a flag is set.
+/// A storm whose goroutines continue until `stop` is set.
 struct Storm {
     stop: AtomicBool,
     seed: u64,
 }
 
 impl Storm {
-    fn goes_on(&self) -> bool {
+    fn continues(&self) -> bool {
         beat();
         !self.stop.load(Ordering::Relaxed)
     }
 
-    /// Random numbers of one of the goroutines.
+    /// The random numbers of one of the goroutines.
     fn random(&self, number: u64) -> Random {
         Random(self.seed ^ number << 32)
     }
 }
 
-/// Starts what `begin` starts, and asks everybody to give way for as long as the storm takes.
-/// Returns the sum of what the goroutines return.
+/// Starts the goroutines of `begin`, and requests preemption of the two threads that run them until
+/// the storm is over. Returns the sum of the goroutines' results.
 fn storm<'env>(
     slice: Duration,
     time: Duration,
@@ -86,12 +87,12 @@ fn storm<'env>(
         let end = Instant::now() + time;
         scope(|s| {
             let handles = begin(s);
-            // This one never gives way, so that the other two threads have all others.
+            // This goroutine never yields, so that all others run on the other two threads.
             while Instant::now() < end || !(is_storm(&runtime::stats()) || is_late(end)) {
                 for processor in [1, 2] {
                     runtime::request_preemption(processor);
                 }
-                // The thread sleeps: it is to leave the processors to the others.
+                // Sleeps the thread, which leaves the CPUs to the others.
                 std::thread::sleep(Duration::from_micros(10));
             }
             let stats = runtime::stats();
@@ -103,12 +104,13 @@ fn storm<'env>(
     run.expect("the run starts")
 }
 
-/// JIT code was interrupted, Rust code was asked in vain, and it gave way where it can.
+/// Whether enough JIT code was preempted by signals, enough requests met Rust code and were
+/// refused, and enough goroutines yielded at polls.
 fn is_storm(stats: &Stats) -> bool {
     stats.asynchronous >= 100 && stats.refused.native_code >= 100 && stats.cooperative >= 50
 }
 
-/// A machine that others use takes longer, but not that long.
+/// Whether the storm has taken longer than a busy machine explains.
 fn is_late(end: Instant) -> bool {
     end.elapsed() > Duration::from_secs(20)
 }
@@ -117,51 +119,50 @@ fn new_storm() -> Storm {
     Storm { stop: AtomicBool::new(false), seed: seed() }
 }
 
-/// A hang is a finding: this process ends.
+/// Starts a watchdog that reports the seed.
 fn watch(silence: Duration) {
     watchdog::start(silence, || eprintln!("FOOTBRIDGE_SEED={}", seed()));
 }
 
-/// Code that is interrupted, with values in all registers: it spins until the storm is over.
+/// Spins in preemptible code, with values in all registers, until the storm is over.
 fn keep_spinning(storm: &Storm, spinner: &Spinner, number: u64) -> u64 {
     let mut random = storm.random(number);
     let mut spins = 0;
-    while storm.goes_on() {
-        let changes = spinner.spin(ROUNDS, random.bits());
+    while storm.continues() {
+        let changes = spinner.spin(ITERATIONS, random.next_u64());
         assert_eq!(changes, [], "registers changed; seed {}", storm.seed);
         spins += 1;
     }
     spins
 }
 
-/// What goroutines do under a lock is whole, and nobody waits for ever, though whoever holds the
-/// lock is asked to give way all the time, and others of its thread wait for it.
+/// Critical sections stay exclusive and no goroutine waits for ever, although preemption of the
+/// goroutine that holds the lock is requested all the time while others on its thread wait for it.
 #[test]
-fn a_lock_held_in_rust_code_hangs_nobody() {
-    let outcome = child("a_lock_held_in_rust_code_hangs_nobody").run(|| {
-        watch(SILENCE);
-        let spinner = Spinner::new(Level::largest(), GivesWay::Anywhere);
+fn a_lock_held_in_rust_code_does_not_deadlock() {
+    let outcome = child("a_lock_held_in_rust_code_does_not_deadlock").run(|| {
+        watch(HANG_LIMIT);
+        let spinner = Spinner::new(Level::largest(), Preemptible::Anywhere);
         for slice in [20, 100].map(Duration::from_micros) {
             lock_storm(&spinner, slice, stress() / 2);
         }
     });
-    passed(&outcome);
+    assert_passed(&outcome);
 }
 
-/// What the test above is about does happen where the lock is held over code that is interrupted, and
-/// is seen.
+/// The deadlock does happen if the lock is held over preemptible code, and the watchdog detects it.
 #[test]
-fn a_lock_held_over_code_that_is_interrupted_is_seen_to_hang() {
-    let outcome = child("a_lock_held_over_code_that_is_interrupted_is_seen_to_hang").run(|| {
+fn the_watchdog_detects_a_lock_held_over_preemptible_code() {
+    let outcome = child("the_watchdog_detects_a_lock_held_over_preemptible_code").run(|| {
         watch(Duration::from_secs(1));
         let this = new_storm();
-        let spinner = Spinner::new(Level::Sse, GivesWay::Anywhere);
+        let spinner = Spinner::new(Level::Sse, Preemptible::Anywhere);
         let shared = Mutex::new(());
         let body = |number: u64| {
             let mut random = this.random(number);
-            while this.goes_on() {
+            while this.continues() {
                 let _held = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                spinner.spin(ROUNDS, random.bits());
+                spinner.spin(ITERATIONS, random.next_u64());
             }
             0
         };
@@ -171,22 +172,24 @@ fn a_lock_held_over_code_that_is_interrupted_is_seen_to_hang() {
         });
     });
     assert_eq!(outcome.signal, Some(libc::SIGABRT), "{outcome:#?}");
-    assert!(outcome.stderr.starts_with("nothing happens any more\nsince 1s; "), "{outcome:#?}");
+    assert!(outcome.stderr.starts_with("watchdog: no progress\nfor 1s, "), "{outcome:#?}");
 }
 
 fn lock_storm(spinner: &Spinner, slice: Duration, time: Duration) {
     let this = new_storm();
-    // Two words that are equal whenever nobody holds the lock.
+    // Two words that are equal while the lock is free.
     let shared = Mutex::new((0u64, 0u64));
     let body = |number: u64| {
         let mut random = this.random(number);
         let mut locks = 0;
-        while this.goes_on() {
+        while this.continues() {
             let mut both = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            assert_eq!(both.0, both.1, "somebody was here while the lock was held");
+            assert_eq!(both.0, both.1, "the critical section was not exclusive");
             both.0 += 1;
-            // Now and then for longer than a slice: requests come in here.
-            for _ in 0..random.bits() % if random.bits().is_multiple_of(8) { 8000 } else { 50 } {
+            // Sometimes longer than a time slice, so that requests arrive here.
+            for _ in
+                0..random.next_u64() % if random.next_u64().is_multiple_of(8) { 8000 } else { 50 }
+            {
                 std::hint::spin_loop();
             }
             both.1 += 1;
@@ -195,7 +198,8 @@ fn lock_storm(spinner: &Spinner, slice: Duration, time: Duration) {
             match number % 3 {
                 0 => checkpoint(),
                 1 => {
-                    let changes = spinner.spin(1 + random.bits() % ROUNDS, random.bits());
+                    let changes =
+                        spinner.spin(1 + random.next_u64() % ITERATIONS, random.next_u64());
                     assert_eq!(changes, [], "registers changed");
                 }
                 _ if locks % 64 == 0 => gosched(),
@@ -213,13 +217,13 @@ fn lock_storm(spinner: &Spinner, slice: Duration, time: Duration) {
         (0..24).map(|number| s.go(move || body(100 + number))).collect()
     });
     println!("{slice:?}: {locks} locks; {stats:?}");
-    let both = shared.into_inner().expect("nobody panicked");
+    let both = shared.into_inner().expect("no panic");
     assert_eq!(both, (locks, locks));
     assert!(locks > 100, "{locks} locks; {stats:?}");
     assert!(is_storm(&stats), "{stats:?}");
 }
 
-/// Vectors, strings, maps and boxes, each with a sum that is looked at again later.
+/// Vectors, strings, maps and boxes, each with a checksum that is verified later.
 struct Heap {
     bytes: Vec<(Vec<u8>, u64)>,
     words: HashMap<u64, (String, u64)>,
@@ -244,29 +248,29 @@ impl Heap {
         Self { bytes: Vec::new(), words: HashMap::new(), list: None, links: 0 }
     }
 
-    /// Some allocations. Returns how many.
+    /// Makes some allocations, and returns their number.
     fn churn(&mut self, random: &mut Random) -> u64 {
-        let at = random.bits();
+        let at = random.next_u64();
         match at % 6 {
             0 | 1 => {
-                let len = (random.bits() % 3000) as usize;
+                let len = (random.next_u64() % 3000) as usize;
                 let bytes: Vec<u8> = (0..len).map(|i| (at >> 8) as u8 ^ i as u8).collect();
                 let sum = sum_of(&bytes);
                 if self.bytes.len() < 40 {
                     self.bytes.push((bytes, sum));
                 } else {
-                    let place = random.bits() as usize % self.bytes.len();
+                    let place = random.next_u64() as usize % self.bytes.len();
                     let (old, sum) = std::mem::replace(&mut self.bytes[place], (bytes, sum));
-                    assert_eq!(sum_of(&old), sum, "a vector broke");
+                    assert_eq!(sum_of(&old), sum, "a vector is corrupt");
                 }
                 1
             }
             2 => {
-                // Grows step by step.
-                let place = random.bits() as usize % self.bytes.len().max(1);
+                // Grows by many reallocations.
+                let place = random.next_u64() as usize % self.bytes.len().max(1);
                 if let Some((bytes, sum)) = self.bytes.get_mut(place) {
-                    assert_eq!(sum_of(bytes), *sum, "a vector broke");
-                    for _ in 0..random.bits() % 500 {
+                    assert_eq!(sum_of(bytes), *sum, "a vector is corrupt");
+                    for _ in 0..random.next_u64() % 500 {
                         bytes.push(at as u8);
                     }
                     bytes.shrink_to_fit();
@@ -276,12 +280,12 @@ impl Heap {
                 2
             }
             3 => {
-                let key = random.bits() % 64;
+                let key = random.next_u64() % 64;
                 let mut text = format!("{at:x}-");
                 text.extend((0..at % 40).map(|n| char::from(b'a' + (n % 26) as u8)));
                 let sum = sum_of(text.as_bytes());
                 if let Some((old, sum)) = self.words.insert(key, (text, sum)) {
-                    assert_eq!(sum_of(old.as_bytes()), sum, "a string broke");
+                    assert_eq!(sum_of(old.as_bytes()), sum, "a string is corrupt");
                 }
                 4
             }
@@ -290,7 +294,7 @@ impl Heap {
                     let odd: Vec<u64> = self.words.keys().copied().filter(|k| k % 2 != 0).collect();
                     for key in odd {
                         let (old, sum) = self.words.remove(&key).expect("it was there");
-                        assert_eq!(sum_of(old.as_bytes()), sum, "a string broke");
+                        assert_eq!(sum_of(old.as_bytes()), sum, "a string is corrupt");
                     }
                 }
                 1
@@ -303,11 +307,11 @@ impl Heap {
                     let mut rest = self.list.take();
                     let mut found = 0;
                     while let Some(link) = rest {
-                        assert_eq!(link.value, !link.mirror, "a list broke");
+                        assert_eq!(link.value, !link.mirror, "a list is corrupt");
                         rest = link.next;
                         found += 1;
                     }
-                    assert_eq!(found, self.links, "a list broke");
+                    assert_eq!(found, self.links, "a list is corrupt");
                     self.links = 0;
                 }
                 1
@@ -316,37 +320,37 @@ impl Heap {
     }
 }
 
-/// The allocator is never entered on a thread on which it is in use, and what it gives is nobody
-/// else's.
+/// The allocator is never reentered on a thread that is inside of it, and its blocks do not
+/// overlap.
 #[test]
-fn an_allocator_in_use_is_left_alone() {
-    let outcome = child("an_allocator_in_use_is_left_alone").run(|| {
-        watch(SILENCE);
-        let spinner = Spinner::new(Level::largest(), GivesWay::Anywhere);
+fn the_allocator_is_not_interrupted() {
+    let outcome = child("the_allocator_is_not_interrupted").run(|| {
+        watch(HANG_LIMIT);
+        let spinner = Spinner::new(Level::largest(), Preemptible::Anywhere);
         for slice in [20, 100].map(Duration::from_micros) {
             heap_storm(&spinner, slice, stress() / 2);
         }
     });
-    passed(&outcome);
+    assert_passed(&outcome);
 }
 
 fn heap_storm(spinner: &Spinner, slice: Duration, time: Duration) {
     let this = new_storm();
-    // Values that are made on one thread and freed on another.
-    let passed_on: Chan<Vec<u8>> = Chan::new(16);
+    // Values that are allocated on one thread and freed on another.
+    let exchange: Chan<Vec<u8>> = Chan::new(16);
     let body = |number: u64| {
         let mut random = this.random(number);
         let (mut heap, mut allocations) = (Heap::new(), 0);
-        while this.goes_on() {
+        while this.continues() {
             for _ in 0..20 {
                 allocations += heap.churn(&mut random);
             }
-            let fill = random.bits() as u8;
-            if passed_on.try_send(vec![fill; 500 + usize::from(fill)]).is_err()
-                && let Ok(bytes) = passed_on.try_recv()
+            let fill = random.next_u64() as u8;
+            if exchange.try_send(vec![fill; 500 + usize::from(fill)]).is_err()
+                && let Ok(bytes) = exchange.try_recv()
             {
-                assert!(bytes.iter().all(|&byte| byte == bytes[0]), "a value broke");
-                assert_eq!(bytes.len(), 500 + usize::from(bytes[0]), "a value broke");
+                assert!(bytes.iter().all(|&byte| byte == bytes[0]), "a value is corrupt");
+                assert_eq!(bytes.len(), 500 + usize::from(bytes[0]), "a value is corrupt");
             }
             checkpoint();
         }
@@ -365,7 +369,7 @@ fn heap_storm(spinner: &Spinner, slice: Duration, time: Duration) {
     assert!(is_storm(&stats), "{stats:?}");
 }
 
-/// What glibc checks its heap with, if this system has it: next to libc since 2.34.
+/// The path of glibc's heap checker, if this system has it: next to libc since glibc 2.34.
 fn malloc_debug() -> Option<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
     let libc = maps.lines().find_map(|line| Some(&line[line.find('/')?..line.find("/libc.so.6")?]));
@@ -373,14 +377,14 @@ fn malloc_debug() -> Option<String> {
     std::path::Path::new(&path).exists().then_some(path)
 }
 
-/// A tool that a test needs is missing.
+/// Reports that a tool is missing. Panics under `FOOTBRIDGE_NO_SKIP`.
 #[track_caller]
 fn skip(package: &str) {
     println!("skipped: needs {package}");
     assert!(std::env::var_os("FOOTBRIDGE_NO_SKIP").is_none(), "needs {package}");
 }
 
-/// Runs the body where glibc looks at each block that is freed, and ends the process if it is broken.
+/// Runs the body where glibc checks each block that is freed, and aborts if the block is corrupt.
 fn with_malloc_checks(test: &str, body: impl FnOnce()) -> Option<Outcome> {
     let Some(library) = malloc_debug() else {
         skip("libc6 of glibc 2.34 or newer, with libc_malloc_debug.so.0");
@@ -395,22 +399,22 @@ fn with_malloc_checks(test: &str, body: impl FnOnce()) -> Option<Outcome> {
 }
 
 #[test]
-fn glibc_finds_no_fault_in_its_heap() {
-    let outcome = with_malloc_checks("glibc_finds_no_fault_in_its_heap", || {
-        watch(SILENCE);
-        let spinner = Spinner::new(Level::largest(), GivesWay::Anywhere);
+fn glibc_finds_no_heap_corruption() {
+    let outcome = with_malloc_checks("glibc_finds_no_heap_corruption", || {
+        watch(HANG_LIMIT);
+        let spinner = Spinner::new(Level::largest(), Preemptible::Anywhere);
         heap_storm(&spinner, Duration::from_micros(50), stress());
     });
-    outcome.iter().for_each(passed);
+    outcome.iter().for_each(assert_passed);
 }
 
-/// One byte behind a block is enough.
+/// One byte written after the end of a block is detected.
 #[test]
-fn glibc_would_find_a_fault_in_its_heap() {
-    let outcome = with_malloc_checks("glibc_would_find_a_fault_in_its_heap", || {
+fn glibc_detects_heap_corruption() {
+    let outcome = with_malloc_checks("glibc_detects_heap_corruption", || {
         let mut block = std::hint::black_box(vec![1u8; 24]);
-        // SAFETY: it is not sound: the test wants the fault to be found. glibc's check byte depends
-        // on the address, so a constant is right once in 256 runs.
+        // SAFETY: not sound: glibc must detect this write. Its check byte depends on the address,
+        // so that a constant would be correct in one of 256 runs.
         unsafe {
             let check = block.as_mut_ptr().add(24);
             check.write_volatile(!check.read_volatile());
@@ -424,9 +428,9 @@ fn glibc_would_find_a_fault_in_its_heap() {
     }
 }
 
-/// A small program of everything but interruptions, which valgrind cannot be told of: what the handler
-/// writes below the red zone of the code that it interrupts counts as a fault. (Nor does it have
-/// AVX-512, the precision of x87, or the exception flags of MXCSR.)
+/// A small program that uses all parts of the runtime but asynchronous preemption. Valgrind would
+/// report the handler's writes below the red zone of the interrupted code. (It does not have
+/// AVX-512, the precision of x87, or the exception flags of MXCSR either.)
 fn small_program() {
     let jit = Jit::new().expect("code memory");
     let double = jit.named_goroutine_fn("double", GO, |n: u64| 2 * n).expect("a stub");
@@ -438,7 +442,7 @@ fn small_program() {
     };
     let trade = jit.named_goroutine_fn("trade", GO, trade).expect("a stub");
     let (double, trade) = (double.address(), trade.address());
-    // fn(n) -> trade(double(n)), after some rounds with polls.
+    // fn(n) -> trade(double(n)), after a loop with polls.
     let mut polls = jit.polls(GO).expect("of this machine");
     // SAFETY: a standard frame around calls of goroutine functions.
     let code = unsafe {
@@ -477,16 +481,16 @@ fn small_program() {
                     s.go(move || {
                         let mut random = Random(n);
                         let mut heap = Heap::new();
-                        for round in 0..40 {
+                        for call in 0..40 {
                             heap.churn(&mut random);
-                            // Valgrind may give sysmon no turn meanwhile.
-                            if round % 4 == 0 {
+                            // Valgrind, which runs one thread at a time, may not run sysmon.
+                            if call % 4 == 0 {
                                 for processor in 0..2 {
                                     runtime::request_preemption(processor);
                                 }
                             }
                             // SAFETY: on a goroutine.
-                            let _ = unsafe { pipe.call(round) };
+                            let _ = unsafe { pipe.call(call) };
                             checkpoint();
                         }
                         runtime::sleep(Duration::from_micros(200));
@@ -516,12 +520,12 @@ fn small_program() {
     });
     let stats = run.expect("the run starts");
     println!("{stats:?}\n{}", footbridge::environment());
-    assert!(stats.cooperative >= 80, "one in four calls asks to give way: {stats:?}");
+    assert!(stats.cooperative >= 80, "one in four calls requests preemption: {stats:?}");
 }
 
-/// How valgrind runs a test. `max-stackframe`: what moves rsp by more goes to another stack; those of
-/// goroutines are 68 KiB apart. `smc-check`: code memory is a file to valgrind, and need not be looked
-/// at for changes, since published code never changes.
+/// The command line of valgrind. `max-stackframe`: a larger change of rsp is a stack switch; stacks
+/// of goroutines are at least 68 KiB apart. `smc-check`: valgrind sees code memory as a file, which
+/// it need not check for changes, since published code never changes.
 const VALGRIND: &[&str] = &[
     "valgrind",
     "-q",
@@ -534,7 +538,7 @@ const VALGRIND: &[&str] = &[
 ];
 
 fn with_valgrind(test: &str, body: impl FnOnce()) -> Option<Outcome> {
-    // In the child itself it is there.
+    // In the child itself this succeeds again.
     let available = std::process::Command::new("valgrind").arg("--version").output();
     if !available.is_ok_and(|output| output.status.success()) {
         skip("valgrind");
@@ -547,26 +551,26 @@ fn with_valgrind(test: &str, body: impl FnOnce()) -> Option<Outcome> {
     }))
 }
 
-/// What is not there, or was not written, is not read, as far as valgrind sees it.
+/// Valgrind finds no read of unallocated or uninitialized memory.
 #[test]
-fn valgrind_finds_no_fault() {
-    if let Some(outcome) = with_valgrind("valgrind_finds_no_fault", small_program) {
+fn valgrind_finds_no_error() {
+    if let Some(outcome) = with_valgrind("valgrind_finds_no_error", small_program) {
         print!("{}", outcome.stderr);
-        passed(&outcome);
+        assert_passed(&outcome);
     }
 }
 
-/// It looks at goroutines, too.
+/// Valgrind also checks code on the stacks of goroutines.
 #[test]
-fn valgrind_would_find_a_fault() {
-    let outcome = with_valgrind("valgrind_would_find_a_fault", || {
+fn valgrind_detects_an_error() {
+    let outcome = with_valgrind("valgrind_detects_an_error", || {
         runtime::run(|| {
             let fault = || {
                 let block = std::hint::black_box(Box::new(5u64));
                 let address = &raw const *block;
                 drop(block);
                 gosched();
-                // SAFETY: it is not sound: the test wants the fault to be found.
+                // SAFETY: not sound: valgrind must detect this read.
                 unsafe { address.read_volatile() }
             };
             go(fault).join().expect("no panic");

@@ -1,5 +1,5 @@
-//! Contracts that can be checked are checked: when code is installed, when a stub is made, and, in
-//! a checked `Jit`, when a stub is called.
+//! Contracts that are checked: when code is installed, when a stub is created, and, in a checked
+//! `Jit`, when a stub is called.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ fn checked() -> Jit {
     Jit::builder().reserve_bytes(8 << 20).checked(true).build().expect("an arena")
 }
 
-/// Code that is never called.
+/// Installs code that is never called.
 fn install(jit: &Jit, class: FrameClass, body: impl FnOnce(&mut Ops)) -> Result<Code, JitError> {
     // SAFETY: never called.
     unsafe { jit.install("code", class, body) }
@@ -46,13 +46,13 @@ fn a_saved_frame_without_its_five_pushes_is_refused() {
          push r13; push r14; push r15`, whichever of them it changes: unwinders restore all five; \
          code that changes none may be FrameClass::Standard"
     );
-    // With a prefix that changes nothing, as registers in parentheses are encoded.
+    // Also with the redundant REX prefix of `push Rq(register)` in dynasm.
     for rex in [&[][..], &[0x40]] {
         let five = install(&jit, FrameClass::Saved, |ops| {
             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; .bytes rex);
             dynasm!(ops; .arch x64; push rbx; push r12; push r13; push r14; push r15; leave; ret);
         });
-        five.expect("all are there");
+        drop(five.expect("all five are there"));
     }
 }
 
@@ -65,7 +65,7 @@ fn a_null_target_is_refused() {
             "adapter stub: its target is the address {address:#x}, which is null or an offset from \
              null; pass the address of a function"
         );
-        // SAFETY: they are refused.
+        // SAFETY: both adapters are refused.
         let (plain, bound) = unsafe {
             (
                 jit.adapter(&signature, SystemV, Win64, address),
@@ -93,7 +93,7 @@ fn a_leaf_that_calls_is_refused_in_a_checked_jit_and_in_debug_builds() {
     let unchecked = install(&Jit::new().expect("code memory"), FrameClass::Leaf, calls);
     assert_eq!(unchecked.is_err(), cfg!(debug_assertions));
 
-    // What only looks like a call is none: the slow path of a poll, and data after the code.
+    // These only resemble calls: the slow path of a poll, and data after the code.
     let jit = checked();
     let mut polls = jit.polls(SystemV).expect("a convention of this machine");
     let leaf = install(&jit, FrameClass::Leaf, |ops| {
@@ -101,12 +101,12 @@ fn a_leaf_that_calls_is_refused_in_a_checked_jit_and_in_debug_builds() {
         dynasm!(ops; .arch x64; mov eax, 0xe8; ret; call rdi);
         polls.finish(ops);
     });
-    leaf.expect("it makes no call");
+    drop(leaf.expect("it makes no call"));
     // Other classes may call.
     let standard = install(&jit, FrameClass::Standard, |ops| {
         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call rdi; pop rbp; ret);
     });
-    standard.expect("a frame");
+    drop(standard.expect("a frame"));
 }
 
 static SUM: AtomicU64 = AtomicU64::new(0);
@@ -116,11 +116,11 @@ fn add(jit: &Jit, convention: Convention) -> GoroutineFn {
     jit.named_goroutine_fn("add", convention, add).expect("a stub")
 }
 
-/// Code of a convention that calls `add(argument)`, after `before` has emitted something.
+/// Code that calls `add(argument)`, preceded by the instructions that `before` emits.
 fn caller(jit: &Jit, convention: Convention, before: impl FnOnce(&mut Ops)) -> (Code, GoroutineFn) {
     let add = add(jit, convention);
     let target = add.address();
-    // SAFETY: a standard frame; what `before` breaks is what is tested.
+    // SAFETY: a standard frame. The test is about what `before` breaks.
     let code = unsafe {
         jit.install("caller", FrameClass::Standard, |ops| {
             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
@@ -136,19 +136,19 @@ fn call(convention: Convention, before: impl FnOnce(&mut Ops) + Send) {
         let (code, _add) = caller(&checked(), convention, before);
         // SAFETY: a function of that type and convention.
         let entry = unsafe { code.enter::<fn(u64)>(convention) }.expect("an entry");
-        // SAFETY: on a goroutine.
+        // SAFETY: called on a goroutine.
         unsafe { entry.call(21) };
     });
 }
 
 #[test]
-fn callers_that_keep_the_contract_are_served() {
+fn calls_that_keep_the_contract_succeed() {
     for convention in [SystemV, GoAbiInternal] {
         let before = SUM.load(Ordering::Relaxed);
         call(convention, |_| {});
         assert_eq!(SUM.load(Ordering::Relaxed) - before, 21, "{convention:?}");
     }
-    // Go's convention aligns the stack to 8 bytes only.
+    // Go's convention only requires 8-byte alignment of the stack.
     call(GoAbiInternal, |ops| dynasm!(ops; .arch x64; push rax));
 }
 
@@ -188,14 +188,14 @@ fn a_null_goroutine_register_ends_the_process() {
 }
 
 #[test]
-fn an_unchecked_jit_emits_nothing_more() {
+fn an_unchecked_jit_emits_no_checks() {
     // test bpl, 15
     const CHECK: [u8; 4] = [0x40, 0xf6, 0xc5, 0x0f];
     let has_check = |jit: &Jit| {
         let add = add(jit, SystemV);
         let stub = lookup(add.address()).expect("it is registered");
         assert_eq!((stub.name(), stub.kind()), ("add", StubKind::GoroutineFn));
-        // SAFETY: the bytes of a stub.
+        // SAFETY: the bytes of a published stub.
         let code = unsafe { std::slice::from_raw_parts(stub.start() as *const u8, stub.len()) };
         code.windows(CHECK.len()).any(|window| window == CHECK)
     };
@@ -208,7 +208,7 @@ fn an_unchecked_jit_emits_nothing_more() {
 #[test]
 fn unsafe_points_of_code_that_is_not_preemptible_are_refused() {
     let jit = Jit::new().expect("code memory");
-    // SAFETY: it is refused.
+    // SAFETY: the code is refused.
     let refused = unsafe {
         jit.install("code", FrameClass::Leaf, |ops| {
             dynasm!(ops; .arch x64; ret);
@@ -216,7 +216,7 @@ fn unsafe_points_of_code_that_is_not_preemptible_are_refused() {
         })
     };
     assert_eq!(
-        refused.expect_err("nothing is safe there").to_string(),
+        refused.expect_err("no point is safe").to_string(),
         "bytes 0..1 of preemptible code \"code\" cannot be unsafe points: the code is not \
          preemptible, so that all of its points are unsafe; begin with Annotations::preemptible()"
     );
@@ -227,7 +227,7 @@ fn code_is_retired_with_its_last_handle() {
     let jit = Jit::new().expect("code memory");
     let code = install(&jit, FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret)).expect("a leaf");
     let (clone, address) = (code.clone(), code.address());
-    let is_retired = || lookup(address).expect("it stays").is_retired();
+    let is_retired = || lookup(address).expect("retired code stays registered").is_retired();
     drop(code);
     assert!(!is_retired());
     assert_eq!((clone.address(), clone.bytes()), (address, &[0xc3][..]));
@@ -239,11 +239,11 @@ fn code_is_retired_with_its_last_handle() {
 fn errors_have_sources_where_they_wrap_one() {
     let jit = Jit::new().expect("code memory");
     let signature: Signature = "fn(i64) -> i64".parse().expect("a signature");
-    // SAFETY: it is refused.
+    // SAFETY: the adapter is refused.
     let refused = unsafe { jit.adapter(&signature, SystemV, Win64, 0) }.expect_err("null");
     assert!(refused.source().is_none());
     let wide: Signature = "fn(v512)".parse().expect("a signature");
-    // SAFETY: it is refused.
+    // SAFETY: the adapter is refused.
     let refused = unsafe { jit.adapter(&wide, GoAbi0, SystemV, 0x1000) }.expect_err("no vectors");
     assert!(matches!(refused, JitError::Assign(_) | JitError::Plan(_)), "{refused:?}");
     let source = refused.source().expect("the error of the assignment");

@@ -1,7 +1,8 @@
-//! The stubs of the runtime: end to end (`spine`), register by register (`registers`), and
-//! instruction by instruction (`single_step*`).
+//! The stubs of the runtime: end to end (`spine`), register by register (`registers`), instruction
+//! by instruction (`single_step*`), and the contracts that they check (`checked`).
 
 mod checked;
+mod decode;
 mod probe;
 mod registers;
 mod single_step;

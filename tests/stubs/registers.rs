@@ -1,17 +1,17 @@
-//! What each kind of stub does to the registers, the modes of the CPU and the caller's stack, and
-//! what its target finds there.
+//! The effect of each kind of stub on the registers, the control words of the CPU and the caller's
+//! stack, and the state that its target finds.
 //!
-//! A probe (`machine/probe.rs`) calls the stub with a known value in every register. Afterwards
-//! exactly what the convention of the entry side lets a callee change may have changed. The
-//! target is a capture: it says what it found, and destroys everything that *its* convention lets
-//! it destroy, so that a stub that relies on more is caught.
+//! A probe (`probe`) calls the stub with a known value in every register. Afterwards, only the
+//! state that the convention of the entry side lets a callee change may differ. The target is a
+//! capture: it stores the state that it finds, and destroys all state that *its* convention lets it
+//! destroy, so that a stub that relies on more is detected.
 //!
-//! Each of the checks is seen to fail: the `planted` tests destroy one thing after another and
-//! expect that one thing to be reported. The probe plants it between the return of the stub
-//! and the storing of the registers, where no stub can repair it.
+//! Each check is seen to fail: the `planted` tests destroy one piece of state after another, and
+//! expect exactly that piece to be reported. The probe destroys it after the stub has returned and
+//! before the registers are stored, so that no stub can repair it.
 //!
-//! Not here: a red zone. A caller has none while it calls, and no stub is entered in any
-//! other way. Not here either: results beyond the first, which no stub can carry (the last test).
+//! Not tested: a red zone, because a caller has none during a call, and stubs are only entered by
+//! calls. Results after the first, which no stub supports, are refused (the last test).
 
 #![allow(unsafe_code, reason = "calls emitted code")]
 
@@ -19,12 +19,12 @@ use super::probe;
 use std::cell::Cell;
 use std::time::Duration;
 use support::native_unwind;
-use support::runs::alone as run;
+use support::runs::config;
 
 use super::probe::place_of;
 use super::probe::{
     Arrival, Capture, Change, Probe, Raw, State, current_g, may_change, must_keep, owned_bytes,
-    set_modes, values, with_target,
+    set_fp_control, values, with_target,
 };
 use footbridge::abi::{AssignError, Assignment, Convention, Gpr, RegSet, Signature, Xmm};
 use footbridge::jit::{Code, FrameClass, GRANULE_BYTES, Jit, JitError, StubInfo, StubKind, lookup};
@@ -34,8 +34,8 @@ use footbridge::runtime::{
 
 const CONVENTIONS: [Convention; 2] = [Convention::SystemV, Convention::GoAbiInternal];
 
-/// No value, one register, all registers of a class, narrow types, and as many parameters as
-/// need the stack in each of the conventions, narrow ones among them.
+/// No value, one register, all registers of a class, narrow types, and enough parameters that each
+/// convention passes some on the stack, among them narrow ones.
 const SIGNATURES: [&str; 13] = [
     "fn()",
     "fn() -> f64",
@@ -52,8 +52,14 @@ const SIGNATURES: [&str; 13] = [
     "fn(f64, f32, f64, f32, f64, f32, f64, f32, f32, f64, f64, f64, f64, f64, f64, f32, f64, i8) -> f32",
 ];
 
-/// What a Rust closure is bound to, recognisable at the target.
+/// The state of the Rust closure, recognisable at the target.
 const MAGIC: u64 = 0x00c1_05e0_0b1e_c7ed;
+
+/// Runs `f` on one processor, without time slices: the end of one would let other goroutines run at
+/// the poll of a stub.
+fn run<R>(f: impl FnOnce() -> R) -> R {
+    config(1).time_slice(None).run(f).expect("the run starts")
+}
 
 fn jit() -> Jit {
     let jit = Jit::new().expect("code memory");
@@ -65,7 +71,7 @@ fn parse(text: &str) -> Signature {
     text.parse().expect("a signature")
 }
 
-/// A probe that is set up to call a stub of this convention with these arguments.
+/// A probe that calls a stub of this convention with these arguments.
 fn probe(
     jit: &Jit,
     stub: usize,
@@ -88,11 +94,11 @@ fn probe(
 fn run_entered(probe: &mut Probe) {
     // SAFETY: a probe is a System V function without arguments or results.
     let entry = unsafe { probe.code().enter::<fn()>(Convention::SystemV) }.expect("an entry");
-    // SAFETY: on a goroutine.
+    // SAFETY: called on a goroutine.
     unsafe { entry.call() };
 }
 
-/// Checks one goroutine function stub, and what it did to a capture.
+/// Checks one goroutine-function stub, and returns its changes.
 fn check_goroutine_fn(
     jit: &Jit,
     convention: Convention,
@@ -132,7 +138,7 @@ fn goroutine_functions_change_what_the_convention_allows() {
         let jit = jit();
         for convention in CONVENTIONS {
             for text in SIGNATURES {
-                // Go aligns its stack to 8 bytes only, so both residues happen.
+                // Go aligns its stack only to 8 bytes, so both remainders occur.
                 for odd in [false, true] {
                     if odd && convention == Convention::SystemV {
                         continue;
@@ -148,7 +154,7 @@ fn goroutine_functions_change_what_the_convention_allows() {
 #[test]
 fn goroutine_functions_bound_to_closures_pass_narrow_values() {
     thread_local!(static SEEN: Cell<[u64; 13]> = const { Cell::new([0; 13]) });
-    #[expect(clippy::too_many_arguments, reason = "one of each type")]
+    #[expect(clippy::too_many_arguments, reason = "one parameter of each type")]
     fn target(
         a: i8,
         b: u8,
@@ -197,14 +203,15 @@ fn goroutine_functions_bound_to_closures_pass_narrow_values() {
             let seen = SEEN.take();
             assert_eq!(seen[..12], arguments, "{convention}");
             assert_eq!(seen[12], 0, "DF");
-            // LLVM does not extend the result of an `extern "C"` function, whatever the attribute.
+            // LLVM does not extend the result of an `extern "C"` function, whatever its attributes.
             assert_eq!(probe.result(&entry), u64::from(-12345i16 as u16));
             assert_eq!(probe.changes(may_change(convention), owned_bytes(&entry)), []);
         }
     });
 }
 
-/// Checks one typed entry stub: native code calls it, and its target is of `convention`.
+/// Checks one typed entry stub. Native code calls it, and its target has the convention
+/// `convention`.
 fn check_enter(
     jit: &Jit,
     convention: Convention,
@@ -215,13 +222,13 @@ fn check_enter(
     let (arguments, results) = (values(signature.params(), 31), values(signature.results(), 32));
     let target = Capture::new(jit, convention, &signature, &results);
     let stub = with_target(&signature, 0, || {
-        // SAFETY: the capture is of this convention and signature.
+        // SAFETY: the capture has this convention and signature.
         unsafe { target.code().enter::<Raw>(convention) }.expect("a stub")
     });
     let entry = Convention::SystemV.assign(&signature).expect("assignable");
     let mut probe =
         probe(jit, stub.address(), Convention::SystemV, &entry, &arguments, false, planted);
-    // SAFETY: on a goroutine; the registers hold arguments of the stub's signature.
+    // SAFETY: called on a goroutine; the registers hold arguments of the stub's signature.
     unsafe { probe.run() };
 
     assert_eq!(target.hits(), 1);
@@ -247,7 +254,7 @@ fn entries_change_what_system_v_allows() {
     });
 }
 
-/// Checks one spawn stub; then lets the goroutine run and checks the words entry that it starts in.
+/// Checks one spawn stub, then lets the goroutine run, and checks the entry it starts in.
 fn check_spawn(
     jit: &Jit,
     convention: Convention,
@@ -258,24 +265,27 @@ fn check_spawn(
     let signature = Signature::new(parse(text).params(), []);
     let arguments = values(signature.params(), 41);
     let target = Capture::new(jit, convention, &signature, &[]);
-    // SAFETY: the capture is of this convention and signature; it only stores its arguments.
+    // SAFETY: the capture has this convention and signature, and only stores its arguments.
     let stub = unsafe { jit.spawn_fn(convention, &signature, target.code()) }.expect("a stub");
     let entry = convention.assign(&signature).expect("assignable");
     let mut probe = probe(jit, stub.address(), convention, &entry, &arguments, odd, planted);
     run_entered(&mut probe);
     let changes = probe.changes(may_change(convention), owned_bytes(&entry));
 
-    assert_eq!(target.hits(), 0, "it starts, but does not run yet");
+    assert_eq!(target.hits(), 0, "the goroutine was started, but does not run yet");
     while target.hits() == 0 {
         gosched();
     }
-    // The goroutine runs in the modes of the thread, which are this test's again.
+    // The goroutine runs in the FP control state of the thread, which this test has restored.
     let mut native = State::distinct(0);
-    native.set_mxcsr(probe::NATIVE_MODES.0);
-    native.set_x87_control(probe::NATIVE_MODES.1);
+    native.set_mxcsr(probe::NATIVE_FP_CONTROL.0);
+    native.set_x87_control(probe::NATIVE_FP_CONTROL.1);
     let g = target.at_entry().gpr(Gpr::R14);
     if convention == Convention::GoAbiInternal {
-        assert!(g != 0 && g != current_g(jit) && g.is_multiple_of(64), "{g:#x} is another one");
+        assert!(
+            g != 0 && g != current_g(jit) && g.is_multiple_of(64),
+            "{g:#x} must be another goroutine"
+        );
     }
     let arrival = Arrival { caller: &native, g, values: &arguments };
     assert_eq!(target.arrival(&arrival), [], "at the target of {convention} {text}");
@@ -300,8 +310,8 @@ fn spawns_change_what_the_convention_allows() {
     });
 }
 
-/// Everything that can be planted: what must be kept, and the first word above the area
-/// that belongs to the callee.
+/// All state that can be destroyed: what the convention preserves, and the first word above the
+/// area that the callee owns.
 fn plantable(convention: Convention, text: &str) -> Vec<Change> {
     let signature = parse(text);
     let entry = convention.assign(&signature).expect("assignable");
@@ -314,7 +324,7 @@ fn plantable(convention: Convention, text: &str) -> Vec<Change> {
 const PLANTED_SIGNATURE: &str = "fn(i64, u8, f64, i16, i8, u64, i64, i64, u8, i8, u16) -> i32";
 
 #[test]
-fn what_is_planted_is_what_is_reported() {
+fn planted_changes_are_reported_exactly() {
     run(|| {
         let jit = jit();
         let text = PLANTED_SIGNATURE;
@@ -350,9 +360,9 @@ fn what_is_planted_is_what_is_reported() {
     });
 }
 
-/// The same for what a target finds: a captured state is spoilt in one place after another.
+/// The same for the checks at a target: a captured state is changed at one place after another.
 #[test]
-fn what_is_wrong_at_a_target_is_reported() {
+fn wrong_state_at_a_target_is_reported() {
     run(|| {
         let jit = jit();
         for convention in CONVENTIONS {
@@ -360,59 +370,59 @@ fn what_is_wrong_at_a_target_is_reported() {
             let arguments = values(signature.params(), 31);
             let target = Capture::new(&jit, convention, &signature, &[7]);
             let stub = with_target(&signature, 0, || {
-                // SAFETY: the capture is of this convention and signature.
+                // SAFETY: the capture has this convention and signature.
                 unsafe { target.code().enter::<Raw>(convention) }.expect("a stub")
             });
             let system_v = Convention::SystemV;
             let entry = system_v.assign(&signature).expect("assignable");
             let mut probe = probe(&jit, stub.address(), system_v, &entry, &arguments, false, None);
-            // SAFETY: on a goroutine; the registers hold arguments of the stub's signature.
+            // SAFETY: called on a goroutine; the registers hold arguments of the stub's signature.
             unsafe { probe.run() };
             let caller = *probe.before();
             let g = current_g(&jit);
-            let judge = |spoil: &dyn Fn(&mut State)| {
+            let mismatches = |change: &dyn Fn(&mut State)| {
                 let mut found = target.at_entry();
-                spoil(&mut found);
-                target.judge(&found, &Arrival { caller: &caller, g, values: &arguments })
+                change(&mut found);
+                target.mismatches(&found, &Arrival { caller: &caller, g, values: &arguments })
             };
-            assert_eq!(judge(&|_| {}), []);
-            assert_eq!(judge(&State::set_df), [Change::Df]);
-            assert_eq!(judge(&|s| s.set_mxcsr(0x1f80)), [Change::Mxcsr]);
-            assert_eq!(judge(&|s| s.set_x87_control(0x37f)), [Change::X87Control]);
-            assert_eq!(judge(&State::fill_x87), [Change::X87Stack]);
+            assert_eq!(mismatches(&|_| {}), []);
+            assert_eq!(mismatches(&State::set_df), [Change::Df]);
+            assert_eq!(mismatches(&|s| s.set_mxcsr(0x1f80)), [Change::Mxcsr]);
+            assert_eq!(mismatches(&|s| s.set_x87_control(0x37f)), [Change::X87Control]);
+            assert_eq!(mismatches(&State::fill_x87), [Change::X87Stack]);
             let off = |s: &mut State, n| s.set_gpr(Gpr::RSP, s.gpr(Gpr::RSP) + n);
-            assert_eq!(judge(&|s| off(s, 4)), [Change::Alignment]);
-            let r14 = judge(&|s| s.set_gpr(Gpr::R14, g + 64));
-            let xmm15 = judge(&|s| s.set_xmm(Xmm::XMM15, [0, 1]));
+            assert_eq!(mismatches(&|s| off(s, 4)), [Change::Alignment]);
+            let r14 = mismatches(&|s| s.set_gpr(Gpr::R14, g + 64));
+            let xmm15 = mismatches(&|s| s.set_xmm(Xmm::XMM15, [0, 1]));
             if convention == Convention::GoAbiInternal {
                 assert_eq!(r14, [Change::Gpr(Gpr::R14)]);
                 assert_eq!(xmm15, [Change::Xmm(Xmm::XMM15)]);
-                // u8 in rbx: what is above it is nobody's.
-                assert_eq!(judge(&|s| s.set_gpr(Gpr::RBX, s.gpr(Gpr::RBX) ^ 0x100)), []);
-                let changed = judge(&|s| s.set_gpr(Gpr::RBX, s.gpr(Gpr::RBX) ^ 0x80));
+                // u8 in rbx: the bits above it are undefined.
+                assert_eq!(mismatches(&|s| s.set_gpr(Gpr::RBX, s.gpr(Gpr::RBX) ^ 0x100)), []);
+                let changed = mismatches(&|s| s.set_gpr(Gpr::RBX, s.gpr(Gpr::RBX) ^ 0x80));
                 assert_eq!(changed, [Change::Param(1)]);
             } else {
                 assert_eq!((r14, xmm15), (vec![], vec![]));
-                assert_eq!(judge(&|s| off(s, 8)), [Change::Alignment]);
-                // u8 in rsi: the caller extends it to 32 bits, and no further.
-                assert_eq!(judge(&|s| s.set_gpr(Gpr::RSI, s.gpr(Gpr::RSI) ^ 1 << 32)), []);
-                let changed = judge(&|s| s.set_gpr(Gpr::RSI, s.gpr(Gpr::RSI) ^ 0x100));
+                assert_eq!(mismatches(&|s| off(s, 8)), [Change::Alignment]);
+                // u8 in rsi: the caller extends it to 32 bits only.
+                assert_eq!(mismatches(&|s| s.set_gpr(Gpr::RSI, s.gpr(Gpr::RSI) ^ 1 << 32)), []);
+                let changed = mismatches(&|s| s.set_gpr(Gpr::RSI, s.gpr(Gpr::RSI) ^ 0x100));
                 assert_eq!(changed, [Change::Param(1)]);
             }
-            let changed = judge(&|s| s.set_xmm(Xmm::XMM0, [0, 0]));
+            let changed = mismatches(&|s| s.set_xmm(Xmm::XMM0, [0, 0]));
             assert_eq!(changed, [Change::Param(2)]);
         }
     });
 }
 
-/// The stub of a kind that is on the stack here.
+/// The stub of this kind on the current stack.
 fn stub_on_stack(kind: StubKind) -> StubInfo {
     let pcs = native_unwind::return_addresses();
     let mut stubs = pcs.into_iter().filter_map(lookup);
     stubs.find(|stub| stub.kind() == kind).expect("the unwinder sees it")
 }
 
-/// systemstack(argument, function, rsp) is called by Rust code only; here by a probe.
+/// systemstack(argument, function, rsp) is only called by Rust code; here, a probe calls it.
 #[test]
 fn systemstack_changes_what_system_v_allows() {
     run(|| {
@@ -444,8 +454,8 @@ fn systemstack_changes_what_system_v_allows() {
     });
 }
 
-/// A probe of a Rust function that switches. What is checked is the function as a whole: the stub
-/// together with what the compiler saves because the call site says that it is lost.
+/// A probe of a Rust function that switches. It checks the function as a whole: the stub, and the
+/// registers that the compiler saves because the call site declares them as clobbered.
 struct SwitchProbe {
     probe: Probe,
 }
@@ -462,9 +472,9 @@ impl SwitchProbe {
         Self { probe }
     }
 
-    /// Switches once, and says what has changed afterwards.
+    /// Switches once, and returns the changes.
     fn switch(&mut self) -> Vec<Change> {
-        // SAFETY: the function takes nothing.
+        // SAFETY: the function takes no arguments.
         unsafe { self.probe.run() };
         self.probe.changes(may_change(Convention::SystemV), 0)
     }
@@ -476,19 +486,19 @@ fn count_switch() {
     SWITCHES.set(SWITCHES.get() + 1);
 }
 
-extern "C-unwind" fn give_way() {
+extern "C-unwind" fn yields() {
     gosched();
     count_switch();
 }
 
-/// Parks, and is readied by a goroutine that was started for that.
+/// Parks. A goroutine that is started for it makes this one ready.
 extern "C-unwind" fn park() {
     let parked = current();
-    // SAFETY: `goready` is called once, after `unlock`, which starts who calls it.
+    // SAFETY: `goready` is called once, by the goroutine that `unlock` starts.
     unsafe {
         gopark(WaitReason::Other, || {
             drop(go(move || {
-                // Other goroutines run in between, with other registers.
+                // Other goroutines run in between, with other values in their registers.
                 gosched();
                 goready(parked);
             }));
@@ -497,7 +507,7 @@ extern "C-unwind" fn park() {
     count_switch();
 }
 
-/// Sleeps: with nothing else to run the thread goes to its scheduler and waits there.
+/// Sleeps. No other goroutine is runnable, so the thread enters its scheduler and waits there.
 extern "C-unwind" fn sleep() {
     runtime::sleep(Duration::from_millis(1));
     count_switch();
@@ -513,11 +523,11 @@ fn check_switches(
     run(|| {
         let jit = jit();
         SWITCHES.set(0);
-        // A switch leaves MXCSR and the x87 control word to the thread: whoever wants others
-        // than his neighbours has to set them after each park. So all goroutines of this run
-        // have the same ones here, and what is checked is that the stubs leave them alone.
-        // SAFETY: there are integers only until the other call.
-        unsafe { set_modes((probe::MXCSR, probe::X87_CONTROL)) };
+        // A switch leaves MXCSR and the x87 control word to the thread, so a goroutine that wants
+        // others has to set them after each park. Here all goroutines of the run have the same, and
+        // the test checks that the stubs do not change them.
+        // SAFETY: only integers are computed until the control words are restored.
+        unsafe { set_fp_control((probe::MXCSR, probe::X87_CONTROL)) };
         let side = |seed, planted| {
             move || {
                 (0..ROUNDS)
@@ -526,7 +536,7 @@ fn check_switches(
             }
         };
         let (mine, other) = if migratable {
-            // SAFETY: there is one thread in this run.
+            // SAFETY: this run has one thread.
             unsafe {
                 (
                     Builder::new().go_migratable(side(71, planted)).expect("memory"),
@@ -538,8 +548,8 @@ fn check_switches(
         };
         let mine = mine.join().expect("no panic");
         let other = other.join().expect("no panic");
-        // SAFETY: those that the thread started with.
-        unsafe { set_modes(probe::NATIVE_MODES) };
+        // SAFETY: the control words of the thread at its start.
+        unsafe { set_fp_control(probe::NATIVE_FP_CONTROL) };
         assert_eq!(SWITCHES.get() as usize, 2 * ROUNDS);
         assert_eq!(other, vec![vec![]; ROUNDS], "the other side");
         mine
@@ -549,8 +559,8 @@ fn check_switches(
 type SwitchKind = (&'static str, extern "C-unwind" fn(), bool);
 
 const SWITCH_KINDS: [SwitchKind; 6] = [
-    ("goswitch by gosched", give_way, false),
-    ("mcall and gogo by gosched of a migratable goroutine", give_way, true),
+    ("goswitch by gosched", yields, false),
+    ("mcall and gogo by gosched of a migratable goroutine", yields, true),
     ("goswitch by gopark", park, false),
     ("mcall and gogo by gopark of a migratable goroutine", park, true),
     ("mcall, the idle thread, and gogo", sleep, false),
@@ -566,7 +576,7 @@ fn switches_keep_what_system_v_preserves() {
 }
 
 #[test]
-fn what_is_planted_at_a_switch_is_what_is_reported() {
+fn changes_planted_at_a_switch_are_reported_exactly() {
     for (name, function, migratable) in &SWITCH_KINDS[..4] {
         for planted in must_keep(Convention::SystemV) {
             let changes = check_switches(*function, *migratable, Some(planted));
@@ -575,16 +585,16 @@ fn what_is_planted_at_a_switch_is_what_is_reported() {
     }
 }
 
-/// gogo itself, with nothing around it: from a probe to a capture and back.
+/// gogo alone: from a probe to a capture and back.
 ///
-/// The registers that it takes are in `src/jit/stubs/switch.rs`; the Gobuf is sp, pc, bp, bx.
+/// The registers that it uses are in `src/jit/stubs/switch.rs`. The Gobuf is sp, pc, bp, bx.
 #[test]
 fn gogo_changes_the_four_registers_of_a_gobuf_and_rcx() {
     run(|| {
         let jit = jit();
         let entry = stub_on_stack(StubKind::GoroutineEntry);
-        // They are somewhere in the code of their frame class, which is a sixty-fourth of the
-        // arena. If two runs started at once there are two sets, and either will do.
+        // The switch stubs are in the code of their frame class, which is a sixty-fourth of the
+        // arena. Two runs that start at once create two sets of stubs. Either may be used.
         let switch = |name: &str| {
             let around = (0..(16 << 20) / GRANULE_BYTES).flat_map(|n| {
                 let away = n * GRANULE_BYTES;
@@ -600,7 +610,7 @@ fn gogo_changes_the_four_registers_of_a_gobuf_and_rcx() {
         let values = [sp, capture.address() as u64, 0x0bad_0b90, 0x0bad_0b3c];
         let to = values.map(Cell::new);
         let from: &[Cell<u64>; 4] = &[const { Cell::new(0) }; 4];
-        // The capture returns through the other stack: there is what leads back.
+        // The capture returns on the other stack, to the code that switches back.
         let back = jump_back(&jit, from);
         // SAFETY: inside of the allocation.
         unsafe { (sp as *mut u64).write(back.address() as u64) };
@@ -608,12 +618,12 @@ fn gogo_changes_the_four_registers_of_a_gobuf_and_rcx() {
         let mut probe = Probe::new(&jit, trampoline.address(), false, None);
         probe.before().set_gpr(Gpr::RDI, from.as_ptr() as u64);
         probe.before().set_gpr(Gpr::RSI, to.as_ptr() as u64);
-        // SAFETY: the trampoline makes the Gobuf complete that it leaves by and comes back to.
+        // SAFETY: the trampoline completes the Gobuf that it leaves and later resumes.
         unsafe { probe.run() };
         assert_eq!(capture.hits(), 1);
         let (before, found) = (*probe.before(), capture.at_entry());
         let differ = |r: &Gpr| found.gpr(*r) != before.gpr(*r);
-        // rcx is the trampoline's.
+        // The trampoline uses rcx.
         let changed: Vec<_> = Gpr::ALL.into_iter().filter(differ).collect();
         assert_eq!(changed, [Gpr::RCX, Gpr::RBX, Gpr::RSP, Gpr::RBP]);
         assert!(Xmm::ALL.into_iter().all(|x| found.xmm(x) == before.xmm(x)));
@@ -622,26 +632,26 @@ fn gogo_changes_the_four_registers_of_a_gobuf_and_rcx() {
         assert_eq!(
             to.map(Cell::into_inner),
             [values[0], 0, values[2], values[3]],
-            "the pc is used up"
+            "gogo clears the pc"
         );
         let arrival = Arrival { caller: &before, g: 0, values: &[] };
-        let modes = capture.arrival(&arrival);
-        assert!(modes.iter().all(|c| *c == Change::Alignment), "{modes:?}");
+        let control = capture.arrival(&arrival);
+        assert!(control.iter().all(|c| *c == Change::Alignment), "{control:?}");
         let saved: Vec<_> = from.iter().map(Cell::get).collect();
         assert_eq!(saved[0], probe.call_rsp() - 8);
         assert_eq!(saved[2], before.gpr(Gpr::RBP));
         assert_eq!(saved[3], before.gpr(Gpr::RBX));
-        // Back again: everything that System V preserves.
+        // After the switch back, all that System V preserves is unchanged.
         assert_eq!(probe.changes(may_change(Convention::SystemV), 0), []);
     });
 }
 
-/// A System V function that leaves by a switch stub and returns when its Gobuf is continued.
-/// gogo does not save, so this does.
+/// A System V function that leaves through a switch stub, and returns when its Gobuf is resumed. It
+/// saves the registers itself, since gogo does not.
 fn jump_to(jit: &Jit, stub: usize, from: &[Cell<u64>; 4]) -> Code {
     use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
     let at = from.as_ptr() as i64;
-    // SAFETY: rsp leads to the return address throughout; it calls nothing.
+    // SAFETY: rsp points to the return address throughout, and the code makes no call.
     let code = unsafe {
         jit.install("jump", FrameClass::Leaf, |ops| {
             dynasm!(ops
@@ -663,16 +673,16 @@ fn jump_to(jit: &Jit, stub: usize, from: &[Cell<u64>; 4]) -> Code {
     code.expect("it installs")
 }
 
-/// What a probe puts into rax, so that the trampoline leaves no trace there.
+/// The value that a probe loads into rax. The trampoline restores it.
 fn pattern_of_rax() -> i64 {
     State::distinct(1).gpr(Gpr::RAX) as i64
 }
 
-/// Continues a Gobuf; what a capture returns to on the other stack.
+/// Resumes a Gobuf. A capture returns to this code on the other stack.
 fn jump_back(jit: &Jit, from: &[Cell<u64>; 4]) -> Code {
     use dynasmrt::{DynasmApi, dynasm};
     let at = from.as_ptr() as i64;
-    // SAFETY: it is jumped to by a `ret`, and leaves by a jump.
+    // SAFETY: entered by a `ret`, and left by a jump.
     let code = unsafe {
         jit.install("back", FrameClass::Leaf, |ops| {
             dynasm!(ops
@@ -688,8 +698,8 @@ fn jump_back(jit: &Jit, from: &[Cell<u64>; 4]) -> Code {
     code.expect("it installs")
 }
 
-/// ABIInternal returns several results in registers; no stub carries them yet, since one of its
-/// two sides is System V. It is refused when it is made.
+/// ABIInternal returns several results in registers. A stub has System V on one of its sides, which
+/// returns one, so such a stub is refused.
 #[test]
 fn several_results_are_refused() {
     run(|| {
@@ -703,13 +713,13 @@ fn several_results_are_refused() {
                 matches!(refused, Some(JitError::Assign(AssignError::OneResult { .. }))),
                 "{refused:?}"
             );
-            // SAFETY: refused before anything is made of it.
+            // SAFETY: refused before a stub is created.
             let refused = unsafe { target.code().enter::<Raw>(go) }.err();
             assert!(
                 matches!(refused, Some(JitError::Assign(AssignError::OneResult { .. }))),
                 "{refused:?}"
             );
-            // SAFETY: as above.
+            // SAFETY: refused before a stub is created.
             let refused = unsafe { jit.spawn_fn(go, &signature, target.code()) }.err();
             assert!(matches!(refused, Some(JitError::Signature { .. })), "{refused:?}");
         });
@@ -717,8 +727,8 @@ fn several_results_are_refused() {
 }
 
 #[test]
-fn the_sets_are_those_of_the_documents() {
-    // psABI figure 3.4; Go's NOTES, section 3.
+fn register_sets_match_the_abi_documents() {
+    // psABI figure 3.4; Go's `abi-internal.md`.
     let system_v = [Gpr::RBX, Gpr::RSP, Gpr::RBP, Gpr::R12, Gpr::R13, Gpr::R14, Gpr::R15];
     let kept = |convention| RegSet::ALL_AMD64.minus(may_change(convention));
     assert_eq!(kept(Convention::SystemV), RegSet::of_gprs(&system_v));

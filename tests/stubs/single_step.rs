@@ -1,15 +1,15 @@
 //! Walks and unwinds from every instruction of every kind of stub.
 //!
-//! One scene has all of them (`Scene::new`). `machine/step.rs` runs it with the trap flag set and
-//! does the exact walk at every instruction, in a signal handler, as preemption and profilers will.
-//! The scene is a tree: each piece of code has one caller, so that the frames at an instruction
-//! follow from the piece alone.
+//! One scene has all kinds (`Scene::new`). `support::step` runs it with the trap flag set, and
+//! performs the exact walk at every instruction, in a signal handler, as preemption and profilers
+//! do. The scene is a tree: each piece of code has one caller, so the piece alone determines the
+//! frames at an instruction.
 //!
 //! ```text
 //!   main goroutine                            two goroutines that JIT code starts
 //!   `- outer (enter)                          `- started go (enter, words)
 //!      `- outer: Standard, GoAbiInternal         `- started go
-//!         |- leaf go: Leaf                          `- gives way (goroutine function)
+//!         |- leaf go: Leaf                          `- yields go (goroutine function)
 //!         |- started go (spawn)               `- started c ...
 //!         `- middle (goroutine function)
 //!            `- inner (enter)
@@ -22,14 +22,15 @@
 //!                           `- bottom (goroutine function)
 //! ```
 //!
-//! libgcc's unwinder and the full walk start at call sites only: its tables have one row for a
-//! whole sub-arena, which is wrong in a prologue (`src/jit/eh_frame.rs`).
+//! libgcc's unwinder and the full walk start at call sites only. Their tables have one row for a
+//! whole sub-arena, which does not describe a prologue (`src/jit/unwind/dwarf.rs`).
 
 #![allow(unsafe_code, reason = "calls emitted code and reads its bytes")]
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use support::code::{caller, pop_saved, push_saved};
 use support::native_unwind;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -39,15 +40,17 @@ use footbridge::runtime::{
     self, Config, Entry, TraceFrame, Traceback, WaitReason, WalkEnd, current, gopark, goready,
     gosched, jit_frames, systemstack,
 };
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use iced_x86::Mnemonic;
 use support::step::{Trap, set_place, stepped};
 
-/// A piece of code: names are unique but for an entry and the code that it enters.
+/// A piece of code. Names are unique, except that an entry has the name of the code it enters.
 type Piece = (StubKind, &'static str);
+
+use crate::decode::instructions;
 
 use StubKind::{Enter, GoroutineEntry, GoroutineFn, Spawn, Switch, Systemstack, User};
 
-/// Who calls each piece; `None` is native code with no JIT code below it.
+/// The caller of each piece. `None` is native code without JIT code in its callers.
 const CALLERS: [(Piece, Option<Piece>); 20] = [
     ((Enter, "outer"), None),
     ((User, "outer"), Some((Enter, "outer"))),
@@ -60,22 +63,22 @@ const CALLERS: [(Piece, Option<Piece>); 20] = [
     ((Spawn, "started c"), Some((User, "inner"))),
     ((GoroutineFn, "innermost"), Some((User, "inner"))),
     ((Systemstack, "systemstack"), Some((GoroutineFn, "innermost"))),
-    // Entered on the system stack; only a walk of native frames sees systemstack in between.
+    // Entered on the system stack. Only a walk of native frames finds systemstack in between.
     ((Enter, "below"), Some((GoroutineFn, "innermost"))),
     ((User, "below"), Some((Enter, "below"))),
     ((GoroutineFn, "bottom"), Some((User, "below"))),
     ((Enter, "started go"), None),
     ((User, "started go"), Some((Enter, "started go"))),
-    ((GoroutineFn, "gives way go"), Some((User, "started go"))),
+    ((GoroutineFn, "yields go"), Some((User, "started go"))),
     ((Enter, "started c"), None),
     ((User, "started c"), Some((Enter, "started c"))),
-    ((GoroutineFn, "gives way c"), Some((User, "started c"))),
+    ((GoroutineFn, "yields c"), Some((User, "started c"))),
 ];
-/// Pieces that no JIT code calls.
+/// Pieces that are not called by JIT code.
 const OTHERS: [Piece; 3] =
     [(Switch, "gogo"), (Switch, "mcall"), (GoroutineEntry, "goroutine entry")];
 
-/// The frames from a piece out, innermost first.
+/// The frames from a piece outwards, innermost first.
 fn frames_from(piece: Piece) -> Vec<Piece> {
     let caller = |p: Piece| CALLERS.iter().find(|(q, _)| *q == p).and_then(|(_, caller)| *caller);
     std::iter::successors(Some(piece), |&p| caller(p)).collect()
@@ -85,19 +88,20 @@ fn piece_at(pc: usize) -> Option<Piece> {
     lookup(pc).map(|stub| (stub.kind(), stub.name()))
 }
 
-/// The pieces among these program counters.
+/// The pieces at these program counters.
 fn pieces(pcs: &[usize]) -> Vec<Piece> {
     pcs.iter().copied().filter_map(piece_at).collect()
 }
 
-/// Where native code is: the marks of its traps.
+/// The place of native code, which marks its traps.
 const ELSEWHERE: usize = 0;
 const INNERMOST: usize = 1;
 const ON_SYSTEM_STACK: usize = 2;
 const BOTTOM: usize = 3;
 
 thread_local! {
-    /// Called in the innermost function, by it on the system stack, and at the bottom.
+    /// Called at the three places: in the innermost function, on its system stack, and at the
+    /// bottom.
     static HOOK: Cell<fn(usize)> = const { Cell::new(|_| {}) };
     static STARTED: Cell<u32> = const { Cell::new(0) };
 }
@@ -118,15 +122,15 @@ fn innermost_rust(below: &Entry<fn(u64) -> u64>, n: u64) -> u64 {
         set_place(ON_SYSTEM_STACK);
         HOOK.get()(ON_SYSTEM_STACK);
         set_place(ELSEWHERE);
-        // SAFETY: on a goroutine, though not on its stack; a System V function of this type.
+        // SAFETY: called on a goroutine, though not on its stack; a System V function of this type.
         let result = unsafe { below.call(n) };
         set_place(ELSEWHERE);
         result + n - 3
     });
-    // The goroutine that `outer` started runs, and comes back here.
+    // The goroutine that `outer` started runs, and yields back to this one.
     gosched();
     let parked = current();
-    // SAFETY: readied once, by what runs as soon as the goroutine can be.
+    // SAFETY: readied once, by code that runs after the goroutine has parked.
     unsafe { gopark(WaitReason::Other, || goready(parked)) };
     set_place(INNERMOST);
     let result = std::hint::black_box(doubled) + 1;
@@ -136,18 +140,18 @@ fn innermost_rust(below: &Entry<fn(u64) -> u64>, n: u64) -> u64 {
 
 #[inline(never)]
 fn middle_rust(inner: &Entry<fn(u64) -> u64>, n: u64) -> u64 {
-    // SAFETY: on a goroutine, called by JIT code; `inner` is a System V function of this type.
+    // SAFETY: called on a goroutine, by JIT code; `inner` is a System V function of this type.
     let result = unsafe { inner.call(n) };
     std::hint::black_box(result) + 100
 }
 
 #[inline(never)]
 fn enter_outer(scene: &Scene, n: u64) -> u64 {
-    // SAFETY: on a goroutine; `outer` is an ABIInternal function of this type.
+    // SAFETY: called on a goroutine; `outer` is an ABIInternal function of this type.
     std::hint::black_box(unsafe { scene.outer.call(n) })
 }
 
-fn give_way(n: u64) {
+fn yields(n: u64) {
     assert_eq!(n & 0xff, 5);
     gosched();
     STARTED.set(STARTED.get() + 1);
@@ -158,14 +162,17 @@ struct Scene {
 }
 
 impl Scene {
-    /// Makes all pieces. They live for ever.
+    /// Creates all pieces, which are never freed.
     fn new() -> Self {
         let jit = Jit::new().expect("code memory");
-        assert!(jit.is_near_text(), "else stubs end in cells, which do not decode");
+        assert!(
+            jit.is_near_text(),
+            "out of reach of the text, stubs would end in cells, which do not decode"
+        );
         let (go, c) = (Convention::GoAbiInternal, Convention::SystemV);
         let signature = "fn(u64)".parse().expect("a signature");
         let install = |name, class, body: &dyn Fn(&mut _)| -> &'static Code {
-            // SAFETY: the bodies below keep the laws of their classes.
+            // SAFETY: the bodies below keep the frame contracts of their classes.
             let code = unsafe { jit.install(name, class, body) };
             Box::leak(Box::new(code.expect("it installs")))
         };
@@ -173,21 +180,11 @@ impl Scene {
             let stub = jit.named_goroutine_fn(name, convention, f).expect("a stub");
             Box::leak(Box::new(stub)).address()
         };
-        let pass_on = |name, target: usize| {
-            install(name, FrameClass::Standard, &|ops| {
-                dynasm!(ops
-                    ; .arch x64
-                    ; push rbp
-                    ; mov rbp, rsp
-                    ; call extern target
-                    ; pop rbp
-                    ; ret
-                );
-            })
-        };
+        let pass_on =
+            |name, target: usize| -> &'static Code { Box::leak(Box::new(caller(name, target))) };
         let started = |name, convention, target: usize| {
             let code = pass_on(name, target);
-            // SAFETY: it hands its argument on, in the same convention.
+            // SAFETY: the code passes its argument on, in the same convention.
             let stub = unsafe { jit.spawn_fn(convention, &signature, code) }.expect("a stub");
             Box::leak(Box::new(stub)).address()
         };
@@ -209,26 +206,25 @@ impl Scene {
         let bottom = jit.named_goroutine_fn("bottom", c, bottom_rust).expect("a stub");
         let bottom = Box::leak(Box::new(bottom)).address();
         let below = pass_on("below", bottom);
-        // SAFETY: it hands its argument on, in the same convention.
+        // SAFETY: the code passes its argument on, in the same convention.
         let below = unsafe { below.enter::<fn(u64) -> u64>(c) }.expect("an entry");
         let innermost = jit
             .named_goroutine_fn("innermost", c, move |n: u64| innermost_rust(&below, n))
             .expect("a stub");
         let innermost = Box::leak(Box::new(innermost)).address();
         let (leaf_c, leaf_go) = (leaf("leaf c"), leaf("leaf go"));
-        let started_c = started("started c", c, goroutine_fn("gives way c", c, give_way));
-        let started_go = started("started go", go, goroutine_fn("gives way go", go, give_way));
-        // rbx, r12 and r13 are used, so they are saved; the frame is 16-aligned at calls.
+        let started_c = started("started c", c, goroutine_fn("yields c", c, yields));
+        let started_go = started("started go", go, goroutine_fn("yields go", go, yields));
+        // rbx, r12 and r13 are used, so the frame saves them. rsp is 16-byte aligned at calls.
         let inner = install("inner", FrameClass::Saved, &|ops| {
             dynasm!(ops
                 ; .arch x64
                 ; push rbp
                 ; mov rbp, rsp
-                ; push rbx
-                ; push r12
-                ; push r13
-                ; push r14
-                ; push r15
+            );
+            push_saved(ops);
+            dynasm!(ops
+                ; .arch x64
                 ; sub rsp, 8
                 ; mov rbx, rdi
                 ; call extern leaf_c
@@ -239,14 +235,9 @@ impl Scene {
                 ; lea r12, [rax + 10]
                 ; mov rax, r12
                 ; add rsp, 8
-                ; pop r15
-                ; pop r14
-                ; pop r13
-                ; pop r12
-                ; pop rbx
-                ; pop rbp
-                ; ret
             );
+            pop_saved(ops);
+            dynasm!(ops; .arch x64; pop rbp; ret);
         });
         // SAFETY: a System V function of this type.
         let inner = unsafe { inner.enter::<fn(u64) -> u64>(c) }.expect("an entry");
@@ -254,8 +245,8 @@ impl Scene {
             .named_goroutine_fn("middle", go, move |n: u64| middle_rust(&inner, n))
             .expect("a stub");
         let middle = Box::leak(Box::new(middle)).address();
-        // ABIInternal: nothing but rbp, rsp, r14 and xmm15 survives a call. Its rsp is not
-        // 16-aligned when it calls.
+        // In ABIInternal only rbp, rsp, r14 and xmm15 survive a call. rsp is not 16-byte aligned at
+        // these calls.
         let outer = install("outer", FrameClass::Standard, &|ops| {
             dynasm!(ops
                 ; .arch x64
@@ -278,20 +269,20 @@ impl Scene {
         Self { outer }
     }
 
-    /// Plays it once, until the goroutines that it starts have ended.
+    /// Runs the scene once, until the goroutines that it starts have ended.
     fn play(&self) {
         STARTED.set(0);
         assert_eq!(enter_outer(self, 7), 7 * 2 + 1 + 10 + 100 + 1000);
         while STARTED.get() < 2 {
             gosched();
         }
-        // Both end on the system stack.
+        // Yields once more, since they end on the system stack.
         gosched();
     }
 }
 
 fn run<R>(f: impl FnOnce() -> R) -> R {
-    // Steps are slow: every time slice would end in the scene.
+    // Without time slices: stepping is slow, so that each would end during the scene.
     let config = Config::new().processors(1).time_slice(None);
     config.run(f).expect("the run starts")
 }
@@ -306,24 +297,14 @@ fn step_through_the_scene() -> Vec<Trap> {
     })
 }
 
-/// Every instruction of a stub.
-fn decode(start: usize) -> BTreeMap<usize, Mnemonic> {
-    let len = lookup(start).expect("the start of a stub").len();
-    // SAFETY: published code stays readable.
-    let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
-    let decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
-    decoder.into_iter().map(|i| (i.ip() as usize, i.mnemonic())).collect()
-}
-
-/// The instructions of a stub that are never executed here, by what the stub is for: where there
-/// is no goroutine, behind calls that do not return, and where polls lead to that find a request
-/// (`single_step_preempt.rs` has those).
+/// The instructions of a stub that the scene never executes, by what they are for: no goroutine is
+/// running, a call does not return, or a poll finds a request (tested in `single_step_preempt.rs`).
 fn never_executed(stub: Piece, convention: Option<Convention>) -> Vec<Mnemonic> {
     let no_goroutine =
         vec![Mnemonic::Push, Mnemonic::Mov, Mnemonic::And, Mnemonic::Call, Mnemonic::Ud2];
     match stub {
         (Enter, _) => no_goroutine,
-        // In ABIInternal r14 is the goroutine, so there is no such path.
+        // In ABIInternal r14 is the goroutine, so the path for none does not exist.
         (GoroutineFn | Spawn, _) if convention == Some(Convention::SystemV) => {
             [vec![Mnemonic::Lea, Mnemonic::Call, Mnemonic::Jmp], no_goroutine].concat()
         }
@@ -335,7 +316,7 @@ fn never_executed(stub: Piece, convention: Option<Convention>) -> Vec<Mnemonic> 
 
 fn convention_of(piece: Piece) -> Option<Convention> {
     match piece {
-        (GoroutineFn | Spawn, "innermost" | "bottom" | "started c" | "gives way c") => {
+        (GoroutineFn | Spawn, "innermost" | "bottom" | "started c" | "yields c") => {
             Some(Convention::SystemV)
         }
         (GoroutineFn | Spawn, _) => Some(Convention::GoAbiInternal),
@@ -350,7 +331,7 @@ fn the_exact_walk_is_right_at_every_instruction_of_every_stub() {
     for trap in traps.iter().filter(|trap| trap.in_stub) {
         let stub = lookup(trap.pc).expect("the trap found it");
         let piece = (stub.kind(), stub.name());
-        // Between two stacks a walk cannot tell what is older, and says so.
+        // In the middle of a switch, a walk cannot find older frames, and reports that.
         let (frames, end) = match piece {
             (Switch, _) => (vec![piece], WalkEnd::Switching),
             _ => (frames_from(piece), WalkEnd::Complete),
@@ -370,7 +351,7 @@ fn every_instruction_of_every_stub_is_stepped_over() {
     let mut seen: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
     for trap in traps.iter().filter(|trap| trap.in_stub) {
         let stub = lookup(trap.pc).expect("the trap found it");
-        seen.entry(stub.start()).or_default().insert(trap.pc);
+        seen.entry(stub.start()).or_default().insert(stub.offset_bytes());
     }
     let mut found = BTreeSet::new();
     let mut steps = 0;
@@ -378,10 +359,10 @@ fn every_instruction_of_every_stub_is_stepped_over() {
         let piece = piece_at(start).expect("a stub");
         found.insert(format!("{piece:?}"));
         steps += stepped.len();
-        let mut instructions = decode(start);
-        for pc in stepped {
-            let boundary = instructions.remove(&pc).is_some();
-            assert!(boundary, "{piece:?}+{:#x} is no instruction", pc - start);
+        let mut instructions = instructions(start);
+        for offset in stepped {
+            let boundary = instructions.remove(&offset).is_some();
+            assert!(boundary, "{piece:?}+{offset:#x} is not an instruction");
         }
         let missed: Vec<_> = instructions.into_values().collect();
         assert_eq!(missed, never_executed(piece, convention_of(piece)), "{piece:?}");
@@ -392,15 +373,15 @@ fn every_instruction_of_every_stub_is_stepped_over() {
     println!("{steps} instructions in {} stubs", all.len());
 }
 
-/// In native code the walk begins at the anchor, and what it visits is the JIT code that is left
-/// below: of the goroutine that runs, or already of the next one in the few instructions between
-/// the scheduler's choice and the switch.
+/// In native code the walk starts at the anchor. It finds the JIT frames that the native code was
+/// called from: those of the running goroutine, or, for a few instructions between the choice of
+/// the scheduler and the switch, those of the next one.
 #[test]
 fn the_exact_walk_is_right_at_every_instruction_of_native_code() {
     let traps = step_through_the_scene();
     let innermost = frames_from((GoroutineFn, "innermost"));
     let bottom = frames_from((GoroutineFn, "bottom"));
-    // JIT code is left by these.
+    // The pieces from which JIT code calls native code.
     let left_by = CALLERS.iter().map(|(piece, _)| *piece);
     let left_by = left_by.filter(|(kind, _)| matches!(kind, GoroutineFn | Spawn));
     let mut possible: BTreeMap<String, bool> =
@@ -434,8 +415,8 @@ struct Seen {
 
 thread_local!(static SEEN: RefCell<Vec<Seen>> = const { RefCell::new(Vec::new()) });
 
-/// Every way to see the stack, at one call site.
-fn look_around(place: usize) {
+/// All ways to inspect the stack, at one call site.
+fn inspect(place: usize) {
     let mut frames = Vec::new();
     let end = jit_frames(|frame| {
         frames.push((frame.stub.kind(), frame.stub.name()));
@@ -451,7 +432,7 @@ fn look_around(place: usize) {
     SEEN.with_borrow_mut(|all| all.push(seen));
 }
 
-/// Positions of these words, each behind the one before.
+/// Whether the text contains these words in this order.
 fn in_order(text: &str, words: &[&str]) -> bool {
     let mut rest = text;
     words.iter().all(|word| {
@@ -464,7 +445,7 @@ fn in_order(text: &str, words: &[&str]) -> bool {
 fn every_unwinder_passes_all_stubs_at_call_sites() {
     let seen = run(|| {
         let scene = Scene::new();
-        HOOK.set(look_around);
+        HOOK.set(inspect);
         scene.play();
         SEEN.take()
     });
@@ -474,10 +455,10 @@ fn every_unwinder_passes_all_stubs_at_call_sites() {
         let last = if place == BOTTOM { "bottom" } else { "innermost" };
         let mut all = frames_from((GoroutineFn, last));
         assert_eq!(exact, (all.clone(), WalkEnd::Complete));
-        // The others also see the stub that changes to the system stack, and the root.
+        // The native unwinders also find the stub that changes to the system stack, and the root.
         if place != INNERMOST {
             let innermost = all.iter().position(|&p| p == (GoroutineFn, "innermost"));
-            all.insert(innermost.expect("on the way"), (Systemstack, "systemstack"));
+            all.insert(innermost.expect("it is on the path"), (Systemstack, "systemstack"));
         }
         all.push((GoroutineEntry, "goroutine entry"));
         assert_eq!(pieces(&unwinder), all, "libgcc, place {place}");

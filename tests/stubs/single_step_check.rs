@@ -1,8 +1,8 @@
-//! Walks from every instruction of a check of the stack that is not passed at once, and of the stub
-//! that it leads to.
+//! Walks the stack at every instruction of a stack check that does not pass at once, and of the
+//! stub that it calls.
 //!
-//! Code is run one instruction at a time (`machine/step.rs`). Somebody wants the goroutine to give
-//! way, so that the check takes its slow path, and polls.
+//! The code runs one instruction at a time (`support::step`). A preemption of the goroutine was
+//! requested, so that the check takes its slow path and polls.
 
 #![allow(unsafe_code, reason = "calls emitted code and reads its bytes")]
 
@@ -15,8 +15,9 @@ use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{FrameClass, Jit, StubKind, lookup};
 use footbridge::runtime::{self, Config, WalkEnd, stats};
-use iced_x86::{Decoder, DecoderOptions};
 use support::step::stepped;
+
+use crate::decode::instruction_offsets;
 
 /// A piece of code on the stack.
 type Piece = (StubKind, &'static str);
@@ -24,18 +25,10 @@ type Piece = (StubKind, &'static str);
 const CHECK: Piece = (StubKind::StackCheck, "stack check");
 const POLL: Piece = (StubKind::Preempt, "poll");
 
-/// Where the instructions of a stub start, as bytes from its start.
-fn instructions(start: usize) -> BTreeSet<usize> {
-    let len = lookup(start).expect("the start of a stub").len();
-    // SAFETY: published code stays readable.
-    let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
-    let decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
-    decoder.into_iter().map(|i| i.ip() as usize - start).collect()
-}
-
 #[test]
 fn the_walk_is_right_at_every_instruction_of_a_check() {
-    // Sysmon is there, so that there are means to preempt, and asks nobody.
+    // Sysmon runs, so that goroutines can be preempted. The long time slice prevents requests of
+    // its own.
     let config = Config::new().processors(1).time_slice(Duration::from_secs(3600));
     let mut seen: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
     for (name, class, convention, frame_bytes) in [
@@ -47,7 +40,7 @@ fn the_walk_is_right_at_every_instruction_of_a_check() {
     ] {
         let jit = Jit::new().expect("code memory");
         let mut polls = jit.polls(convention).expect("of this machine");
-        // SAFETY: the laws of the classes are kept.
+        // SAFETY: the frame contracts of the classes are kept.
         let code = unsafe {
             jit.install(name, class, |ops| {
                 dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
@@ -71,20 +64,20 @@ fn the_walk_is_right_at_every_instruction_of_a_check() {
             .run(|| {
                 let before = stats();
                 let result = Cell::new(0);
-                // The signal of the request comes in native code; the request stands.
+                // The signal of the request arrives in native code, so the request remains.
                 assert!(runtime::request_preemption(0));
-                // SAFETY: on a goroutine.
+                // SAFETY: called on a goroutine.
                 let traps = stepped(|| result.set(unsafe { entry.call() }));
                 assert_eq!(result.get(), 42);
                 let now = stats();
-                assert_eq!(now.cooperative - before.cooperative, 1, "{name}: it gave way");
+                assert_eq!(now.cooperative - before.cooperative, 1, "{name}: it yielded");
                 assert_eq!(now.asynchronous - before.asynchronous, 0, "{name}");
                 traps
             })
             .expect("the run starts");
         let outer = [(StubKind::User, name), (StubKind::Enter, name)];
         let inside = [&[CHECK][..], &outer].concat();
-        let aside = [&[POLL][..], &inside].concat();
+        let polling = [&[POLL][..], &inside].concat();
         for trap in &traps {
             let found: Vec<Piece> = trap
                 .frames()
@@ -94,7 +87,7 @@ fn the_walk_is_right_at_every_instruction_of_a_check() {
                 .collect();
             if !trap.in_stub {
                 assert_eq!(trap.end, WalkEnd::Complete, "at {:#x}: {found:?}", trap.pc);
-                assert!(found.is_empty() || found == aside, "at {:#x}: {found:?}", trap.pc);
+                assert!(found.is_empty() || found == polling, "at {:#x}: {found:?}", trap.pc);
                 continue;
             }
             let stub = lookup(trap.pc).expect("the trap found it");
@@ -106,18 +99,18 @@ fn the_walk_is_right_at_every_instruction_of_a_check() {
                 (StubKind::Enter, _) => (outer[1..].to_vec(), WalkEnd::Complete),
                 (StubKind::User, _) => (outer.to_vec(), WalkEnd::Complete),
                 CHECK => (inside.clone(), WalkEnd::Complete),
-                POLL => (aside.clone(), WalkEnd::Complete),
-                other => panic!("{other:?} has no business here"),
+                POLL => (polling.clone(), WalkEnd::Complete),
+                other => panic!("unexpected code: {other:?}"),
             };
             assert_eq!((found, trap.end), (expected, end), "{stub:?}");
         }
-        // The slow path, too.
-        assert_eq!(seen[&code.address()], instructions(code.address()), "{name}");
+        // The slow path was executed too.
+        assert_eq!(seen[&code.address()], instruction_offsets(code.address()), "{name}");
     }
-    // Of the stub all but what leads to the panic.
+    // The instructions of the stub that were not executed are those that lead to the panic.
     let stub = seen.keys().copied().find(|&start| lookup(start).map(|s| s.kind()) == Some(CHECK.0));
     let stub = stub.expect("it was stepped through");
-    let (all, stepped) = (instructions(stub), &seen[&stub]);
+    let (all, stepped) = (instruction_offsets(stub), &seen[&stub]);
     let skipped: Vec<_> = all.difference(stepped).collect();
     let last = stepped.last().expect("some");
     assert!(skipped.iter().all(|at| *at > last), "{skipped:?}");

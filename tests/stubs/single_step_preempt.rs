@@ -1,10 +1,10 @@
-//! Walks from every instruction of the stubs that put goroutines aside, and from every instruction
-//! at which JIT code was put aside.
+//! Walks the stack at every instruction of the stubs that preempt goroutines, and from every
+//! instruction at which JIT code is preempted.
 //!
-//! Code is run one instruction at a time (`machine/step.rs`), with a request at one chosen
-//! instruction of it: where the code polls, the poll stub is entered, elsewhere the signal comes
-//! right there. That is done for each instruction of each piece, so that prologues, `ret`s and the
-//! slow paths of polls are among them.
+//! The code runs one instruction at a time (`support::step`), with a request at one chosen
+//! instruction. Where the code polls, this enters the poll stub; elsewhere the signal arrives at
+//! that instruction. This is repeated for each instruction of each piece, including prologues,
+//! `ret`s and the slow paths of polls.
 
 #![allow(unsafe_code, reason = "calls emitted code and reads its bytes")]
 
@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use support::code::{pop_saved, push_saved};
+use support::code::{caller, pop_saved, push_saved};
 use support::runs::alone_and_preemptible as run;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -21,10 +21,12 @@ use footbridge::jit::{Annotations, FrameClass, Jit, Ops, StubInfo, StubKind, Whe
 use footbridge::runtime::{
     self, Entry, Stats, TraceFrame, WalkEnd, gosched, request_preemption, stats,
 };
-use iced_x86::{Decoder, DecoderOptions};
 use support::step::{Trap, clear_trap_flag, stepped_with};
 
-/// A piece of code on the stack. Names are unique but for an entry and the code that it enters.
+use crate::decode::instruction_offsets;
+
+/// A piece of code on the stack. Names are unique, except that an entry has the name of the code it
+/// enters.
 type Piece = (StubKind, &'static str);
 
 use StubKind::{Enter, GoroutineFn, Preempt, User};
@@ -32,14 +34,14 @@ use StubKind::{Enter, GoroutineFn, Preempt, User};
 const ASYNC: Piece = (Preempt, "async preempt");
 const POLL: Piece = (Preempt, "poll");
 
-/// The JIT frames from a piece of user code or a goroutine function out.
+/// The JIT frames from a piece of user code or a goroutine function outwards.
 fn frames_from(piece: Piece) -> Vec<Piece> {
     match piece {
         (Enter, name) => vec![(Enter, name)],
         (User, name) => vec![piece, (Enter, name)],
-        // Each is called by the code of its name.
+        // A goroutine function is called by the code of the same name.
         (GoroutineFn, name) => vec![piece, (User, name), (Enter, name)],
-        other => panic!("{other:?} has no caller of its own"),
+        other => panic!("{other:?} has no single caller"),
     }
 }
 
@@ -59,34 +61,25 @@ struct Scene {
 
 impl Scene {
     fn enter(code: footbridge::jit::Code, name: &'static str, convention: Convention) -> Self {
-        // SAFETY: of that convention and type.
+        // SAFETY: code of that convention and type.
         let entry = unsafe { code.enter::<fn(u64) -> u64>(convention) }.expect("an entry");
         Self { entry, start: code.address(), name }
     }
 
-    /// The instructions of the user code, as bytes from its start.
+    /// The offsets of the instructions of the user code.
     fn instructions(&self) -> Vec<usize> {
-        decode(self.start).into_iter().collect()
+        instruction_offsets(self.start).into_iter().collect()
     }
 
     fn call(&self) -> u64 {
-        // SAFETY: on a goroutine.
+        // SAFETY: called on a goroutine.
         unsafe { self.entry.call(5) }
     }
 }
 
-/// Where the instructions of a stub start, as bytes from its start.
-fn decode(start: usize) -> BTreeSet<usize> {
-    let len = lookup(start).expect("the start of a stub").len();
-    // SAFETY: published code stays readable.
-    let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
-    let decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
-    decoder.into_iter().map(|i| i.ip() as usize - start).collect()
-}
-
 const RESULT: u64 = 35;
 
-/// Adds up its argument seven times, in each frame class and convention. Without polls the code is
+/// Adds its argument seven times, in each frame class and convention. Without polls, the code is
 /// preemptible.
 fn adder(name: &'static str, class: FrameClass, convention: Convention, polls: bool) -> Scene {
     let jit = Jit::new().expect("code memory");
@@ -116,7 +109,7 @@ fn adder(name: &'static str, class: FrameClass, convention: Convention, polls: b
         dynasm!(ops; .arch x64; ret);
         points.finish(ops);
     };
-    // SAFETY: the laws of the classes are kept; nothing depends on the thread.
+    // SAFETY: the frame contracts are kept; the code does not depend on the thread.
     let code = unsafe {
         if polls {
             jit.install(name, class, body)
@@ -131,11 +124,12 @@ fn adder(name: &'static str, class: FrameClass, convention: Convention, polls: b
     Scene::enter(code.expect("it installs"), name, convention)
 }
 
-/// Like an adder that is preemptible and polls: signals come in the slow paths of polls, too.
-fn adder_with_both(name: &'static str) -> Scene {
+/// Like an adder that is preemptible and also polls: signals arrive in the slow paths of polls,
+/// too.
+fn polling_preemptible_adder(name: &'static str) -> Scene {
     let jit = Jit::new().expect("code memory");
     let mut points = jit.polls(Convention::SystemV).expect("of this machine");
-    // SAFETY: a leaf; nothing depends on the thread.
+    // SAFETY: a leaf; the code does not depend on the thread.
     let code = unsafe {
         jit.install(name, FrameClass::Leaf, |ops| {
             dynasm!(ops; .arch x64; mov ecx, 7; mov QWORD [rsp - 64], 0; again:);
@@ -155,24 +149,18 @@ fn adder_with_both(name: &'static str) -> Scene {
     Scene::enter(code.expect("it installs"), name, Convention::SystemV)
 }
 
-/// Calls a goroutine function that asks for its own preemption: its stub polls when it returns.
-fn asker(name: &'static str, convention: Convention) -> Scene {
+/// Calls a goroutine function that requests its own preemption: its stub polls at the return.
+fn requester(name: &'static str, convention: Convention) -> Scene {
     let jit = Jit::new().expect("code memory");
-    let asks = jit.named_goroutine_fn(name, convention, |n: u64| {
+    let requests = jit.named_goroutine_fn(name, convention, |n: u64| {
         assert!(request_preemption(0));
         n * 7
     });
-    let asks = Box::leak(Box::new(asks.expect("a stub"))).address();
-    // SAFETY: a standard frame around a call, with an argument that is passed on.
-    let code = unsafe {
-        jit.install(name, FrameClass::Standard, |ops| {
-            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern asks; pop rbp; ret);
-        })
-    };
-    Scene::enter(code.expect("it installs"), name, convention)
+    let requests = Box::leak(Box::new(requests.expect("a stub"))).address();
+    Scene::enter(caller(name, requests), name, convention)
 }
 
-/// What a walk finds in native code: pc and fp of each of the three frames, and how it ends.
+/// The result of a walk in native code: pc and fp of three frames, their number, and the end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Walk([(usize, usize); 3], usize, WalkEnd);
 
@@ -194,15 +182,15 @@ impl Walk {
     }
 }
 
-/// How often a walk behind a bare call found what the one before it had.
+/// The number of walks after a bare call that found the same as the walk before it.
 static SAME_WALKS: AtomicUsize = AtomicUsize::new(0);
 
-/// Calls a System V function as native code may that has something of its own in rbp: an address
-/// further down the stack.
+/// Calls a System V function the way native code may do it, with rbp holding an unrelated value: an
+/// address further down the stack.
 #[inline(never)]
 fn call_bare(address: usize, n: u64) -> u64 {
     let result;
-    // SAFETY: the code is such a function, and calls no goroutine function; rbp is put back.
+    // SAFETY: the code is such a function, and calls no goroutine function. rbp is restored.
     unsafe {
         std::arch::asm!(
             "push rbp",
@@ -220,31 +208,25 @@ fn call_bare(address: usize, n: u64) -> u64 {
     result
 }
 
-/// Calls a goroutine function that calls other code by its bare address, and walks before and
-/// afterwards.
+/// Calls a goroutine function that calls other code by its address, without a stub, and walks
+/// before and after that call.
 fn bare_caller(name: &'static str, bare: &Scene) -> Scene {
     let jit = Jit::new().expect("code memory");
     let address = bare.start;
     let calls = jit.named_goroutine_fn(name, Convention::SystemV, move |n: u64| {
         let before = Walk::here();
         let result = call_bare(address, n);
-        // A panic would be stepped through, with everything that it prints.
+        // Counts instead of asserting: a panic would be stepped through, with all that it prints.
         let is_same = before.is_complete() && Walk::here() == before;
         SAME_WALKS.fetch_add(usize::from(is_same), Ordering::Relaxed);
         result
     });
     let calls = Box::leak(Box::new(calls.expect("a stub"))).address();
-    // SAFETY: a standard frame around a call, with an argument that is passed on.
-    let code = unsafe {
-        jit.install(name, FrameClass::Standard, |ops| {
-            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern calls; pop rbp; ret);
-        })
-    };
-    Scene::enter(code.expect("it installs"), name, Convention::SystemV)
+    Scene::enter(caller(name, calls), name, Convention::SystemV)
 }
 
-/// Polls where too little stack is left for a stub.
-fn low(name: &'static str) -> Scene {
+/// Polls where too little stack is left for the poll stub.
+fn poll_without_room(name: &'static str) -> Scene {
     let jit = Jit::new().expect("code memory");
     let mut points = jit.polls(Convention::SystemV).expect("of this machine");
     // SAFETY: a standard frame.
@@ -259,42 +241,42 @@ fn low(name: &'static str) -> Scene {
     Scene::enter(code.expect("it installs"), name, Convention::SystemV)
 }
 
-static ASK_AT: AtomicUsize = AtomicUsize::new(0);
+static REQUEST_AT: AtomicUsize = AtomicUsize::new(0);
 
-/// In the handler of traps: asks once, at the chosen pc.
-fn ask(pc: usize) {
-    if pc == ASK_AT.load(Ordering::Relaxed) {
-        ASK_AT.store(0, Ordering::Relaxed);
+/// In the trap handler: requests a preemption, once, at the chosen pc.
+fn request(pc: usize) {
+    if pc == REQUEST_AT.load(Ordering::Relaxed) {
+        REQUEST_AT.store(0, Ordering::Relaxed);
         request_preemption(0);
     }
 }
 
-/// Steps through a scene, with a request at a pc.
-fn step_through(scene: &Scene, ask_at: usize) -> Vec<Trap> {
-    ASK_AT.store(ask_at, Ordering::Relaxed);
+/// Steps through a scene, with a request at one pc.
+fn step_through(scene: &Scene, request_at: usize) -> Vec<Trap> {
+    REQUEST_AT.store(request_at, Ordering::Relaxed);
     let result = Cell::new(0);
-    let traps = stepped_with(ask, || result.set(scene.call()));
-    assert_eq!(ASK_AT.load(Ordering::Relaxed), 0, "{}: nobody came by", scene.name);
+    let traps = stepped_with(request, || result.set(scene.call()));
+    assert_eq!(REQUEST_AT.load(Ordering::Relaxed), 0, "{}: the pc was not reached", scene.name);
     assert_eq!(result.get(), RESULT, "{}", scene.name);
     traps
 }
 
-/// What was seen in all of a test.
+/// The observations of a whole test.
 #[derive(Default)]
 struct Seen {
     /// Stepped instructions, by stub.
     stepped: BTreeMap<usize, BTreeSet<usize>>,
-    /// Frames that walks from native code found.
+    /// The frames that walks from native code found.
     native: BTreeSet<String>,
-    /// What was put aside by which stub.
-    aside: BTreeSet<String>,
+    /// The code that was preempted, with the stub.
+    preempted: BTreeSet<String>,
 }
 
 impl Seen {
-    /// Checks every walk. `aside` is what may have been put aside, where.
-    fn check(&mut self, traps: &[Trap], may_be_aside: &[Piece]) {
+    /// Checks every walk. `preemptible` is the code that may be preempted.
+    fn check(&mut self, traps: &[Trap], preemptible: &[Piece]) {
         let mut after: Vec<Vec<Piece>> = vec![vec![]];
-        for &piece in may_be_aside {
+        for &piece in preemptible {
             let outer = frames_from(piece);
             after.extend([ASYNC, POLL].map(|stub| [vec![stub], outer.clone()].concat()));
             after.push(outer);
@@ -315,8 +297,8 @@ impl Seen {
                 (StubKind::GoroutineEntry, _) => (vec![piece], WalkEnd::Complete),
                 ASYNC | POLL => {
                     let outer = *found.get(1).unwrap_or_else(|| panic!("{stub:?}: {found:?}"));
-                    assert!(may_be_aside.contains(&outer), "{stub:?}: {found:?}");
-                    self.aside.insert(format!("{piece:?} of {outer:?}"));
+                    assert!(preemptible.contains(&outer), "{stub:?}: {found:?}");
+                    self.preempted.insert(format!("{piece:?} of {outer:?}"));
                     ([vec![piece], frames_from(outer)].concat(), WalkEnd::Complete)
                 }
                 _ => (frames_from(piece), WalkEnd::Complete),
@@ -326,14 +308,14 @@ impl Seen {
         }
     }
 
-    /// All of the instructions of a stub were stepped over, but for these.
+    /// Asserts that every instruction of a stub was executed, except for these.
     fn assert_complete(&self, name: &str, but: &[usize]) {
         let starts = self.stepped.keys().filter(|&&start| {
             lookup(start).is_some_and(|stub| stub.kind() == Preempt && stub.name() == name)
         });
         let starts: Vec<_> = starts.collect();
         assert_eq!(starts.len(), 1, "{name}");
-        let mut all = decode(*starts[0]);
+        let mut all = instruction_offsets(*starts[0]);
         all.retain(|at| !but.contains(at));
         assert_eq!(self.stepped[starts[0]], all, "{name}");
     }
@@ -360,9 +342,9 @@ fn the_walk_is_right_wherever_preemptible_code_is_interrupted() {
                 seen.check(&traps, &[(User, scene.name)]);
             }
         }
-        // The return from a signal handler executes one instruction before the next trap.
+        // Returning from the signal handler executes one instruction before the next trap.
         seen.assert_complete("async preempt", &[0]);
-        assert_eq!(seen.aside.len(), 5, "{:?}", seen.aside);
+        assert_eq!(seen.preempted.len(), 5, "{:?}", seen.preempted);
     });
 }
 
@@ -388,33 +370,38 @@ fn the_walk_is_right_at_every_instruction_of_a_poll() {
             let traps = step_through(&scene, scene.start);
             assert_eq!((cooperative(before), asynchronous(before)), (1, 0), "{}", scene.name);
             seen.check(&traps, &[(User, scene.name)]);
-            // The slow path, too.
-            assert_eq!(seen.stepped[&scene.start], decode(scene.start), "{}", scene.name);
+            // The slow path was executed too.
+            assert_eq!(
+                seen.stepped[&scene.start],
+                instruction_offsets(scene.start),
+                "{}",
+                scene.name
+            );
         }
-        for scene in [asker("asks c", SYSTEM_V), asker("asks go", GO)] {
+        for scene in [requester("requests c", SYSTEM_V), requester("requests go", GO)] {
             let before = stats();
             let traps = step_through(&scene, scene.start);
-            // By the poll of its own stub.
+            // Preempted by the poll of its own stub.
             assert_eq!((cooperative(before), asynchronous(before)), (1, 0), "{}", scene.name);
             seen.check(&traps, &[(GoroutineFn, scene.name)]);
         }
-        let scene = low("polls low");
+        let scene = poll_without_room("polls without room");
         let before = stats();
         let traps = step_through(&scene, scene.start);
-        assert_eq!((cooperative(before), asynchronous(before)), (0, 0), "there is no room");
+        assert_eq!((cooperative(before), asynchronous(before)), (0, 0), "too little stack is left");
         seen.check(&traps, &[(User, scene.name)]);
-        // The request stands: the next who polls with room gives way.
+        // The request remains: the next poll that has room yields.
         runtime::checkpoint();
         assert_eq!(cooperative(before), 1);
         seen.assert_complete("poll", &[]);
-        assert_eq!(seen.aside.len(), 7, "{:?}", seen.aside);
+        assert_eq!(seen.preempted.len(), 7, "{:?}", seen.preempted);
     });
 }
 
 #[test]
-fn the_walk_is_right_where_a_signal_comes_in_the_midst_of_a_poll() {
+fn the_walk_is_right_where_a_signal_arrives_during_a_poll() {
     run(|| {
-        let scene = adder_with_both("polling and preemptible");
+        let scene = polling_preemptible_adder("polling and preemptible");
         let mut seen = Seen::default();
         let jumps: Vec<_> = scene.instructions().into_iter().rev().take(3).collect();
         for at in scene.instructions() {
@@ -426,32 +413,33 @@ fn the_walk_is_right_where_a_signal_comes_in_the_midst_of_a_poll() {
             assert_eq!(asynchronous(before) + cooperative(before), 1, "+{at:#x}");
             seen.check(&traps, &[(User, scene.name)]);
         }
-        // The slow path is not come by without a request, so a second one is made there.
+        // The slow path is only reached after a request, so a second request is made there.
         for &at in &jumps {
             SECOND.store(scene.start + at, Ordering::Relaxed);
-            ASK_AT.store(0, Ordering::Relaxed);
-            // As a request that no signal goes with: it comes in native code.
+            REQUEST_AT.store(0, Ordering::Relaxed);
+            // The signal of this request arrives in native code, so it acts like a request without
+            // a signal.
             assert!(request_preemption(0));
             let result = Cell::new(0);
             let before = stats();
-            let traps = stepped_with(ask_twice, || result.set(scene.call()));
+            let traps = stepped_with(request_second, || result.set(scene.call()));
             assert_eq!(result.get(), RESULT);
-            assert_eq!(SECOND.load(Ordering::Relaxed), 0, "nobody came by +{at:#x}");
+            assert_eq!(SECOND.load(Ordering::Relaxed), 0, "+{at:#x} was not reached");
             assert!(asynchronous(before) >= 1, "+{at:#x}");
             seen.check(&traps, &[(User, scene.name)]);
         }
-        assert_eq!(seen.stepped[&scene.start], decode(scene.start));
-        assert_eq!(seen.aside.len(), 2, "{:?}", seen.aside);
+        assert_eq!(seen.stepped[&scene.start], instruction_offsets(scene.start));
+        assert_eq!(seen.preempted.len(), 2, "{:?}", seen.preempted);
     });
 }
 
-/// Native code that JIT code called finds its anchor as it was, and walks from code that was put
-/// aside, and from each instruction of the stubs, go on there.
+/// Native code that JIT code called must find its anchor unchanged. Walks from the preempted code,
+/// and from each instruction of the stubs, must continue at that anchor.
 #[test]
-fn code_that_is_called_by_its_bare_address_leaves_the_anchor_as_it_was() {
+fn code_called_by_its_address_without_a_stub_keeps_the_anchor() {
     run(|| {
         let mut seen = Seen::default();
-        let (mut aside, mut returned) = (BTreeSet::new(), 0);
+        let (mut preempted, mut returned) = (BTreeSet::new(), 0);
         for (caller, bare, polls) in [
             ("calls leaf", adder("bare leaf", FrameClass::Leaf, SYSTEM_V, false), false),
             ("calls framed", adder("bare framed", FrameClass::Standard, SYSTEM_V, false), false),
@@ -468,11 +456,12 @@ fn code_that_is_called_by_its_bare_address_leaves_the_anchor_as_it_was() {
                 assert_eq!(SAME_WALKS.load(Ordering::Relaxed), 1, "{caller}+{at:#x}: the anchor");
                 let now = (cooperative(before), asynchronous(before));
                 assert_eq!(now, if polls { (1, 0) } else { (0, 1) }, "{caller}+{at:#x}");
-                let mut was_aside = false;
+                let mut was_preempted = false;
                 for trap in &traps {
                     let found = pieces(trap.frames());
                     let Some(stub) = lookup(trap.pc) else {
-                        // Before, in, and after the call; in what was put aside; in the scheduler.
+                        // Native code before, during and after the call, below the preempted code,
+                        // or in the scheduler.
                         let inner = found.strip_suffix(&outer[..]).unwrap_or(&found);
                         let known = inner.is_empty()
                             || [ASYNC, POLL]
@@ -480,13 +469,14 @@ fn code_that_is_called_by_its_bare_address_leaves_the_anchor_as_it_was() {
                                 .contains(inner.try_into().unwrap_or_else(|_| panic!("{found:?}")));
                         assert!(known, "at {:#x}: {found:?}", trap.pc);
                         assert_eq!(trap.end, WalkEnd::Complete, "at {:#x}: {found:?}", trap.pc);
-                        was_aside |= inner.len() == 2;
-                        returned += usize::from(was_aside && found == outer);
+                        was_preempted |= inner.len() == 2;
+                        returned += usize::from(was_preempted && found == outer);
                         continue;
                     };
                     seen.stepped.entry(stub.start()).or_default().insert(stub.offset_bytes());
                     match piece_of(&stub) {
-                        // Nothing says that the anchor holds where a signal finds native code.
+                        // A signal that arrives in code which native code called cannot know that
+                        // the anchor holds.
                         (User, name) if name == bare.name => {
                             assert_eq!(found, [(User, name)]);
                             assert!(matches!(trap.end, WalkEnd::Broken { .. }), "{:?}", trap.end);
@@ -494,7 +484,7 @@ fn code_that_is_called_by_its_bare_address_leaves_the_anchor_as_it_was() {
                         piece @ (ASYNC | POLL) => {
                             let all = [&[piece, (User, bare.name)], &outer[..]].concat();
                             assert_eq!((found, trap.end), (all, WalkEnd::Complete), "{stub:?}");
-                            aside.insert((bare.name, piece.1));
+                            preempted.insert((bare.name, piece.1));
                         }
                         (StubKind::Switch | StubKind::GoroutineEntry, _) => {}
                         piece => {
@@ -505,15 +495,15 @@ fn code_that_is_called_by_its_bare_address_leaves_the_anchor_as_it_was() {
                 }
             }
         }
-        // Nothing older is there.
+        // Without JIT frames further out.
         let bare = adder("bare alone", FrameClass::Standard, SYSTEM_V, false);
-        ASK_AT.store(bare.start + bare.instructions()[4], Ordering::Relaxed);
+        REQUEST_AT.store(bare.start + bare.instructions()[4], Ordering::Relaxed);
         let result = Cell::new(0);
-        for trap in stepped_with(ask, || result.set(call_bare(bare.start, 5))) {
+        for trap in stepped_with(request, || result.set(call_bare(bare.start, 5))) {
             let (found, is_user) = (pieces(trap.frames()), trap.pc.wrapping_sub(bare.start) < 100);
             if found.first() == Some(&ASYNC) {
                 assert_eq!((found, trap.end), (vec![ASYNC, (User, bare.name)], WalkEnd::Complete));
-                aside.insert((bare.name, ASYNC.1));
+                preempted.insert((bare.name, ASYNC.1));
             } else if !trap.in_stub || is_user {
                 assert_eq!(found.len(), usize::from(is_user));
                 assert_eq!(trap.end == WalkEnd::Complete, !is_user, "{:?}", trap.end);
@@ -521,27 +511,28 @@ fn code_that_is_called_by_its_bare_address_leaves_the_anchor_as_it_was() {
         }
         assert_eq!(result.get(), RESULT);
         seen.assert_complete("async preempt", &[0]);
-        assert_eq!(aside.len(), 5, "{aside:?}");
+        assert_eq!(preempted.len(), 5, "{preempted:?}");
         assert!(returned > 20, "{returned}");
     });
 }
 
 static SECOND: AtomicUsize = AtomicUsize::new(0);
 
-fn ask_twice(pc: usize) {
+fn request_second(pc: usize) {
     if pc == SECOND.load(Ordering::Relaxed) {
         SECOND.store(0, Ordering::Relaxed);
         request_preemption(0);
     }
 }
 
-/// Unsafe ranges at each of their instructions: skipped to a later one, or begun anew.
+/// Requests at each instruction of unsafe-point ranges: the preemption is skipped, or the range
+/// restarted.
 #[test]
-fn unsafe_ranges_are_skipped_or_begun_anew() {
+fn unsafe_point_ranges_are_skipped_or_restarted() {
     let jit = Jit::new().expect("code memory");
     for when in [WhenUnsafe::Skip, WhenUnsafe::Restart] {
         let mut range = 0..0;
-        // SAFETY: a leaf that can be begun anew at the start of the range.
+        // SAFETY: a leaf that may be restarted at the start of the range.
         let code = unsafe {
             jit.install("ranged", FrameClass::Leaf, |ops| {
                 dynasm!(ops; .arch x64; mov rcx, rdi; nop);
@@ -560,12 +551,13 @@ fn unsafe_ranges_are_skipped_or_begun_anew() {
                 let inside = range.contains(&at);
                 let skipped = inside && when == WhenUnsafe::Skip;
                 assert_eq!(asynchronous(before), u64::from(!skipped), "{when:?} +{at:#x}");
-                let refused = stats().refused.unsafe_range - before.refused.unsafe_range;
+                let refused = stats().refused.unsafe_point - before.refused.unsafe_point;
                 assert_eq!(refused, u64::from(skipped));
-                // Interrupted and gone on at the start of the range, which traps once more.
-                let again = inside && !skipped;
+                // The code was interrupted, and resumed at the start of the range, which therefore
+                // traps again.
+                let restarted = inside && !skipped;
                 let starts = traps.iter().filter(|t| t.pc == scene.start + range.start).count();
-                assert_eq!(starts, 1 + usize::from(again), "{when:?} +{at:#x}");
+                assert_eq!(starts, 1 + usize::from(restarted), "{when:?} +{at:#x}");
                 Seen::default().check(&traps, &[(User, "ranged")]);
                 if skipped {
                     runtime::checkpoint();
@@ -575,25 +567,25 @@ fn unsafe_ranges_are_skipped_or_begun_anew() {
     }
 }
 
-/// A goroutine that was interrupted says so in a traceback, with the frames around it.
+/// The traceback of a preempted goroutine shows the preemption, and the frames around it.
 #[test]
-fn tracebacks_show_where_a_goroutine_was_put_aside() {
+fn tracebacks_show_where_a_goroutine_was_preempted() {
     run(|| {
         let preempted = adder("interrupted code", FrameClass::Saved, SYSTEM_V, false);
         let polling = adder("polling code", FrameClass::Standard, SYSTEM_V, true);
         for (scene, places, words, kind) in [
             (&preempted, preempted.instructions(), "preempted at", "async preempt"),
-            (&polling, vec![0], "gave way at", "poll"),
+            (&polling, vec![0], "yielded at", "poll"),
         ] {
             for at in places {
-                ASK_AT.store(scene.start + at, Ordering::Relaxed);
+                REQUEST_AT.store(scene.start + at, Ordering::Relaxed);
                 runtime::scope(|s| {
                     let one = s.go(|| {
                         let result = Cell::new(0);
-                        drop(stepped_with(ask, || result.set(scene.call())));
+                        drop(stepped_with(request, || result.set(scene.call())));
                         result.get()
                     });
-                    // It runs, and comes back here when it is put aside.
+                    // The goroutine runs, and this one is resumed when it is preempted.
                     let before = stats();
                     while asynchronous(before) + cooperative(before) == 0 {
                         gosched();

@@ -4,34 +4,16 @@ use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use support::code::caller;
 use support::runs::config;
 
-use dynasmrt::{DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Code, FrameClass, Jit};
+use footbridge::jit::Jit;
 use footbridge::runtime::{
     self, Chan, GoroutineFn, TraceFrame, Traceback, go, gosched, systemstack,
 };
 
-/// JIT code that calls `target` in ABIInternal with its own arguments and returns its result.
-fn pump(jit: &Jit, name: &str, target: usize) -> Code {
-    // SAFETY: a standard frame; ABIInternal keeps r14 and xmm15, and so does the target.
-    unsafe {
-        jit.install(name, FrameClass::Standard, |ops| {
-            dynasm!(ops
-                ; .arch x64
-                ; push rbp
-                ; mov rbp, rsp
-                ; call extern target
-                ; pop rbp
-                ; ret
-            );
-        })
-    }
-    .expect("pump installs")
-}
-
-/// What a trace looks like, without offsets and lines.
+/// The frames of a traceback, without offsets and lines.
 fn shape(traceback: &Traceback) -> Vec<String> {
     traceback
         .frames
@@ -39,7 +21,7 @@ fn shape(traceback: &Traceback) -> Vec<String> {
         .map(|frame| match frame {
             TraceFrame::Jit { name, kind, .. } => format!("jit {name} ({kind})"),
             TraceFrame::Rust { name, .. } => format!("rust {name}"),
-            TraceFrame::C { name } => format!("c {name}"),
+            TraceFrame::C { name, .. } => format!("c {name}"),
             other => format!("{other}"),
         })
         .collect()
@@ -57,9 +39,9 @@ fn receive_from_jit(channel: *const Chan<u64>) -> u64 {
 
 #[inline(never)]
 fn enter_pump(entry: &runtime::Entry<fn(*const Chan<u64>) -> u64>, channel: &Chan<u64>) -> u64 {
-    // SAFETY: on a goroutine; pump takes the channel and returns the value.
+    // SAFETY: called on a goroutine; pump takes the channel and returns the value.
     let value = unsafe { entry.call(channel) };
-    // Not a tail call, which would take this frame away.
+    // Prevents a tail call, which would remove this frame.
     std::hint::black_box(value)
 }
 
@@ -69,7 +51,7 @@ fn a_goroutine_function_parks_under_jit_frames_and_is_woken_from_another_thread(
     let receive: GoroutineFn = jit
         .named_goroutine_fn("receive", Convention::GoAbiInternal, receive_from_jit)
         .expect("stub");
-    let code = pump(&jit, "pump", receive.address());
+    let code = caller("pump", receive.address());
     // SAFETY: pump is ABIInternal code of this type.
     let entry = unsafe { code.enter::<fn(*const Chan<u64>) -> u64>(Convention::GoAbiInternal) };
     let entry = entry.expect("entry");
@@ -79,7 +61,11 @@ fn a_goroutine_function_parks_under_jit_frames_and_is_woken_from_another_thread(
             let receiver = s.go(|| {
                 let thread = std::thread::current().id();
                 let value = enter_pump(&entry, &channel);
-                assert_eq!(thread, std::thread::current().id(), "it stays on its thread");
+                assert_eq!(
+                    thread,
+                    std::thread::current().id(),
+                    "the goroutine stays on its thread"
+                );
                 (thread, value)
             });
             let all = loop {
@@ -87,7 +73,7 @@ fn a_goroutine_function_parks_under_jit_frames_and_is_woken_from_another_thread(
                 if all.iter().any(|t| t.wait_reason == runtime::WaitReason::ChanReceive) {
                     break all;
                 }
-                // This M is kept busy, so that the other one takes the receiver.
+                // This M is kept busy, so that the other one runs the receiver.
                 std::thread::yield_now();
             };
             let sent_from = std::thread::current().id();
@@ -101,7 +87,7 @@ fn a_goroutine_function_parks_under_jit_frames_and_is_woken_from_another_thread(
     assert_eq!(value, 0x1234_5678_9abc_def0);
     let from_inside = PARKED.lock().expect("unlocked").pop().expect("one trace");
     let parked = all.iter().find(|t| t.wait_reason == runtime::WaitReason::ChanReceive);
-    for trace in [&from_inside, parked.expect("seen above")] {
+    for trace in [&from_inside, parked.expect("it was waited for")] {
         let shape = shape(trace);
         let at = |what: &str| {
             shape.iter().position(|frame| frame.contains(what)).unwrap_or_else(|| {
@@ -150,9 +136,9 @@ fn a_panic_crosses_three_jit_frames_and_a_system_stack() {
     }
     let jit = Jit::new().expect("code memory");
     let fails = jit.named_goroutine_fn("fails", Convention::GoAbiInternal, fails).expect("stub");
-    let first = pump(&jit, "first", fails.address());
-    let second = pump(&jit, "second", first.address());
-    let third = pump(&jit, "third", second.address());
+    let first = caller("first", fails.address());
+    let second = caller("second", first.address());
+    let third = caller("third", second.address());
     // SAFETY: ABIInternal code that takes and returns a word.
     let entry = unsafe { third.enter::<fn(u64) -> u64>(Convention::GoAbiInternal) };
     let entry: &'static _ = Box::leak(Box::new(entry.expect("entry")));
@@ -162,19 +148,19 @@ fn a_panic_crosses_three_jit_frames_and_a_system_stack() {
             let bystander = go(|| (0..100).inspect(|_| gosched()).sum::<u64>());
             let failing = go(move || {
                 let _outer = Dropped(&DROPS);
-                // SAFETY: on a goroutine; the code takes a number.
+                // SAFETY: called on a goroutine; the code takes a number.
                 unsafe { entry.call(7) }
             });
             let payload = failing.join().expect_err("it panics");
             let text = payload.downcast_ref::<String>().expect("a formatted message");
             assert_eq!(text, "thrown at depth 7");
             assert_eq!(DROPS.load(Ordering::Relaxed), 3, "round {round}");
-            assert_eq!(bystander.join().expect("it lives on"), 4950);
-            // Caught under the entry, the goroutine goes on with the right anchor: the next walk
-            // sees the JIT frames that are there and no others.
+            assert_eq!(bystander.join().expect("it is unaffected"), 4950);
+            // The panic was caught in the caller of the entry, so the anchor must be restored: the
+            // next walk must find exactly the JIT frames that are on the stack, which are none.
             let caught = go(move || {
                 let caught = std::panic::catch_unwind(|| {
-                    // SAFETY: as above.
+                    // SAFETY: called on a goroutine; the code takes a number.
                     unsafe { entry.call(1) }
                 });
                 assert!(caught.is_err());
@@ -184,7 +170,7 @@ fn a_panic_crosses_three_jit_frames_and_a_system_stack() {
                     ControlFlow::Continue(())
                 });
                 assert_eq!((frames, end), (0, runtime::WalkEnd::Complete));
-                // SAFETY: as above; 0 does not panic.
+                // SAFETY: called on a goroutine; the code takes a number, and 0 does not panic.
                 unsafe { entry.call(0) }
             });
             assert_eq!(caught.join().expect("caught inside"), 0);
@@ -211,8 +197,8 @@ fn a_panic_caught_between_jit_segments_leaves_the_outer_anchor() {
         };
         let outer = ["catches", "outer", "outer"];
         frames(&outer);
-        let inner = INNER.get().expect("set before");
-        // SAFETY: on a goroutine.
+        let inner = INNER.get().expect("set by the test");
+        // SAFETY: called on a goroutine.
         let caught = std::panic::catch_unwind(|| unsafe { inner.call(x) });
         assert!(caught.is_err());
         frames(&outer);
@@ -221,23 +207,23 @@ fn a_panic_caught_between_jit_segments_leaves_the_outer_anchor() {
     for convention in [Convention::GoAbiInternal, Convention::SystemV] {
         let jit = Jit::new().expect("code memory");
         let fails = jit.named_goroutine_fn("fails", convention, fails).expect("stub");
-        let inner = pump(&jit, "inner", fails.address());
+        let inner = caller("inner", fails.address());
         // SAFETY: code of this convention that takes and returns a word.
         let _ = INNER.set(unsafe { inner.enter(convention) }.expect("entry"));
         let catches = jit.named_goroutine_fn("catches", convention, catches).expect("stub");
-        let outer = pump(&jit, "outer", catches.address());
-        // SAFETY: as above.
+        let outer = caller("outer", catches.address());
+        // SAFETY: code of this convention that takes and returns a word.
         let outer = unsafe { outer.enter::<fn(u64) -> u64>(convention) }.expect("entry");
         let result = runtime::run(|| {
-            // SAFETY: on a goroutine.
+            // SAFETY: called on a goroutine.
             unsafe { outer.call(41) }
         });
         assert_eq!(result, 42);
     }
 }
 
-/// Ten thousand goroutines on four Ms, each parked inside of JIT code, for `FOOTBRIDGE_STRESS_SECONDS`
-/// (10 where the variable says so, 2 by default).
+/// Ten thousand goroutines on four Ms, each parked in a function that JIT code called. Runs for
+/// `FOOTBRIDGE_STRESS_SECONDS`, by default 2 seconds.
 #[test]
 fn ten_thousand_goroutines_park_and_wake_under_jit_frames() {
     const GOROUTINES: usize = 10_000;
@@ -252,13 +238,13 @@ fn ten_thousand_goroutines_park_and_wake_under_jit_frames() {
     let jit = Jit::new().expect("code memory");
     let exchange =
         jit.named_goroutine_fn("exchange", Convention::GoAbiInternal, exchange).expect("stub");
-    let code = pump(&jit, "hop", exchange.address());
+    let code = caller("hop", exchange.address());
     type Hop = fn(*const Chan<u64>, *const Chan<u64>, u64) -> u64;
     // SAFETY: ABIInternal code of this type.
     let hop = unsafe { code.enter::<Hop>(Convention::GoAbiInternal) }.expect("entry");
     let (hops, walks) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let run = config(4).run(|| {
-        // A ring of channels; tokens travel around it, counting hops.
+        // A ring of channels. Tokens travel around it and count hops.
         let ring: Vec<Chan<u64>> = (0..GOROUTINES).map(|_| Chan::new(1)).collect();
         let started = Instant::now();
         runtime::scope(|s| {
@@ -267,7 +253,7 @@ fn ten_thousand_goroutines_park_and_wake_under_jit_frames() {
                 let (hop, hops, walks) = (&hop, &hops, &walks);
                 s.go(move || {
                     let home = std::thread::current().id();
-                    // SAFETY: on a goroutine; the channels outlive the scope.
+                    // SAFETY: called on a goroutine; the channels outlive the scope.
                     while unsafe { hop.call(mine, next, 1) } == 1 {
                         assert_eq!(home, std::thread::current().id());
                         let count = hops.fetch_add(1, Ordering::Relaxed);
@@ -309,31 +295,31 @@ fn ten_thousand_goroutines_park_and_wake_under_jit_frames() {
     run.expect("the run starts");
     let hops = hops.into_inner();
     println!("{hops} hops, {} walks", walks.into_inner());
-    assert!(hops > GOROUTINES, "the tokens went around");
+    assert!(hops > GOROUTINES, "tokens travelled around the ring");
 }
 
 #[test]
 fn jit_code_starts_goroutines() {
     for convention in [Convention::GoAbiInternal, Convention::SystemV] {
         fn report(channel: *const Chan<(i8, f64, u64)>, small: i8, float: f64, big: u64) {
-            // SAFETY: the test waits for what is sent before it drops the channel.
+            // SAFETY: the test receives all values before it drops the channel.
             unsafe { &*channel }.send((small, float, big)).expect("open");
         }
         let jit = Jit::new().expect("code memory");
         let report = jit.named_goroutine_fn("report", convention, report).expect("stub");
-        // A function that tail-calls the Rust one would have no frame: this one keeps its own.
-        let body = pump(&jit, "body", report.address());
+        // With a frame of its own, unlike code that tail-calls the Rust function.
+        let body = caller("body", report.address());
         let signature = "fn(ptr, i8, f64, u64)".parse().expect("well-formed");
-        // SAFETY: `body` is of that convention and signature; the channel outlives the run.
+        // SAFETY: `body` has that convention and signature; the channel outlives the run.
         let start = unsafe { jit.spawn_fn(convention, &signature, &body) }.expect("stub");
-        let parent = pump(&jit, "parent", start.address());
+        let parent = caller("parent", start.address());
         type Parent = fn(*const Chan<(i8, f64, u64)>, i8, f64, u64);
-        // SAFETY: `parent` hands its arguments on.
+        // SAFETY: `parent` passes its arguments on.
         let parent = unsafe { parent.enter::<Parent>(convention) }.expect("entry");
         let channel = Chan::new(0);
         let mut received: Vec<_> = runtime::run(|| {
             for i in 0..100 {
-                // SAFETY: on a goroutine.
+                // SAFETY: called on a goroutine.
                 unsafe {
                     parent.call(
                         &channel,
@@ -353,18 +339,18 @@ fn jit_code_starts_goroutines() {
 }
 
 #[test]
-fn conventions_that_no_stub_speaks_yet_are_refused() {
+fn unsupported_conventions_are_refused() {
     let jit = Jit::new().expect("code memory");
     let target = jit.goroutine_fn(Convention::SystemV, |x: u64| x).expect("stub");
-    let code = pump(&jit, "never called", target.address());
+    let code = caller("never called", target.address());
     let signature = "fn(u64)".parse().expect("well-formed");
     for convention in Convention::ALL {
         let speaks = matches!(convention, Convention::SystemV | Convention::GoAbiInternal);
         let made = [
             jit.goroutine_fn(convention, |x: u64| x).map(drop),
-            // SAFETY: what is made is not called.
+            // SAFETY: the stub is not called.
             unsafe { code.enter::<fn(u64) -> u64>(convention) }.map(drop),
-            // SAFETY: as above.
+            // SAFETY: the stub is not called.
             unsafe { jit.spawn_fn(convention, &signature, &code) }.map(drop),
         ];
         for result in made {
@@ -378,13 +364,13 @@ fn conventions_that_no_stub_speaks_yet_are_refused() {
 }
 
 #[test]
-fn what_a_start_cannot_carry_is_refused() {
+fn signatures_that_cannot_start_a_goroutine_are_refused() {
     let jit = Jit::new().expect("code memory");
     let target = jit.goroutine_fn(Convention::SystemV, |x: u64| x).expect("stub");
-    let code = pump(&jit, "never called", target.address());
+    let code = caller("never called", target.address());
     let refused = |text: &str| {
         let signature = text.parse().expect("well-formed");
-        // SAFETY: what is made is not called.
+        // SAFETY: the stub is not called.
         let made = unsafe { jit.spawn_fn(Convention::SystemV, &signature, &code) };
         made.map(drop).expect_err(text).to_string()
     };

@@ -1,15 +1,16 @@
-// The Go side of the comparison: the workloads of ../src/workloads.rs, as Go has them.
+// The Go side of the comparison: the workloads of ../src/workloads.rs in Go.
 //
-// It is a server, so that its runs and footbridge's can take turns. A line on standard input asks:
+// It is a server, so that its runs and footbridge's can alternate. A request is a line on standard
+// input:
 //
 //	WORKLOAD NUMBER PROCESSORS ITERATIONS
 //
-// and a line on standard output answers with the nanoseconds that so many iterations took. NUMBER is
-// how many goroutines, pairs or goroutines in a batch. Two requests answer with something else:
-// "version", and "threads" in front of a request (see ask). Started with "parked COUNT", the program
-// parks so many goroutines, prints what that took, and ends.
+// The answer is a line on standard output with the nanoseconds of ITERATIONS iterations. NUMBER is
+// the number of goroutines, of pairs, or of goroutines in a batch. Two requests have other answers:
+// "version", and "threads" followed by a request (see answer). Started with "parked COUNT", the
+// program parks COUNT goroutines, prints what they cost, and exits.
 //
-// No cgo, and no package that is not Go's own. A count that comes out wrong ends the program. Loop
+// The program uses no cgo and only the standard library. It exits when a result is wrong. Loop
 // variables are copied for compilers before Go 1.22.
 package main
 
@@ -50,7 +51,7 @@ func answer(request []string) string {
 		fail("a request is WORKLOAD NUMBER PROCESSORS ITERATIONS, not %q", request)
 	}
 	count, processors, iterations := number(request[1]), number(request[2]), number(request[3])
-	// Stops the world, so only where it changes something.
+	// GOMAXPROCS stops the world, so it is only called for a new value.
 	if runtime.GOMAXPROCS(0) != processors {
 		runtime.GOMAXPROCS(processors)
 	}
@@ -78,8 +79,8 @@ func answer(request []string) string {
 	return strconv.FormatInt(taken.Nanoseconds(), 10)
 }
 
-// together runs task(0) to task(count-1), each on a goroutine. Time begins when all have started
-// and ends when the last one says that it is done.
+// together runs task(0) to task(count-1), each on a goroutine. The measured time is from the start of
+// all until the last one has finished.
 func together(count int, task func(index int)) time.Duration {
 	var placed atomic.Int64
 	var start atomic.Bool
@@ -113,7 +114,7 @@ func together(count int, task func(index int)) time.Duration {
 	return last.Sub(began)
 }
 
-// yield: so many goroutines give way in turn. An iteration is one call of Gosched.
+// yield: the goroutines yield in turn. An iteration is one call of Gosched.
 func yield(goroutines, iterations int, threads *threadLog) time.Duration {
 	each := (iterations + goroutines - 1) / goroutines
 	taken := together(goroutines, func(index int) {
@@ -121,7 +122,7 @@ func yield(goroutines, iterations int, threads *threadLog) time.Duration {
 			watch := threads.begin(index)
 			for turn := 0; turn < each; turn++ {
 				runtime.Gosched()
-				watch.look()
+				watch.sample()
 			}
 			return
 		}
@@ -132,8 +133,8 @@ func yield(goroutines, iterations int, threads *threadLog) time.Duration {
 	return scale(taken, iterations, each*goroutines)
 }
 
-// hop: in each pair a number goes through one unbuffered channel and comes back one larger through
-// another. An iteration is one way. Locked: each goroutine has a thread of its own.
+// hop: in each pair a number is sent through one unbuffered channel and returned through another,
+// incremented. An iteration is one way. Locked: each goroutine has a thread of its own.
 func hop(pairs, iterations int, locked bool, threads *threadLog) time.Duration {
 	rounds := (iterations + 2*pairs - 1) / (2 * pairs)
 	type channels struct{ ping, pong chan uint64 }
@@ -155,7 +156,7 @@ func hop(pairs, iterations int, locked bool, threads *threadLog) time.Duration {
 			for round := 0; round < rounds; round++ {
 				pong <- <-ping + 1
 				if watch != nil {
-					watch.look()
+					watch.sample()
 				}
 			}
 			return
@@ -165,7 +166,7 @@ func hop(pairs, iterations int, locked bool, threads *threadLog) time.Duration {
 			ping <- value
 			value = <-pong
 			if watch != nil {
-				watch.look()
+				watch.sample()
 			}
 		}
 		if value != uint64(rounds) {
@@ -176,7 +177,7 @@ func hop(pairs, iterations int, locked bool, threads *threadLog) time.Duration {
 }
 
 // batches starts goroutines and waits for them, a batch at a time. An iteration is one goroutine.
-// The first batch, which makes stacks, is not counted.
+// The first batch, which allocates the stacks, is not measured.
 func batches(batch, iterations int, run func(results []uint64)) time.Duration {
 	rounds := (iterations + batch - 1) / batch
 	results := make([]uint64, batch)
@@ -200,7 +201,7 @@ func batches(batch, iterations int, run func(results []uint64)) time.Duration {
 	return scale(time.Since(began), iterations, rounds*batch)
 }
 
-// group: each goroutine leaves a number in its place, and one waits for all.
+// group: each goroutine stores a number in its element, and one goroutine waits for all.
 func group(results []uint64) {
 	var wait sync.WaitGroup
 	for index := range results {
@@ -214,7 +215,7 @@ func group(results []uint64) {
 	wait.Wait()
 }
 
-// values: each goroutine hands a number to who started it, by a channel of its own.
+// values: each goroutine sends a number to the goroutine that started it, by a channel of its own.
 func values(results []uint64) {
 	handles := make([]chan uint64, len(results))
 	for index := range handles {
@@ -230,8 +231,8 @@ func values(results []uint64) {
 	}
 }
 
-// parked parks so many goroutines in receiving from a channel, and prints: bytes resident and bytes
-// of page tables, of all together, nanoseconds until all were started, and until all were parked.
+// parked parks count goroutines in a channel receive, and prints the resident bytes and the bytes of
+// page tables of all of them, and the nanoseconds until all were started, and until all were parked.
 func parked(count int) {
 	runtime.GOMAXPROCS(1)
 	var waiting, sum atomic.Int64
@@ -248,7 +249,7 @@ func parked(count int) {
 		}()
 	}
 	started := time.Since(began)
-	// The one that counts itself last parks before this one goes on: one processor.
+	// There is one processor, so the last goroutine to count itself parks before this one is resumed.
 	for waiting.Load() < int64(count) {
 		runtime.Gosched()
 	}
@@ -264,7 +265,7 @@ func parked(count int) {
 	fmt.Println(residentNow-resident, tablesNow-tables, started.Nanoseconds(), all.Nanoseconds())
 }
 
-// memory is what the kernel counts for this process, in bytes.
+// memory returns the memory of this process in bytes, as the kernel counts it.
 func memory() (resident, tables int64) {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -282,16 +283,16 @@ func memory() (resident, tables int64) {
 	return field("VmRSS:"), field("VmPTE:")
 }
 
-// A threadLog finds out where goroutines run. That takes a system call each time, so nothing is
-// timed meanwhile.
+// A threadLog records the threads that goroutines run on. Each record takes a system call, so the
+// time of such a run is not reported.
 type threadLog struct {
-	looks, moves, others atomic.Int64
-	last                 atomic.Int64
-	mutex                sync.Mutex
-	seen                 map[int]bool
+	samples, moves, others atomic.Int64
+	last                   atomic.Int64
+	mutex                  sync.Mutex
+	seen                   map[int]bool
 }
 
-// A threadWatch is the part of one goroutine.
+// A threadWatch is the state of one goroutine.
 type threadWatch struct {
 	log    *threadLog
 	index  int64
@@ -314,10 +315,10 @@ func (log *threadLog) enter(thread int) {
 	log.seen[thread] = true
 }
 
-// look is called after each iteration.
-func (watch *threadWatch) look() {
+// sample is called after each iteration.
+func (watch *threadWatch) sample() {
 	log := watch.log
-	log.looks.Add(1)
+	log.samples.Add(1)
 	if log.last.Swap(watch.index) != watch.index {
 		log.others.Add(1)
 	}
@@ -328,22 +329,22 @@ func (watch *threadWatch) look() {
 	}
 }
 
-// summary: how many threads were seen; after how many of 1000 iterations another goroutine had run
-// meanwhile; after how many of 1000 the goroutine was on another thread.
+// summary: the number of threads; of 1000 iterations, those during which another goroutine ran, and
+// those after which the goroutine was on another thread.
 func (log *threadLog) summary() string {
-	share := func(count *atomic.Int64) int64 { return count.Load() * 1000 / log.looks.Load() }
+	share := func(count *atomic.Int64) int64 { return count.Load() * 1000 / log.samples.Load() }
 	return fmt.Sprint(len(log.seen), share(&log.others), share(&log.moves))
 }
 
-// scale: what was asked for may be less than what was done.
-func scale(taken time.Duration, asked, done int) time.Duration {
-	return time.Duration(float64(taken) * float64(asked) / float64(done))
+// scale extrapolates the time, if fewer iterations were requested than were done.
+func scale(taken time.Duration, requested, done int) time.Duration {
+	return time.Duration(float64(taken) * float64(requested) / float64(done))
 }
 
 func number(text string) int {
 	value, err := strconv.Atoi(text)
 	if err != nil || value < 0 {
-		fail("%q is no number", text)
+		fail("%q is not a number", text)
 	}
 	return value
 }

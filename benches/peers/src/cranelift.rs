@@ -18,10 +18,10 @@ fn signature(convention: CallConv) -> Signature {
     signature
 }
 
-/// Makes so many, each as code that could be called.
+/// Compiles `iterations` adapters to code that could be called.
 pub fn adapters(iterations: u64) -> Duration {
     let mut flags = settings::builder();
-    // What makes it fastest.
+    // The fastest settings of the compiler.
     flags.set("opt_level", "none").expect("a setting");
     flags.set("enable_verifier", "false").expect("a setting");
     let triple = "x86_64-unknown-linux-gnu".parse().expect("a triple");
@@ -57,7 +57,7 @@ pub fn adapters(iterations: u64) -> Duration {
     }
     let time = start.elapsed();
     assert!(!last.is_null());
-    // SAFETY: nobody has called or will call the code.
+    // SAFETY: the code was not called and will not be.
     unsafe { module.free_memory() };
     time
 }

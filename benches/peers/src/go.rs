@@ -1,7 +1,8 @@
-//! The Go side: where its toolchain is, and a process of `../go/main.go` that measures on request.
+//! The Go side: finds the toolchain, and runs a process of `../go/main.go` that measures on
+//! request.
 //!
-//! Nothing is fetched: the program needs Go's own packages only. While it does not measure, its
-//! process waits for a request and does nothing.
+//! Nothing is downloaded: the program uses the standard packages only. Between requests its process
+//! is idle.
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
@@ -13,16 +14,16 @@ use std::time::Duration;
 use crate::meter::Subject;
 use crate::spawn::Parked;
 
-/// What names the toolchain.
+/// The variable that names the toolchain.
 const TOOLCHAIN: &str = "FOOTBRIDGE_GO";
 
-/// The program, built.
+/// The Go program, built and running.
 pub struct Go {
     program: PathBuf,
     server: Rc<RefCell<Server>>,
 }
 
-/// A process that measures.
+/// A process that measures on request.
 struct Server {
     process: Child,
     requests: Option<ChildStdin>,
@@ -30,17 +31,21 @@ struct Server {
 }
 
 impl Go {
-    /// Builds the program, if there is a toolchain: what `FOOTBRIDGE_GO` says, or `go` in the PATH.
+    /// Builds the program, if there is a toolchain: the one that `FOOTBRIDGE_GO` names, or `go` in
+    /// the PATH.
     ///
     /// # Panics
-    /// There is one, and it cannot build the program; or `FOOTBRIDGE_GO` names none.
+    /// If the toolchain cannot build the program, or if `FOOTBRIDGE_GO` names none.
     pub fn find() -> Option<Self> {
         let named = std::env::var_os(TOOLCHAIN);
         let toolchain = named.clone().map_or_else(|| PathBuf::from("go"), PathBuf::from);
         match Command::new(&toolchain).arg("version").output() {
             Ok(output) if output.status.success() => Some(Self::build(&toolchain)),
             outcome if named.is_some() => {
-                panic!("{TOOLCHAIN} is {}, which is no Go: {outcome:?}", toolchain.display())
+                panic!(
+                    "{TOOLCHAIN} is {}, which is not a Go toolchain: {outcome:?}",
+                    toolchain.display()
+                )
             }
             _ => None,
         }
@@ -64,7 +69,7 @@ impl Go {
             .env("GOTOOLCHAIN", "local")
             .env("GOWORK", "off")
             .output();
-        let output = output.expect("the toolchain has run before");
+        let output = output.expect("the toolchain ran before");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{} does not build:\n{errors}", toolchain.display());
         let mut command = Self::command(&program);
@@ -78,7 +83,7 @@ impl Go {
         Self { program, server: Rc::new(RefCell::new(Server { process, requests, answers })) }
     }
 
-    /// The program with nothing set that would change how it runs.
+    /// The program, without the environment variables that change how it runs.
     fn command(program: &Path) -> Command {
         let mut command = Command::new(program);
         for name in ["GODEBUG", "GOGC", "GOMAXPROCS", "GOMEMLIMIT", "GOTRACEBACK"] {
@@ -87,13 +92,13 @@ impl Go {
         command
     }
 
-    /// As `go version` says it.
+    /// The output of `go version`.
     pub fn version(&self) -> String {
-        self.server.borrow_mut().ask("version")
+        self.server.borrow_mut().answer("version")
     }
 
-    /// A workload of the program; `number` is how many goroutines or pairs it has, or goroutines in a
-    /// batch.
+    /// A workload of the program. `number` is the number of goroutines or pairs, or of goroutines
+    /// in a batch.
     pub fn subject(
         &self,
         name: &'static str,
@@ -104,16 +109,16 @@ impl Go {
         let server = Rc::clone(&self.server);
         Subject::new(name, move |iterations| {
             let request = format!("{workload} {number} {processors} {iterations}");
-            let nanoseconds = server.borrow_mut().ask(&request).parse();
+            let nanoseconds = server.borrow_mut().answer(&request).parse();
             Duration::from_nanos(nanoseconds.expect("the program answers with a number"))
         })
     }
 
-    /// Where the goroutines of a workload run.
+    /// Reports the threads that the goroutines of a workload run on.
     pub fn threads(&self, workload: &str, number: usize, processors: usize) -> Threads {
         const ITERATIONS: usize = 20_000;
         let request = format!("threads {workload} {number} {processors} {ITERATIONS}");
-        let answer = self.server.borrow_mut().ask(&request);
+        let answer = self.server.borrow_mut().answer(&request);
         let numbers: Vec<u64> = answer.split(' ').filter_map(|n| n.parse().ok()).collect();
         let &[threads, others, moves] = &numbers[..] else {
             panic!("the Go program answers {answer:?} to {request:?}")
@@ -121,32 +126,33 @@ impl Go {
         Threads { threads, others, moves }
     }
 
-    /// A fresh process that parks so many goroutines.
+    /// Starts a new process that parks `count` goroutines.
     pub fn measure_parked(&self, count: u64) -> Result<Parked, String> {
         let output = Self::command(&self.program).arg("parked").arg(count.to_string()).output();
         Parked::parse(count, &output.expect("the program starts"))
     }
 }
 
-/// What [`Go::threads`] found.
+/// The result of [`Go::threads`].
 pub struct Threads {
-    /// Threads that ran one of the goroutines.
+    /// The number of threads that ran one of the goroutines.
     pub threads: u64,
-    /// After how many of 1,000 iterations another goroutine had run meanwhile.
+    /// Of 1,000 iterations, those during which another goroutine ran.
     pub others: u64,
-    /// After how many of 1,000 iterations the goroutine was on another thread.
+    /// Of 1,000 iterations, those after which the goroutine was on another thread.
     pub moves: u64,
 }
 
 impl Server {
     /// # Panics
-    /// The process has ended: it found something wrong, and has said so on standard error.
-    fn ask(&mut self, request: &str) -> String {
+    /// If the process has exited. It exits when a result is wrong, with a message on standard
+    /// error.
+    fn answer(&mut self, request: &str) -> String {
         let requests = self.requests.as_mut().expect("open until this is dropped");
         let mut answer = String::new();
-        let asked = writeln!(requests, "{request}").and_then(|()| requests.flush());
-        let read = asked.and_then(|()| self.answers.read_line(&mut answer));
-        assert!(answer.ends_with('\n'), "the Go program ends at {request:?}: {read:?}");
+        let sent = writeln!(requests, "{request}").and_then(|()| requests.flush());
+        let read = sent.and_then(|()| self.answers.read_line(&mut answer));
+        assert!(answer.ends_with('\n'), "the Go program exited at {request:?}: {read:?}");
         answer.truncate(answer.len() - 1);
         answer
     }
@@ -154,7 +160,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The end of its requests ends it.
+        // The process exits at the end of its input.
         drop(self.requests.take());
         let _ = self.process.wait();
     }

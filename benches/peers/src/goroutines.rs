@@ -1,15 +1,15 @@
-//! Goroutines beside Go's, and the switch beneath them beside corosensei's.
+//! Goroutines compared with Go's, and the stack switch compared with corosensei's.
 
 use std::time::Duration;
 
 use crate::go::Go;
 use crate::meter::{Meter, Subject, number, verdict};
 use crate::spawn::{self, Parked};
-use crate::switch::{self, Modes};
+use crate::switch::{self, FpControl};
 use crate::table::{self, Table};
 use crate::workloads::{self, Places};
 
-/// The runs of Go with one and with two processors, and those of footbridge, as tables.
+/// Prints tables of footbridge and Go, with one and with two processors.
 pub fn compare(go: Option<&Go>, is_test: bool) {
     match go {
         Some(go) => println!("\nThe peer of goroutines is {}, without cgo.", go.version()),
@@ -46,39 +46,46 @@ fn table(go: Option<&Go>) -> Table {
     );
 
     let ours =
-        own("yield 2 1", |n| workloads::yields(Places::one_processor(2), Modes::OfThread, n));
+        own("yield 2 1", |n| workloads::yields(Places::one_processor(2), FpControl::OfThread, n));
     let theirs = || peer("Go yield 2 1", "yield", 2, 1);
     table.row("gosched, a pair", 1, ours, theirs(), Some(5.0));
-    let ours = own("yield 2 1 m", |n| workloads::yields(Places::one_processor(2), Modes::Own, n));
-    table.row("  the same, with float modes [7]", 1, ours, theirs(), None);
     let ours =
-        own("yield 1000 1", |n| workloads::yields(Places::one_processor(1000), Modes::OfThread, n));
+        own("yield 2 1 m", |n| workloads::yields(Places::one_processor(2), FpControl::Own, n));
+    table.row("  the same, with own FP control state [7]", 1, ours, theirs(), None);
+    let ours = own("yield 1000 1", |n| {
+        workloads::yields(Places::one_processor(1000), FpControl::OfThread, n)
+    });
     let theirs = peer("Go yield 1000 1", "yield", 1000, 1);
     table.row("gosched, 1,000 goroutines", 1, ours, theirs, None);
     let ours =
-        own("yield 4 2", |n| workloads::yields(Places::PAIR_BESIDE_PAIR, Modes::OfThread, n));
+        own("yield 4 2", |n| workloads::yields(Places::PAIR_BESIDE_PAIR, FpControl::OfThread, n));
     let theirs = peer("Go yield 4 2", "yield", 4, 2);
     table.row("gosched, a pair beside a pair [1]", 2, ours, theirs, Some(5.0));
-    let ours =
-        own("yield 2+0 2", |n| workloads::yields(Places::PAIR_BESIDE_NOTHING, Modes::OfThread, n));
+    let ours = own("yield 2+0 2", |n| {
+        workloads::yields(Places::PAIR_BESIDE_NOTHING, FpControl::OfThread, n)
+    });
     let theirs = || peer("Go yield 2 2", "yield", 2, 2);
     table.row("gosched, a pair on one thread [2]", 2, ours, theirs(), None);
-    let ours = own("yield 1+1 2", |n| workloads::yields(Places::PAIR_APART, Modes::OfThread, n));
+    let ours =
+        own("yield 1+1 2", |n| workloads::yields(Places::PAIR_APART, FpControl::OfThread, n));
     table.row("gosched, each alone on a thread [3]", 2, ours, theirs(), None);
 
-    let ours = own("hop 1 1", |n| workloads::hops(Places::one_processor(2), Modes::OfThread, n));
+    let ours =
+        own("hop 1 1", |n| workloads::hops(Places::one_processor(2), FpControl::OfThread, n));
     let theirs = || peer("Go hop 1 1", "hop", 1, 1);
     table.row("channel hop, a pair", 1, ours, theirs(), Some(3.0));
-    let ours = own("hop 1 1 m", |n| workloads::hops(Places::one_processor(2), Modes::Own, n));
-    table.row("  the same, with float modes [7]", 1, ours, theirs(), None);
-    let ours = own("hop 2 2", |n| workloads::hops(Places::PAIR_BESIDE_PAIR, Modes::OfThread, n));
+    let ours = own("hop 1 1 m", |n| workloads::hops(Places::one_processor(2), FpControl::Own, n));
+    table.row("  the same, with own FP control state [7]", 1, ours, theirs(), None);
+    let ours =
+        own("hop 2 2", |n| workloads::hops(Places::PAIR_BESIDE_PAIR, FpControl::OfThread, n));
     let theirs = peer("Go hop 2 2", "hop", 2, 2);
     table.row("channel hop, a pair beside a pair [1]", 2, ours, theirs, Some(3.0));
     let ours =
-        own("hop 2+0 2", |n| workloads::hops(Places::PAIR_BESIDE_NOTHING, Modes::OfThread, n));
+        own("hop 2+0 2", |n| workloads::hops(Places::PAIR_BESIDE_NOTHING, FpControl::OfThread, n));
     let free = || peer("Go hop 1 2", "hop", 1, 2);
     table.row("channel hop, a pair on one thread [2]", 2, ours, free(), Some(3.0));
-    let apart = || own("hop 1+1 2", |n| workloads::hops(Places::PAIR_APART, Modes::OfThread, n));
+    let apart =
+        || own("hop 1+1 2", |n| workloads::hops(Places::PAIR_APART, FpControl::OfThread, n));
     let locked = peer("Go locked 1 2", "hop-locked", 1, 2);
     table.row("channel hop, from thread to thread [4]", 2, apart(), locked, None);
     table.row("  the same, where Go may move goroutines", 2, apart(), free(), None);
@@ -100,26 +107,26 @@ fn table(go: Option<&Go>) -> Table {
     table
 }
 
-/// What the lines mean where that is not plain, and where the goroutines were.
+/// Explains the rows, and reports where the goroutines ran.
 fn notes(go: Option<&Go>, is_test: bool) {
     println!(
         "\n  \
-  A time is that of one call, one way or one goroutine: the time on the clock, from when all have
-  started until the last one is done, divided by what all of them did together. With two Ps, two
-  threads share the work. Where footbridge's goroutines are is made sure of; Go's are where Go moves
-  them.
+  A time is that of one call, one way or one goroutine: the elapsed time from the start of all until
+  the last one has finished, divided by the operations of all of them. With two Ps, two threads
+  share the work. The threads of footbridge's goroutines are fixed and checked; Go's goroutines run
+  where Go moves them.
   [1] Two goroutines on each of two threads; four goroutines of Go.
-  [2] Two goroutines on one thread, the other one asleep; two goroutines of Go.
-  [3] No goroutine has another one to give way to; nor has Go's where it has a thread to itself.
-  [4] Each value wakes a thread. Go: LockOSThread, so that it must do the same.
-  [5] footbridge: scope. Go: WaitGroup. Each goroutine leaves a number in its place of an array.
+  [2] Two goroutines on one thread, the other thread asleep; two goroutines of Go.
+  [3] No goroutine has another one to yield to; nor has Go's where it has a thread of its own.
+  [4] Each value wakes a thread. Go: LockOSThread, so that it must wake one too.
+  [5] footbridge: scope. Go: WaitGroup. Each goroutine stores a number in its element of an array.
   [6] footbridge: go and join. Go: a channel of capacity 1 for each goroutine.
-  [7] Each goroutine keeps MXCSR and x87 control word of its own, which no peer does."
+  [7] Each goroutine has its own MXCSR and x87 control word, which no peer supports."
     );
     let runs = if is_test { 10 } else { 200 };
     let together = workloads::pairs_together(runs);
     println!(
-        "  Not made sure of, with two Ps: in {together} of {runs} runs of footbridge a pair begins on \
+        "  Without fixed threads, with two Ps: in {together} of {runs} runs of footbridge a pair began on \
          one thread."
     );
     let Some(go) = go else { return };
@@ -141,14 +148,14 @@ fn notes(go: Option<&Go>, is_test: bool) {
     }
 }
 
-/// Processes that park so many goroutines, in turn; the least of each number.
+/// Runs processes that park `count` goroutines, alternately, and prints the minimum of each number.
 fn compare_parked(go: Option<&Go>, count: u64, rounds: u32) {
     let mut ours: Result<Parked, String> = Err(String::new());
     let mut theirs = ours.clone();
     for _ in 0..rounds {
-        keep_least(&mut ours, spawn::measure_parked(count));
+        keep_minimum(&mut ours, spawn::measure_parked(count));
         if let Some(go) = go {
-            keep_least(&mut theirs, go.measure_parked(count));
+            keep_minimum(&mut theirs, go.measure_parked(count));
         }
     }
     println!("\n{} parked goroutines (minimum of {rounds} processes)", number(count as f64));
@@ -174,13 +181,13 @@ fn compare_parked(go: Option<&Go>, count: u64, rounds: u32) {
     };
     let aim = Parked::AIM_BYTES;
     let note = format!("<= {} B: {}", number(aim), verdict(ours.bytes_each() <= aim));
-    line("bytes of each, page tables included", &Parked::bytes_each, &note);
-    line("  of that page tables", &|parked| parked.tables as f64 / count as f64, "");
+    line("bytes per goroutine, page tables included", &Parked::bytes_each, &note);
+    line("  page tables alone", &|parked| parked.tables as f64 / count as f64, "");
     line("ms until all were started", &|parked| parked.started.as_secs_f64() * 1e3, "");
     line("ms until all were parked", &|parked| parked.parked.as_secs_f64() * 1e3, "");
 }
 
-fn keep_least(best: &mut Result<Parked, String>, now: Result<Parked, String>) {
+fn keep_minimum(best: &mut Result<Parked, String>, now: Result<Parked, String>) {
     *best = match (&best, now) {
         (Ok(best), Ok(now)) => Ok(Parked {
             count: now.count,
@@ -190,7 +197,7 @@ fn keep_least(best: &mut Result<Parked, String>, now: Result<Parked, String>) {
             parked: best.parked.min(now.parked),
         }),
         (Ok(_), Err(failure)) => Err(failure),
-        // Nothing yet, or a failure, which stays.
+        // The first result, or an earlier failure, which is kept.
         (Err(before), now) if before.is_empty() => now,
         (Err(before), _) => Err(before.clone()),
     };

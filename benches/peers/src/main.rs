@@ -1,9 +1,9 @@
 #![allow(dead_code, reason = "the subjects of the benches are shared, and used in part")]
-//! Peers beside footbridge in one run: Cranelift, which takes long to compile, Go, if there is a
-//! toolchain, and corosensei. `cargo run --release --manifest-path benches/peers/Cargo.toml`, with
-//! `-- --test` just to see whether it runs.
+//! Compares footbridge with its peers in one run: Cranelift, Go if a toolchain is found, and
+//! corosensei. `cargo run --release --manifest-path benches/peers/Cargo.toml`; `-- --test` only
+//! checks that it runs.
 //!
-//! A package of its own, so that the tests of footbridge do not wait for them.
+//! This is a package of its own, so that the tests of footbridge do not compile the peers.
 
 mod cranelift;
 #[path = "../../subjects/emit.rs"]

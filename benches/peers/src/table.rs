@@ -1,18 +1,18 @@
-//! A table of footbridge beside others, taken in one run.
+//! A table of footbridge and its peers, measured in one run.
 
 use crate::meter::{Meter, Subject, Times, number, verdict};
 
-/// A line of the table.
+/// A row of the table.
 pub struct Row {
     workload: &'static str,
     processors: usize,
     ours: usize,
     peer: Option<usize>,
-    who: &'static str,
+    peer_name: &'static str,
     aim: Option<f64>,
 }
 
-/// Lines, and what they compare.
+/// The rows, and the subjects that they compare.
 #[derive(Default)]
 pub struct Table {
     subjects: Vec<Subject>,
@@ -20,19 +20,20 @@ pub struct Table {
 }
 
 impl Table {
-    /// Adds a line. A subject that an earlier line has is measured once: it is known by its name.
-    /// `peer`: who, and what of theirs. `aim`: so many times as fast as the peer.
+    /// Adds a row. Subjects are identified by their names, so a subject of an earlier row is
+    /// measured once. `peer` is the name of the peer and its subject, `aim` the least ratio that is
+    /// aimed at.
     pub fn row(
         &mut self,
         workload: &'static str,
         processors: usize,
         ours: Subject,
-        (who, peer): (&'static str, Option<Subject>),
+        (peer_name, peer): (&'static str, Option<Subject>),
         aim: Option<f64>,
     ) {
         let ours = self.subject(ours);
         let peer = peer.map(|peer| self.subject(peer));
-        self.rows.push(Row { workload, processors, ours, peer, who, aim });
+        self.rows.push(Row { workload, processors, ours, peer, peer_name, aim });
     }
 
     fn subject(&mut self, subject: Subject) -> usize {
@@ -43,9 +44,9 @@ impl Table {
         })
     }
 
-    /// Measures everything, in turn, and prints the lines. Ratios: the peer's time to footbridge's,
-    /// of the minima and of the medians. A median that is far from its minimum says that much
-    /// depends on who ran where, or that the machine does something else.
+    /// Measures all subjects in turn, and prints the rows. A ratio is the peer's time divided by
+    /// footbridge's, for the minima and for the medians. A median far above its minimum means that
+    /// the time depends on the placement of goroutines, or that the machine was busy.
     pub fn print(mut self, title: &str, meter: Meter) {
         let times: Vec<Times> =
             meter.samples(&mut self.subjects).into_iter().map(Times::of).collect();
@@ -67,7 +68,7 @@ impl Table {
                 &row.processors.to_string(),
                 &number(ours.least),
                 &number(ours.median),
-                row.who,
+                row.peer_name,
                 &or_dash(peer.map(|peer| number(peer.least))),
                 &or_dash(peer.map(|peer| number(peer.median))),
                 &or_dash(ratio.map(number)),
@@ -78,13 +79,14 @@ impl Table {
     }
 }
 
-/// Whether the ratio of the minima reaches an aim, and, where they disagree, that of the medians.
+/// Whether the ratio of the minima reaches the aim. Adds the verdict on the medians where it
+/// differs.
 fn outcome((of_minima, of_medians): (f64, f64), aim: f64) -> String {
     let [minima, medians] = [of_minima, of_medians].map(|ratio| verdict(ratio >= aim));
     if minima == medians { minima.into() } else { format!("{minima}; medians {medians}") }
 }
 
-/// One line, in the columns of the table.
+/// Prints one line in the columns of the table.
 pub fn line(cells: [&str; 10]) {
     let [workload, processors, ours, median, who, peer, its_median, ratio, of_medians, aim] = cells;
     let line = format!(

@@ -3,13 +3,18 @@
 //! It owns no register. Every register that a stub writes is named in its plan or in the stub's own
 //! file; a call out of reach goes through a cell after the code instead of through a register.
 
+crate::for_runtime! {
+    mod in_place;
+
+    pub(crate) use in_place::{check_processor, plan_bytes};
+}
+
 use std::ops::Range;
 
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
-use crate::abi::{Extend, Gpr, Operand, Plan, Reg, Step, Width, Xmm};
-use crate::jit::error::JitError;
+use crate::abi::{Extend, Gpr, Operand, Reg, Step, Width, Xmm};
 use crate::jit::frame::{FrameReport, PAGE_BYTES, REL32_REACH_BYTES};
 
 /// dynasm's assembler for x86-64 that writes to a vector, set to the address at which the code will
@@ -60,11 +65,6 @@ pub(crate) struct Finished {
 }
 
 impl<'a> Emitter<'a> {
-    /// An emitter of code that will be somewhere in `memory`.
-    pub(crate) fn new(ops: &'a mut Ops, memory: Range<usize>) -> Self {
-        Self { memory: Some(memory), ..Self::position_independent(ops) }
-    }
-
     /// An emitter of code that runs anywhere: what is outside of it is reached through cells.
     pub(crate) fn position_independent(ops: &'a mut Ops) -> Self {
         Self { ops, memory: None, cells: Vec::new(), no_goroutine: None, report: FrameReport::NONE }
@@ -92,22 +92,6 @@ impl<'a> Emitter<'a> {
     /// address.
     pub(crate) fn frame_is_dropped(&mut self) {
         self.report.dropped_at(self.ops.offset().0);
-    }
-
-    /// Reports that at the next instruction nothing of the stub is left on the stack.
-    pub(crate) fn stack_is_left(&mut self) {
-        self.report.left_at(self.ops.offset().0);
-    }
-
-    /// Makes a vector register zero.
-    pub(crate) fn clear(&mut self, xmm: Xmm) {
-        dynasm!(self.ops; .arch x64; xorps Rx(xmm), Rx(xmm));
-    }
-
-    /// Makes room for the areas of a plan, and aligns rsp to what they need if it may not be so:
-    /// it is a multiple of `entry_align_bytes` before.
-    pub(crate) fn outgoing_area(&mut self, plan: &Plan, entry_align_bytes: u32) {
-        self.reserve(plan.frame_bytes(), plan.frame_align_bytes(), entry_align_bytes);
     }
 
     /// Makes room for `bytes` and aligns rsp to `align_bytes`: it is a multiple of
@@ -156,14 +140,6 @@ impl<'a> Emitter<'a> {
         match self.cell_for(target) {
             None => dynasm!(self.ops; .arch x64; call extern target),
             Some(cell) => dynasm!(self.ops; .arch x64; call QWORD [=>cell]),
-        }
-    }
-
-    /// Jumps to a fixed address.
-    pub(crate) fn jump(&mut self, target: usize) {
-        match self.cell_for(target) {
-            None => dynasm!(self.ops; .arch x64; jmp extern target),
-            Some(cell) => dynasm!(self.ops; .arch x64; jmp QWORD [=>cell]),
         }
     }
 
@@ -448,48 +424,6 @@ impl Areas {
         };
         Some(Base(base, disp + offset as i32))
     }
-}
-
-/// The widest move of a plan.
-pub(crate) fn widest(plan: &Plan) -> Option<Width> {
-    let steps = plan.args.iter().chain(&plan.results);
-    let widths = steps.filter_map(|step| match step {
-        Step::Move { width, .. } => Some(*width),
-        _ => None,
-    });
-    widths.max()
-}
-
-/// Refuses a plan that this processor cannot execute.
-pub(crate) fn check_processor(plan: &Plan) -> Result<(), JitError> {
-    let refuse = |rule| Err(JitError::Signature { stub: "x86-64", rule });
-    let (has_avx, has_avx512) = vectors_of_processor();
-    match widest(plan) {
-        Some(Width::B64) if !has_avx512 => {
-            refuse("it moves 512-bit vectors, and this processor has no AVX-512")
-        }
-        Some(Width::B32) if !has_avx => {
-            refuse("it moves 256-bit vectors, and this processor has no AVX")
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether this processor has AVX, and AVX-512.
-#[cfg(target_arch = "x86_64")]
-fn vectors_of_processor() -> (bool, bool) {
-    (std::arch::is_x86_feature_detected!("avx"), std::arch::is_x86_feature_detected!("avx512f"))
-}
-
-/// This processor executes no code of this file.
-#[cfg(not(target_arch = "x86_64"))]
-fn vectors_of_processor() -> (bool, bool) {
-    (false, false)
-}
-
-/// Room that the moves of a plan take at most, in bytes: no instruction is longer than 15.
-pub(crate) fn plan_bytes(plan: &Plan) -> usize {
-    (plan.args.len() + plan.results.len() + 4) * 16
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Calls in AArch64 code. Encodings: Arm Architecture Reference Manual for A-profile, section C4.1.
 
-use super::{Decoded, Flow};
+use super::decoded::{Decoded, Flow};
 
 pub(super) fn decode(code: &[u8], at: usize) -> Option<Decoded> {
     let word = code.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)?;

@@ -6,29 +6,12 @@
 //! call, but it never refuses a leaf that makes none.
 
 mod aarch64;
+mod decoded;
 mod x86_64;
 
+use decoded::{Decoded, Flow};
+
 use crate::abi::Arch;
-
-/// What follows an instruction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Flow {
-    /// The next one.
-    Next,
-    /// A direct jump to this place, or also the next instruction.
-    Jump { to: i64, may_fall_through: bool },
-    /// A call that a leaf must not make.
-    Call,
-    /// Nothing that is known: a return, an indirect jump, a trap, or no instruction.
-    End,
-}
-
-/// One instruction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Decoded {
-    len: usize,
-    flow: Flow,
-}
 
 /// Where the code makes a call, in bytes from its start.
 pub(crate) fn call_in(machine: Arch, code: &[u8]) -> Option<usize> {

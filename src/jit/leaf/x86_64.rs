@@ -1,7 +1,7 @@
 //! Calls in x86-64 code: lengths of instructions, and where they lead. Intel SDM volume 2, chapter
 //! 2 (formats) and appendix A (opcode maps).
 
-use super::{Decoded, Flow};
+use super::decoded::{Decoded, Flow};
 
 /// What comes after the opcode.
 #[derive(Clone, Copy)]

@@ -7,7 +7,8 @@ use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use region::Protection;
 
 use crate::jit::error::JitError;
 
@@ -51,19 +52,19 @@ pub(super) struct WritableView(MmapRaw);
 
 impl WritableView {
     pub(super) fn new(file: &File, size: usize) -> Result<Self, JitError> {
+        let error = |call, purpose| {
+            move |error: std::io::Error| {
+                let errno = error.raw_os_error().unwrap_or(0);
+                JitError::System { call, errno, purpose }
+            }
+        };
+        let view = MmapOptions::new().len(size).map_raw(&file.0);
         let view =
-            MmapOptions::new().len(size).map_raw(&file.0).map_err(|error| JitError::System {
-                call: "mmap(2)",
-                errno: error.raw_os_error().unwrap_or(0),
-                purpose: "the writable view of code memory; check RLIMIT_AS",
-            })?;
-        // SAFETY: the range is the mapping that was just made.
-        if unsafe { libc::madvise(view.as_mut_ptr().cast(), size, libc::MADV_DONTFORK) } != 0 {
-            return Err(last_error(
-                "madvise(2) MADV_DONTFORK",
-                "it keeps code memory out of forked children",
-            ));
-        }
+            view.map_err(error("mmap(2)", "the writable view of code memory; check RLIMIT_AS"))?;
+        view.advise(Advice::DontFork).map_err(error(
+            "madvise(2) MADV_DONTFORK",
+            "it keeps code memory out of forked children",
+        ))?;
         Ok(Self(view))
     }
 
@@ -117,59 +118,61 @@ pub(super) unsafe fn unmap(base: usize, size: usize) {
 /// Tells whether the host lets the memory be executable, and leaves it inaccessible.
 ///
 /// # Safety
-/// Whole pages of a mapping, without code in them.
+/// 1. Whole pages of a mapping, without code in them.
 pub(super) unsafe fn probe_executable(base: usize, bytes: usize) -> Result<(), JitError> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if libc::mprotect(base as *mut _, bytes, libc::PROT_READ | libc::PROT_EXEC) != 0 {
-            return Err(last_error("mprotect(2) PROT_EXEC", "the host refuses executable memfds"));
-        }
-        libc::mprotect(base as *mut _, bytes, libc::PROT_NONE);
-    }
+    let start = base as *mut u8;
+    let (call, purpose) = ("mprotect(2) PROT_EXEC", "the host refuses executable memfds");
+    // SAFETY: 1. and 2. by the caller's promise: nothing uses the pages.
+    unsafe { protect(start, bytes, Protection::READ_EXECUTE, call, purpose)? };
+    // SAFETY: 1. and 2. the same pages. Code memory is inaccessible until it is committed; where
+    // the kernel refuses to take an access away, nothing is lost.
+    let _ = unsafe { protect(start, bytes, Protection::NONE, call, purpose) };
     Ok(())
 }
 
 /// Makes code readable and executable.
 ///
 /// # Safety
-/// Whole pages of a mapping of code, which nothing writes to through it.
+/// 1. Whole pages of a mapping of code, which nothing writes to through it.
 pub(super) unsafe fn make_executable(at: usize, bytes: usize) -> Result<(), JitError> {
-    // SAFETY: the caller's promise.
-    if unsafe { libc::mprotect(at as *mut _, bytes, libc::PROT_READ | libc::PROT_EXEC) } != 0 {
-        return Err(last_error(
-            "mprotect(2)",
-            "it makes a chunk of code executable; check vm.max_map_count",
-        ));
-    }
-    Ok(())
+    let purpose = "it makes a chunk of code executable; check vm.max_map_count";
+    let start = at as *mut u8;
+    // SAFETY: 1. and 2. are the caller's promise.
+    unsafe { protect(start, bytes, Protection::READ_EXECUTE, "mprotect(2)", purpose) }
 }
 
+/// What the pages of the mprotect batch are changed for.
+const FLIP: &str = "it flips a page of code; check vm.max_map_count";
+
 /// # Safety
-/// Whole pages of a mapping, without published code in them.
+/// 1. Whole pages of a mapping, without published code in them.
 pub(super) unsafe fn flip_to_writable(start: *mut u8, bytes: usize) -> Result<(), JitError> {
-    // SAFETY: the caller's promise.
-    unsafe { protect(start, bytes, region::Protection::READ_WRITE) }
+    // SAFETY: 1. and 2. are the caller's promise.
+    unsafe { protect(start, bytes, Protection::READ_WRITE, "mprotect(2)", FLIP) }
 }
 
 /// # Safety
-/// As for [`flip_to_writable`]; and nothing writes to the pages any more.
+/// 1. Whole pages of a mapping, without published code in them.
+/// 2. Nothing writes to the pages any more.
 pub(super) unsafe fn flip_to_executable(start: *mut u8, bytes: usize) -> Result<(), JitError> {
-    // SAFETY: the caller's promise.
-    unsafe { protect(start, bytes, region::Protection::READ_EXECUTE) }
+    // SAFETY: 1. and 2. are the caller's promise.
+    unsafe { protect(start, bytes, Protection::READ_EXECUTE, "mprotect(2)", FLIP) }
 }
 
 /// # Safety
-/// Whole pages of a mapping, used in no way that the protection forbids.
+/// 1. Whole pages of a mapping.
+/// 2. They are used in no way that the protection forbids.
 unsafe fn protect(
     start: *mut u8,
     bytes: usize,
-    protection: region::Protection,
+    protection: Protection,
+    call: &'static str,
+    purpose: &'static str,
 ) -> Result<(), JitError> {
-    // SAFETY: the caller's promise.
-    unsafe { region::protect(start, bytes, protection) }.map_err(|error| JitError::System {
-        call: "mprotect(2)",
-        errno: error.raw_os_error().unwrap_or(0),
-        purpose: "it flips a page of code; check vm.max_map_count",
+    // SAFETY: 1. and 2. are the caller's promise.
+    unsafe { region::protect(start, bytes, protection) }.map_err(|error| {
+        let errno = error.raw_os_error().unwrap_or(0);
+        JitError::System { call, errno, purpose }
     })
 }
 

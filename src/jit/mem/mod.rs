@@ -153,6 +153,7 @@ impl CodeMemory {
         self.base
     }
 
+    #[cfg(feature = "runtime")]
     pub(crate) fn size(&self) -> usize {
         self.size
     }

@@ -67,7 +67,9 @@ impl ForeignRegion {
     /// // SAFETY: a static stays, and holds a leaf.
     /// let region = unsafe { ForeignRegion::new(start..start + 64, FrameClass::Leaf)? };
     /// // SAFETY: the bytes do not change, and each instruction is as good as another.
-    /// let code = unsafe { region.publish("answer", start..start + 6, Annotations::preemptible())? };
+    /// let code = unsafe {
+    ///     region.publish("answer", start..start + 6, Annotations::preemptible())?
+    /// };
     /// let found = lookup(start + 5).expect("published");
     /// assert_eq!((found.name(), found.kind()), ("answer", StubKind::Foreign));
     /// drop(code);
@@ -130,6 +132,7 @@ impl ForeignRegion {
 
 /// One published piece of foreign code. Dropping it retires the code.
 #[derive(Debug)]
+#[must_use = "the code is retired when its handle is dropped"]
 pub struct ForeignCode {
     id: StubId,
 }

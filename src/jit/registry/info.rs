@@ -1,17 +1,22 @@
 #![allow(unsafe_code, reason = "reads code")]
 //! What the registry answers about a program counter.
 
+#[cfg(feature = "runtime")]
+mod interrupted;
+
 use std::fmt;
 
-use super::kind::{Flags, HAS_STACK_MAP, HAS_UNSAFE_RANGES, PREEMPTIBLE, StubKind};
+use super::kind::{Flags, HAS_STACK_MAP, PREEMPTIBLE, StubKind};
 use super::protocol;
 use super::region::{Descriptor, Region};
 use crate::abi::Signature;
 use crate::jit::frame::FrameClass;
-use crate::jit::safe_point::{self, SafePoint, UnsafePointRange};
 use crate::jit::stack_map::StackMap;
 use crate::jit::unwind::rules::{self, FrameState};
 use crate::jit::unwind::user_code;
+
+#[cfg(feature = "runtime")]
+pub(crate) use interrupted::lookup_return;
 
 /// What the registry knows of a program counter. Every accessor may be called in a signal handler.
 ///
@@ -32,6 +37,7 @@ use crate::jit::unwind::user_code;
 /// assert_eq!(found.frame_class(), FrameClass::Standard);
 /// assert!(!found.is_empty() && !found.is_preemptible() && !found.is_retired());
 /// assert!(found.signature().is_none() && found.stack_map().is_none());
+/// assert_eq!(found.user_data(), 0);
 /// assert_eq!(found.to_string(), "jit one+0x4");
 /// # Ok::<(), footbridge::jit::JitError>(())
 /// ```
@@ -91,7 +97,8 @@ impl StubInfo {
         self.descriptor().signature
     }
 
-    /// The word that the owner of the code left with it.
+    /// A word that the crate keeps with each stub: the address of what the stub calls, or of what
+    /// it is bound to. In code of users it is 0.
     pub fn user_data(&self) -> u64 {
         self.descriptor().user_data
     }
@@ -108,22 +115,34 @@ impl StubInfo {
         self.flags().class()
     }
 
-    /// Whether goroutines may be interrupted in it, outside of its unsafe ranges.
+    /// Whether goroutines may be interrupted in it, outside of its unsafe-point ranges.
     #[inline]
     pub fn is_preemptible(&self) -> bool {
         self.word & PREEMPTIBLE != 0
     }
 
-    /// Whether a goroutine may be interrupted at the pc that was looked up.
-    #[inline]
-    pub(crate) fn safe_point(&self) -> SafePoint {
-        if !self.is_preemptible() {
-            SafePoint::NotPreemptible
-        } else if self.word & HAS_UNSAFE_RANGES == 0 {
-            SafePoint::ResumeAt(self.offset_bytes())
-        } else {
-            safe_point::point(self.unsafe_ranges(), self.offset_bytes())
-        }
+    /// Whether the frame pointer register is the code's own at the pc that was looked up, which is
+    /// that of an interruption and not a return address: the caller's frame pointer and the return
+    /// address are the two words that it points to. For a stack walk that begins in a signal
+    /// handler. At a return address a frame is always complete, but a leaf never has one.
+    ///
+    /// ```
+    /// use footbridge::dynasm::{DynasmApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit, lookup};
+    ///
+    /// // SAFETY: a System V function with a standard frame that changes nothing.
+    /// let code = unsafe {
+    ///     Jit::new()?.install("nothing", FrameClass::Standard, |ops| {
+    ///         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; pop rbp; ret);
+    ///     })?
+    /// };
+    /// let has_frame_at = |offset| lookup(code.address() + offset).expect("installed").has_frame();
+    /// // At `push`, at `mov`, at `pop`, and at `ret`.
+    /// assert_eq!([0, 1, 4, 5].map(has_frame_at), [false, false, true, false]);
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    pub fn has_frame(&self) -> bool {
+        self.frame_state().has_frame()
     }
 
     /// How far the frame is made at the pc that was looked up, which is that of an interruption and
@@ -142,30 +161,9 @@ impl StubInfo {
         unsafe { std::slice::from_raw_parts(self.start as *const u8, self.len()) }
     }
 
-    /// Where the code resumes, as bytes from its start, if the pc that was looked up is in the slow
-    /// path of a poll: after the branch. `stubs_from_fs`: where the addresses of the poll stub and
-    /// the stack check stub are.
-    pub(crate) fn resumes_at(&self, stubs_from_fs: [i32; 2]) -> usize {
-        if self.is_users() {
-            user_code::resumes_at(self.code(), self.offset_bytes(), stubs_from_fs)
-        } else {
-            self.offset_bytes()
-        }
-    }
-
-    /// Whether the code keeps rax where rsp points to at the pc that was looked up.
-    pub(crate) fn is_rax_pushed(&self) -> bool {
-        self.is_users() && user_code::is_rax_pushed(self.code(), self.offset_bytes())
-    }
-
     /// Whether a user emitted it.
     fn is_users(&self) -> bool {
         matches!(self.kind(), StubKind::User | StubKind::Foreign)
-    }
-
-    fn unsafe_ranges(&self) -> &'static [UnsafePointRange] {
-        let annotations = self.descriptor().annotations;
-        annotations.and_then(|said| said.preemptible.as_deref()).unwrap_or_default()
     }
 
     /// Where it has live pointers, if its annotations say that.
@@ -193,13 +191,6 @@ impl fmt::Display for StubInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "jit {}+{:#x}", self.name(), self.offset_bytes())
     }
-}
-
-/// What code a return address returns to: that of the call before it. A call may be the last
-/// instruction of its code.
-#[inline]
-pub(crate) fn lookup_return(pc: usize) -> Option<StubInfo> {
-    lookup_as(pc.wrapping_sub(1), pc)
 }
 
 /// What code is at `pc`, if it was registered.

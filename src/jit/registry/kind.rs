@@ -75,7 +75,7 @@ const CLASS_SHIFT: u32 = 4;
 /// The code may be interrupted for another goroutine.
 pub(super) const PREEMPTIBLE: u64 = 1 << 7;
 /// Not everywhere: the descriptor says where.
-pub(super) const HAS_UNSAFE_RANGES: u64 = 1 << 8;
+pub(super) const HAS_UNSAFE_POINTS: u64 = 1 << 8;
 /// The descriptor has a stack map.
 pub(super) const HAS_STACK_MAP: u64 = 1 << 9;
 

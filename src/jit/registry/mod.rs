@@ -18,6 +18,10 @@ pub use foreign::{ForeignCode, ForeignRegion};
 pub use info::{StubInfo, lookup};
 pub use kind::StubKind;
 
-pub(crate) use info::lookup_return;
 pub(crate) use kind::Flags;
-pub(crate) use region::{Publication, Region, StubId, has_preemptible_code};
+pub(crate) use region::{Publication, Region, StubId};
+
+crate::for_runtime! {
+    pub(crate) use info::lookup_return;
+    pub(crate) use region::has_preemptible_code;
+}

@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::kind::{Flags, HAS_STACK_MAP, HAS_UNSAFE_RANGES, PREEMPTIBLE};
+use super::kind::{Flags, HAS_STACK_MAP, HAS_UNSAFE_POINTS, PREEMPTIBLE};
 use super::primitive::{AtomicU64, Slot};
 use super::protocol;
 use crate::abi::Signature;
@@ -92,6 +92,7 @@ static REGION_LOCK: Mutex<()> = Mutex::new(());
 static HAS_PREEMPTIBLE_CODE: AtomicBool = AtomicBool::new(false);
 
 /// Whether there is code that can be interrupted for another goroutine.
+#[cfg(feature = "runtime")]
 pub(crate) fn has_preemptible_code() -> bool {
     HAS_PREEMPTIBLE_CODE.load(Ordering::Relaxed)
 }
@@ -166,10 +167,10 @@ impl Region {
             | match annotations.preemptible.as_deref() {
                 None => 0,
                 Some([]) => PREEMPTIBLE,
-                Some(_) => PREEMPTIBLE | HAS_UNSAFE_RANGES,
+                Some(_) => PREEMPTIBLE | HAS_UNSAFE_POINTS,
             }
             | if annotations.stack_map.is_some() { HAS_STACK_MAP } else { 0 };
-        let needs_annotations = flags & (HAS_UNSAFE_RANGES | HAS_STACK_MAP) != 0;
+        let needs_annotations = flags & (HAS_UNSAFE_POINTS | HAS_STACK_MAP) != 0;
         let annotations = needs_annotations.then(|| &*Box::leak(Box::new(annotations)));
         let len32 = u32::try_from(len).expect("every publisher refuses longer code");
         let descriptor = Descriptor { len: len32, report, name, signature, user_data, annotations };

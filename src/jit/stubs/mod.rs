@@ -6,7 +6,7 @@
 
 pub(crate) mod adapter;
 
-crate::on_executing_host! {
+crate::for_runtime! {
     pub(crate) mod enter;
     mod env;
     pub(crate) mod goroutine_fn;

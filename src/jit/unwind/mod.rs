@@ -3,6 +3,12 @@
 
 mod dwarf;
 pub(crate) mod rules;
+#[cfg(feature = "traceback")]
+mod saved;
 pub(crate) mod user_code;
 
-pub(crate) use dwarf::{Unwinder, register};
+#[cfg(feature = "runtime")]
+pub(crate) use dwarf::Unwinder;
+pub(crate) use dwarf::register;
+#[cfg(feature = "traceback")]
+pub(crate) use saved::saved_registers;

@@ -32,7 +32,7 @@ impl FrameState {
 
 /// Bytes of `push rbp`, and of that and `mov rbp, rsp`.
 const PUSH_BYTES: usize = 1;
-const PROLOGUE_BYTES: usize = 4;
+pub(super) const PROLOGUE_BYTES: usize = 4;
 
 /// The state in a prologue; `None` after it.
 pub(super) fn in_prologue(offset_bytes: usize) -> Option<FrameState> {
@@ -56,13 +56,6 @@ pub(crate) fn stub_state(report: &FrameReport, offset_bytes: usize) -> FrameStat
     in_prologue(offset_bytes).unwrap_or(linked)
 }
 
-/// How many of the five registers that a `Saved` or `Entry` frame keeps are in their slots, at an
-/// instruction this many bytes from the start. `push rbx` has one byte, or two with a prefix; the
-/// others have two.
-pub(crate) fn saved_registers(offset_bytes: usize) -> usize {
-    (offset_bytes.saturating_sub(PROLOGUE_BYTES).div_ceil(2)).min(5)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,7 +66,7 @@ mod tests {
         report.complete_at(20);
         report.dropped_at(50);
         report.dropped_at(60);
-        report.left_at(70);
+        report.left_at = 70;
         use FrameState::{Bare, Complete, Left, Linked, Pushed};
         for (at, expected) in [
             (0, Bare),
@@ -92,14 +85,5 @@ mod tests {
             assert_eq!(stub_state(&report, at), expected, "{at}");
         }
         assert_eq!(stub_state(&FrameReport::NONE, 7), Bare);
-    }
-
-    #[test]
-    fn a_register_is_saved_after_its_push() {
-        let short = [(0, 0), (4, 0), (5, 1), (7, 2), (9, 3), (11, 4), (13, 5), (100, 5)];
-        let long = [(4, 0), (6, 1), (8, 2), (10, 3), (12, 4), (14, 5)];
-        for (at, expected) in short.into_iter().chain(long) {
-            assert_eq!(saved_registers(at), expected, "{at}");
-        }
     }
 }

@@ -1,23 +1,35 @@
-#![allow(unsafe_code, reason = "hands out code that calls what it was told to")]
+#![allow(unsafe_code, reason = "hands out functions of the types that its caller says")]
 //! Adapters in this process's code memory.
 //!
-//! `jit` plans and emits them; what they need of the runtime is where the current goroutine is.
+//! `jit/stubs/adapter` plans and emits them. From the runtime they need the place of the current
+//! goroutine, which some conventions keep in a register.
 
+use std::fmt;
+use std::sync::Arc;
+
+use super::entry::{Entry, EntryType};
 use crate::abi::{Convention, Signature};
-use crate::jit::stubs::adapter::{AdapterSpec, Bind, Binding, shape};
+use crate::jit::stubs::adapter::{AdapterSpec, Bind, Binding, Shape, shape};
 use crate::jit::stubs::require_target;
-use crate::jit::{Jit, JitError, StubId, StubKind, StubSpec, as_fn};
+use crate::jit::{Jit, JitError, StubHandle, StubKind, StubSpec, as_fn};
 use crate::runtime::gmp::stub_env::stub_env;
 
-/// A stub that is entered in one convention and calls its target in another one. Dropping it
-/// retires the stub: calls that run may finish, but none may start. Its room is not used again.
-#[derive(Debug)]
+/// A stub that is entered in one convention and calls its target in another one. Made by
+/// [`Jit::adapter`] and [`Jit::bound_adapter`].
+///
+/// Clones are handles to the same stub. The stub is retired when the last handle is dropped, and
+/// the last [`Entry`] to it: calls that run may finish, but none may start. Its room is not used
+/// again.
+#[derive(Clone)]
+#[must_use = "the stub is retired when its last handle is dropped"]
 pub struct Adapter {
-    id: StubId,
+    stub: StubHandle,
+    jit: Jit,
+    shape: Arc<Shape>,
 }
 
 impl Adapter {
-    /// Address of the stub, which is called in the entry's convention: for code that is emitted.
+    /// Address of the stub: what emitted code calls, in the convention of the entry.
     ///
     /// ```
     /// use footbridge::abi::Convention;
@@ -47,27 +59,111 @@ impl Adapter {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn address(&self) -> usize {
-        self.id.start()
+        self.stub.start()
     }
 
-    /// The stub as a function pointer of type `F`. [`Jit::adapter`] has an example.
+    /// The stub as a function pointer of type `F`.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::Jit;
+    ///
+    /// extern "win64" fn first_of_five(a: i64, _: i64, _: i64, _: i64, _: i64) -> i64 {
+    ///     a
+    /// }
+    ///
+    /// let signature = "fn(i64, i64, i64, i64, i64) -> i64".parse()?;
+    /// let (entry, target) = (Convention::SystemV, Convention::Win64);
+    /// // SAFETY: a Win64 function of that signature.
+    /// let adapter = unsafe {
+    ///     Jit::new()?.adapter(&signature, entry, target, first_of_five as usize)?
+    /// };
+    /// type Five = extern "sysv64" fn(i64, i64, i64, i64, i64) -> i64;
+    /// // SAFETY: the entry's convention and types; any call is sound, and `adapter` outlives it.
+    /// let first = unsafe { adapter.as_fn::<Five>() };
+    /// assert_eq!(first(1, 2, 3, 4, 5), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Safety
     /// 1. `F` is a function pointer type of the entry's convention (`extern "sysv64"`,
     ///    `extern "win64"`), or its `-unwind` form, and of the adapter's signature.
     /// 2. If the target may unwind, `F` is the `-unwind` form.
-    /// 3. No call of the pointer starts after this adapter was dropped.
+    /// 3. No call of the pointer starts after the last handle to this adapter was dropped.
     /// 4. `F` is an `unsafe fn`, unless every call of it is sound: see the conditions of
     ///    [`Jit::adapter`] about the target and the thread.
     pub unsafe fn as_fn<F: Copy>(&self) -> F {
         // SAFETY: 1. is the caller's promise, and so are 2. to 4., which are about calls.
-        unsafe { as_fn(self.id.start()) }
+        unsafe { as_fn(self.stub.start()) }
+    }
+
+    /// Makes a stub by which Rust on a goroutine calls this adapter: `F` is `fn(A, B, ...) -> R`,
+    /// of the types of the adapter's signature.
+    ///
+    /// This is how Rust calls a target that calls goroutine functions: JIT code in a convention
+    /// that [`Code::enter`](crate::jit::Code::enter) does not enter, or that expects a bound word.
+    /// An adapter leaves no anchor; the entry keeps the goroutine's anchor in its frame. So
+    /// whatever the target calls may park and panic, and walks from its goroutine functions find
+    /// the frames of the target, of the adapter and of the entry, and then those of JIT code
+    /// further up.
+    ///
+    /// A native target may park and panic, too. It leaves no anchor by itself, though: an exact
+    /// walk from it ([`jit_frames`](crate::runtime::jit_frames)) starts at the JIT code further up.
+    /// Tracebacks have the frames of the adapter and of the entry.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{Bind, FrameClass, Jit};
+    /// use footbridge::runtime::{self, gosched};
+    ///
+    /// let (jit, go) = (Jit::new()?, Convention::GoAbiInternal);
+    /// let double = jit.goroutine_fn(go, |n: u64| {
+    ///     gosched();
+    ///     2 * n
+    /// })?;
+    /// let target = double.address();
+    /// // A Go closure, whose address is in rdx. It has one captured variable, and adds that.
+    /// // SAFETY: a standard frame around a call, which keeps the variable over it.
+    /// let closure = unsafe {
+    ///     jit.install("closure", FrameClass::Standard, |ops| {
+    ///         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; sub rsp, 16);
+    ///         dynasm!(ops; .arch x64; mov rdx, [rdx + 8]; mov [rbp - 8], rdx);
+    ///         dynasm!(ops; .arch x64; call extern target; add rax, [rbp - 8]; leave; ret);
+    ///     })?
+    /// };
+    /// static FUNCVAL: [u64; 2] = [0, 2];
+    /// let bind = Bind::Closure(&raw const FUNCVAL as u64);
+    /// // SAFETY: `closure` is of that convention and signature, and expects that word.
+    /// let adapter = unsafe {
+    ///     let signature = "fn(u64) -> u64".parse()?;
+    ///     jit.bound_adapter(&signature, Convention::SystemV, go, closure.address(), bind)?
+    /// };
+    /// let entry = adapter.enter::<fn(u64) -> u64>()?;
+    /// // SAFETY: on a goroutine.
+    /// assert_eq!(runtime::run(|| unsafe { entry.call(20) }), 42);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The types of `F` are not those of the signature ([`JitError::EntryTypes`]), the adapter is
+    /// entered in a convention other than `SystemV` and `GoAbiInternal` ([`JitError::Signature`]),
+    /// or there is no code space.
+    pub fn enter<F: EntryType>(&self) -> Result<Entry<F>, JitError> {
+        let (given, expected) = (F::signature(), self.shape.signature);
+        if given != *expected {
+            return Err(JitError::EntryTypes {
+                expected: expected.to_string(),
+                given: given.to_string(),
+            });
+        }
+        Entry::emit(self.jit, self.shape.entry, self.stub.start(), self.stub.share())
     }
 }
 
-impl Drop for Adapter {
-    fn drop(&mut self) {
-        self.id.retire();
+impl fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stub.fmt_as("Adapter", f)
     }
 }
 
@@ -94,9 +190,10 @@ impl Jit {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// Any of the four conventions of amd64 goes with any other. The first adapter of a shape (two
-    /// conventions and a signature) is planned and emitted, each further one is a copy. An adapter
-    /// has no frame whenever nothing forces one: see [`Plan::tail`](crate::abi::Plan::tail).
+    /// Any of the four conventions of amd64 goes with any other, and with itself. The first adapter
+    /// of a shape (two conventions and a signature) is planned and emitted, each further one is a
+    /// copy. An adapter has no frame whenever nothing forces one: see
+    /// [`Plan::tail`](crate::abi::Plan::tail).
     ///
     /// The target runs where the adapter was called: on the same stack, with the same
     /// floating-point control modes. A panic passes an adapter of System V or of Go's conventions;
@@ -115,9 +212,10 @@ impl Jit {
     /// 2. The stub is called in the convention `entry`, with this signature.
     /// 3. If `target` is [`Convention::GoAbiInternal`] and `entry` is another convention, the stub
     ///    is called on a goroutine; elsewhere the process ends with a message.
-    /// 4. An adapter leaves no anchor. So a native function that may park, panic over JIT frames or
-    ///    walk stacks is called from JIT code through a goroutine function, and native code enters
-    ///    JIT code that does so through an entry ([`Code::enter`](crate::jit::Code::enter)).
+    /// 4. An adapter leaves no anchor. So JIT code calls a native function that may park, panic
+    ///    over JIT frames or walk stacks through a goroutine function; and native code calls JIT
+    ///    code that calls such functions through an entry
+    ///    ([`Code::enter`](crate::jit::Code::enter), [`Adapter::enter`]).
     pub unsafe fn adapter(
         &self,
         signature: &Signature,
@@ -128,7 +226,7 @@ impl Jit {
         make(self, signature, entry, target, address, None)
     }
 
-    /// As [`Self::adapter`], and the target also gets a word of the stub's own.
+    /// As [`Self::adapter`], but the target also gets a word that belongs to the stub.
     ///
     /// ```
     /// use footbridge::abi::Convention;
@@ -179,15 +277,10 @@ fn make(
 ) -> Result<Adapter, JitError> {
     require_target("adapter", address)?;
     let env = stub_env();
-    let spec = AdapterSpec {
-        signature,
-        entry,
-        target,
-        binding: bind.map_or(Binding::None, Bind::binding),
-        g_tls_off_bytes: Some(env.tls_g_off),
-    };
+    let binding = bind.map_or(Binding::None, Bind::binding);
+    let spec = AdapterSpec::new(signature, entry, target).binding(binding);
+    let spec = spec.g_tls_off_bytes(env.tls_g_off);
     let shape = shape(&spec, env.no_goroutine)?;
-    let code = shape.code.with(address as u64, bind.map_or(0, Bind::word));
     let spec = StubSpec {
         name: shape.name,
         kind: StubKind::Adapter,
@@ -195,5 +288,9 @@ fn make(
         signature: Some(shape.signature),
         user_data: address as u64,
     };
-    Ok(Adapter { id: jit.arena().emit_ready(&spec, &code, shape.code.frame_report())? })
+    let word = bind.map_or(0, Bind::word);
+    let id = shape.code.with_copy(address as u64, word, |code| {
+        jit.arena().emit_ready(&spec, code, shape.code.report)
+    })?;
+    Ok(Adapter { stub: StubHandle::new(id), jit: *jit, shape })
 }

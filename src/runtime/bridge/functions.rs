@@ -1,31 +1,48 @@
-#![allow(unsafe_code, reason = "calls emitted code and is called")]
-//! JIT code and Rust on one goroutine: goroutine functions, entries, and starts from JIT code.
+#![allow(unsafe_code, reason = "emitted code calls it")]
+//! What JIT code calls on its goroutine: Rust closures, and starts of goroutines.
 
 use std::any::type_name;
-use std::marker::PhantomData;
-use std::sync::Arc;
+use std::fmt;
 
+use super::arity::for_each_arity;
+use super::sealed;
 use crate::abi::{Convention, Signature};
-use crate::jit::scalar::{CallResult, Scalar, for_each_arity};
 use crate::jit::stubs::enter::{self, EntrySide};
 use crate::jit::stubs::{goroutine_fn, spawn};
-use crate::jit::{Code, Installed, Jit, JitError, StubId, as_fn};
+use crate::jit::{CallResult, Code, Jit, JitError, Scalar, StubHandle, as_fn, name_of};
 use crate::runtime::gmp::name::Name;
 use crate::runtime::gmp::stub_env::stub_env;
 use crate::runtime::sched::lifecycle::current_class;
 use crate::runtime::stack::SizeClass;
-use crate::runtime::task::{Settings, go_with};
-
-/// What keeps other crates from implementing the traits of this file. Public for this crate's own
-/// tests, which stand in for closures with signatures that are known at run time only.
-#[doc(hidden)]
-pub mod sealed {
-    pub trait GoroutineClosure<Args> {}
-    pub trait EntryType {}
-}
+use crate::runtime::task::{Builder, Settings, SpawnFnError, go_with};
 
 /// A Rust closure that JIT code can call as a goroutine function: `Fn(A, B, ...) -> R` of up to
-/// twelve [`Scalar`]s. The crate implements it; no other crate can.
+/// twelve [`Scalar`]s, `Send`, `Sync` and `'static`. The crate implements it; no other crate can.
+///
+/// ```
+/// # use footbridge::{abi::Convention, jit::Jit};
+/// let length = |text: *const u8, len: usize| if text.is_null() { 0 } else { len };
+/// let length = Jit::new()?.goroutine_fn(Convention::SystemV, length)?;
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
+///
+/// A closure with a parameter that is no scalar is none, nor one that another thread must not call.
+/// Neither of these compiles:
+///
+/// ```compile_fail,E0277
+/// # use footbridge::{abi::Convention, jit::Jit};
+/// let length = |text: String| text.len();
+/// let length = Jit::new()?.goroutine_fn(Convention::SystemV, length)?;
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
+///
+/// ```compile_fail,E0277
+/// # use footbridge::{abi::Convention, jit::Jit};
+/// let len = std::rc::Rc::new(1);
+/// let length = move || -> usize { *len };
+/// let length = Jit::new()?.goroutine_fn(Convention::SystemV, length)?;
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
 ///
 /// # Safety
 /// `shim` is the address of an `extern "C-unwind"` function of `signature` with one more parameter
@@ -42,9 +59,11 @@ pub unsafe trait GoroutineClosure<Args>:
     sealed::GoroutineClosure<Args> + Send + Sync + 'static
 {
     /// The signature that JIT code calls it with.
+    #[doc(hidden)]
     fn signature() -> Signature;
 
     /// Address of an `extern "C-unwind"` function with one more argument: the closure.
+    #[doc(hidden)]
     fn shim() -> usize;
 }
 
@@ -58,7 +77,7 @@ macro_rules! goroutine_closure {
         {
         }
 
-        #[allow(clippy::too_many_arguments, reason = "as many as the closure has")]
+        #[allow(clippy::too_many_arguments, reason = "one for each of the closure")]
         // SAFETY: `shim` below is generic over the same types as `signature`, and each `Scalar` is
         // passed as its type.
         unsafe impl<Func, Ret, $($ty),*> GoroutineClosure<(Ret, $($ty,)*)> for Func
@@ -89,135 +108,100 @@ macro_rules! goroutine_closure {
 
 for_each_arity!(goroutine_closure);
 
-/// A stub by which JIT code calls a Rust closure. Dropping it retires the stub; the closure and
-/// the code stay, since JIT code may still call them.
+/// A stub by which JIT code calls a Rust closure. Made by [`Jit::goroutine_fn`].
+///
+/// Clones are handles to the same stub. The last handle to be dropped retires the stub; the closure
+/// and the code stay, since JIT code may still call them.
+#[derive(Clone)]
+#[must_use = "the stub is retired when its last handle is dropped"]
 pub struct GoroutineFn {
-    id: StubId,
+    stub: StubHandle,
 }
 
 impl GoroutineFn {
-    /// What JIT code calls.
+    /// Address of the stub: what JIT code calls, in the convention that the stub was made for.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::{Jit, StubKind, lookup};
+    ///
+    /// let nothing = Jit::new()?.goroutine_fn(Convention::SystemV, || ())?;
+    /// let stub = lookup(nothing.address()).expect("it is published");
+    /// assert_eq!(stub.kind(), StubKind::GoroutineFn);
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     pub fn address(&self) -> usize {
-        self.id.start()
+        self.stub.start()
     }
 }
 
-impl Drop for GoroutineFn {
-    fn drop(&mut self) {
-        self.id.retire();
+impl fmt::Debug for GoroutineFn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stub.fmt_as("GoroutineFn", f)
     }
 }
 
-/// A stub by which JIT code starts a goroutine. Dropping it retires the stub.
+/// A stub by which JIT code starts a goroutine. Made by [`Jit::spawn_fn`], and by
+/// [`Builder::spawn_fn`](crate::runtime::Builder::spawn_fn).
+///
+/// Clones are handles to the same stub. The last handle to be dropped retires the stub. Until then
+/// the code that the goroutines run is not retired either.
+#[derive(Clone)]
+#[must_use = "the stub is retired when its last handle is dropped"]
 pub struct SpawnFn {
-    id: StubId,
-    _code: Arc<Installed>,
+    stub: StubHandle,
 }
 
 impl SpawnFn {
-    /// What JIT code calls.
+    /// Address of the stub: what JIT code calls. [`Jit::spawn_fn`] has an example.
     pub fn address(&self) -> usize {
-        self.id.start()
+        self.stub.start()
     }
 }
 
-impl Drop for SpawnFn {
-    fn drop(&mut self) {
-        self.id.retire();
+impl fmt::Debug for SpawnFn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stub.fmt_as("SpawnFn", f)
     }
 }
-
-/// A function pointer type that code can be entered with: `fn(A, B, ...) -> R` of up to twelve
-/// [`Scalar`]s.
-///
-/// `fn(&T)` is not one, since it stands for a type of function for each lifetime; write
-/// `fn(*const T)`. The crate implements the trait; no other crate can.
-#[diagnostic::on_unimplemented(
-    message = "JIT code cannot be entered as `{Self}`",
-    label = "not a function pointer type `fn(A, B, ...) -> R` of at most twelve scalars",
-    note = "parameters and results are scalars: integers, floats, raw pointers and the like \
-            (`jit::Scalar`)",
-    note = "write `fn(*const T)` where `fn(&T)` is meant, and neither `unsafe` nor `extern`"
-)]
-pub trait EntryType: sealed::EntryType {
-    /// The signature it stands for.
-    fn signature() -> Signature;
-}
-
-/// A stub by which Rust code on a goroutine calls JIT code as if it were an `F`. Dropping it
-/// retires the stub.
-pub struct Entry<F> {
-    id: StubId,
-    types: PhantomData<F>,
-    _code: Arc<Installed>,
-}
-
-// SAFETY: an address of code; F says how it is called.
-unsafe impl<F> Send for Entry<F> {}
-
-// SAFETY: as above.
-unsafe impl<F> Sync for Entry<F> {}
-
-impl<F> Entry<F> {
-    /// Address of the stub: an `extern "C-unwind"` function of F's types.
-    pub fn address(&self) -> usize {
-        self.id.start()
-    }
-}
-
-impl<F> Drop for Entry<F> {
-    fn drop(&mut self) {
-        self.id.retire();
-    }
-}
-
-macro_rules! entry_type {
-    ($($ty:ident $arg:ident),*) => {
-        impl<Ret: CallResult, $($ty: Scalar),*> sealed::EntryType for fn($($ty),*) -> Ret {}
-
-        impl<Ret: CallResult, $($ty: Scalar),*> EntryType for fn($($ty),*) -> Ret {
-            fn signature() -> Signature {
-                Signature::new(vec![$($ty::TYPE),*], Ret::TYPES)
-            }
-        }
-
-        impl<Ret: CallResult, $($ty: Scalar),*> Entry<fn($($ty),*) -> Ret> {
-            /// Calls the code. It may park and panic; both work as in Rust code. It may also give
-            /// way when its time slice is over: a lock that is held meanwhile stays locked while
-            /// others run on this thread (see
-            /// [`without_preemption`](super::without_preemption)).
-            ///
-            /// # Safety
-            /// 1. The caller runs on a goroutine. (Elsewhere the process ends with a message.)
-            /// 2. The code keeps the promises it was entered under (`Code::enter`), and the
-            ///    arguments are what it expects.
-            #[inline]
-            #[allow(clippy::too_many_arguments, reason = "as many as the code has")]
-            pub unsafe fn call(&self, $($arg: $ty),*) -> Ret {
-                type Stub<Ret, $($ty),*> = unsafe extern "C-unwind" fn($($ty),*) -> Ret;
-                // SAFETY: the stub's entry side was made for exactly these types.
-                let stub = unsafe { as_fn::<Stub<Ret, $($ty),*>>(self.id.start()) };
-                // SAFETY: the caller's promise.
-                unsafe { stub($($arg),*) }
-            }
-        }
-    };
-}
-
-for_each_arity!(entry_type);
 
 impl Jit {
-    /// Makes a stub by which JIT code of `convention` calls `f`, on the goroutine that runs it.
+    /// Makes a stub by which JIT code of `convention` calls `f`, on the goroutine and the stack
+    /// that the JIT code runs on.
     ///
-    /// When `f` returns, the goroutine gives way if its time slice is over.
+    /// `f` may park, yield, start goroutines, enter other JIT code, and panic. A panic unwinds the
+    /// JIT frames up to the `catch_unwind` or the goroutine's end. When `f` returns and the time
+    /// slice is over, the goroutine yields.
     ///
-    /// `f` may park, yield, spawn, enter other JIT code, and panic: a panic passes through the
-    /// JIT frames to whoever catches it. Only code that runs on a goroutine may call the stub; on
-    /// another thread the process ends with a message (in `GoAbiInternal`, where r14 says which
-    /// goroutine runs, it is the caller that must see to that).
+    /// Only code that runs on a goroutine may call the stub. On another thread the process ends
+    /// with a message. (In `GoAbiInternal` r14 says which goroutine runs, and the stub relies on
+    /// it; a stub of a [checked](crate::jit::JitBuilder::checked) `Jit` compares it.)
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    /// use footbridge::runtime;
+    ///
+    /// let (jit, system_v) = (Jit::new()?, Convention::SystemV);
+    /// let triple = jit.goroutine_fn(system_v, |n: u64| 3 * n)?;
+    /// let target = triple.address();
+    /// // SAFETY: a standard frame around a call, which passes the argument register on.
+    /// let code = unsafe {
+    ///     jit.install("calls triple", FrameClass::Standard, |ops| {
+    ///         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern target; pop rbp; ret);
+    ///     })?
+    /// };
+    /// // SAFETY: its convention and types.
+    /// let code = unsafe { code.enter::<fn(u64) -> u64>(system_v)? };
+    /// // SAFETY: on a goroutine.
+    /// assert_eq!(runtime::run(|| unsafe { code.call(14) }), 42);
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     ///
     /// # Errors
-    /// The convention cannot carry the signature, or there is no code space.
+    /// The convention cannot carry the signature ([`JitError::Assign`]) or is neither `SystemV` nor
+    /// `GoAbiInternal` ([`JitError::Signature`]), or there is no code space.
     pub fn goroutine_fn<Args, F>(
         &self,
         convention: Convention,
@@ -229,7 +213,18 @@ impl Jit {
         self.named_goroutine_fn(type_name::<F>(), convention, f)
     }
 
-    /// As [`Self::goroutine_fn`], under a name of the caller's for tracebacks.
+    /// As [`Self::goroutine_fn`], with a name for tracebacks. The name of `goroutine_fn` is the
+    /// name of the closure's type.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::{Jit, lookup};
+    ///
+    /// let jit = Jit::new()?;
+    /// let triple = jit.named_goroutine_fn("triple", Convention::SystemV, |n: u64| 3 * n)?;
+    /// assert_eq!(lookup(triple.address()).expect("it is published").name(), "triple");
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Self::goroutine_fn`].
@@ -254,7 +249,7 @@ impl Jit {
             closure as u64,
         );
         match emitted {
-            Ok(id) => Ok(GoroutineFn { id }),
+            Ok(id) => Ok(GoroutineFn { stub: StubHandle::new(id) }),
             Err(error) => {
                 // SAFETY: made above; no stub knows it.
                 drop(unsafe { Box::from_raw(closure) });
@@ -263,14 +258,54 @@ impl Jit {
         }
     }
 
-    /// Makes a stub by which JIT code of `convention` starts a goroutine that runs `code`, which is
-    /// of the same convention, with the arguments of the call.
+    /// Makes a stub by which JIT code of `convention` starts a goroutine. The goroutine runs
+    /// `code`, which is of the same convention, with the arguments of the call. The call returns
+    /// when the goroutine is ready to run.
     ///
-    /// The signature has no results: nobody would receive them.
+    /// The signature has no results: they would have no receiver. The goroutine gets a stack of the
+    /// size that its run has by default, and no name:
+    /// [`Builder::spawn_fn`](crate::runtime::Builder::spawn_fn) sets both.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    /// use footbridge::runtime::{self, Chan};
+    ///
+    /// let (jit, system_v) = (Jit::new()?, Convention::SystemV);
+    /// let channel = Chan::new(0);
+    /// let sender = channel.clone();
+    /// let send = jit.goroutine_fn(system_v, move |n: u64| sender.send(n).expect("it is open"))?;
+    /// let call = |name, target: usize| {
+    ///     // SAFETY: a standard frame around a call, which passes the argument register on.
+    ///     unsafe {
+    ///         jit.install(name, FrameClass::Standard, |ops| {
+    ///             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+    ///             dynasm!(ops; .arch x64; call extern target; pop rbp; ret);
+    ///         })
+    ///     }
+    /// };
+    /// let body = call("body", send.address())?;
+    /// // SAFETY: `body` is a function of this type, and a number may go to another thread.
+    /// let start = unsafe { jit.spawn_fn(system_v, &"fn(u64)".parse()?, &body)? };
+    /// let main = call("main", start.address())?;
+    /// // SAFETY: its convention and types.
+    /// let main = unsafe { main.enter::<fn(u64)>(system_v)? };
+    /// let received = runtime::run(|| {
+    ///     // SAFETY: on a goroutine.
+    ///     unsafe { main.call(7) };
+    ///     channel.recv()
+    /// });
+    /// assert_eq!(received, Ok(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// The call of the stub panics if there is no memory for the stack of the goroutine.
     ///
     /// # Errors
-    /// The convention cannot carry the signature, the signature has results, or there is no code
-    /// space.
+    /// The convention cannot carry the signature ([`JitError::Assign`]), the signature has results
+    /// or parameters that are not scalars ([`JitError::Signature`]), or there is no code space.
     ///
     /// # Safety
     /// 1. `code` is a function of that convention and signature.
@@ -287,12 +322,71 @@ impl Jit {
     }
 }
 
-/// [`Jit::spawn_fn`], with stacks of a class, or of that of the run which the caller is of, and with a
-/// name for each goroutine.
+impl Builder {
+    /// Makes a stub by which JIT code starts goroutines, like [`Jit::spawn_fn`]; each of them has
+    /// the settings of this builder.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::dynasm::{DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit};
+    /// use footbridge::runtime::{self, Builder, Chan};
+    ///
+    /// let (jit, go) = (Jit::new()?, Convention::GoAbiInternal);
+    /// let channel = Chan::new(0);
+    /// let sender = channel.clone();
+    /// let send = move |n: u64| sender.send(n).expect("open");
+    /// let send = jit.named_goroutine_fn("send", go, send)?;
+    /// let call = |name, target: usize| {
+    ///     // SAFETY: a standard frame around a call, which passes the argument register on.
+    ///     unsafe {
+    ///         jit.install(name, FrameClass::Standard, |ops| {
+    ///             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
+    ///             dynasm!(ops; .arch x64; call extern target; pop rbp; ret)
+    ///         })
+    ///     }
+    /// };
+    /// let body = call("body", send.address())?;
+    /// let signature = "fn(u64)".parse()?;
+    /// let builder = Builder::new().name("of jit").stack_bytes(256 << 10);
+    /// // SAFETY: `body` is a function of this type; a number may go to another thread.
+    /// let start = unsafe { builder.spawn_fn(&jit, go, &signature, &body)? };
+    /// let main = call("main", start.address())?;
+    /// // SAFETY: `main` is a function of this type.
+    /// let main = unsafe { main.enter::<fn(u64)>(go)? };
+    /// let received = runtime::run(|| {
+    ///     // SAFETY: on a goroutine.
+    ///     unsafe { main.call(7) };
+    ///     channel.recv()
+    /// });
+    /// assert_eq!(received, Ok(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Jit::spawn_fn`]; more than 8 MiB of stack were requested.
+    ///
+    /// # Safety
+    /// As for [`Jit::spawn_fn`].
+    pub unsafe fn spawn_fn(
+        self,
+        jit: &Jit,
+        convention: Convention,
+        signature: &Signature,
+        code: &Code,
+    ) -> Result<SpawnFn, SpawnFnError> {
+        let (class, name) = self.for_many()?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { spawn_fn(jit, convention, signature, code, class, name) }?)
+    }
+}
+
+/// [`Jit::spawn_fn`] with settings of the goroutines: the class of their stacks (`None`: that of
+/// the run in which the stub is called) and their name.
 ///
 /// # Safety
 /// As for [`Jit::spawn_fn`].
-pub(crate) unsafe fn spawn_fn(
+unsafe fn spawn_fn(
     jit: &Jit,
     convention: Convention,
     signature: &Signature,
@@ -301,66 +395,46 @@ pub(crate) unsafe fn spawn_fn(
     goroutine_name: Option<Box<str>>,
 ) -> Result<SpawnFn, JitError> {
     let signature = leak(signature.clone());
-    let name = crate::jit::lookup(code.address()).map_or("?", |stub| stub.name());
+    let name = name_of(code.address());
     let env = stub_env();
     let arena = jit.arena();
     let enter =
-        enter::emit(arena, env, name, EntrySide::Words, convention, signature, code.address())?;
-    let words = signature.params().len();
-    let start = leak(Start { enter: enter.start(), words, class, name: goroutine_name });
+        enter::emit(arena, env, name, EntrySide::Packed, convention, signature, code.address())?;
+    let argument_count = signature.params().len();
+    let start = leak(Start { enter: enter.start(), argument_count, class, name: goroutine_name });
     let target = start_goroutine as *const () as usize;
     let context = std::ptr::from_ref(start) as u64;
     let id = spawn::emit(arena, env, name, convention, signature, target, context)?;
-    Ok(SpawnFn { id, _code: code.share() })
-}
-
-impl Code {
-    /// Makes a stub by which Rust calls this code: `F` is `fn(A, B, ...) -> R`.
-    ///
-    /// # Errors
-    /// The convention cannot carry the signature, or there is no code space.
-    ///
-    /// # Safety
-    /// This code is a function of that convention and of F's types, and keeps the law of the frame
-    /// class that it was installed with.
-    pub unsafe fn enter<F: EntryType>(&self, convention: Convention) -> Result<Entry<F>, JitError> {
-        let signature = leak(F::signature());
-        let name = crate::jit::lookup(self.address()).map_or("?", |stub| stub.name());
-        let id = enter::emit(
-            self.jit().arena(),
-            stub_env(),
-            name,
-            EntrySide::Typed,
-            convention,
-            signature,
-            self.address(),
-        )?;
-        Ok(Entry { id, types: PhantomData, _code: self.share() })
-    }
+    Ok(SpawnFn { stub: StubHandle::with_target(id, code.share()) })
 }
 
 /// What a spawn stub is bound to.
-pub(crate) struct Start {
-    /// A stub of the word form that enters the code.
+struct Start {
+    /// Address of an entry to the code, whose entry side is [`EntrySide::Packed`]. It is never
+    /// retired: goroutines may be waiting to run it when the spawn stub is.
     enter: usize,
-    words: usize,
-    /// Of the stacks; `None`: that of the run.
+    /// Words in the packed buffer of arguments: one for each.
+    argument_count: usize,
+    /// Class of the stacks; `None`: that of the run.
     class: Option<SizeClass>,
-    /// Of the goroutines.
+    /// Name of the goroutines.
     name: Option<Box<str>>,
 }
 
-/// Called by spawn stubs.
+/// The target of spawn stubs. `arguments` is the packed buffer, in the stub's frame.
 unsafe extern "C-unwind" fn start_goroutine(start: *const Start, arguments: *const u64) {
     type Enter = unsafe extern "C-unwind" fn(*const u64, *mut u64);
-    // SAFETY: the stub passes what it was made with, and a record of as many words.
+    // SAFETY: the stub passes the `Start` that it was made with, which is leaked, and a buffer of
+    // as many words as the signature has parameters.
     let (start, enter, arguments): (&Start, Enter, Box<[u64]>) = unsafe {
-        let arguments = std::slice::from_raw_parts(arguments, (*start).words);
+        let arguments = std::slice::from_raw_parts(arguments, (*start).argument_count);
         (&*start, as_fn((*start).enter), arguments.into())
     };
     let class = start.class.unwrap_or_else(current_class);
     let settings = Settings { class, name: start.name.clone().map(Name::new), migratable: false };
-    // SAFETY: by the contract of `spawn_fn`; there are no results.
+    // SAFETY: the entry has a packed entry side, and the caller of `spawn_fn` promised that the
+    // code is of the signature and that the arguments may go to another thread; there are no
+    // results.
     let run = move || unsafe { enter(arguments.as_ptr(), std::ptr::null_mut()) };
     let started = go_with(settings, run);
     if let Err(error) = started {
@@ -368,7 +442,8 @@ unsafe extern "C-unwind" fn start_goroutine(start: *const Start, arguments: *con
     }
 }
 
-/// What stubs are bound to lives as long as the code: for ever.
-fn leak<T>(value: T) -> &'static T {
+/// Moves what a stub refers to into memory that is never freed: frames may return to the stub's
+/// code, and lookups find it, for the rest of the process.
+pub(super) fn leak<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
 }

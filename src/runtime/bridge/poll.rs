@@ -1,4 +1,6 @@
-//! Polls for those who emit code.
+//! Polls in emitted code: Rust's part of what `jit/stubs/poll` and `jit/stubs/stack_check` emit.
+
+use std::fmt;
 
 use crate::abi::Convention;
 use crate::jit::stubs::{poll, stack_check};
@@ -6,12 +8,12 @@ use crate::jit::{Jit, JitError, Ops};
 use crate::runtime::gmp::stub_env::stub_env;
 use crate::runtime::stack::LARGEST_BYTES;
 
-/// Emits polls: places at which code gives way to other goroutines if its time slice is over. Made
-/// by [`Jit::polls`], for one piece of code.
+/// Emits polls: places at which code yields to other goroutines if its time slice is over. Made by
+/// [`Jit::polls`], for one piece of code.
 ///
 /// A poll is one compare and a branch that is not taken. It changes flags and nothing else: no
-/// register, not the red zone. Code that loops should poll at its back-edges, and code that
-/// recurses behind its prologue, even if it is preemptible: a poll costs less than a signal.
+/// register, and nothing in the red zone. A loop should poll at its back-edge, and a function that
+/// recurses after its prologue, even in preemptible code: a poll costs less than a signal.
 ///
 /// ```
 /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
@@ -44,23 +46,25 @@ pub struct Polls {
 }
 
 impl Polls {
-    /// Emits a poll. In code with a frame that is behind `mov rbp, rsp` and before the frame is
-    /// dropped; in a leaf it may be anywhere.
+    /// Emits a poll: see [`Polls`] for an example.
     ///
-    /// In `GoAbiInternal` r14 is the goroutine here, as everywhere.
+    /// Code with a frame may poll after `mov rbp, rsp` and before it drops the frame. A leaf may
+    /// poll anywhere. In `GoAbiInternal` r14 must be the goroutine, as it is at every instruction
+    /// of that convention.
     pub fn poll(&mut self, ops: &mut Ops) {
         self.pending.push(poll::emit(ops, stub_env(), self.convention));
     }
 
     /// Emits a check of the stack, and a poll with it, for code that is about to make a frame of
-    /// `frame_bytes` bytes below rsp, what it calls not included. If so much is not left, with some
-    /// reserve for the panic itself, the code panics with `goroutine N overflowed its S stack in
-    /// JIT code NAME`; whoever joins the goroutine, or catches it before, gets the message.
-    /// Without a check the overflow meets the guard of the stack, and ends the process.
+    /// `frame_bytes` bytes below rsp. The frames of what the code calls are not included.
     ///
-    /// It belongs behind the prologue of the frame class (in `Saved` behind the five pushes) and
-    /// before rsp is lowered further. Code of frame class `Leaf` cannot have one. Like a poll it
-    /// changes flags and nothing else.
+    /// If the stack has less than that left, with some reserve for the panic itself, the code
+    /// panics with `goroutine N overflowed its S stack in JIT code NAME`. Without a check the
+    /// overflow meets the guard of the stack, and ends the process.
+    ///
+    /// The check belongs after the prologue of the frame class (in `Saved` after the five pushes)
+    /// and before rsp is lowered further. Code of frame class `Leaf` cannot have one. Like a poll
+    /// it changes flags and nothing else.
     ///
     /// ```
     /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
@@ -83,14 +87,15 @@ impl Polls {
     /// let endless = unsafe { endless.enter::<fn()>(Convention::SystemV)? };
     /// // SAFETY: on a goroutine.
     /// let end = runtime::run(|| go(move || unsafe { endless.call() }).join());
-    /// let text = end.expect_err("it panics");
-    /// let text = text.downcast_ref::<String>().expect("a text");
+    /// let payload = end.expect_err("it panics");
+    /// let text = payload.downcast_ref::<String>().expect("a text");
     /// assert!(text.ends_with("overflowed its 64 KiB stack in JIT code endless"), "{text}");
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
     ///
     /// # Panics
     /// `frame_bytes` is larger than any stack.
+    #[track_caller]
     pub fn check_stack(&mut self, ops: &mut Ops, frame_bytes: usize) {
         assert!(
             frame_bytes <= LARGEST_BYTES,
@@ -100,8 +105,11 @@ impl Polls {
         self.pending_checks.push(check);
     }
 
-    /// Emits the slow paths of all polls and checks so far. Execution must not come here by itself: behind the
-    /// last `ret`, for example. Without this the code does not assemble.
+    /// Emits the slow paths of all polls and checks that were emitted since the last call: see
+    /// [`Polls`] for an example.
+    ///
+    /// It belongs where execution does not arrive by itself, for example after the last `ret`. Code
+    /// whose slow paths are not emitted does not assemble ([`JitError::Assemble`]).
     pub fn finish(&mut self, ops: &mut Ops) {
         for pending in self.pending.drain(..) {
             poll::emit_slow_path(ops, stub_env(), pending);
@@ -112,7 +120,14 @@ impl Polls {
     }
 }
 
-/// Where polls find their words, for those who do not emit with dynasm. Displacements in bytes.
+impl fmt::Debug for Polls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Polls").field("convention", &self.convention).finish_non_exhaustive()
+    }
+}
+
+/// Where polls find the words that they read, for code that is not emitted with dynasm.
+/// Displacements in bytes. [`poll_layout`] returns it.
 ///
 /// ```text
 ///         cmp rsp, fs:[stack_limit_from_fs]         or, where a register is the goroutine,
@@ -136,9 +151,9 @@ impl Polls {
 ///         jmp back
 /// ```
 ///
-/// For a frame of up to 256 bytes its compare is that of a poll, and `frame_bytes` is 0: such a frame
-/// has room below the guard. For a larger one it compares what rsp will be in the frame to come, in
-/// a register that is free,
+/// For a frame of up to 256 bytes its compare is that of a poll, and `frame_bytes` is 0: such a
+/// frame has room below the stack limit. For a larger one it compares what rsp will be in the frame
+/// to come, in a register that is free,
 ///
 /// ```text
 ///         lea reg, [rsp - frame_bytes]
@@ -146,8 +161,8 @@ impl Polls {
 ///         jbe slow
 /// ```
 ///
-/// or, as [`Polls::check_stack`] does, without one. rsp itself must not be lowered by the frame for
-/// that: it would leave the stack, and signals use what is below it.
+/// or, as [`Polls::check_stack`] does, without one. The compare must not lower rsp itself by the
+/// frame: rsp would leave the stack, and signal handlers use what is below it.
 ///
 /// ```text
 ///         lea rsp, [rsp - 128]                48 8d a4 24 80 ff ff ff
@@ -160,17 +175,18 @@ impl Polls {
 ///         jbe slow
 /// ```
 ///
-/// Where code has a [stack map](crate::jit::LiveAt), the instructions of a slow path are how it is
-/// known as one, whose pointers are those at `back`. That a pointer in rax is on the stack between
-/// `push rax` and `pop rax` is known in exactly these bytes only: with others in between, or with
-/// shorter displacements, a scan takes the address in rax for it if the code is interrupted there.
-/// Preemptible code that does it otherwise declares that range unsafe.
+/// In code that has a [stack map](crate::jit::LiveAt), a scan recognises a slow path by these
+/// instructions, and uses the entry of the map for `back`. It also recognises that a pointer in rax
+/// is on the stack between `push rax` and `pop rax`, in exactly these bytes. With others in
+/// between, or with shorter displacements, a scan takes the address in rax for the pointer if the
+/// code is interrupted there. Preemptible code that emits other bytes declares that range as unsafe
+/// points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PollLayout {
-    /// Of the guard, in the goroutine that r14 points to in `GoAbiInternal`.
+    /// Of the stack limit, in the goroutine that r14 points to in `GoAbiInternal`.
     pub stack_limit_in_goroutine: i32,
-    /// Of the guard of the goroutine that runs, from the base of `fs`.
+    /// Of the stack limit of the goroutine that runs, from the base of `fs`.
     pub stack_limit_from_fs: i32,
     /// Of the address of the poll stub, from the base of `fs`.
     pub stub_from_fs: i32,
@@ -178,7 +194,35 @@ pub struct PollLayout {
     pub stack_check_from_fs: i32,
 }
 
-/// The layout in this process.
+/// The layout in this process. It does not change.
+///
+/// A poll from bytes, in a leaf that then returns:
+///
+/// ```
+/// use footbridge::abi::Convention;
+/// use footbridge::dynasm::{DynasmApi, dynasm};
+/// use footbridge::jit::{FrameClass, Jit};
+/// use footbridge::runtime::{self, poll_layout};
+///
+/// let layout = poll_layout();
+/// // cmp rsp, fs:[stack limit]; jbe +1; ret
+/// let mut code = vec![0x64, 0x48, 0x3b, 0x24, 0x25];
+/// code.extend(layout.stack_limit_from_fs.to_le_bytes());
+/// code.extend([0x76, 0x01, 0xc3]);
+/// // lea rsp, [rsp - 128]; call fs:[poll stub]; jmp to the ret
+/// code.extend([0x48, 0x8d, 0x64, 0x24, 0x80, 0x64, 0xff, 0x14, 0x25]);
+/// code.extend(layout.stub_from_fs.to_le_bytes());
+/// code.extend([0xeb, 0xf0]);
+/// // SAFETY: a System V leaf that changes flags only.
+/// let poll = unsafe {
+///     Jit::new()?.install("poll", FrameClass::Leaf, |ops| ops.extend(code.iter().copied()))?
+/// };
+/// // SAFETY: its convention and types.
+/// let poll = unsafe { poll.enter::<fn()>(Convention::SystemV)? };
+/// // SAFETY: on a goroutine.
+/// runtime::run(|| (0..100_000).for_each(|_| unsafe { poll.call() }));
+/// # Ok::<(), footbridge::jit::JitError>(())
+/// ```
 pub fn poll_layout() -> PollLayout {
     let env = stub_env();
     PollLayout {
@@ -190,10 +234,10 @@ pub fn poll_layout() -> PollLayout {
 }
 
 impl Jit {
-    /// What emits polls into code of this convention.
+    /// What emits polls into code of this convention: see [`Polls`] for an example.
     ///
     /// # Errors
-    /// The convention is one of another machine.
+    /// The convention is one of another machine ([`JitError::Signature`]).
     pub fn polls(&self, convention: Convention) -> Result<Polls, JitError> {
         poll::check(convention)?;
         Ok(Polls { convention, pending: Vec::new(), pending_checks: Vec::new() })

@@ -603,6 +603,7 @@ impl<T> fmt::Debug for Chan<T> {
 }
 
 /// Receives from a channel until it is closed and empty. Made by [`Chan::iter`].
+#[must_use = "iterators are lazy and receive nothing unless consumed"]
 pub struct Iter<'a, T>(&'a Chan<T>);
 
 impl<T: Send> Iterator for Iter<'_, T> {
@@ -623,6 +624,7 @@ impl<T> fmt::Debug for Iter<'_, T> {
 }
 
 /// Receives from a channel what needs no waiting. Made by [`Chan::try_iter`].
+#[must_use = "iterators are lazy and receive nothing unless consumed"]
 pub struct TryIter<'a, T>(&'a Chan<T>);
 
 impl<T: Send> Iterator for TryIter<'_, T> {
@@ -641,6 +643,7 @@ impl<T> fmt::Debug for TryIter<'_, T> {
 
 /// Receives from a channel that it owns until that is closed and empty. Made by
 /// `Chan::into_iter`.
+#[must_use = "iterators are lazy and receive nothing unless consumed"]
 pub struct IntoIter<T>(Chan<T>);
 
 impl<T: Send> Iterator for IntoIter<T> {

@@ -20,6 +20,7 @@ use crate::runtime::sync::Claim;
 use crate::runtime::task::{Limit, sleep};
 
 /// One case of a [`select`]: a send or a receive that may happen.
+#[must_use = "a case happens in a select"]
 pub struct Case<'a> {
     channel: &'a dyn Channel,
     sending: bool,

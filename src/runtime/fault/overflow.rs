@@ -1,15 +1,25 @@
 #![allow(unsafe_code, reason = "reads the running goroutine in a signal handler")]
-//! The report of a goroutine that overflowed its stack.
+//! What becomes of a goroutine that overflows its stack.
 //!
-//! It is written on the alternate stack of the thread, in the handler of the fault, since the
-//! goroutine has no stack left. What is done here: read the goroutine, the registry, the stack and
-//! symbol tables, and write(2). No lock, no allocation, no unwinding; the process ends.
+//! **In native code, and in JIT code that does not check**, an access hits the guard below the
+//! stack. The handler of the fault reports that and aborts:
 //!
-//! JIT code that checks its stack (`Polls::check_stack`) does not come that far: it panics while there
-//! is room for that, and the process goes on.
+//! ```text
+//! footbridge: fatal: goroutine 7 "pump" overflowed its 64 KiB stack in rust app::parse
+//! pc 0x55d0c0012345, rsp 0x7f00..20, access to 0x7f00..f8 in the guard 0x7f00..00..0x7f01..00
+//! the next class is 256 KiB: runtime::Builder::stack_bytes for one goroutine, ...
+//! JIT frames, innermost first:
+//!     jit pump+0x1c
+//! ```
 //!
-//! Three kinds of code hit a guard, and are told apart by the pc: JIT code is in the registry, a
-//! Rust function has a symbol that demangles, a C function has one that does not.
+//! The report is written on the thread's alternate stack, since the goroutine has no stack left. It
+//! reads the goroutine, the registry, the stack and symbol tables, and calls write(2). It must not
+//! lock, allocate or unwind. Three kinds of code hit a guard, and are told apart by the pc: JIT
+//! code is in the registry, a Rust function has a symbol that demangles, a C function has one that
+//! does not. Without the feature `traceback` native code is reported by its address.
+//!
+//! **JIT code that checks its stack** (`Polls::check_stack`) panics in [`overflowed`] while there
+//! is room for that, and the process lives.
 
 use std::fmt::{self, Write};
 use std::ops::ControlFlow;
@@ -21,29 +31,29 @@ use crate::runtime::gmp::current::getg;
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::name::Label;
 use crate::runtime::os::stderr::RawStderr;
-use crate::runtime::os::symbols::with_symbol;
 use crate::runtime::sched::systemstack::systemstack;
-use crate::runtime::walk::{Bounds, Start, WalkEnd, exact_walk};
+use crate::runtime::walk::{Bounds, Start, WalkEnd, exact_walk, write_native};
 
-/// What is left of a stack, at least, where a check of JIT code finds that it is used up. The panic
-/// begins on the system stack; what it takes here is [`overflowed`] and the unwinder of the first
-/// few frames, each of which leaves more room for the next: less than 3 KiB with libgcc. Frames of
-/// code that need not check take some, too.
+/// The least that is left of a stack where a check of JIT code finds that it is used up.
+///
+/// The panic begins on the system stack. On the goroutine's it needs [`overflowed`] and the
+/// unwinder of the first few frames, each of which leaves more room for the next: less than 3 KiB
+/// with libgcc. Frames of code that need not check take some of the rest.
 pub(crate) const PANIC_STACK_BYTES: usize = 6 << 10;
 
-/// JIT frames that are shown; of the others the number is.
+/// How many JIT frames are shown. Of the others the number is.
 const SHOWN_FRAMES: usize = 16;
 
-/// If the fault is in the guard of the goroutine that this thread runs: reports it, and aborts.
-/// Called in the handler of a fault, with the faulting address and the registers.
+/// Reports the overflow and aborts, if the fault is in the guard of the goroutine that this thread
+/// runs. Called in the handler of a fault, with the faulting address and the registers.
 pub(super) fn check(fault: usize, at: Registers) {
-    // SAFETY: null, or an immortal structure: this thread runs it.
+    // SAFETY: null, or a G, which is never freed. This thread runs it.
     let Some(g) = (unsafe { getg().as_ref() }) else {
         return;
     };
     let stack = g.stack.get();
     if (stack.guard()..stack.lo).contains(&fault) {
-        // Nothing can be done about a standard error that is closed.
+        // A closed standard error leaves nothing to do.
         let _ = report(g, fault, at);
         std::process::abort();
     }
@@ -57,7 +67,7 @@ fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
     write!(out, "footbridge: fatal: {label} overflowed its {size} stack in ")?;
     match lookup(at.pc) {
         Some(stub) => writeln!(out, "{stub}")?,
-        None => with_symbol(at.pc, |name, module| write_native(at.pc, name, module))?,
+        None => write_native(&mut out, at.pc)?,
     }
     let (Registers { pc, sp, .. }, lo, guard) = (at, stack.lo, stack.guard());
     writeln!(
@@ -99,22 +109,24 @@ fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
     Ok(())
 }
 
-/// Called by the stack check stub, with an address in the code that checked, and with the anchor
-/// that the goroutine had before: native code that catches the panic may rely on it.
+/// Panics for code that found its stack used up. Called by the stack check stub, with a return
+/// address in that code, and with the anchor that the goroutine had before: it is put back on the
+/// way out, since native code that catches the panic relies on it.
 pub(crate) extern "C-unwind" fn overflowed(
     return_address: usize,
     previous_fp: usize,
     previous_pc: usize,
 ) -> ! {
-    struct PutBack<'a>(&'a G, (usize, usize));
-    impl Drop for PutBack<'_> {
+    struct RestoreAnchor<'a>(&'a G, (usize, usize));
+    impl Drop for RestoreAnchor<'_> {
         fn drop(&mut self) {
             self.0.anchor.set(self.1);
         }
     }
-    // SAFETY: on a goroutine: the stub has looked at its stack.
+    // SAFETY: the stub compared the stack pointer with the goroutine's stack, so one runs here, and
+    // a G is never freed.
     let g = unsafe { &*getg() };
-    let _anchor = PutBack(g, (previous_fp, previous_pc));
+    let _anchor = RestoreAnchor(g, (previous_fp, previous_pc));
     let label = label(g);
     let size = Size(g.stack.get().class().bytes());
     let name = lookup_return(return_address).map_or("?", |stub| stub.name());
@@ -122,27 +134,13 @@ pub(crate) extern "C-unwind" fn overflowed(
     systemstack(|| panic!("{label} overflowed its {size} stack in JIT code {name}"))
 }
 
-/// The goroutine that this thread runs, as it is printed.
+/// How the goroutine that this thread runs is printed.
 fn label(g: &G) -> Label<'_> {
-    // SAFETY: it runs here, so it has not ended.
+    // SAFETY: the goroutine runs here, so it has not ended.
     Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
 }
 
-/// A function that the registry does not know, as the frames of tracebacks are written.
-fn write_native(pc: usize, name: Option<&str>, module: Option<&str>) -> fmt::Result {
-    let mut out = RawStderr;
-    match name.map(|name| (name, rustc_demangle::try_demangle(name))) {
-        Some((_, Ok(path))) => write!(out, "rust {path:#}")?,
-        Some((name, Err(_))) => write!(out, "c {name}")?,
-        None => write!(out, "native code at {pc:#x}")?,
-    }
-    match module {
-        Some(module) => writeln!(out, " ({module})"),
-        None => writeln!(out),
-    }
-}
-
-/// A size of a stack.
+/// The size of a stack, with its unit.
 struct Size(usize);
 
 impl fmt::Display for Size {

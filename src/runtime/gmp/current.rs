@@ -2,8 +2,8 @@
 //! The goroutine, the M and the runtime instance of the calling thread: the thread-local words of
 //! `arch/tls`, with their types.
 //!
-//! A goroutine may resume on another thread. No value of this file may be kept over a suspension of a
-//! migratable goroutine, and a function that suspends one is not inlined: the compiler would
+//! A goroutine may resume on another thread. No value of this file may be kept over a suspension of
+//! a migratable goroutine, and a function that suspends one is not inlined: the compiler would
 //! otherwise reuse the address of a thread-local that it computed before.
 
 use std::sync::atomic::Ordering;

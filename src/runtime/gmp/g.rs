@@ -5,7 +5,8 @@
 //!
 //! A G in time order:
 //!
-//! 1. [`allocate`] takes it from a slab, and `pools` gives it a stack. It keeps that stack for good.
+//! 1. [`allocate`] takes it from a slab, and `pools` gives it a stack. It keeps that stack for
+//!    good.
 //! 2. `lifecycle::newproc` takes it from a pool, sets it up for one goroutine and queues it.
 //! 3. It runs, parks and is preempted; [`Status`] has the machine of its states.
 //! 4. When the goroutine has ended and its handle is gone, `lifecycle::gfput` returns it to a pool.
@@ -56,7 +57,8 @@ use crate::runtime::sync::status::{self, HasStatus};
 use crate::runtime::sync::suspend::{SuspendState, Suspendable};
 
 /// Where JIT code was last left for native code: the frame pointer of the stub that left it, and a
-/// pc inside of that stub. fp = 0: no JIT code is on the stack. Walks begin here, and stubs write it.
+/// pc inside of that stub. fp = 0: no JIT code is on the stack. Walks begin here, and stubs write
+/// it.
 #[repr(C)]
 pub(crate) struct Anchor {
     fp: AtomicUsize,
@@ -322,14 +324,14 @@ std::thread_local! {
     static WAITER: Cell<*mut G> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// The waiter of the calling thread: the G by which a foreign thread waits for goroutines. All calls
-/// of one wait return the same.
+/// The waiter of the calling thread: the G by which a foreign thread waits for goroutines. All
+/// calls of one wait return the same.
 ///
 /// In time order: the first call takes a G, and registers a destructor. When the thread ends, the
-/// destructor clears the word and returns the G for other threads. Destructors of thread-locals that
-/// run later may wait, too: their first call takes another G, which stays this thread's. It is not
-/// used again, since nothing runs after the last destructor. (Were it not remembered, `current` and
-/// `gopark` would find different ones, and the thread would sleep for ever.)
+/// destructor clears the word and returns the G for other threads. Destructors of thread-locals
+/// that run later may wait, too: their first call takes another G, which stays this thread's. It is
+/// not used again, since nothing runs after the last destructor. (Were it not remembered, `current`
+/// and `gopark` would find different ones, and the thread would sleep for ever.)
 pub(crate) fn thread_waiter() -> *mut G {
     match WAITER.get() {
         g if g.is_null() => take_waiter(),

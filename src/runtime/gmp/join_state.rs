@@ -1,8 +1,8 @@
 //! The states of the word `G::join`, by which the end of a goroutine and its handle meet.
 //!
 //! A goroutine's G returns to the pool when the goroutine has ended *and* its handle is gone. One
-//! exchange on the word by each side decides which of the two comes second, and that side returns the
-//! G. Besides these states the word may have the address of the G that waits for the end.
+//! exchange on the word by each side decides which of the two comes second, and that side returns
+//! the G. Besides these states the word may have the address of the G that waits for the end.
 //!
 //! ```text
 //!     JOINABLE -- join registers --> (address) -- goexit0 --> FINISHED    and readies the waiter

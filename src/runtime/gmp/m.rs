@@ -3,8 +3,8 @@
 //!
 //! This file is data. It must not choose a goroutine: that is `sched/find.rs`.
 //!
-//! **Invariants.** An M is never freed. It serves one run at a time, on one thread at a time, and is
-//! used again by later runs; `run_id` tells their goroutines apart. Each M owns one P for good:
+//! **Invariants.** An M is never freed. It serves one run at a time, on one thread at a time, and
+//! is used again by later runs; `run_id` tells their goroutines apart. Each M owns one P for good:
 //! nothing blocks a thread under a goroutine yet, so that there is no reason to pass a P on.
 //!
 //! Where a runnable goroutine waits:
@@ -158,8 +158,8 @@ impl M {
     /// Hands a runnable goroutine to the M that it belongs to. Called by other threads.
     pub(crate) fn push_remote(&self, g: *mut G) {
         let Remote { inbox, parking } = &self.remote;
-        // SAFETY: the caller has readied the goroutine, and owns it until it is queued; a G is never
-        // freed. Goroutines leave an inbox by `drain` only.
+        // SAFETY: the caller has readied the goroutine, and owns it until it is queued; a G is
+        // never freed. Goroutines leave an inbox by `drain` only.
         unsafe { park::push_remote(inbox, parking, g, futex::wake) };
     }
 
@@ -169,9 +169,9 @@ impl M {
         !self.remote.inbox.is_empty()
     }
 
-    /// Sleeps until another thread unparks this M or its next timer is due. Returns whether the waker
-    /// has counted the M as spinning. `None`: `limit` was reached first, and the M is still announced
-    /// as a sleeper.
+    /// Sleeps until another thread unparks this M or its next timer is due. Returns whether the
+    /// waker has counted the M as spinning. `None`: `limit` was reached first, and the M is still
+    /// announced as a sleeper.
     pub(crate) fn park(&self, limit: Option<Duration>) -> Option<bool> {
         let parking = &self.remote.parking;
         let timer = self.p.timers.next().map(|at| at.saturating_sub(timers::now()));

@@ -1,5 +1,5 @@
-//! The data of the scheduler: goroutines (G), threads that run them (M), the right to run goroutines
-//! with its queue of work (P), and the runtime instance that they belong to.
+//! The data of the scheduler: goroutines (G), threads that run them (M), the right to run
+//! goroutines with its queue of work (P), and the runtime instance that they belong to.
 //!
 //! A method here touches the fields of its own structure only. It must not choose a goroutine, wake
 //! an M for work, or switch stacks: that is policy, and lives in `sched/`.

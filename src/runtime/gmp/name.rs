@@ -8,15 +8,16 @@
 //! goroutine itself (in the handler of a fault, too) and its `JoinHandle` read the name without a
 //! lock. All other threads read it under [`NAMES`], and compare the number of the goroutine under
 //! that lock. When a G is used again, the old name is freed, then the number changes, then the new
-//! name is set: a thread that finds the right number under the lock finds no other goroutine's name.
+//! name is set: a thread that finds the right number under the lock finds no other goroutine's
+//! name.
 
 use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Held while a name is set, freed, or copied by a thread that is neither the goroutine's nor has its
-/// handle. A leaf lock: nothing else is locked, and no goroutine parks, while it is held.
+/// Held while a name is set, freed, or copied by a thread that is neither the goroutine's nor has
+/// its handle. A leaf lock: nothing else is locked, and no goroutine parks, while it is held.
 static NAMES: Mutex<()> = Mutex::new(());
 
 /// The name of a goroutine that is about to start. Boxed twice, so that a pointer to it is one

@@ -1,10 +1,12 @@
-//! A P: the right to run goroutines, with a run queue, timers, pools of dead goroutines and counters.
+//! A P: the right to run goroutines, with a run queue, timers, pools of dead goroutines and
+//! counters.
 //!
 //! This file is data. Each M owns one P for good, so that no P is handed to another thread.
 //!
 //! Two words for time. A *tick* is one choice of a goroutine to run. A *time slice* is what the
-//! fairness of the scheduler counts: a goroutine begins one, and a goroutine that it readies may run
-//! on in the same one (it *inherits* the time slice). sysmon ends a time slice that takes too long.
+//! fairness of the scheduler counts: a goroutine begins one, and a goroutine that it readies may
+//! run on in the same one (it *inherits* the time slice). sysmon ends a time slice that takes too
+//! long.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,8 +89,8 @@ impl Ticks {
         self.inherited_before.set(self.inherited());
     }
 
-    /// Whether the next goroutine may inherit the current time slice: it is not over, and fewer than
-    /// `limit` goroutines have inherited it.
+    /// Whether the next goroutine may inherit the current time slice: it is not over, and fewer
+    /// than `limit` goroutines have inherited it.
     #[inline(always)]
     pub(crate) fn may_inherit(&self, limit: u64) -> bool {
         self.inherited() - self.inherited_before.get() < limit
@@ -105,8 +107,8 @@ impl Ticks {
         may
     }
 
-    /// Ends the current time slice. Any thread may call this. If the next one begins meanwhile, this
-    /// may end that one: a goroutine then loses part of one time slice.
+    /// Ends the current time slice. Any thread may call this. If the next one begins meanwhile,
+    /// this may end that one: a goroutine then loses part of one time slice.
     pub(crate) fn end_time_slice(&self) {
         self.over.store(self.time_slice(), Ordering::Relaxed);
     }

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::join_state;
 
-/// A goroutine (or a foreign thread), as a value to hand to [`goready`](super::goready).
+/// A goroutine (or a foreign thread), as a value to hand to [`goready`](crate::runtime::goready).
 ///
-/// [`current`](super::current) returns the caller's. A `Parker` is valid for good: it names a structure
-/// that is never freed.
+/// [`current`](crate::runtime::current) returns the caller's. A `Parker` is valid for good: it names a
+/// structure that is never freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Parker(pub(crate) *mut G);
 

@@ -14,9 +14,9 @@
 //! Rejected: one chain per P. A program that starts and ends goroutines around the border of a full
 //! chain would go to the shared list each time.
 //!
-//! **Committed and decommitted.** The shared list of a class has two sides: *committed* chains, whose
-//! stacks have memory, and *decommitted* ones, whose memory was returned to the system. Memory is
-//! decommitted where no goroutine waits for it:
+//! **Committed and decommitted.** The shared list of a class has two sides: *committed* chains,
+//! whose stacks have memory, and *decommitted* ones, whose memory was returned to the system.
+//! Memory is decommitted where no goroutine waits for it:
 //!
 //! 1. by an M that has had nothing to do for a while ([`decommit_idle`]),
 //! 2. at the end of a run ([`close`]),
@@ -197,9 +197,9 @@ impl Chains {
     }
 }
 
-/// One shared list for each size class. Every goroutine in a list is idle, has a stack of the class,
-/// and is in no other queue or pool. No other lock is taken while one of these is held, and no memory
-/// is decommitted.
+/// One shared list for each size class. Every goroutine in a list is idle, has a stack of the
+/// class, and is in no other queue or pool. No other lock is taken while one of these is held, and
+/// no memory is decommitted.
 static SHARED: [Mutex<Shared>; SizeClass::COUNT] = [const {
     Mutex::new(Shared {
         committed: Chains::EMPTY,
@@ -211,7 +211,8 @@ static SHARED: [Mutex<Shared>; SizeClass::COUNT] = [const {
 }; SizeClass::COUNT];
 
 /// How many committed goroutines of all classes are in the shared lists. Changed under the lock of
-/// the class; [`has_surplus`] reads it without a lock, so that an M that is about to sleep takes none.
+/// the class; [`has_surplus`] reads it without a lock, so that an M that is about to sleep takes
+/// none.
 static COMMITTED: AtomicUsize = AtomicUsize::new(0);
 
 fn shared(class: SizeClass) -> MutexGuard<'static, Shared> {
@@ -258,7 +259,8 @@ impl Shared {
     }
 }
 
-/// Takes an idle G with a stack of the class, used before or new. `pools`: those of this thread's P.
+/// Takes an idle G with a stack of the class, used before or new. `pools`: those of this thread's
+/// P.
 pub(crate) fn take(pools: Option<&Pools>, class: SizeClass) -> Result<*mut G, StackError> {
     if let Some(pools) = pools {
         let g = pools.0[class.index()].take();
@@ -316,8 +318,8 @@ pub(crate) unsafe fn put(pools: Option<&Pools>, g: *mut G) {
     }
 }
 
-/// Decommits the stacks of a chain that [`Shared::take_to_decommit`] has taken, and adds the chain to
-/// the decommitted ones.
+/// Decommits the stacks of a chain that [`Shared::take_to_decommit`] has taken, and adds the chain
+/// to the decommitted ones.
 fn decommit_chain(class: SizeClass, chain: Chain) {
     let mut stacks = [(0, 0); MAX_CHAIN];
     let (mut count, mut g) = (0, chain.head);
@@ -391,7 +393,8 @@ impl Scavenger {
         Self { next_check: now, quota: [0; SizeClass::COUNT] }
     }
 
-    /// Called from time to time. Decommits at most one chain: sysmon must not be late for time slices.
+    /// Called from time to time. Decommits at most one chain: sysmon must not be late for time
+    /// slices.
     pub(crate) fn tick(&mut self, now: Instant) {
         if now >= self.next_check {
             self.next_check = now + Self::PERIOD;

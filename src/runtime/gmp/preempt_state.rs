@@ -28,8 +28,8 @@ unsafe impl Send for Thread {}
 
 /// The part of an M that preemption is about.
 pub(crate) struct PreemptState {
-    /// `None`: the M has no thread. The thread removes itself under the lock before it ends, so that
-    /// a preempter that holds the lock can use its address.
+    /// `None`: the M has no thread. The thread removes itself under the lock before it ends, so
+    /// that a preempter that holds the lock can use its address.
     pub(crate) thread: Mutex<Option<Thread>>,
     /// A signal is on its way to the thread.
     pub(crate) pending: AtomicBool,
@@ -40,7 +40,8 @@ pub(crate) struct PreemptState {
     pub(crate) counters: Counters,
 }
 
-/// What happened on one M. Its thread and the handler on it write all but `requested` and `signals`.
+/// What happened on one M. Its thread and the handler on it write all but `requested` and
+/// `signals`.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) requested: AtomicU64,
@@ -59,7 +60,7 @@ pub(crate) enum Refusal {
     Stack,
     NativeCode,
     NotPreemptible,
-    UnsafeRange,
+    UnsafePoint,
 }
 
 impl Refusal {

@@ -14,8 +14,8 @@
 //!
 //! The thread that has the right to make a transition makes it with a plain store
 //! (`G::transition`). For `Idle` and `Dead` that is the owner of the G; for `Runnable` the M that
-//! took it from a queue; for `Running` the M that runs it; for `Waiting` the one thread that readies
-//! it.
+//! took it from a queue; for `Running` the M that runs it; for `Waiting` the one thread that
+//! readies it.
 
 use crate::runtime::os::throw;
 use crate::runtime::sync::status;
@@ -99,7 +99,7 @@ pub enum WaitReason {
     Join,
     /// At the end of a `scope`.
     Scope,
-    /// In [`gopark`](super::gopark), called by code outside of this crate.
+    /// In [`gopark`](crate::runtime::gopark), called by code outside of this crate.
     Other,
 }
 

@@ -41,8 +41,8 @@ extern "C" fn no_goroutine() -> ! {
 
 const _: BrokenCall = broken_call;
 
-/// Ends the process. `found`: the value that breaks the contract; `return_address`: in the caller of
-/// the stub.
+/// Ends the process. `found`: the value that breaks the contract; `return_address`: in the caller
+/// of the stub.
 pub(crate) extern "C" fn broken_call(
     contract: u32,
     name: *const u8,

@@ -4,14 +4,14 @@
 //! This file must not ready a goroutine: [`Timers::take_due`] returns it, and `sched/` readies it,
 //! outside of the lock.
 //!
-//! The P's own M sets timers and fires them, between goroutines. When code that does not yield keeps
-//! the M from that, an M that finds nothing else to do fires them for it.
+//! The P's own M sets timers and fires them, between goroutines. When code that does not yield
+//! keeps the M from that, an M that finds nothing else to do fires them for it.
 //!
 //! Two kinds. A timer that ends a sleep always fires. A timer that limits a wait ([`ParkClaim`]) is
 //! withdrawn when another event ends the wait, since the wait lies in the stack of its goroutine.
 //!
-//! **Invariant.** A wait is claimed under the lock of the timers that it is in. So nothing touches a
-//! wait after [`Timers::withdraw`] has returned, and its goroutine may leave the frame.
+//! **Invariant.** A wait is claimed under the lock of the timers that it is in. So nothing touches
+//! a wait after [`Timers::withdraw`] has returned, and its goroutine may leave the frame.
 //!
 //! Why an ordered map and no binary heap: a limit is withdrawn from the middle as often as a timer
 //! fires in front.
@@ -67,8 +67,8 @@ struct Heap {
     numbers: u64,
 }
 
-// SAFETY: an event is an address of a G, which is never freed, or of a wait, which stays where it is
-// while its timer is in the map. Both are made for use by several threads.
+// SAFETY: an event is an address of a G, which is never freed, or of a wait, which stays where it
+// is while its timer is in the map. Both are made for use by several threads.
 unsafe impl Send for Heap {}
 
 /// The timers of one P.
@@ -161,8 +161,8 @@ impl Timers {
             due = match first.remove() {
                 Event::Sleep(parker) => Some(parker),
                 Event::Wait(wait) => {
-                    // SAFETY: the timer was in the map, so it was not withdrawn, which takes the lock
-                    // that is held here. So the wait is where it was, by the contract of
+                    // SAFETY: the timer was in the map, so it was not withdrawn, which takes the
+                    // lock that is held here. So the wait is where it was, by the contract of
                     // `set_limit`. The parker is read before the claim: a goroutine that finds the
                     // claim taken may leave the frame.
                     unsafe {

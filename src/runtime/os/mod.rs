@@ -1,19 +1,32 @@
-//! The operating system: one facade, a folder for each system. To port the runtime to a new one, add
-//! a folder with the same files.
+//! The operating system: one facade, and a folder for each system.
 //!
-//! | file | what it is |
+//! `libc::` stands in this room only. The room deals in addresses, words and numbers of threads: it
+//! knows no G, no M and no policy. Only `throw` decides anything: that the process ends.
+//!
+//! # A new system
+//!
+//! To port the runtime to a new system, add a folder with the files below, and its name to this
+//! file, which is the only one to edit. What each item promises is documented in `linux/`; the
+//! other rooms rely on no more than that. (Code memory is a room of its own, `jit/mem`, which needs
+//! a file for the new system too.)
+//!
+//! | file | what it must provide |
 //! | --- | --- |
-//! | `futex` | sleeping on a word, and the fences whose whole cost is on one side |
-//! | `memory` | stacks: address space, commitment, guards, limits |
-//! | `signals` | handlers, masks, alternate stacks |
-//! | `threads` | numbers, bounds of stacks, signals to a thread |
-//! | `modules` | the loaded modules and their unwind tables |
-//! | `symbols` | the name of a native function, callable in a signal handler |
-//! | `stderr` | standard error without a lock |
+//! | `futex` | `wait`, `wake`, `wake_all`: sleep on a word while it has a value (WaitOnAddress, ulock). `probe_fences`, `light_fence`, `heavy_fence`: a fence whose cost is on one side (FlushProcessWriteBuffers), or full fences on both |
+//! | `memory` | `reserve_stacks`: address space that is committed where it is touched. `decommit`. `install_guard_markers`, `forbid_access`: two ways to make a guard. The limits that errors name: `address_space_limit`, `address_space_used`, `is_overcommit_strict`, `max_mappings`, `mappings` |
+//! | `signals` | `install`, `Signal`, `Handler`: handlers in front of the program's own, for `SEGMENT`, `BUS` and `PREEMPT`. `AltStack`: room for a handler where a goroutine has none. `unblock`, `block_as_before`, `block_all`, `SignalMask`. `handlers_without_alternate_stack` for `environment()`. A system without signals provides the faults by its exception handlers, and refuses `PREEMPT` |
+//! | `threads` | `current_tid`, `send_preempt_signal`, `count`, `stack_bounds` |
+//! | `stderr` | `RawStderr`: standard error without a lock or a buffer |
+//! | `modules` | `loaded_modules`: the loaded modules and their unwind tables, for framehop. Feature `traceback` |
+//! | `symbols` | `with_symbol`: the name of a native function, callable in a signal handler. Feature `traceback` |
 //!
-//! `libc::` stands in this room only. It knows no G, no M, no policy.
+//! A folder also has `context`, which reads and writes the registers of an interrupted thread. It
+//! is private to the folder's `signals`, and is the one file that depends on the architecture too.
 
 mod linux;
 mod throw;
-pub(crate) use linux::{futex, memory, modules, signals, stderr, symbols, threads};
+
+pub(crate) use linux::{futex, memory, signals, stderr, threads};
+#[cfg(feature = "traceback")]
+pub(crate) use linux::{modules, symbols};
 pub(crate) use throw::throw;

@@ -1,16 +1,18 @@
 //! The end of a process whose runtime state is broken: a message by write(2), then abort.
 //!
-//! Nothing here allocates, locks or unwinds: it may run on any stack and in any signal handler.
+//! `throw` may run on any stack and in any signal handler. So it must not allocate, lock or unwind,
+//! and the values that a message formats must not either.
 
 use std::fmt::{self, Write};
 
 use crate::runtime::os::stderr::RawStderr;
 
-/// Writes `footbridge: fatal: ...` and aborts.
+/// Writes `footbridge: fatal: ...` and aborts. For state that no code can repair: an error that a
+/// user can cause is returned or panics.
 #[cold]
 #[inline(never)]
 pub(crate) fn throw(message: fmt::Arguments<'_>) -> ! {
-    // Nothing can be done about a standard error that is closed.
+    // A closed standard error leaves nothing to do.
     let _ = writeln!(RawStderr, "footbridge: fatal: {message}");
     std::process::abort()
 }

@@ -1,9 +1,9 @@
 #![allow(unsafe_code, reason = "redirects an interrupted thread")]
 //! The handler of the preemption signal: step 3 of the story in `preempt.rs`.
 //!
-//! The handler may touch thread-local words, atomics of G and M, the registry, and eight bytes below
-//! the red zone of a goroutine's stack. It must not take a lock, allocate, panic, or use a lazy
-//! thread-local: the thread may have been interrupted inside of any of these.
+//! The handler may touch thread-local words, atomics of G and M, the registry, and eight bytes
+//! below the red zone of a goroutine's stack. It must not take a lock, allocate, panic, or use a
+//! lazy thread-local: the thread may have been interrupted inside of any of these.
 
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -35,8 +35,8 @@ pub(crate) fn on_signal(signal: &mut Signal) {
         Some((m, Err(why))) => m.preempt.refuse(why),
         None => {}
     }
-    // The kernel merges signals: one of the program may have become one with this crate's. A program
-    // that uses SIGURG, too, can bear one too many.
+    // The kernel merges signals: one of the program may have become one with this crate's. A
+    // program that uses SIGURG, too, can bear one too many.
     if !(is_expected && is_ours) {
         signal.chain();
     }
@@ -55,8 +55,8 @@ fn inspect(m: &M, at: Registers) -> Result<usize, Refusal> {
         return Err(Refusal::Disabled);
     }
     let Registers { pc, sp, .. } = at;
-    // A goroutine that was made current, and not switched to yet, is refused here: rsp is in the stack
-    // of the one before. So are system stacks, and handlers of other signals.
+    // A goroutine that was made current, and not switched to yet, is refused here: rsp is in the
+    // stack of the one before. So are system stacks, and handlers of other signals.
     if sp < m.preempt.limit_of(g) || sp > g.stack.get().hi || !sp.is_multiple_of(8) {
         return Err(Refusal::Stack);
     }
@@ -65,7 +65,7 @@ fn inspect(m: &M, at: Registers) -> Result<usize, Refusal> {
     };
     match code.safe_point() {
         SafePoint::NotPreemptible => Err(Refusal::NotPreemptible),
-        SafePoint::Unsafe => Err(Refusal::UnsafeRange),
+        SafePoint::Unsafe => Err(Refusal::UnsafePoint),
         SafePoint::ResumeAt(offset_bytes) => Ok(code.start() + offset_bytes),
     }
 }
@@ -76,8 +76,8 @@ fn inspect(m: &M, at: Registers) -> Result<usize, Refusal> {
 /// [`inspect`] has returned the pc for this signal.
 unsafe fn redirect(m: &M, signal: &mut Signal, resume_pc: usize) {
     let sp = signal.registers().sp - RED_ZONE_BYTES - 8;
-    // SAFETY: `inspect` has checked the headroom, so that the word is in the goroutine's stack; below
-    // the red zone nothing is alive (System V psABI, section 3.2.2).
+    // SAFETY: `inspect` has checked the headroom, so that the word is in the goroutine's stack;
+    // below the red zone nothing is alive (System V psABI, section 3.2.2).
     unsafe { (sp as *mut usize).write(resume_pc) };
     // SAFETY: the stub is entered with a return address at rsp, and keeps every register.
     unsafe { signal.resume_at(m.preempt.async_stub.load(Ordering::Relaxed), sp) };
@@ -85,7 +85,8 @@ unsafe fn redirect(m: &M, signal: &mut Signal, resume_pc: usize) {
 
 /// Called by the async-preempt stub.
 pub(crate) extern "C" fn interrupted(_sp: usize) {
-    // SAFETY: the handler has found this thread on a goroutine, and so on an M; neither is ever freed.
+    // SAFETY: the handler has found this thread on a goroutine, and so on an M; neither is ever
+    // freed.
     let (g, m) = unsafe { (&*getg(), &*getm()) };
     yield_to_request(g, m, &m.preempt.counters.asynchronous);
 }

@@ -5,14 +5,14 @@
 //!
 //! 1. *Inbox.* It is drained first, so that a goroutine which another thread has readied is queued
 //!    after what is runnable now, and not after what will be.
-//! 2. *Timers*, at one tick in 16, or when sysmon has found one to be late. Reading the clock at each
-//!    tick would cost more than a switch.
-//! 3. *Run-next slot.* A goroutine that the running one has readied runs next, and inherits the time
-//!    slice: two goroutines that ready each other have one time slice between them, and not two. When
-//!    that time slice is over, the goroutine goes to the end of a queue.
+//! 2. *Timers*, at one tick in 16, or when sysmon has found one to be late. Reading the clock at
+//!    each tick would cost more than a switch.
+//! 3. *Run-next slot.* A goroutine that the running one has readied runs next, and inherits the
+//!    time slice: two goroutines that ready each other have one time slice between them, and not
+//!    two. When that time slice is over, the goroutine goes to the end of a queue.
 //! 4. *Yielded goroutines*, whose backlog has left the queues, join the local queue.
-//! 5. *Global queue*, at one time slice in 61, so that the Ms' own queues do not starve it. (A prime:
-//!    a program whose own period divides it would meet the same goroutine each time.)
+//! 5. *Global queue*, at one time slice in 61, so that the Ms' own queues do not starve it. (A
+//!    prime: a program whose own period divides it would meet the same goroutine each time.)
 //! 6. *Run queue and local queue.* Goroutines of the run queue go first, which have mostly not
 //!    started: a goroutine that waits for many of them is woken once. At one time slice in 8 the
 //!    local queue goes first.
@@ -41,13 +41,13 @@ const TIMERS_EVERY: u64 = 16;
 /// The local queue goes before the run queue at one time slice in this many.
 const LOCAL_EVERY: u64 = 8;
 
-/// How many goroutines in a row inherit a time slice at most. It bounds the run-next slot where ticks
-/// are too short for sysmon to see, and in runs without a sysmon.
+/// How many goroutines in a row inherit a time slice at most. It bounds the run-next slot where
+/// ticks are too short for sysmon to see, and in runs without a sysmon.
 pub(crate) const RUN_NEXT_STREAK: u64 = 128;
 
 impl Sched {
-    /// Takes one goroutine from the global queue, and moves a fair share of the others to the M's run
-    /// queue: one lock for many.
+    /// Takes one goroutine from the global queue, and moves a fair share of the others to the M's
+    /// run queue: one lock for many.
     pub(crate) fn pop_global(&self, m: &M) -> *mut G {
         let len = self.global_len.load(Ordering::Acquire);
         if len == 0 {
@@ -121,8 +121,8 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     g
 }
 
-/// Moves goroutines that yielded to the local queue, oldest first, up to the first one whose backlog
-/// has not left the queues.
+/// Moves goroutines that yielded to the local queue, oldest first, up to the first one whose
+/// backlog has not left the queues.
 ///
 /// A spill moves the older half of the run queue to the global queue, and the backlog with it. The
 /// backlog is followed there, but not without end: a goroutine that yields must not starve where
@@ -163,8 +163,8 @@ pub(crate) fn find_without_sleep(m: &M, sched: &Sched, may_steal: bool) -> Optio
         return Some(g);
     }
     if sched.stopping.load(Ordering::Relaxed) {
-        // No goroutine runs any more. The own run queue may not be empty, and stealing into it would
-        // overwrite what it has.
+        // No goroutine runs any more. The own run queue may not be empty, and stealing into it
+        // would overwrite what it has.
         return None;
     }
     let mut g = sched.pop_global(m);
@@ -189,8 +189,8 @@ pub(crate) fn others<'a>(m: &'a M, sched: &'a Sched) -> impl Iterator<Item = &'s
     all.filter(move |other| !ptr::eq(*other, m))
 }
 
-/// Steals half of another M's run queue, and returns one goroutine of it, or null. The run queue of `m`
-/// is empty.
+/// Steals half of another M's run queue, and returns one goroutine of it, or null. The run queue of
+/// `m` is empty.
 pub(crate) fn steal(m: &M, sched: &Sched) -> *mut G {
     match others(m, sched).find_map(|victim| victim.p.runq.steal_into(&m.p.runq)) {
         Some(Stolen { first, count }) => {

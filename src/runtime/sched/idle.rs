@@ -41,12 +41,13 @@ pub(crate) fn sleep(m: &M, sched: &Sched, sleeping: usize) -> bool {
     }
 }
 
-/// Ends the process if no goroutine can ever run again. Called by the M that went to sleep last. With
-/// no timer set, and no foreign thread in the process, nothing can ready a goroutine any more.
+/// Ends the process if no goroutine can ever run again. Called by the M that went to sleep last.
+/// With no timer set, and no foreign thread in the process, nothing can ready a goroutine any more.
 fn check_deadlock(sched: &Sched) {
-    // The Ms are checked one after the other, and each check is of another moment. They add up to one
-    // state only if no M has woken meanwhile, which the count of wakes tells. An M counts its wake
-    // before it drains its inbox, so that a goroutine which has just left an inbox is not missed.
+    // The Ms are checked one after the other, and each check is of another moment. They add up to
+    // one state only if no M has woken meanwhile, which the count of wakes tells. An M counts its
+    // wake before it drains its inbox, so that a goroutine which has just left an inbox is not
+    // missed.
     let wakes = sched.idle.wakes();
     let is_quiet = || {
         let asleep = |m: &&M| m.is_parked() && !m.has_remote() && m.p.timers.next().is_none();

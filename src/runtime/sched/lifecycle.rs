@@ -7,17 +7,17 @@
 //!
 //! The story, in time order:
 //!
-//! 1. [`newproc`] takes a G with its stack from a pool, and reserves room for the task at the top of
-//!    the stack. The starter writes the closure there.
+//! 1. [`newproc`] takes a G with its stack from a pool, and reserves room for the task at the top
+//!    of the stack. The starter writes the closure there.
 //! 2. [`NewGoroutine::start`] fills in the G, and queues it.
-//! 3. An M switches to it. The entry stub calls [`goroutine_main`], which runs the closure. The result
-//!    takes its place.
+//! 3. An M switches to it. The entry stub calls [`goroutine_main`], which runs the closure. The
+//!    result takes its place.
 //! 4. [`goroutine_main`] leaves for the system stack ([`goexit0`]): the stack may be used again as
 //!    soon as the end is published.
-//! 5. [`goexit0`] publishes the end by one exchange on `G::join`, and readies the goroutine that joins,
-//!    if one does. If the handle is gone, the result must be dropped first, by the goroutine itself:
-//!    a destructor may park. Where the handle goes between the goroutine's own check and the
-//!    exchange, the goroutine is resumed once more for that.
+//! 5. [`goexit0`] publishes the end by one exchange on `G::join`, and readies the goroutine that
+//!    joins, if one does. If the handle is gone, the result must be dropped first, by the goroutine
+//!    itself: a destructor may park. Where the handle goes between the goroutine's own check and
+//!    the exchange, the goroutine is resumed once more for that.
 //! 6. [`gfput`] returns the G to a pool, when the goroutine has ended and the handle is gone.
 //!
 //! ```text
@@ -62,8 +62,8 @@ pub(crate) fn gfput(g: *mut G) {
     // SAFETY: a G is never freed.
     let gr = unsafe { &*g };
     gr.transition(Status::Dead, Status::Idle);
-    // SAFETY: null, or this thread's M, which is never freed. The goroutine is dead, and the exchange
-    // on `G::join` has made it this thread's.
+    // SAFETY: null, or this thread's M, which is never freed. The goroutine is dead, and the
+    // exchange on `G::join` has made it this thread's.
     unsafe { pools::put(getm().as_ref().map(|m| &m.p.pools), g) };
 }
 
@@ -99,8 +99,8 @@ pub(crate) struct NewGoroutine {
     data: *mut u8,
 }
 
-/// Takes a G of the class and reserves `size` bytes (at most [`task_room`]) at the top of its stack.
-/// The thread is an M: [`current_class`] has checked that.
+/// Takes a G of the class and reserves `size` bytes (at most [`task_room`]) at the top of its
+/// stack. The thread is an M: [`current_class`] has checked that.
 pub(crate) fn newproc(
     class: SizeClass,
     size: usize,
@@ -131,8 +131,8 @@ impl NewGoroutine {
         name: Option<Name>,
     ) -> *mut G {
         let Self { g, data } = self;
-        // SAFETY: `newproc` was called on an M; a G is never freed, and this one is the caller's until it
-        // is queued.
+        // SAFETY: `newproc` was called on an M; a G is never freed, and this one is the caller's
+        // until it is queued.
         let (m, gr) = unsafe { (this_m(), &*g) };
         gr.task.set(Some(task));
         gr.data.set(data);
@@ -181,8 +181,8 @@ fn next_id(m: &M) -> u64 {
 /// Where every goroutine starts. The entry stub calls it with the address of the G (a Gobuf is its
 /// first field).
 pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
-    // SAFETY: `g` runs here, so that this thread is an M; `start` has set its task and data. The system
-    // stack is free below its saved rsp.
+    // SAFETY: `g` runs here, so that this thread is an M; `start` has set its task and data. The
+    // system stack is free below its saved rsp.
     unsafe {
         let task = (*g).task.get().expect("set before the goroutine was queued");
         (task.run)((*g).data.get());
@@ -190,8 +190,8 @@ pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
             drop_result(&*g, task);
         }
         loop {
-            // After each destructor, and not only after the task: a destructor may keep an FP control
-            // state of its own, too, which the next goroutine would run in.
+            // After each destructor, and not only after the task: a destructor may keep an FP
+            // control state of its own, too, which the next goroutine would run in.
             fp_control::end(&*g);
             let m = this_m();
             mcall(&(*g).sched, m.system_sp.get(), goexit0, g);
@@ -203,8 +203,8 @@ pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
 
 /// Drops the result of a goroutine whose handle is gone.
 pub(crate) fn drop_result(g: &G, task: &TaskType) {
-    // SAFETY: the task has run and has left its result there. The handle is gone, so that nothing else
-    // takes or drops it.
+    // SAFETY: the task has run and has left its result there. The handle is gone, so that nothing
+    // else takes or drops it.
     let dropped =
         panic::catch_unwind(AssertUnwindSafe(|| unsafe { (task.drop_result)(g.data.get()) }));
     if dropped.is_err() {
@@ -220,8 +220,8 @@ pub(crate) fn drop_result(g: &G, task: &TaskType) {
 /// 1. Called by `mcall` on the system stack of this thread's M.
 /// 2. `g` is the goroutine that runs; its context is saved, and its task has run.
 unsafe extern "C" fn goexit0(g: *const G) -> ! {
-    // SAFETY: the thread is an M by contract (1), and `schedule` may run there; a G is never freed, and
-    // this one is this thread's until the exchange on `join`.
+    // SAFETY: the thread is an M by contract (1), and `schedule` may run there; a G is never freed,
+    // and this one is this thread's until the exchange on `join`.
     unsafe {
         let m = this_m();
         set_g_and_stack_limit(ptr::null_mut(), 0);

@@ -21,8 +21,8 @@
 //! The story of a goroutine, in time order:
 //!
 //! 1. `go` (`task/spawn.rs`) takes a dead G with its stack, or makes one (`lifecycle::newproc`). It
-//!    puts the closure at the top of the stack, and queues the G on the run queue of this P. An idle
-//!    M is woken to steal it (`ready`).
+//!    puts the closure at the top of the stack, and queues the G on the run queue of this P. An
+//!    idle M is woken to steal it (`ready`).
 //! 2. An M takes it from a queue (`find`) and makes it current (`schedule::make_current`). From its
 //!    first instruction on it belongs to that M, unless it is migratable.
 //! 3. `gopark` makes it waiting (`park`). The goroutine itself takes the next one from a queue and
@@ -31,19 +31,19 @@
 //! 4. `goready` makes it runnable (`ready`): on its own thread by the run-next slot, from another
 //!    thread by the inbox of its M.
 //! 5. If it runs for a whole time slice, sysmon requests that it yields (`sysmon`, `preempt`).
-//! 6. When its closure has returned or panicked, `lifecycle::goexit0` runs on the system stack, since
-//!    the stack may be used again at once. It publishes the end to the goroutine that joins, and
-//!    schedules.
+//! 6. When its closure has returned or panicked, `lifecycle::goexit0` runs on the system stack,
+//!    since the stack may be used again at once. It publishes the end to the goroutine that joins,
+//!    and schedules.
 //!
-//! Why a park loses no wake-up: `sync/park.rs`. Why an M does not sleep over work, and why not all of
-//! them wake for it: `sync/idle.rs`. Why a goroutine does not starve: `find.rs`.
+//! Why a park loses no wake-up: `sync/park.rs`. Why an M does not sleep over work, and why not all
+//! of them wake for it: `sync/idle.rs`. Why a goroutine does not starve: `find.rs`.
 //!
 //! Rejected designs:
 //!
 //! * To schedule always on the system stack, as Go does. Two switches for each hop instead of one.
-//! * To let any M resume any goroutine, as Go does. Rust values that are not `Send`, and addresses of
-//!   thread-locals, may live over a park. So a goroutine is bound to its first M, unless its builder
-//!   makes it migratable.
+//! * To let any M resume any goroutine, as Go does. Rust values that are not `Send`, and addresses
+//!   of thread-locals, may live over a park. So a goroutine is bound to its first M, unless its
+//!   builder makes it migratable.
 //! * To pass the P on while a goroutine blocks its thread in a system call. Nothing announces such
 //!   calls yet.
 

@@ -12,8 +12,8 @@
 //! A migratable goroutine that unwinds stays on its thread for the suspension: std counts panics by
 //! thread. So it is treated as one that belongs to its thread, until it resumes.
 //!
-//! A goroutine that keeps an FP control state of its own goes through `with_thread_fp_control`, which
-//! calls these functions again with the flag cleared.
+//! A goroutine that keeps an FP control state of its own goes through `with_thread_fp_control`,
+//! which calls these functions again with the flag cleared.
 
 use std::cell::Cell;
 use std::ptr;
@@ -60,8 +60,8 @@ use crate::runtime::sync::park;
 pub fn gosched() {
     let (from, to) = prepare_gosched();
     if !ptr::eq(from, to) {
-        // SAFETY: `from` runs here, and is in a queue that only this thread takes from. `to` was taken
-        // from a queue, so that this M alone may run it, and its context is saved.
+        // SAFETY: `from` runs here, and is in a queue that only this thread takes from. `to` was
+        // taken from a queue, so that this M alone may run it, and its context is saved.
         unsafe { goswitch(&(*from).sched, &(*to).sched) };
     }
 }
@@ -69,9 +69,9 @@ pub fn gosched() {
 /// Queues the running goroutine and makes the next one current. Returns both; the same twice, if no
 /// switch is left to make.
 ///
-/// Apart from `gosched`, which is inlined: the switch is written out at each of its sites, and this is
-/// not. The processor predicts the jump of a switch by its site, and a goroutine that switches at two
-/// sites has two predictions. (One shared site costs more than twice as much.)
+/// Apart from `gosched`, which is inlined: the switch is written out at each of its sites, and this
+/// is not. The processor predicts the jump of a switch by its site, and a goroutine that switches
+/// at two sites has two predictions. (One shared site costs more than twice as much.)
 #[inline(never)]
 #[track_caller]
 fn prepare_gosched() -> (*const G, *const G) {
@@ -155,11 +155,11 @@ fn enqueue_yielded(m: &M, g: &G) {
 
 /// Queues the goroutine with the position of what must run before it.
 ///
-/// In `local` it would run before most of what waits in the run queue and the global queue: a producer
-/// that starts many goroutines and yields after each batch would run ahead of all of them.
+/// In `local` it would run before most of what waits in the run queue and the global queue: a
+/// producer that starts many goroutines and yields after each batch would run ahead of all of them.
 ///
-/// Rejected: a queue for all Ms that also holds goroutines of one thread. A spill reorders it, so that
-/// it does not keep the order either. Positions do, over spills, too.
+/// Rejected: a queue for all Ms that also holds goroutines of one thread. A spill reorders it, so
+/// that it does not keep the order either. Positions do, over spills, too.
 #[inline(never)]
 fn yield_after_backlog(m: &M, sched: &Sched, g: &G) {
     let is_global = sched.global_len.load(Ordering::Relaxed) != 0;
@@ -171,10 +171,10 @@ fn yield_after_backlog(m: &M, sched: &Sched, g: &G) {
     m.yielded.push(ptr::from_ref(g).cast_mut());
 }
 
-/// Parks the running goroutine until [`goready`](super::goready). `unlock` is called when the goroutine
-/// can be readied: it makes visible what lets others call `goready`.
+/// Parks the running goroutine until [`goready`](crate::runtime::goready). `unlock` is called when the
+/// goroutine can be readied: it makes visible what lets others call `goready`.
 ///
-/// On a foreign thread the thread sleeps. For an example see [`goready`](super::goready).
+/// On a foreign thread the thread sleeps. For an example see [`goready`](crate::runtime::goready).
 ///
 /// # Safety
 /// 1. Exactly one call of `goready` with what [`current`] returned follows for each `gopark`, at or
@@ -225,9 +225,9 @@ unsafe fn park_migratable(g: &G, m: &M, unlock: impl FnOnce()) {
         unlock: Cell<Option<&'a mut dyn FnMut()>>,
     }
     unsafe extern "C" fn park0(call: *const ParkCall<'_>) -> ! {
-        // SAFETY: called by `mcall` on the system stack of this thread's M, where `schedule` may run;
-        // the context is saved. `call` lies in the goroutine's stack: after `unlock` another thread may
-        // run the goroutine, so that nothing of it is touched.
+        // SAFETY: called by `mcall` on the system stack of this thread's M, where `schedule` may
+        // run; the context is saved. `call` lies in the goroutine's stack: after `unlock` another
+        // thread may run the goroutine, so that nothing of it is touched.
         unsafe {
             let m = this_m();
             set_g_and_stack_limit(ptr::null_mut(), 0);

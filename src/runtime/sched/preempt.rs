@@ -3,19 +3,19 @@
 //!
 //! Terms:
 //!
-//! * A *request* is made of the goroutine that an M runs: it is to yield. It stands in the stack limits
-//!   of the goroutine and of the thread, and is over when the next tick begins.
-//! * A *poll* compares rsp with the stack limit. A *safe-point* is an instruction at which JIT code can
-//!   be descheduled with all registers saved.
+//! * A *request* is made of the goroutine that an M runs: it is to yield. It stands in the stack
+//!   limits of the goroutine and of the thread, and is over when the next tick begins.
+//! * A *poll* compares rsp with the stack limit. A *safe-point* is an instruction at which JIT code
+//!   can be descheduled with all registers saved.
 //! * *Cooperative* preemption happens at a poll, *asynchronous* preemption at a safe-point that a
 //!   signal has interrupted.
 //!
 //! The story, in time order:
 //!
 //! 1. sysmon (`sysmon.rs`) sees that an M has run one goroutine for a whole time slice. It makes a
-//!    request ([`request`]): it stores [`REQUESTED`], which is larger than any address, as the stack
-//!    limit of the goroutine and of the thread, and sends SIGURG to the thread, unless one is on its
-//!    way.
+//!    request ([`request`]): it stores [`REQUESTED`], which is larger than any address, as the
+//!    stack limit of the goroutine and of the thread, and sends SIGURG to the thread, unless one is
+//!    on its way.
 //! 2. JIT code that polls finds its rsp below the stack limit, and calls the poll stub
 //!    ([`polled`]). Rust code does the same in [`checkpoint`], and goroutine functions when they
 //!    return.
@@ -30,14 +30,14 @@
 //! Rust and C code are never preempted: an interrupted `malloc`, `Mutex`, `RefCell` or lazy
 //! thread-local would be entered by the next goroutine of the thread.
 //!
-//! Why a stale request is harmless. A preempter reads which goroutine an M runs, and may come too late.
-//! Then it sets the stack limit of a goroutine that does not run, which is set anew when it does; or
-//! that of the thread, whose next goroutine yields early, once. The handler trusts nothing that the
-//! preempter has read: it inspects everything itself.
+//! Why a stale request is harmless. A preempter reads which goroutine an M runs, and may come too
+//! late. Then it sets the stack limit of a goroutine that does not run, which is set anew when it
+//! does; or that of the thread, whose next goroutine yields early, once. The handler trusts nothing
+//! that the preempter has read: it inspects everything itself.
 //!
-//! Rejected: to preempt in Rust code at its own safe-points. The compiler has none. Rejected: a timer
-//! signal for each thread (`timer_create`), instead of sysmon. It would interrupt system calls of
-//! programs whose goroutines never run for long.
+//! Rejected: to preempt in Rust code at its own safe-points. The compiler has none. Rejected: a
+//! timer signal for each thread (`timer_create`), instead of sysmon. It would interrupt system
+//! calls of programs whose goroutines never run for long.
 
 use std::ptr;
 use std::sync::PoisonError;
@@ -122,9 +122,9 @@ fn yield_if_requested() {
 /// thread.
 #[inline(never)]
 pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
-    // std counts panics by thread. A count may be this goroutine's, which then must resume here. Or it
-    // is that of a goroutine which has parked while it unwinds, and which waits for this one to yield:
-    // so this one must not refuse to.
+    // std counts panics by thread. A count may be this goroutine's, which then must resume here. Or
+    // it is that of a goroutine which has parked while it unwinds, and which waits for this one to
+    // yield: so this one must not refuse to.
     let stays = g.migratable.get() && std::thread::panicking();
     if stays {
         g.migratable.set(false);
@@ -134,7 +134,8 @@ pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
         // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
         unsafe { mcall(&g.sched, m.system_sp.get(), deschedule0, ptr::from_ref(g)) };
     };
-    // At a `checkpoint` the FP control state is the goroutine's. The stubs have loaded the thread's.
+    // At a `checkpoint` the FP control state is the goroutine's. The stubs have loaded the
+    // thread's.
     if g.keeps_fp_control.get() {
         with_thread_fp_control(g, suspend);
     } else {
@@ -145,11 +146,11 @@ pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
     }
 }
 
-/// Yields to other goroutines if this one has run for its time slice. Without a request this costs one
-/// compare.
+/// Yields to other goroutines if this one has run for its time slice. Without a request this costs
+/// one compare.
 ///
-/// Rust code is never preempted, so that a long loop without channels, goroutine functions and the like
-/// should call this from time to time. On a thread that runs no goroutine it does nothing.
+/// Rust code is never preempted, so that a long loop without channels, goroutine functions and the
+/// like should call this from time to time. On a thread that runs no goroutine it does nothing.
 ///
 /// ```
 /// use footbridge::runtime::{self, checkpoint};
@@ -169,11 +170,11 @@ pub fn checkpoint() {
     }
 }
 
-/// Runs `f` on this goroutine without yielding to others at polls or in JIT code, even if its time slice
-/// is over. `f` may still park by itself.
+/// Runs `f` on this goroutine without yielding to others at polls or in JIT code, even if its time
+/// slice is over. `f` may still park by itself.
 ///
-/// This is for JIT code that is entered while a lock is held which other goroutines of this thread may
-/// want.
+/// This is for JIT code that is entered while a lock is held which other goroutines of this thread
+/// may want.
 ///
 /// ```
 /// use footbridge::runtime::{self, checkpoint, without_preemption};

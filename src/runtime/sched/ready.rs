@@ -117,11 +117,11 @@ fn belongs_to_thread(g: &G) -> bool {
     !g.migratable.get() && !g.m.load(Ordering::Relaxed).is_null()
 }
 
-/// Moves the goroutine in the run-next slot, which may not inherit the time slice any more, to the end
-/// of a queue.
+/// Moves the goroutine in the run-next slot, which may not inherit the time slice any more, to the
+/// end of a queue.
 ///
-/// It must not stay in the slot. There it would starve as long as the queues have something, and the
-/// goroutine that readied it is in one of them when it polls in a loop.
+/// It must not stay in the slot. There it would starve as long as the queues have something, and
+/// the goroutine that readied it is in one of them when it polls in a loop.
 #[cold]
 pub(crate) fn displace_run_next(m: &M) {
     enqueue_and_wake(m, m.p.run_next.replace(ptr::null_mut()));
@@ -135,13 +135,14 @@ pub(crate) fn run_timers(m: &M, owner: &M) {
     while let Some(sleeper) = owner.p.timers.take_due(now) {
         bump(&m.p.counts.timers, 1);
         // SAFETY: the goroutine waits for this timer, which `take_due` hands out once: a sleeping
-        // goroutine is readied by its timer only, and of a wait with a limit the timer has the claim.
+        // goroutine is readied by its timer only, and of a wait with a limit the timer has the
+        // claim.
         unsafe { ready(sleeper, false) };
     }
 }
 
-/// Makes a parked goroutine runnable. It runs next on its thread, if that is this one. If the parker is
-/// a foreign thread, the thread wakes.
+/// Makes a parked goroutine runnable. It runs next on its thread, if that is this one. If the
+/// parker is a foreign thread, the thread wakes.
 ///
 /// ```
 /// use footbridge::runtime::{self, WaitReason, current, go, goready, gopark};
@@ -154,7 +155,7 @@ pub(crate) fn run_timers(m: &M, owner: &M) {
 /// ```
 ///
 /// # Safety
-/// 1. The goroutine is in a [`gopark`](super::gopark) whose `unlock` was called or is running.
+/// 1. The goroutine is in a [`gopark`](crate::runtime::gopark) whose `unlock` was called or is running.
 /// 2. No other call readies it from that `gopark`.
 #[inline]
 pub unsafe fn goready(parker: Parker) {
@@ -213,8 +214,8 @@ pub(crate) fn work_exists(sched: &Sched) -> bool {
     sched.global_len.load(Ordering::Acquire) != 0 || sched.ms.iter().any(|m| !m.p.runq.is_empty())
 }
 
-/// Queues what other threads have pushed, oldest first. Returns whether another M should be woken for
-/// part of it.
+/// Queues what other threads have pushed, oldest first. Returns whether another M should be woken
+/// for part of it.
 #[cold]
 pub(crate) fn drain_inbox(m: &M) -> bool {
     let mut taken = 0;

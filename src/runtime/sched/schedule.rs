@@ -3,11 +3,11 @@
 //!
 //! Two ways lead to the next goroutine:
 //!
-//! * [`switch_away`], on the stack of the goroutine that leaves: it takes the next one from a queue,
-//!   and switches to it directly. One switch.
+//! * [`switch_away`], on the stack of the goroutine that leaves: it takes the next one from a
+//!   queue, and switches to it directly. One switch.
 //! * [`schedule`], on the system stack. It comes here by `mcall` when `switch_away` finds nothing,
-//!   when a goroutine ends, and when a goroutine leaves that another M may take at once: that one must
-//!   be saved before it is queued.
+//!   when a goroutine ends, and when a goroutine leaves that another M may take at once: that one
+//!   must be saved before it is queued.
 //!
 //! ```text
 //!     running                     direct switch                on the system stack
@@ -16,9 +16,9 @@
 //!     | ...         |             | ...         |              | mstart      |
 //!     | switch_away |             | saved: A    | A.sched      | mstart      | <- m.g0
 //!     +-------------+             +-------------+              +-------------+ <- m.system_sp
-//!           |  goswitch           | frames of B |              | schedule    |    (frames below it
-//!           '-------------------> | B's pc      |              | ...         |     are dropped each
-//!                                 +-------------+              +-------------+     time it is left)
+//!           |  goswitch           | frames of B |              | schedule    |   (frames below it
+//!           '-------------------> | B's pc      |              | ...         |    are dropped each
+//!                                 +-------------+              +-------------+    time it is left)
 //! ```
 //!
 //! What must not be here: which queue a goroutine goes to (`ready.rs`), and which one comes next
@@ -46,10 +46,10 @@ use crate::runtime::sync::{preempt_request, suspend};
 /// fall asleep and to be woken.
 const SPIN_NS: u64 = 10_000;
 
-/// How long an M leaves the queues of other Ms alone, in nanoseconds, when it has just run out of work,
-/// and between two attempts to steal. A goroutine that its own thread comes to soon costs a tenth
-/// there of what it costs elsewhere, and a thief that tries all the time takes the queue's cache lines
-/// from the M that fills it.
+/// How long an M leaves the queues of other Ms alone, in nanoseconds, when it has just run out of
+/// work, and between two attempts to steal. A goroutine that its own thread comes to soon costs a
+/// tenth there of what it costs elsewhere, and a thief that tries all the time takes the queue's
+/// cache lines from the M that fills it.
 const PATIENCE_NS: u64 = 2_000;
 
 /// Makes `g` the goroutine that `m` runs. A switch to it follows.
@@ -76,8 +76,8 @@ pub(crate) fn make_current(m: &M, g: *mut G) {
 #[inline(never)]
 fn yield_to_suspender(m: &M, g: &G) {
     let deschedule = || {
-        // SAFETY: the context of `g` is not saved, so this thread is on its stack; the system stack is
-        // free below its saved rsp.
+        // SAFETY: the context of `g` is not saved, so this thread is on its stack; the system stack
+        // is free below its saved rsp.
         unsafe { mcall(&g.sched, m.system_sp.get(), deschedule0, ptr::from_ref(g)) };
     };
     suspend::yield_to_suspender(g, |word, value| futex::wait(word, value, None), deschedule);
@@ -85,9 +85,9 @@ fn yield_to_suspender(m: &M, g: &G) {
 
 /// Deschedules the goroutine at the end of its time slice, on the system stack.
 ///
-/// That time slice was long. So everything that is checked only at some ticks is checked now: timers,
-/// the global queue, and other Ms, which may keep goroutines waiting for Rust code that cannot be
-/// preempted.
+/// That time slice was long. So everything that is checked only at some ticks is checked now:
+/// timers, the global queue, and other Ms, which may keep goroutines waiting for Rust code that
+/// cannot be preempted.
 ///
 /// # Safety
 /// 1. Called by `mcall` on the system stack of this thread's M.
@@ -124,8 +124,8 @@ pub(crate) unsafe extern "C" fn deschedule0(g: *const G) -> ! {
     }
 }
 
-/// Leaves the running goroutine `g`, which is in a queue or waits, for the next one. Returns when `g` is
-/// resumed.
+/// Leaves the running goroutine `g`, which is in a queue or waits, for the next one. Returns when
+/// `g` is resumed.
 ///
 /// The next goroutine may be `g` itself, which was readied meanwhile. Then there is no switch.
 ///
@@ -136,14 +136,14 @@ pub(crate) unsafe extern "C" fn deschedule0(g: *const G) -> ! {
 pub(crate) unsafe fn switch_away(m: &M, g: &G) {
     let next = pick_next(m);
     if next.is_null() {
-        // SAFETY: contract (1); the system stack is free below its saved rsp. Contract (2): no other
-        // thread resumes `g` before its context is saved.
+        // SAFETY: contract (1); the system stack is free below its saved rsp. Contract (2): no
+        // other thread resumes `g` before its context is saved.
         return unsafe { mcall(&g.sched, m.system_sp.get(), schedule0, ptr::from_ref(m)) };
     }
     make_current(m, next);
     if !ptr::eq(next, g) {
-        // SAFETY: contracts (1) and (2); `next` was taken from a queue, so that this M alone may run it,
-        // and only `g` can be queued on this M without a saved context.
+        // SAFETY: contracts (1) and (2); `next` was taken from a queue, so that this M alone may
+        // run it, and only `g` can be queued on this M without a saved context.
         unsafe { goswitch(&g.sched, &(*next).sched) };
     }
 }
@@ -173,8 +173,9 @@ pub(crate) unsafe fn schedule(m: &'static M) -> ! {
     match find_runnable(m) {
         Some(g) => {
             make_current(m, g);
-            // SAFETY: it was taken from a queue, so that this M alone may run it. On the system stack
-            // the context of every queued goroutine is saved. Contract (2): this frame is dropped.
+            // SAFETY: it was taken from a queue, so that this M alone may run it. On the system
+            // stack the context of every queued goroutine is saved. Contract (2): this frame is
+            // dropped.
             unsafe { gogo(&(*g).sched) }
         }
         // SAFETY: `mstart` has saved it, and waits. It is resumed once: `stopping` stays set.
@@ -203,8 +204,8 @@ fn find_runnable_slow(m: &'static M) -> Option<*mut G> {
 struct Search {
     m: &'static M,
     sched: &'static Sched,
-    /// Whether the M takes goroutines from the queues of other Ms: not at once (see [`PATIENCE_NS`]),
-    /// but at once when it was woken, since it was woken for work that waits.
+    /// Whether the M takes goroutines from the queues of other Ms: not at once (see
+    /// [`PATIENCE_NS`]), but at once when it was woken, since it was woken for work that waits.
     may_steal: Cell<bool>,
 }
 

@@ -1,7 +1,7 @@
 //! The counters of a run, as the program reads them.
 //!
-//! Each thread counts for itself (`gmp/p.rs`, `gmp/preempt_state.rs`), and this file adds up. A shared
-//! counter would move between processors at every switch.
+//! Each thread counts for itself (`gmp/p.rs`, `gmp/preempt_state.rs`), and this file adds up. A
+//! shared counter would move between processors at every switch.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -44,7 +44,7 @@ pub struct Stats {
 pub struct Refused {
     /// The goroutine had yielded already.
     pub stale: u64,
-    /// In [`without_preemption`](super::without_preemption), on the system stack, or about to park.
+    /// In [`without_preemption`](crate::runtime::without_preemption), on the system stack, or about to park.
     pub disabled: u64,
     /// Too little stack was left, or rsp was not in the goroutine's.
     pub stack: u64,
@@ -53,7 +53,7 @@ pub struct Refused {
     /// In JIT code that is not registered as preemptible, or in a stub of this crate.
     pub not_preemptible: u64,
     /// In an unsafe-point range of preemptible code.
-    pub unsafe_range: u64,
+    pub unsafe_point: u64,
 }
 
 impl Stats {
@@ -71,7 +71,7 @@ impl Stats {
         add(&mut sums.stack, &refused[Refusal::Stack as usize]);
         add(&mut sums.native_code, &refused[Refusal::NativeCode as usize]);
         add(&mut sums.not_preemptible, &refused[Refusal::NotPreemptible as usize]);
-        add(&mut sums.unsafe_range, &refused[Refusal::UnsafeRange as usize]);
+        add(&mut sums.unsafe_point, &refused[Refusal::UnsafePoint as usize]);
     }
 }
 

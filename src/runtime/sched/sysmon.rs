@@ -9,10 +9,10 @@
 //! 2. An M whose timers are late is told so. If its goroutine keeps it from firing them, another M
 //!    that is woken does.
 //! 3. It decommits stacks of dead goroutines that no goroutine needs (`gmp/pools.rs`).
-//! 4. When every M is idle it sleeps until one is not: an idle process is not woken. The protocol is
-//!    `sync/sysmon_sleep.rs`.
-//! 5. It ends when all Ms have left the run. It must not end before: a goroutine that computes comes to
-//!    the scheduler because sysmon requests it.
+//! 4. When every M is idle it sleeps until one is not: an idle process is not woken. The protocol
+//!    is `sync/sysmon_sleep.rs`.
+//! 5. It ends when all Ms have left the run. It must not end before: a goroutine that computes
+//!    comes to the scheduler because sysmon requests it.
 //!
 //! It runs no goroutine and must not: it has no P, and nothing would watch it.
 
@@ -37,8 +37,8 @@ const EAGER_CHECKS: u32 = 50;
 struct Seen {
     time_slice: u64,
     since: Instant,
-    /// sysmon ended the time slice at `since`. So the next one begins then, whether or not it is seen
-    /// before it is over itself.
+    /// sysmon ended the time slice at `since`. So the next one begins then, whether or not it is
+    /// seen before it is over itself.
     ended: bool,
 }
 

@@ -10,9 +10,9 @@
 //!                                         | run, f           | <- rsp
 //! ```
 //!
-//! The goroutine stays current meanwhile. It must not leave its thread or park: the scheduler, and the
-//! next goroutine's calls, would use the same part of the system stack. `M::on_system_stack` says so
-//! to `gopark` (a panic), to polls and to the preemption signal (refused).
+//! The goroutine stays current meanwhile. It must not leave its thread or park: the scheduler, and
+//! the next goroutine's calls, would use the same part of the system stack. `M::on_system_stack`
+//! says so to `gopark` (a panic), to polls and to the preemption signal (refused).
 
 use crate::runtime::arch;
 use crate::runtime::gmp::current::{getg, getm};
@@ -21,8 +21,8 @@ use crate::runtime::gmp::m::M;
 
 /// Calls `f` on the system stack of this thread's M, and returns its result.
 ///
-/// On a goroutine this gives native code the deep stack of a thread. Elsewhere it is a plain call. A
-/// panic in `f` comes out here.
+/// On a goroutine this gives native code the deep stack of a thread. Elsewhere it is a plain call.
+/// A panic in `f` comes out here.
 ///
 /// ```
 /// use footbridge::runtime;
@@ -63,9 +63,9 @@ pub fn systemstack<R>(f: impl FnOnce() -> R) -> R {
         return f();
     }
     let mut call = Call { f: Some(f), result: None };
-    // SAFETY: the stub calls `run` with the address of `call` on the system stack. That stack is free
-    // below its saved rsp while a goroutine runs, and is marked as used here. The stub has the type of
-    // a function that takes these three arguments.
+    // SAFETY: the stub calls `run` with the address of `call` on the system stack. That stack is
+    // free below its saved rsp while a goroutine runs, and is marked as used here. The stub has the
+    // type of a function that takes these three arguments.
     unsafe {
         (*m).on_system_stack.set(true);
         let _busy = Busy(m);

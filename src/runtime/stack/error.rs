@@ -1,33 +1,45 @@
-//! Why a stack could not be had.
+//! Why there is no stack, and what a user can do about it.
+//!
+//! A message names the limit that was met by its right name, its value, and how to raise it. A
+//! limit is read from the system only after something was refused.
 
 use std::fmt;
 
 use crate::runtime::os::memory;
 
-/// Why a goroutine stack could not be had.
+/// Why there is no stack for a goroutine.
+///
+/// ```
+/// use footbridge::runtime::{self, Builder};
+///
+/// runtime::run(|| {
+///     let error = Builder::new().stack_bytes(1 << 30).go(|| ()).expect_err("8 MiB at most");
+///     assert!(error.to_string().contains("the largest has 8 MiB"), "{error}");
+/// });
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StackError {
-    /// More was asked for than the largest class has.
+    /// More was requested than the largest size class has.
     TooLarge {
-        /// Bytes that were asked for.
+        /// Bytes that were requested.
         requested: usize,
     },
     /// The kernel refused more address space.
     Reserve {
-        /// Bytes that were asked for.
+        /// Bytes that the kernel was requested to reserve.
         bytes: usize,
         /// The value of `errno` after mmap(2).
         errno: i32,
-        /// What stands in the way, as far as the kernel tells.
+        /// Which limit was met, as far as the kernel tells.
         shortage: Shortage,
     },
-    /// The guard could not be set.
+    /// The guard below the stack could not be made.
     Guard {
         /// The value of `errno` after mprotect(2).
         errno: i32,
     },
-    /// Each guard is a mapping here, and the process has nearly as many as it may have.
+    /// On this kernel each guard is a mapping, and the process has nearly as many as it may have.
     MapCount {
         /// Mappings that the process has.
         mappings: usize,
@@ -54,7 +66,7 @@ pub enum Shortage {
 }
 
 impl Shortage {
-    /// Asks the kernel what the limits are.
+    /// Reads the limits after the kernel has refused to reserve `bytes`.
     pub(crate) fn of_reserving(bytes: usize) -> Self {
         if let Some(limit) = memory::address_space_limit() {
             let used = memory::address_space_used();

@@ -1,10 +1,10 @@
 #![allow(unsafe_code, reason = "protects memory")]
 //! Guards below stacks.
 //!
-//! A guard is a range of page table markers (`MADV_GUARD_INSTALL`, Linux 6.13), which cost no mapping
-//! of their own and stay when the memory around them is decommitted. Older kernels get `PROT_NONE`
-//! pages, each of which splits the segment. The mappings are counted then, and a stack is refused at
-//! 90 % of vm.max_map_count: the rest of the process needs some, too.
+//! A guard is a range of page table markers (`MADV_GUARD_INSTALL`, Linux 6.13), which cost no
+//! mapping of their own and stay when the memory around them is decommitted. Older kernels get
+//! `PROT_NONE` pages, each of which splits the segment. The mappings are counted then, and a stack
+//! is refused at 90 % of vm.max_map_count: the rest of the process needs some, too.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -28,22 +28,27 @@ pub(crate) fn install_guard(at: usize, bytes: usize) -> Result<(), StackError> {
     unsafe { memory::forbid_access(at, bytes) }.map_err(|errno| StackError::Guard { errno })
 }
 
-/// An estimate of how many mappings this process has, where guards are mappings.
+/// How many mappings this process has, about, where guards are mappings.
 struct Mappings {
-    /// As counted, and what guards have added since.
+    /// The number when mappings were counted, and what guards have added since.
     estimate: usize,
     /// vm.max_map_count; 0 before it was read.
     limit: usize,
 }
 
+/// The estimate of the process.
+///
+/// Invariant: it counts every guard that is a mapping, from before the guard is made. It may be
+/// less than what the process has, by what other code has mapped since the last count.
 static MAPPINGS: Mutex<Mappings> = Mutex::new(Mappings { estimate: 0, limit: 0 });
 
 impl Mappings {
-    /// What vm.max_map_count is if nobody has changed it.
+    /// vm.max_map_count as the kernel has it by default.
     const USUAL_LIMIT: usize = 65530;
 
-    /// Makes sure that a guard leaves a tenth of all mappings to the rest of the process. Counting
-    /// them takes long, so that they are counted when the estimate comes near the limit only.
+    /// Counts a guard, unless that would leave less than a tenth of all mappings to the rest of the
+    /// process. To count all mappings takes long, so that is done only when the estimate comes near
+    /// the limit.
     fn take_two(&mut self) -> Result<(), StackError> {
         let is_full = |mappings: &Self| mappings.estimate + 2 > mappings.limit / 10 * 9;
         if is_full(self) {
@@ -58,7 +63,8 @@ impl Mappings {
     }
 }
 
-/// How guards are made here, for `environment()`, if a stack was allocated_slots before.
+/// How guards are made here, as a sentence for `environment()`. It is known once a slot was
+/// allocated.
 pub(crate) fn guards_report() -> String {
     if MPROTECT_GUARDS.load(Ordering::Relaxed) {
         let limit = memory::max_mappings().unwrap_or(Mappings::USUAL_LIMIT);

@@ -1,22 +1,40 @@
-#![allow(unsafe_code, reason = "maps goroutine stacks")]
-//! Goroutine stacks: fixed, lazily committed, each with a guard below it.
+#![allow(unsafe_code, reason = "decommits memory of stacks")]
+//! Address space for goroutine stacks: segments, and slots in them.
 //!
-//! There are five size classes. A class has a list of segments, each twice as large as the one
-//! before; a segment is one `NORESERVE` mapping from which slots are allocated_slots in order. A slot is the
-//! guard and above it the stack. Stacks are never unmapped: a dead goroutine keeps its stack and
-//! both are used again (`pool.rs`).
+//! # Layout
 //!
-//! The stride of slots (stack and guard) is not a power of two on purpose: tops of stacks then
-//! differ in the address bits that pick a cache set.
+//! Each size class has segments of its own. A segment is one `NORESERVE` mapping, from which slots
+//! are allocated in order of their addresses. When the newest segment has no room for another slot,
+//! the next one is reserved, twice as large, up to 16 GiB.
 //!
-//! Guards are page table markers (`MADV_GUARD_INSTALL`, Linux 6.13), which cost no mapping of
-//! their own and stay when the memory around them is given back; older kernels get `PROT_NONE`
-//! pages, each of which splits the segment. The mappings are counted then, and a stack is refused
-//! at 90 % of vm.max_map_count: the rest of the process needs some, too.
+//! ```text
+//!              ^ addresses
+//!   hi  -------+--------------------+-- end of the slot, start of the next slot's guard
+//!              |  stack             |
+//!              |   committed        |  pages that were touched
+//!              |--- lowest sp ------|
+//!              |   not committed    |  reads as zeroes
+//!   lo  -------+--------------------+
+//!              |  guard             |  an access faults: `fault/overflow.rs`
+//!              |                    |
+//!  guard() ----+--------------------+-- start of the slot, end of the stack before
 //!
-//! Memory is given back by `MADV_DONTNEED`, not by `MADV_FREE`: pages that are freed lazily still
-//! count as resident, which is what limits of containers and people go by, and freeing them takes
-//! as long.
+//!   stride = hi - guard(), the same for all slots of a class
+//! ```
+//!
+//! # Rules
+//!
+//! * **A slot is never freed and never moves.** A dead goroutine keeps its stack, and both are used
+//!   again (`gmp/pools.rs`). So an address in a stack stays in that stack, and a walk that reads a
+//!   stack of another thread never reads unmapped memory.
+//! * **A stride is no power of two.** Otherwise the tops of all stacks of a class, which every
+//!   switch touches, would have the same low address bits, and would meet in a few sets of the
+//!   cache. `SizeClass::guard_bytes` adds a page where stack and guard make a power of two.
+//! * **Memory is decommitted by MADV_DONTNEED, not by MADV_FREE.** Pages that are freed lazily
+//!   still count as resident, which is what limits of containers and monitoring see, and freeing
+//!   them takes as long.
+//! * **A stack is decommitted after its goroutine has ended**, and not where its result lies until
+//!   that was taken.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -27,14 +45,16 @@ use crate::runtime::stack::error::{Shortage, StackError};
 use crate::runtime::stack::guard::install_guard;
 use crate::runtime::stack::size_class::SizeClass;
 
+/// Bytes of the first segment of a class.
 const FIRST_SEGMENT_BYTES: usize = 16 << 20;
 
+/// Bytes of the largest segments.
 const MAX_SEGMENT_BYTES: usize = 1 << 34;
 
-/// Of a stack that was used deeply, so much stays for the next goroutine.
+/// What stays committed of a stack that was used deeply, for the next goroutine.
 const KEPT_BYTES: usize = 4 * PAGE_BYTES;
 
-/// A stack: usable bytes are `lo..hi`, the guard ends at `lo`.
+/// A stack: usable bytes are `lo..hi`, and the guard ends at `lo`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stack {
     pub(crate) lo: usize,
@@ -42,7 +62,7 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// The class that it was allocated_slots for.
+    /// The class that its slot is of.
     #[inline]
     pub(crate) fn class(self) -> SizeClass {
         // 16 KiB is 2^14, and each class is at least four times the one before.
@@ -51,19 +71,19 @@ impl Stack {
         class
     }
 
-    /// Where the guard begins.
+    /// Where the guard begins, and with it the slot.
     pub(crate) fn guard(self) -> usize {
         self.lo - self.class().guard_bytes()
     }
 
-    /// Gives back what a goroutine leaves behind below `live`, if it was seen deep: the kernel
-    /// takes all pages but the uppermost ones. Called when the goroutine has ended; nothing below
-    /// `live` is needed.
+    /// Decommits the stack of a goroutine that has ended, if it was seen to be deep: all pages
+    /// below `live` but the uppermost ones. Nothing below `live` is needed.
     ///
-    /// How deep it was is known from the lowest rsp that it was ever switched away from with. That
-    /// costs one compare a switch and no system call for the shallow many. A goroutine that was
-    /// deep between two switches only is missed, and keeps its pages until its thread has nothing
-    /// to do (`pool.rs`); to see those, too, would take a system call (mincore) at each end.
+    /// The depth is known from the lowest rsp that the goroutine was ever switched away from with.
+    /// That costs one compare a switch, and no system call where goroutines are shallow, as most
+    /// are. A goroutine that was deep only between two switches is missed, and keeps its pages
+    /// until its thread is idle (`gmp/pools.rs`). To see those too would take a system call
+    /// (mincore) at the end of each goroutine.
     #[inline]
     pub(crate) fn decommit_below(self, lowest_sp: usize, live: usize) {
         if lowest_sp < self.hi - KEPT_BYTES {
@@ -73,33 +93,40 @@ impl Stack {
     }
 }
 
-/// Gives the memory of stacks back to the kernel: it reads as zeroes afterwards. Guards stay.
+/// Decommits memory of stacks: it reads as zeroes afterwards. Guards stay.
 ///
 /// The range lies in segments of this file, and nothing in it is needed.
 pub(crate) fn decommit(from: usize, to: usize) {
     if from < to {
-        // SAFETY: pages of dead stacks, by the contract.
+        // SAFETY: 1. and 2. by the contract: the pages are in segments, which `grow` has reserved,
+        // and are not needed.
         unsafe { memory::decommit(from, to - from) };
     }
 }
 
+/// The segments of a class, of which only the newest one has free room.
 struct Segments {
-    /// First byte that is not allocated_slots, and end, of the newest segment.
+    /// Where the next slot goes in the newest segment.
     at: usize,
+    /// End of the newest segment.
     end: usize,
     /// Bytes of the next segment.
     next_bytes: usize,
 }
 
+/// The segments of each class.
+///
+/// Invariant: `at..end` is reserved and no part of a slot. Slots lie before `at`, in this segment
+/// and in older ones, and are never taken back.
 static SEGMENTS: [Mutex<Segments>; SizeClass::COUNT] =
     [const { Mutex::new(Segments { at: 0, end: 0, next_bytes: FIRST_SEGMENT_BYTES }) };
         SizeClass::COUNT];
 
-/// How many stacks were ever allocated_slots of a class.
+/// How many slots were allocated of each class. It only grows, after the slot is usable.
 static ALLOCATED_SLOTS: [AtomicUsize; SizeClass::COUNT] =
     [const { AtomicUsize::new(0) }; SizeClass::COUNT];
 
-/// Carves a new stack.
+/// Allocates a slot: a new stack, with its guard.
 pub(crate) fn allocate_slot(class: SizeClass) -> Result<Stack, StackError> {
     let stride = class.bytes() + class.guard_bytes();
     let slot = {
@@ -117,11 +144,12 @@ pub(crate) fn allocate_slot(class: SizeClass) -> Result<Stack, StackError> {
     Ok(Stack { lo: slot + class.guard_bytes(), hi: slot + stride })
 }
 
-/// How many stacks of a class there are.
+/// How many stacks of a class there are, used or not.
 pub(crate) fn allocated_slots(class: SizeClass) -> usize {
     ALLOCATED_SLOTS[class.index()].load(Ordering::Relaxed)
 }
 
+/// Reserves the next segment of a class, with room for one slot at least.
 fn grow(segments: &mut Segments, stride: usize) -> Result<(), StackError> {
     let mut bytes = segments.next_bytes.max(stride);
     loop {
@@ -132,7 +160,7 @@ fn grow(segments: &mut Segments, stride: usize) -> Result<(), StackError> {
                 segments.next_bytes = (bytes * 2).min(MAX_SEGMENT_BYTES);
                 return Ok(());
             }
-            // Where address space is limited, a smaller segment may still fit.
+            // Where address space is limited, a smaller segment may fit.
             Err(_) if bytes / 2 >= stride => bytes /= 2,
             Err(errno) => {
                 let shortage = Shortage::of_reserving(bytes);
@@ -173,9 +201,9 @@ mod tests {
 
     #[test]
     fn stacks_do_not_overlap_and_can_be_written() {
-        let carve_some =
+        let some_of =
             |class| (0..30).map(move |_| (class, allocate_slot(class).expect("address space")));
-        let mut stacks: Vec<_> = SizeClass::all().flat_map(carve_some).collect();
+        let mut stacks: Vec<_> = SizeClass::all().flat_map(some_of).collect();
         stacks.sort_by_key(|(_, stack)| stack.lo);
         for pair in stacks.windows(2) {
             assert!(pair[0].1.hi <= pair[1].1.guard());
@@ -183,7 +211,7 @@ mod tests {
         for (class, stack) in stacks {
             assert_eq!(stack.hi - stack.lo, class.bytes());
             assert_eq!(stack.class(), class);
-            // SAFETY: the stack is ours; its lowest and highest words are usable.
+            // SAFETY: no goroutine has the stack; its lowest and highest words are usable.
             unsafe {
                 (stack.lo as *mut u64).write_volatile(1);
                 ((stack.hi - 8) as *mut u64).write_volatile(2);

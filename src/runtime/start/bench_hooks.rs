@@ -1,5 +1,6 @@
 #![allow(unsafe_code, reason = "switches stacks without the scheduler")]
-//! Hooks for benchmarks and tests, hidden from the documentation.
+//! Entries for benchmarks and tests. They are public, hidden from the documentation, and no part of
+//! the interface.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::runtime::start::config::{Config, RunError};
 use crate::runtime::start::switch_stubs::emit_stubs;
 
 /// Switches `2 * rounds` times between this stack and a goroutine that does nothing else, without
-/// the scheduler: the floor of what any switch here costs. For benchmarks.
+/// the scheduler: the floor of what a switch costs.
 ///
 /// # Errors
 /// There is no memory for stubs or a stack.
@@ -24,7 +25,8 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
         partner: *mut G,
     }
     unsafe fn partner(data: *mut u8) {
-        // SAFETY: the pair outlives the partner's last switch.
+        // SAFETY: `data` is the word that holds the address of the pair, and the pair outlives the
+        // partner's last switch.
         unsafe {
             let pair = data.cast::<*const Pair>().read();
             loop {
@@ -38,7 +40,8 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
     let class = Config::default().class()?;
     let g = pools::take(None, class).map_err(RunError::Stack)?;
     let pair = Pair { home: Gobuf::new(), partner: g };
-    // SAFETY: the G is ours; the word at the top of its stack too.
+    // SAFETY: no other code has the G, nor its stack. The partner never returns, and both sides
+    // only ever switch to each other.
     unsafe {
         let data = ((*g).stack.get().hi - 64) as *mut *const Pair;
         data.write(&raw const pair);
@@ -51,14 +54,14 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
             goswitch(&pair.home, &(*g).sched);
         }
         let elapsed = started.elapsed();
-        // Idle again: what is on its stack is never resumed.
+        // The G is idle again: what is on its stack is never resumed.
         pools::put(None, g);
         Ok(elapsed)
     }
 }
 
-/// Asks the goroutine on one of this run's processors, by number, to give way, as sysmon would.
-/// Returns whether there was one. For tests and benchmarks.
+/// Requests that the goroutine on one of this run's processors, by number, is preempted, as sysmon
+/// would. Returns whether there was one.
 #[doc(hidden)]
 pub fn request_preemption(processor: usize) -> bool {
     let m = this_sched().and_then(|sched| sched.ms().nth(processor));

@@ -1,4 +1,7 @@
 //! Settings of a run, and what a run refuses to start with.
+//!
+//! A setting is checked when a run starts, not when it is set: so setters compose, and each refusal
+//! is a [`RunError`].
 
 use std::fmt;
 use std::time::Duration;
@@ -8,6 +11,14 @@ use crate::runtime::arch::VectorState;
 use crate::runtime::stack::{SizeClass, StackError};
 
 /// The most processors that a run can have.
+///
+/// ```
+/// use footbridge::runtime::{Config, MAX_PROCESSORS, RunError};
+///
+/// let requested = MAX_PROCESSORS + 1;
+/// let refused = Config::new().processors(requested).run(|| ());
+/// assert!(matches!(refused, Err(RunError::Processors { .. })));
+/// ```
 pub const MAX_PROCESSORS: usize = 256;
 
 /// Settings of a run, built by setters.
@@ -20,6 +31,8 @@ pub const MAX_PROCESSORS: usize = 256;
 /// let config = Config::new().processors(2).time_slice(Duration::from_millis(1));
 /// assert_eq!(config.run(|| 6 * 7), Ok(42));
 /// ```
+///
+/// It is plain data, `Send` and `Sync`, and may start any number of runs.
 #[derive(Debug, Clone)]
 #[must_use = "settings do nothing until `run` is called"]
 pub struct Config {
@@ -30,7 +43,7 @@ pub struct Config {
     vector_state: VectorState,
 }
 
-/// Shorter slices than this are not kept.
+/// Shorter time slices are refused: sysmon could not keep them.
 const MIN_TIME_SLICE: Duration = Duration::from_micros(20);
 
 impl Default for Config {
@@ -47,13 +60,26 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The default settings.
+    /// The default settings, each of which its setter names.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Threads that run goroutines, 1 to [`MAX_PROCESSORS`]. The default is the value of
     /// `std::thread::available_parallelism`.
+    ///
+    /// ```
+    /// use std::thread;
+    ///
+    /// use footbridge::runtime::{Config, go};
+    ///
+    /// // With one processor a goroutine runs on the thread that started it.
+    /// let same = Config::new().processors(1).run(|| {
+    ///     let main = thread::current().id();
+    ///     go(move || thread::current().id() == main).join().expect("no panic")
+    /// });
+    /// assert_eq!(same, Ok(true));
+    /// ```
     pub fn processors(mut self, processors: usize) -> Self {
         self.processors = processors;
         self
@@ -61,7 +87,21 @@ impl Config {
 
     /// Usable bytes of each goroutine's stack, rounded up to the next of 16 KiB, 64 KiB, 256 KiB,
     /// 1 MiB and 8 MiB. The default is 64 KiB. Only pages that are touched cost memory. A single
-    /// goroutine can have another size: [`Builder::stack_bytes`](crate::runtime::Builder::stack_bytes).
+    /// goroutine can have another size:
+    /// [`Builder::stack_bytes`](crate::runtime::Builder::stack_bytes).
+    ///
+    /// ```
+    /// use std::hint::black_box;
+    ///
+    /// use footbridge::runtime::Config;
+    ///
+    /// // More than the default has room for.
+    /// let sum = Config::new().stack_bytes(1 << 20).run(|| {
+    ///     let numbers = [1_u8; 256 << 10];
+    ///     black_box(&numbers).iter().map(|&n| usize::from(n)).sum()
+    /// });
+    /// assert_eq!(sum, Ok(256 << 10));
+    /// ```
     pub fn stack_bytes(mut self, bytes: usize) -> Self {
         self.stack_bytes = bytes;
         self
@@ -72,19 +112,45 @@ impl Config {
     ///
     /// Time slices are checked about once a slice. A slice that begins when another one ends takes
     /// about its time, any other one up to twice that.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use footbridge::runtime::{Config, checkpoint, go};
+    ///
+    /// let config = Config::new().processors(1).time_slice(Duration::from_millis(1));
+    /// let polls = config.run(|| {
+    ///     let other = go(|| ());
+    ///     // A loop that never parks yields to the other goroutine when its slice has ended.
+    ///     let mut polls = 0_u64;
+    ///     while !other.is_finished() {
+    ///         checkpoint();
+    ///         polls += 1;
+    ///     }
+    ///     polls
+    /// });
+    /// assert!(polls.is_ok());
+    /// ```
     pub fn time_slice(mut self, slice: impl Into<Option<Duration>>) -> Self {
         self.time_slice = slice.into();
         self
     }
 
-    /// Whether goroutines are also preempted by a signal (SIGURG), in JIT code that is registered as
-    /// preemptible ([`Annotations::preemptible`](crate::jit::Annotations::preemptible)). The default
-    /// is yes. Otherwise they yield at polls only.
+    /// Whether goroutines are also preempted by a signal (SIGURG), in JIT code that is registered
+    /// as preemptible ([`Annotations::preemptible`](crate::jit::Annotations::preemptible)). The
+    /// default is yes. Otherwise they yield at polls only.
     ///
     /// Once a program has such code, a thread whose goroutine runs for longer than its slice gets
     /// the signal in native code too. There it changes nothing but that system calls may end with
     /// EINTR which SA_RESTART does not cover (poll(2), nanosleep(2) and others of signal(7)).
     /// Without such code no signal is sent.
+    ///
+    /// ```
+    /// use footbridge::runtime::{Config, stats};
+    ///
+    /// let signals = Config::new().async_preemption(false).run(|| stats().signals);
+    /// assert_eq!(signals, Ok(0));
+    /// ```
     pub fn async_preemption(mut self, on: bool) -> Self {
         self.async_preemption = on;
         self
@@ -92,12 +158,19 @@ impl Config {
 
     /// Which vector registers are saved when a goroutine is preempted in JIT code. The default is
     /// all that this CPU has.
+    ///
+    /// ```
+    /// use footbridge::runtime::{Config, VectorState};
+    ///
+    /// // All JIT code of this program keeps to xmm0 to xmm15.
+    /// assert_eq!(Config::new().vector_state(VectorState::Sse).run(|| 1), Ok(1));
+    /// ```
     pub fn vector_state(mut self, state: VectorState) -> Self {
         self.vector_state = state;
         self
     }
 
-    /// Whether goroutines are to be preempted by a signal.
+    /// Whether goroutines are also preempted by a signal. Without time slices none is.
     pub(crate) fn is_preempted_by_signal(&self) -> bool {
         self.async_preemption && self.time_slice.is_some()
     }
@@ -107,11 +180,13 @@ impl Config {
         self.vector_state
     }
 
+    /// The size class of stacks.
     pub(crate) fn class(&self) -> Result<SizeClass, RunError> {
         SizeClass::for_bytes(self.stack_bytes)
             .ok_or(RunError::StackBytes { requested: self.stack_bytes })
     }
 
+    /// The number of processors.
     pub(crate) fn processor_count(&self) -> Result<usize, RunError> {
         match self.processors {
             n @ 1..=MAX_PROCESSORS => Ok(n),
@@ -119,32 +194,24 @@ impl Config {
         }
     }
 
+    /// The time slice, if there is one.
     pub(crate) fn slice(&self) -> Result<Option<Duration>, RunError> {
         match self.time_slice {
             Some(requested) if requested < MIN_TIME_SLICE => Err(RunError::TimeSlice { requested }),
             slice => Ok(slice),
         }
     }
-
-    /// Runs `f` as the main goroutine of a run with these settings.
-    ///
-    /// The calling thread becomes one of the threads of the run, and the main goroutine stays on
-    /// it. The run ends when `f` returns or panics: then no other goroutine of the run continues.
-    /// One that has not finished is abandoned: it is never resumed, what it owns is leaked, and
-    /// whoever joins it gets [`Abandoned`](super::Abandoned).
-    ///
-    /// # Errors
-    /// A setting is out of range, `run` was called on a goroutine, or the host refused memory or a
-    /// thread.
-    ///
-    /// # Panics
-    /// With the panic of `f`.
-    pub fn run<R>(&self, f: impl FnOnce() -> R) -> Result<R, RunError> {
-        super::run::run(self, f)
-    }
 }
 
 /// Why a run did not start.
+///
+/// ```
+/// use footbridge::runtime::{Config, RunError};
+///
+/// let error = Config::new().processors(0).run(|| ()).expect_err("one processor at least");
+/// assert_eq!(error, RunError::Processors { requested: 0 });
+/// assert!(error.to_string().contains("must be from 1 to"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RunError {
@@ -152,22 +219,22 @@ pub enum RunError {
     Nested,
     /// `Config::processors` is 0 or too large.
     Processors {
-        /// What was asked for.
+        /// The value of the setting.
         requested: usize,
     },
     /// `Config::stack_bytes` is larger than the largest class.
     StackBytes {
-        /// What was asked for.
+        /// The value of the setting.
         requested: usize,
     },
     /// `Config::time_slice` is too short.
     TimeSlice {
-        /// What was asked for.
+        /// The value of the setting.
         requested: Duration,
     },
     /// This CPU, or its operating system, has no such registers.
     VectorState {
-        /// What was asked for.
+        /// The value of the setting.
         requested: VectorState,
     },
     /// The switch stubs could not be emitted.
@@ -217,4 +284,32 @@ impl fmt::Display for RunError {
     }
 }
 
-impl std::error::Error for RunError {}
+impl std::error::Error for RunError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Code(error) => Some(error),
+            Self::Stack(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn errors_that_wrap_one_have_a_source() {
+        let stack = StackError::TooLarge { requested: 1 << 30 };
+        let code = JitError::ForkedChild;
+        for (error, inner) in [
+            (RunError::Stack(stack.clone()), stack.to_string()),
+            (RunError::Code(code.clone()), code.to_string()),
+        ] {
+            assert_eq!(error.source().map(ToString::to_string), Some(inner));
+        }
+        assert!(RunError::Nested.source().is_none());
+    }
+}

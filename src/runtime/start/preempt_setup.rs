@@ -1,4 +1,8 @@
-//! What a run sets up to preempt: the stubs of its settings, the signal, and each thread for it.
+//! What a run sets up to preempt goroutines: stubs for its settings, the signal, and each thread.
+//!
+//! The stubs call functions of the scheduler (`interrupted`, `polled`, `overflowed`), whose
+//! addresses are handed to the emitter here. A thread can be preempted while its
+//! [`SignalRegistration`] lives.
 
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -20,22 +24,23 @@ use crate::runtime::sched::async_preempt::{interrupted, on_signal};
 use crate::runtime::sched::preempt::polled;
 use crate::runtime::start::config::RunError;
 
-/// Stack for the functions that the stubs call, until they are on the system stack.
+/// Stack that the functions need which the stubs call, until they are on the system stack.
 const TARGET_STACK_BYTES: usize = 2048;
 
-/// What a run needs to preempt: stubs for its settings, and the stack they take.
+/// The stubs that preempt with the settings of a run.
 #[derive(Clone, Copy)]
 pub(crate) struct PreemptStubs {
     stubs: StubAddresses,
-    /// What must be left of a stack where a goroutine is put aside.
+    /// What must be left of a stack where a goroutine is descheduled.
     headroom_bytes: usize,
-    /// Whether goroutines are interrupted, or give way at polls only.
+    /// Whether goroutines are also preempted by a signal. Otherwise they yield at polls only.
     by_signal: bool,
 }
 
 impl PreemptStubs {
-    /// Stubs that save this state. Emitted once for each kind of area.
+    /// Stubs that save this state. They are emitted once for each kind of save area.
     pub(crate) fn new(state: VectorState, by_signal: bool) -> Result<Self, RunError> {
+        /// The stubs of each kind of save area, emitted so far. They are never freed.
         static EMITTED: Mutex<Vec<(SaveArea, StubAddresses)>> = Mutex::new(Vec::new());
         let area = save_area(state).ok_or(RunError::VectorState { requested: state })?;
         let headroom_bytes = (area.stack_bytes() + TARGET_STACK_BYTES).max(PANIC_STACK_BYTES);
@@ -66,16 +71,17 @@ impl PreemptStubs {
     }
 }
 
-/// Makes the calling thread one that can be asked to give way, as long as the value lives.
+/// Registers the calling thread for preemption as long as the value lives.
 pub(crate) struct SignalRegistration {
     m: &'static M,
     previous_mask: Option<SignalMask>,
-    /// What the thread has and goroutines run in.
+    /// The FP control state that the thread came with, in which goroutines run.
     modes: FpControl,
 }
 
 impl SignalRegistration {
-    /// The thread is `m`. `takes_signals`: it has an alternate stack for handlers.
+    /// Registers the calling thread, which is `m`. `takes_signals`: it has an alternate stack for
+    /// handlers.
     pub(crate) fn new(m: &'static M, stubs: &PreemptStubs, takes_signals: bool) -> Self {
         let by_signal = stubs.by_signal && takes_signals;
         m.preempt.async_stub.store(stubs.stubs.async_preempt, Ordering::Relaxed);
@@ -93,11 +99,11 @@ impl SignalRegistration {
 
 impl Drop for SignalRegistration {
     fn drop(&mut self) {
-        // From here on no thread writes to the stack limit word or signals the thread.
+        // From here on no other thread writes to the stack limit word, or signals this thread.
         *self.m.preempt.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
         set_g_and_stack_limit(ptr::null_mut(), 0);
         tls::set_poll_stubs(0, 0);
-        // A goroutine may have left other ones behind, against its contract.
+        // A goroutine may have left another state, against its contract.
         if FpControl::current() != self.modes {
             self.modes.load();
         }

@@ -1,15 +1,52 @@
 #![allow(unsafe_code, reason = "threads become Ms")]
-//! A run from its beginning to its end: its Ms, its main goroutine, and what it leaves behind.
+//! A run from its beginning to its end: its Ms, its main goroutine, and what it leaves.
 //!
-//! The scheduler itself (`sched.rs`) knows no beginning and no end, but for one flag: when
-//! `stopping` is set, every M that comes to the scheduler leaves.
+//! The scheduler (`sched/`) knows no beginning and no end but one flag: when `stopping` is set,
+//! every M that enters the scheduler leaves it for good. Everything else about start and stop is
+//! here.
+//!
+//! # Start
+//!
+//! 1. `run` checks the settings and makes what the process needs once: the fences (`os/futex`), the
+//!    stubs that switch stacks (`emit_stubs`), the handlers of faults, and the preemption stubs for
+//!    these settings (`PreemptStubs::new`). Nothing of a run exists yet, so each refusal just
+//!    returns.
+//! 2. It allocates the Ms and makes the `Sched`, leaked, so that all threads can refer to it.
+//! 3. `start_threads` starts a thread for every M but the first, and one for sysmon. Each M's
+//!    thread calls `mstart`: alternate stack, bounds of the system stack, `SignalRegistration`,
+//!    scheduler.
+//! 4. `run_main` queues the main goroutine on the first M, which the calling thread becomes: it
+//!    calls `mstart` itself. The main goroutine is bound to this thread, since `f` need not be
+//!    `Send`.
+//!
+//! # Stop
+//!
+//! 1. The main goroutine has left its result, and calls `stop`. If a thread was refused in step 3
+//!    above, `run` calls it right away: the Ms that did start must leave.
+//! 2. `stop` sets `stopping`, crosses a heavy fence, and wakes every M: one that went to sleep
+//!    before it could see the flag sees its wake-up. Ms that run a goroutine are requested to
+//!    preempt it, as no code that computes enters the scheduler by itself.
+//! 3. Each M leaves the scheduler, and `mstart` returns. Goroutines stay where they are: queued,
+//!    parked, or preempted.
+//! 4. Each thread counts `ms_running` down, and waits for the others. **No thread ends before the
+//!    last goroutine has stopped**: thread-locals of an ended thread are freed, and a goroutine of
+//!    another thread may hold a borrow of them (`sync/latch.rs`).
+//! 5. `run` joins the threads, and ends sysmon after them: until then it preempts what still runs.
+//! 6. `abandon_goroutines` marks what is left, and wakes threads and goroutines of other runs that
+//!    join one. An abandoned goroutine is never resumed. What it owns is leaked and its stack
+//!    stays, since other code may hold addresses into it.
+//! 7. Caches of dead goroutines go to the pools that all runs share, the Ms are released for the
+//!    next run, and the `Sched` is freed: no M refers to it any more.
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
-use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use std::{io, ptr};
 
+use crate::jit::RED_ZONE_BYTES;
 use crate::runtime::arch::switch::{mcall, stack_pointer};
 use crate::runtime::fault;
 use crate::runtime::fault::report_deadlock;
@@ -27,16 +64,54 @@ use crate::runtime::sched::lifecycle::{NewError, newproc};
 use crate::runtime::sched::ready::goready;
 use crate::runtime::sched::schedule::schedule0;
 use crate::runtime::sched::{preempt, sysmon};
+use crate::runtime::stack::SizeClass;
 use crate::runtime::start::config::{Config, RunError};
 use crate::runtime::start::preempt_setup::{PreemptStubs, SignalRegistration};
 use crate::runtime::start::switch_stubs::emit_stubs;
 use crate::runtime::sync::idle::{self, Idle};
 use crate::runtime::sync::latch::CountLatch;
 
+/// The number of the next run. A G that was never used has 0.
 static RUN_IDS: AtomicU64 = AtomicU64::new(1);
 
+impl Config {
+    /// Runs `f` as the main goroutine of a run with these settings.
+    ///
+    /// The calling thread becomes one of the threads of the run, and the main goroutine stays on
+    /// it. The run ends when `f` returns or panics: then no other goroutine of the run continues.
+    /// One that has not finished is abandoned: it is never resumed, what it owns is leaked, and
+    /// a join of it returns [`Abandoned`](crate::runtime::Abandoned).
+    ///
+    /// ```
+    /// use footbridge::runtime::{Chan, Config, go};
+    ///
+    /// let sum = Config::new().processors(2).run(|| {
+    ///     let numbers = Chan::new(4);
+    ///     let producer = numbers.clone();
+    ///     let handle = go(move || {
+    ///         (1..=10_u64).for_each(|n| producer.send(n).expect("open"));
+    ///         producer.close();
+    ///     });
+    ///     let sum = numbers.iter().sum();
+    ///     handle.join().expect("no panic");
+    ///     sum
+    /// });
+    /// assert_eq!(sum, Ok(55));
+    /// ```
+    ///
+    /// # Errors
+    /// A setting is out of range, `run` was called on a goroutine, or the host refused memory or a
+    /// thread.
+    ///
+    /// # Panics
+    /// With the panic of `f`.
+    pub fn run<R>(&self, f: impl FnOnce() -> R) -> Result<R, RunError> {
+        run(self, f)
+    }
+}
+
 /// Runs `f` on a goroutine of a new run, on this thread, and returns its result. Ends the run.
-pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
+fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
     if !getm().is_null() {
         return Err(RunError::Nested);
     }
@@ -48,11 +123,44 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
     let slice = config.slice()?;
     let by_signal = config.is_preempted_by_signal();
     let stubs = PreemptStubs::new(config.wanted_vector_state(), by_signal)?;
+    let sched = new_sched(processors, class);
+    let (threads, failed) = start_threads(sched, &stubs, slice);
+    sched.has_sysmon.store(threads.sysmon.is_some(), Ordering::Relaxed);
+    let result = match failed {
+        Some(error) => Err(error),
+        None => run_main(sched, &stubs, f),
+    };
+    stop(sched);
+    // For this M, which runs no goroutine any more, and for those whose threads were not started.
+    sched.ms_running.count_down((processors - threads.ms.len()) as u32, futex::wake_all);
+    for thread in threads.ms {
+        // An M's thread returns from mstart or aborts the process.
+        let _ = thread.join();
+    }
+    if let Some(sysmon) = threads.sysmon {
+        sched.sysmon.end();
+        sysmon.join().expect("sysmon does not panic");
+    }
+    abandon_goroutines(sched.run_id);
+    pools::close(sched.ms().map(|m| &m.p.pools));
+    for &m in &sched.ms {
+        m.sched.store(ptr::null_mut(), Ordering::Relaxed);
+        m.release();
+    }
+    // SAFETY: `new_sched` leaked it. All Ms have left, and no structure refers to it any more.
+    drop(unsafe { Box::from_raw(ptr::from_ref(sched).cast_mut()) });
+    match result? {
+        Ok(value) => Ok(value),
+        Err(payload) => panic::resume_unwind(payload),
+    }
+}
+
+/// A new runtime instance, whose Ms refer to it.
+fn new_sched(processors: usize, class: SizeClass) -> &'static Sched {
     let run_id = RUN_IDS.fetch_add(1, Ordering::Relaxed);
-    let ms: Vec<_> = (0..processors).map(|_| M::allocate()).collect();
-    let sched = Box::new(Sched {
+    let sched: &'static Sched = Box::leak(Box::new(Sched {
         run_id,
-        ms,
+        ms: (0..processors).map(|_| M::allocate()).collect(),
         class,
         global: Mutex::new(GlobalQueue(GQueue::new())),
         global_len: AtomicUsize::new(0),
@@ -64,76 +172,58 @@ pub(crate) fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunErr
         has_sysmon: AtomicBool::new(false),
         sysmon: Sysmon::new(),
         on_deadlock: report_deadlock,
-    });
-    let sched: &'static Sched = Box::leak(sched);
+    }));
     for (id, m) in sched.ms.iter().enumerate() {
         m.id.set(id);
         m.run_id.store(run_id, Ordering::Relaxed);
         m.sched.store(ptr::from_ref(sched).cast_mut(), Ordering::Release);
     }
-    let mut threads = Vec::new();
-    let mut failed = None;
+    sched
+}
+
+/// The threads that a run has started.
+struct Threads {
+    ms: Vec<JoinHandle<()>>,
+    sysmon: Option<JoinHandle<()>>,
+}
+
+/// Starts the threads of all Ms but the first, and that of sysmon where there are time slices. Ends
+/// at the first thread that the system refuses, with the error.
+fn start_threads(
+    sched: &'static Sched,
+    stubs: &PreemptStubs,
+    slice: Option<Duration>,
+) -> (Threads, Option<RunError>) {
+    let mut threads = Threads { ms: Vec::new(), sysmon: None };
+    let refused = |error: io::Error| RunError::Thread { errno: error.raw_os_error().unwrap_or(0) };
     for &m in &sched.ms[1..] {
-        let thread = std::thread::Builder::new().name(format!("footbridge-m{}", m.id.get()));
+        let stubs = *stubs;
         let body = move || {
             mstart(m, &stubs);
-            // Thread-locals of this thread may be borrowed by goroutines of others: `latch.rs`.
+            // No thread ends before the last goroutine has stopped: see the head of the file.
             let sleep = |word: &_, value| futex::wait(word, value, None);
             sched.ms_running.count_down_and_wait(futex::wake_all, sleep);
         };
-        match thread.spawn(body) {
-            Ok(thread) => threads.push(thread),
-            Err(error) => {
-                failed = Some(RunError::Thread { errno: error.raw_os_error().unwrap_or(0) });
-                break;
-            }
+        match thread::Builder::new().name(format!("footbridge-m{}", m.id.get())).spawn(body) {
+            Ok(thread) => threads.ms.push(thread),
+            Err(error) => return (threads, Some(refused(error))),
         }
     }
-    let mut watcher = None;
-    if let Some(slice) = slice
-        && failed.is_none()
-    {
-        let thread = std::thread::Builder::new().name("footbridge-sysmon".into());
-        match thread.spawn(move || sysmon::run(sched, slice)) {
-            Ok(thread) => watcher = Some(thread),
-            Err(error) => {
-                failed = Some(RunError::Thread { errno: error.raw_os_error().unwrap_or(0) });
-            }
+    if let Some(slice) = slice {
+        let body = move || sysmon::run(sched, slice);
+        match thread::Builder::new().name("footbridge-sysmon".into()).spawn(body) {
+            Ok(thread) => threads.sysmon = Some(thread),
+            Err(error) => return (threads, Some(refused(error))),
         }
     }
-    sched.has_sysmon.store(watcher.is_some(), Ordering::Relaxed);
-    let result = match failed {
-        Some(error) => Err(error),
-        None => run_main(sched, &stubs, f),
-    };
-    stop(sched);
-    // This M runs no goroutine any more, and those whose threads were not made never did.
-    sched.ms_running.count_down((processors - threads.len()) as u32, futex::wake_all);
-    for thread in threads {
-        // An M's thread returns from mstart or aborts the process.
-        let _ = thread.join();
-    }
-    if let Some(watcher) = watcher {
-        sched.sysmon.end();
-        watcher.join().expect("sysmon does not panic");
-    }
-    abandon_goroutines(run_id);
-    pools::close(sched.ms().map(|m| &m.p.pools));
-    for &m in &sched.ms {
-        m.sched.store(ptr::null_mut(), Ordering::Relaxed);
-        m.release();
-    }
-    // SAFETY: leaked above; all Ms have left and no structure refers to it any more.
-    drop(unsafe { Box::from_raw(ptr::from_ref(sched).cast_mut()) });
-    match result? {
-        Ok(value) => Ok(value),
-        Err(payload) => panic::resume_unwind(payload),
-    }
+    (threads, None)
 }
 
+/// What the main goroutine leaves: a value, or the payload of its panic.
 type MainResult<R> = Result<R, Box<dyn Any + Send>>;
 
-/// The main goroutine, bound to the calling thread, which is the first M.
+/// Runs `f` as the main goroutine, bound to the calling thread, which becomes the first M until the
+/// run stops.
 fn run_main<R>(
     sched: &'static Sched,
     stubs: &PreemptStubs,
@@ -145,10 +235,10 @@ fn run_main<R>(
         sched: &'static Sched,
     }
     unsafe fn run<F: FnOnce() -> R, R>(data: *mut u8) {
-        // SAFETY: `run_main` wrote a Main there; it outlives the goroutine, since the caller's
-        // frame waits for it.
+        // SAFETY: `run_main` wrote the address of a Main there. It outlives the goroutine, since
+        // the frame of `run_main` stays until the run has stopped.
         let main = unsafe { &mut *data.cast::<*mut Main<'_, F, R>>().read() };
-        let f = main.f.take().expect("run once");
+        let f = main.f.take().expect("a goroutine runs its task once");
         *main.result = Some(panic::catch_unwind(AssertUnwindSafe(f)));
         stop(main.sched);
     }
@@ -168,7 +258,7 @@ fn run_main<R>(
     debug_assert!(previous_m.is_null());
     setm(ptr::from_ref(m).cast_mut());
     let started = newproc(sched.class, size_of::<usize>(), align_of::<usize>()).map(|new| {
-        // SAFETY: room for one pointer was reserved there.
+        // SAFETY: `newproc` reserved room for one pointer, with its alignment.
         unsafe { new.data().cast::<*mut u8>().write((&raw mut main).cast()) };
         new.start(task, join_state::DETACHED, false, true, None);
     });
@@ -179,13 +269,14 @@ fn run_main<R>(
     if let Err(NewError { error }) = started {
         return Err(RunError::Stack(error));
     }
-    Ok(result.expect("the run goes on until the main goroutine has left its result"))
+    Ok(result.expect("the run stops only after the main goroutine has left its result"))
 }
 
-/// Ends a run: every M leaves when it comes to the scheduler.
+/// Makes every M leave the scheduler when it enters it. Called twice in most runs: by the main
+/// goroutine, and once more by `run`, which cannot know whether it was.
 fn stop(sched: &Sched) {
     idle::stop(sched, |_, word| futex::wake(word));
-    // Who computes does not come to the scheduler by himself.
+    // A goroutine that computes does not enter the scheduler by itself.
     if sched.has_sysmon.load(Ordering::Relaxed) {
         let others = sched.ms.iter().filter(|m| !ptr::eq(**m, getm()));
         others.for_each(|m| {
@@ -194,37 +285,39 @@ fn stop(sched: &Sched) {
     }
 }
 
-/// Makes the calling thread the M until the run is over.
+/// Makes the calling thread the M, and runs the scheduler on it until the run stops.
 fn mstart(m: &'static M, stubs: &PreemptStubs) {
     let alt_stack = AltStack::install();
     setm(ptr::from_ref(m).cast_mut());
     m.system_stack.set(threads::stack_bounds());
-    // Without an alternate stack a handler would need more room than a goroutine may have.
+    // Without an alternate stack the handler of a signal would need more room than a goroutine may
+    // have, so the thread gets no signal then.
     let _registration = SignalRegistration::new(m, stubs, alt_stack.is_some());
-    // The frame of this function stays; the scheduler works below it and its red zone.
-    m.system_sp.set((stack_pointer() - 128) & !15);
-    // SAFETY: `g0` is the Gobuf of this stack; below system_sp nothing is alive while the
-    // scheduler runs, since this frame only waits.
+    // The frame of this function stays. The scheduler uses the stack below it and its red zone.
+    m.system_sp.set((stack_pointer() - RED_ZONE_BYTES) & !15);
+    // SAFETY: `g0` is the Gobuf of this stack. Below system_sp nothing is alive while the scheduler
+    // runs, since this frame only waits.
     unsafe { mcall(&m.g0, m.system_sp.get(), schedule0, ptr::from_ref(m)) };
     setm(ptr::null_mut());
 }
 
-/// Marks the goroutines that a run leaves behind. They are never resumed; what they own is leaked,
-/// and their stacks stay, since others may hold addresses into them.
+/// Marks the goroutines that a run leaves, and readies those of other runs, and threads, that wait
+/// for one of them.
 fn abandon_goroutines(run_id: u64) {
     for g in g::all() {
-        // The status first: another run may take a dead G, and then sets the run before the status.
+        // The status first: another run may take a dead G, and sets the run before the status.
         let live = !matches!(g.status(), Status::Idle | Status::Dead);
         let left = live && g.run_id.load(Ordering::Relaxed) == run_id;
         if left {
             let waiter = g.join.swap(join_state::ABANDONED, Ordering::AcqRel);
             if waiter >= join_state::MIN_WAITER {
                 let waiter = Parker::from_raw(waiter);
-                // SAFETY: immortal.
+                // SAFETY: a G, which is never freed.
                 let other = unsafe { &*waiter.0 };
-                // A waiter of the same run is left behind itself.
+                // A waiter of the same run is abandoned itself.
                 if other.is_thread.get() || other.run_id.load(Ordering::Relaxed) != run_id {
-                    // SAFETY: it parked in `join` and is readied by whoever takes its address.
+                    // SAFETY: it parked in `join`, and the swap gave its address to this thread
+                    // only: one that takes the address readies it.
                     unsafe { goready(waiter) };
                 }
             }

@@ -1,4 +1,6 @@
-//! Emitting the stubs that switch stacks, once for the process.
+//! Emission of the stubs that switch stacks, once for the process.
+//!
+//! They are shared by all runs, and are never freed.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -8,9 +10,12 @@ use crate::runtime::arch;
 use crate::runtime::arch::Gobuf;
 use crate::runtime::sched::lifecycle::goroutine_main;
 
-/// Emits the stubs, once. Must have succeeded before any goroutine is made.
+/// Emits the stubs, once. It must have succeeded before a goroutine is made. After a failure the
+/// next call tries again.
 pub(crate) fn emit_stubs() -> Result<(), JitError> {
+    /// Set after the stubs are in place, so that a thread that sees it may use them.
     static DONE: OnceLock<()> = OnceLock::new();
+    /// Held while the stubs are emitted. A `OnceLock` alone cannot take a failure.
     static EMITTING: Mutex<()> = Mutex::new(());
     if DONE.get().is_some() {
         return Ok(());
@@ -22,6 +27,6 @@ pub(crate) fn emit_stubs() -> Result<(), JitError> {
     let jit = Jit::new()?;
     let main = goroutine_main as *const () as usize;
     arch::switch::set_stubs(jit::stubs::switch::emit(jit.arena(), Gobuf::LAYOUT, main)?);
-    DONE.set(()).expect("one thread at a time comes here, and only while it is not set");
+    DONE.set(()).expect("it is set under the lock only, and was not");
     Ok(())
 }

@@ -16,8 +16,8 @@
 //! 4. [`Claim::claim`] of a peer and [`Claim::time_out`] of the timer compete until one wins.
 //!
 //! Between the opening and the release of the lock the timer may win and ready the goroutine, which
-//! may then run on another thread. It locks the channel to remove its waiter, so it leaves its frame
-//! only after the release.
+//! may then run on another thread. It locks the channel to remove its waiter, so it leaves its
+//! frame only after the release.
 
 use super::primitive::{AtomicUsize, Ordering};
 
@@ -57,8 +57,8 @@ impl Claim {
         Self(AtomicUsize::new(ARMING))
     }
 
-    /// Opens the claim, and makes the wait visible to peers by `unlock`. Called when the owner can be
-    /// readied, and is waiting. `ready_owner` is called if the timer came before.
+    /// Opens the claim, and makes the wait visible to peers by `unlock`. Called when the owner can
+    /// be readied, and is waiting. `ready_owner` is called if the timer came before.
     ///
     /// Nothing of the owner's frame is touched after `unlock`, but where the timer came before: the
     /// owner may run elsewhere.

@@ -10,9 +10,9 @@
 //!     check every queue                        wake_one, unpark: load PARKED
 //! ```
 //!
-//! Each side stores, crosses its fence, and loads what the other side stores. So one of the two sees
-//! the other: an M does not sleep over work. The light fence costs the publisher nothing where the
-//! heavy one is membarrier(2).
+//! Each side stores, crosses its fence, and loads what the other side stores. So one of the two
+//! sees the other: an M does not sleep over work. The light fence costs the publisher nothing where
+//! the heavy one is membarrier(2).
 //!
 //! **Throttle.** One spinning M is enough. A burst of work wakes one M, and that one wakes the next
 //! when it has found something. In time order:
@@ -22,13 +22,13 @@
 //! 2. The M finds work ([`search`]), and leaves the count. If it was the last spinning M, it checks
 //!    the queues once more: publishers that saw it counted have woken no M. If there is work, it
 //!    wakes the next M.
-//! 3. If the last spinning M finds nothing, it announces its sleep, and that check of the queues does
-//!    the same. If there is work now, the M is counted again: it takes one piece of work, and others
-//!    may have left more to it ([`Idle::stay_awake`]).
+//! 3. If the last spinning M finds nothing, it announces its sleep, and that check of the queues
+//!    does the same. If there is work now, the M is counted again: it takes one piece of work, and
+//!    others may have left more to it ([`Idle::stay_awake`]).
 //!
 //! What one side must see of the other is ordered by a fence on each side. The counts and words are
-//! SeqCst all the same: the check for a deadlock (`sched/idle.rs`) reads several of them, and relies
-//! on their common order.
+//! SeqCst all the same: the check for a deadlock (`sched/idle.rs`) reads several of them, and
+//! relies on their common order.
 //!
 //! **End.** [`stop`] sets `stopping`, crosses a heavy fence, and unparks all Ms. It is one more
 //! publisher: an M that falls asleep checks `stopping` with the queues.
@@ -38,8 +38,8 @@
 //! * One lock for all of the scheduler's state. It does not scale.
 //! * To wake an M for each goroutine that is readied. A program whose goroutines ready one another
 //!   would wake and park threads all the time.
-//! * To wake an M whenever another one is idle, without a count. A burst would wake all of them, and
-//!   most would find nothing.
+//! * To wake an M whenever another one is idle, without a count. A burst would wake all of them,
+//!   and most would find nothing.
 
 use super::primitive::{
     AtomicBool, AtomicU32, AtomicUsize, Ordering, fence, heavy_fence, light_fence,
@@ -71,8 +71,8 @@ impl Parking {
         heavy_fence();
     }
 
-    /// Takes the announcement back, or ends the sleep. Returns whether another thread has woken this M
-    /// and counted it as spinning.
+    /// Takes the announcement back, or ends the sleep. Returns whether another thread has woken
+    /// this M and counted it as spinning.
     pub(crate) fn end(&self) -> bool {
         self.0.swap(AWAKE, Ordering::SeqCst) == NOTIFIED_SPINNING
     }
@@ -228,8 +228,8 @@ fn is_stopping(instance: &impl Instance) -> bool {
     stopping.load(Ordering::Acquire)
 }
 
-/// Announces that the M sleeps, checks for work, and sleeps if there is none. Returns whether the M is
-/// counted as spinning.
+/// Announces that the M sleeps, checks for work, and sleeps if there is none. Returns whether the M
+/// is counted as spinning.
 fn sleep_until_work(m: &impl Searcher) -> bool {
     let (instance, parking) = (m.instance(), m.parking());
     let (idle, stopping) = (instance.idle(), instance.stopping());
@@ -317,8 +317,8 @@ impl Idle {
         None
     }
 
-    /// Counts an M, of `ms`, as spinning, unless about half of them are. More would take the lines of
-    /// queues from the Ms that work.
+    /// Counts an M, of `ms`, as spinning, unless about half of them are. More would take the lines
+    /// of queues from the Ms that work.
     pub(crate) fn start_spinning(&self, ms: usize) -> bool {
         let few = 2 * self.spinning.load(Ordering::Relaxed) + 1 < ms;
         if few {
@@ -327,8 +327,8 @@ impl Idle {
         few
     }
 
-    /// Takes an M from the count of spinning Ms. Returns whether it was the last one. Then, if it has
-    /// found something, it must check whether there is more, and wake another M for that.
+    /// Takes an M from the count of spinning Ms. Returns whether it was the last one. Then, if it
+    /// has found something, it must check whether there is more, and wake another M for that.
     pub(crate) fn stop_spinning(&self) -> bool {
         let was_last = self.spinning.fetch_sub(1, Ordering::SeqCst) == 1;
         if was_last {
@@ -351,9 +351,10 @@ impl Idle {
     /// Takes the announcement back, for work that the check has found. The M is counted as spinning
     /// from then on, by itself or by the thread that has woken it.
     ///
-    /// It must be counted. Three Ms: M0 publishes two goroutines and wakes no M, since M1 is spinning.
-    /// M1 stops, as the last one and with nothing; its check finds work, and it takes one goroutine.
-    /// If it were not counted, it would wake no M for the other one, and M2 would sleep over it.
+    /// It must be counted. Three Ms: M0 publishes two goroutines and wakes no M, since M1 is
+    /// spinning. M1 stops, as the last one and with nothing; its check finds work, and it takes one
+    /// goroutine. If it were not counted, it would wake no M for the other one, and M2 would sleep
+    /// over it.
     fn stay_awake(&self, parking: &Parking) {
         if !parking.end() {
             self.spinning.fetch_add(1, Ordering::SeqCst);

@@ -2,8 +2,8 @@
 //! An inbox: many threads push items, and its owner drains all of them at once.
 //!
 //! It is a stack that is linked through the items, newest first. The owner reverses it. Nothing is
-//! popped from the middle or one by one, so that the exchange of a push has no ABA problem: it links
-//! to the newest item, whatever that is.
+//! popped from the middle or one by one, so that the exchange of a push has no ABA problem: it
+//! links to the newest item, whatever that is.
 //!
 //! Rejected: a bounded ring. A goroutine that was readied must not be refused.
 

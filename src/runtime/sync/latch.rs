@@ -41,11 +41,11 @@ impl CountLatch {
         }
     }
 
-    /// Returns when the latch is open. `sleep(word, value)` sleeps while the word has that value, and
-    /// may return early.
+    /// Returns when the latch is open. `sleep(word, value)` sleeps while the word has that value,
+    /// and may return early.
     ///
-    /// One load serves both the test and the sleep. A second one may see 0, and the thread would sleep
-    /// until the word is not 0, which never comes.
+    /// One load serves both the test and the sleep. A second one may see 0, and the thread would
+    /// sleep until the word is not 0, which never comes.
     fn wait(&self, mut sleep: impl FnMut(&AtomicU32, u32)) {
         loop {
             match self.0.load(Ordering::Acquire) {

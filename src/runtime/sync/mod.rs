@@ -13,17 +13,17 @@
 //! | `latch` | the threads of a run that ends |
 //! | `claim` | the peers and the timer that may end one wait |
 //!
-//! Nothing here knows what a goroutine or an M is. The steps of a protocol are functions that take its
-//! words, and closures for what lies in between: `sched/` calls them with futexes and queues, the
-//! models in `tests/models` with loom's. So a step that is moved here is moved in both.
+//! Nothing here knows what a goroutine or an M is. The steps of a protocol are functions that take
+//! its words, and closures for what lies in between: `sched/` calls them with futexes and queues,
+//! the models in `tests/models` with loom's. So a step that is moved here is moved in both.
 //!
 //! Invariants of this room:
 //!
-//! * Files take their primitives from `super::primitive` only. The models put loom's in its place and
-//!   run these files as they are.
-//! * No operation has an order that is stronger than Relaxed without a mutant that fails, or a reason
-//!   that `tests/models` lists. An operation is found there by its file, function and text, so an
-//!   edit here may need one there: the models say so.
+//! * Files take their primitives from `super::primitive` only. The models put loom's in its place
+//!   and run these files as they are.
+//! * No operation has an order that is stronger than Relaxed without a mutant that fails, or a
+//!   reason that `tests/models` lists. An operation is found there by its file, function and text,
+//!   so an edit here may need one there: the models say so.
 //! * Steps that a switch makes are `#[inline(always)]`.
 
 mod cache_padded;

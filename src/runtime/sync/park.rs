@@ -12,10 +12,10 @@
 //!
 //! Steps 1 and 2 must not change places: the waker would find a goroutine that is still running.
 //!
-//! Between 2 and 3 the goroutine is runnable while it is still on its stack. That is no danger where
-//! only its own thread can resume it, since that thread is busy with step 3. A migratable goroutine
-//! can be resumed by another thread. So it saves its context first, and makes steps 1 and 2 on the
-//! system stack.
+//! Between 2 and 3 the goroutine is runnable while it is still on its stack. That is no danger
+//! where only its own thread can resume it, since that thread is busy with step 3. A migratable
+//! goroutine can be resumed by another thread. So it saves its context first, and makes steps 1 and
+//! 2 on the system stack.
 //!
 //! A foreign thread waits on a word of its own instead: [`park_thread`], [`ready_thread`].
 
@@ -95,8 +95,8 @@ pub(crate) fn park_thread(
     }
 }
 
-/// Readies a thread that [`park_thread`] parks. The word is not freed meanwhile, though the thread may
-/// return before `wake` is called.
+/// Readies a thread that [`park_thread`] parks. The word is not freed meanwhile, though the thread
+/// may return before `wake` is called.
 pub(crate) fn ready_thread(word: &AtomicU32, wake: impl FnOnce(&AtomicU32)) {
     word.store(1, Ordering::Release);
     wake(word);

@@ -8,27 +8,28 @@
 //! 2. A preempter reads which goroutine the M runs ([`request`]), and stores the request in both
 //!    limits.
 //!
-//! So a request that finds the goroutine current comes after both stores of the M, and stands. (With
-//! the goroutine published first, a request in between would be overwritten in the thread's limit,
-//! and `checkpoint` would not see it.) A request that comes too late is for a goroutine that runs no
-//! more: it is seen once, in the thread's next tick or in the goroutine's, and is over then.
+//! So a request that finds the goroutine current comes after both stores of the M, and stands.
+//! (With the goroutine published first, a request in between would be overwritten in the thread's
+//! limit, and `checkpoint` would not see it.) A request that comes too late is for a goroutine that
+//! runs no more: it is seen once, in the thread's next tick or in the goroutine's, and is over
+//! then.
 //!
 //! **A request and its signal.**
 //!
 //! 1. The preempter stores the request, and sends a signal unless one is on its way (`pending`).
 //! 2. The handler acknowledges first, and inspects the limits then ([`handle`]).
 //!
-//! So a request for which no signal is sent is seen by the handler of the signal that is on its way:
-//! the handler has not acknowledged when the request finds `pending` set. With the two steps of the
-//! handler in the other order, a request between them would be lost.
+//! So a request for which no signal is sent is seen by the handler of the signal that is on its
+//! way: the handler has not acknowledged when the request finds `pending` set. With the two steps
+//! of the handler in the other order, a request between them would be lost.
 
 use super::primitive::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 /// A stack limit that every rsp is below.
 pub(crate) const REQUESTED: usize = usize::MAX;
 
-/// The M begins a tick: what was requested of an earlier one is over. `set_thread` makes the goroutine
-/// the thread's, and sets the thread's stack limit.
+/// The M begins a tick: what was requested of an earlier one is over. `set_thread` makes the
+/// goroutine the thread's, and sets the thread's stack limit.
 ///
 /// `current` is stored last: the head of the file says why.
 #[inline(always)]
@@ -46,9 +47,9 @@ pub(crate) fn begin_tick<G>(
 
 /// Requests that the goroutine which an M runs yields. Returns whether the request was made.
 ///
-/// `limits_of` gets the current goroutine, or null. It returns the stack limits of the goroutine and
-/// the thread, or `None` if the request is not meant for this goroutine. `send` sends a signal, and
-/// returns whether it could; `None`: the thread takes no signals.
+/// `limits_of` gets the current goroutine, or null. It returns the stack limits of the goroutine
+/// and the thread, or `None` if the request is not meant for this goroutine. `send` sends a signal,
+/// and returns whether it could; `None`: the thread takes no signals.
 pub(crate) fn request<'a, G>(
     current: &AtomicPtr<G>,
     limits_of: impl FnOnce(*mut G) -> Option<[&'a AtomicUsize; 2]>,
@@ -70,8 +71,8 @@ pub(crate) fn request<'a, G>(
     true
 }
 
-/// The handler of a signal: acknowledges it, and inspects the interrupted thread. Every request from
-/// now on sends a signal of its own. `None`: no signal was expected.
+/// The handler of a signal: acknowledges it, and inspects the interrupted thread. Every request
+/// from now on sends a signal of its own. `None`: no signal was expected.
 pub(crate) fn handle<R>(pending: &AtomicBool, inspect: impl FnOnce() -> R) -> Option<R> {
     acknowledge(pending).then(inspect)
 }

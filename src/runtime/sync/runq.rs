@@ -1,15 +1,15 @@
 //! A run queue: a bounded ring that its owner fills and empties, and that other threads steal from.
 //!
-//! All threads compete for the head; only the owner moves the tail. The queue never dereferences what
-//! it holds: pointers go in and come out, each exactly once.
+//! All threads compete for the head; only the owner moves the tail. The queue never dereferences
+//! what it holds: pointers go in and come out, each exactly once.
 //!
 //! **Invariants.**
 //!
-//! * Head and tail count up and wrap around at 2^32. Slot `i % SLOTS` holds item `i` for `head <= i <
-//!   tail`, and there are at most `SLOTS` of those.
-//! * Only the owner writes to a slot, and only when it has loaded, with Acquire, a head that is past
-//!   the slot's last item. The thread that took that item has read the slot before it moved the head
-//!   with Release.
+//! * Head and tail count up and wrap around at 2^32. Slot `i % SLOTS` holds item `i` for `head <= i
+//!   < tail`, and there are at most `SLOTS` of those.
+//! * Only the owner writes to a slot, and only when it has loaded, with Acquire, a head that is
+//!   past the slot's last item. The thread that took that item has read the slot before it moved
+//!   the head with Release.
 //! * A thief reads slots before its exchange on the head, and may read rubbish. It uses what it has
 //!   read only if the exchange succeeds.
 //!
@@ -114,8 +114,8 @@ impl<T, const SLOTS: usize> RunQueue<T, SLOTS> {
     }
 
     /// Whether all items that were pushed before [`Self::tail_position`] returned `tail` have left
-    /// the queue. Positions wrap around: the answer is right while fewer than 2^31 items were pushed
-    /// since. A stale head only makes it `false` for longer.
+    /// the queue. Positions wrap around: the answer is right while fewer than 2^31 items were
+    /// pushed since. A stale head only makes it `false` for longer.
     pub(crate) fn has_passed(&self, tail: u32) -> bool {
         self.head.load(Ordering::Relaxed).wrapping_sub(tail).cast_signed() >= 0
     }

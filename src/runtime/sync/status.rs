@@ -1,7 +1,7 @@
 //! The word that says what a goroutine does, and how it is moved from one status to the next.
 //!
-//! One thread at a time has the right to make a transition: the M that runs the goroutine, the M that
-//! took it from a queue, or the thread that readies it. So a transition is a load and a store.
+//! One thread at a time has the right to make a transition: the M that runs the goroutine, the M
+//! that took it from a queue, or the thread that readies it. So a transition is a load and a store.
 //!
 //! Rejected: a compare-and-exchange for each transition. It would catch two threads that both claim
 //! the right, which is a bug; every switch would pay two locked instructions for that. The load

@@ -1,7 +1,7 @@
 //! Suspending a goroutine while another thread inspects its stack.
 //!
-//! The story, in time order. On the left a thread that inspects a goroutine, on the right the M that
-//! comes to run it:
+//! The story, in time order. On the left a thread that inspects a goroutine, on the right the M
+//! that comes to run it:
 //!
 //! ```text
 //!     request: store REQUESTED                 begin_running: store the status (running)
@@ -11,15 +11,16 @@
 //!
 //! 1. Each side stores, crosses its fence, and loads what the other side stores. So one of the two
 //!    sees the other. No switch pays for this with more than a load.
-//! 2. If the inspector sees the goroutine parked with its context saved, the goroutine is suspended:
-//!    the M that comes to run it sees the request.
-//! 3. That M waits ([`yield_to_suspender`]): it makes the goroutine runnable again, and sleeps on the
-//!    word until the goroutine is resumed.
-//! 4. The inspector resumes the goroutine ([`SuspendState::resume`]), and wakes the M if one sleeps.
+//! 2. If the inspector sees the goroutine parked with its context saved, the goroutine is
+//!    suspended: the M that comes to run it sees the request.
+//! 3. That M waits ([`yield_to_suspender`]): it makes the goroutine runnable again, and sleeps on
+//!    the word until the goroutine is resumed.
+//! 4. The inspector resumes the goroutine ([`SuspendState::resume`]), and wakes the M if one
+//!    sleeps.
 //!
-//! A status alone does not tell that the context is saved: a goroutine that parks is waiting already
-//! while it still runs towards the switch. The saved pc tells. Switch stubs clear it when they resume
-//! a context, and write it last when they save one.
+//! A status alone does not tell that the context is saved: a goroutine that parks is waiting
+//! already while it still runs towards the switch. The saved pc tells. Switch stubs clear it when
+//! they resume a context, and write it last when they save one.
 //!
 //! **Invariant.** One thread at a time suspends a goroutine; `walk/inspect.rs` sees to that.
 //!
@@ -69,10 +70,11 @@ impl SuspendState {
         heavy_fence();
     }
 
-    /// Takes the request back, and resumes the goroutine if it is suspended. `wake` wakes the M that
-    /// sleeps on the word; it is called if one may.
+    /// Takes the request back, and resumes the goroutine if it is suspended. `wake` wakes the M
+    /// that sleeps on the word; it is called if one may.
     ///
-    /// Release: what this thread has read and written on the stack happens before the goroutine runs.
+    /// Release: what this thread has read and written on the stack happens before the goroutine
+    /// runs.
     pub(crate) fn resume(&self, wake: impl FnOnce(&AtomicU32)) {
         if self.0.swap(FREE, Ordering::Release) == AWAITED {
             wake(&self.0);
@@ -123,8 +125,8 @@ pub(crate) fn yield_to_suspender(
 /// Makes the goroutine runnable again, so that the inspector finds it suspended, and announces that
 /// this M sleeps. Returns false where that must not be: its context is not saved.
 ///
-/// Then this thread is on the goroutine's stack: the goroutine was about to leave it, was readied, and
-/// was picked again. The inspector does not find it suspended before it has left.
+/// Then this thread is on the goroutine's stack: the goroutine was about to leave it, was readied,
+/// and was picked again. The inspector does not find it suspended before it has left.
 fn await_resume(g: &impl Suspendable) -> bool {
     let (status, saved_pc) = (g.status_word(), g.saved_pc());
     if saved_pc.load(Ordering::Relaxed) == 0 {

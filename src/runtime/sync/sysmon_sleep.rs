@@ -1,7 +1,7 @@
 //! sysmon's sleep, on a word of the runtime instance.
 //!
-//! The story, in time order. On the left sysmon, which sleeps only while all Ms are idle; on the right
-//! an M that was idle:
+//! The story, in time order. On the left sysmon, which sleeps only while all Ms are idle; on the
+//! right an M that was idle:
 //!
 //! ```text
 //!     sleep_while_idle: store ASLEEP           the M leaves the count of idle Ms
@@ -9,9 +9,9 @@
 //!     load the count of idle Ms                wake: load the word
 //! ```
 //!
-//! Each side stores, crosses its fence, and loads what the other side stores. So one of the two sees
-//! the other: sysmon does not sleep while an M runs goroutines. Both fences are full ones. An M that
-//! has slept has crossed the kernel, so that a fence costs it nothing that counts.
+//! Each side stores, crosses its fence, and loads what the other side stores. So one of the two
+//! sees the other: sysmon does not sleep while an M runs goroutines. Both fences are full ones. An
+//! M that has slept has crossed the kernel, so that a fence costs it nothing that counts.
 
 use super::primitive::{AtomicU32, Ordering, fence};
 
@@ -53,8 +53,8 @@ fn end_sleep(word: &AtomicU32) -> bool {
     exchange(word, ASLEEP, AWAKE)
 }
 
-/// Called by an M that has left the count of idle Ms. `wake_thread` wakes sysmon; one M at most calls
-/// it for a sleep.
+/// Called by an M that has left the count of idle Ms. `wake_thread` wakes sysmon; one M at most
+/// calls it for a sleep.
 #[inline]
 pub(crate) fn wake(word: &AtomicU32, wake_thread: impl FnOnce(&AtomicU32)) {
     fence(Ordering::SeqCst);
@@ -65,8 +65,8 @@ pub(crate) fn wake(word: &AtomicU32, wake_thread: impl FnOnce(&AtomicU32)) {
 
 /// Ends sysmon, asleep or not. No other thread changes the word afterwards.
 ///
-/// A swap and no store: sysmon must not find the old value when it falls asleep after this. (The kernel
-/// would order a store, too, before it wakes the thread. The model has no kernel.)
+/// A swap and no store: sysmon must not find the old value when it falls asleep after this. (The
+/// kernel would order a store, too, before it wakes the thread. The model has no kernel.)
 pub(crate) fn end(word: &AtomicU32, wake_thread: impl FnOnce(&AtomicU32)) {
     word.swap(ENDED, Ordering::SeqCst);
     wake_thread(word);

@@ -4,9 +4,8 @@
 use std::fmt;
 
 use super::spawn::spawn;
-use crate::abi::{Convention, Signature};
-use crate::jit::{Code, Jit, JitError};
-use crate::runtime::bridge::{SpawnFn, spawn_fn};
+
+use crate::jit::JitError;
 use crate::runtime::gmp::name::Name;
 use crate::runtime::sched::lifecycle::current_class;
 use crate::runtime::stack::{SizeClass, StackError};
@@ -172,6 +171,15 @@ impl Builder {
         }
     }
 
+    /// The class of the stack, if it was set, and the name, for a stub that starts many goroutines.
+    pub(crate) fn for_many(self) -> Result<(Option<SizeClass>, Option<Box<str>>), StackError> {
+        let class = self.stack_bytes.map(SizeClass::for_request).transpose()?;
+        if self.name.is_some() {
+            super::panic_hook::install();
+        }
+        Ok((class, self.name))
+    }
+
     /// Starts a goroutine that may continue on another thread after each park.
     ///
     /// ```
@@ -215,66 +223,6 @@ impl Builder {
             Ok(settings) => unsafe { spawn(settings, f) }.map(JoinHandle),
             Err(error) => Err(SpawnError { error, f }),
         }
-    }
-
-    /// Makes a stub by which JIT code starts goroutines, like [`Jit::spawn_fn`]; each of them has
-    /// the settings of this builder.
-    ///
-    /// ```
-    /// use dynasmrt::{DynasmLabelApi, dynasm};
-    /// use footbridge::abi::Convention;
-    /// use footbridge::jit::{FrameClass, Jit};
-    /// use footbridge::runtime::{self, Builder, Chan};
-    ///
-    /// let (jit, go) = (Jit::new()?, Convention::GoAbiInternal);
-    /// let channel = Chan::new(0);
-    /// let sender = channel.clone();
-    /// let send = move |n: u64| sender.send(n).expect("open");
-    /// let send = jit.named_goroutine_fn("send", go, send)?;
-    /// let call = |name, target: usize| {
-    ///     // SAFETY: a standard frame around a call, which passes the argument register on.
-    ///     unsafe {
-    ///         jit.install(name, FrameClass::Standard, |ops| {
-    ///             dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
-    ///             dynasm!(ops; .arch x64; call extern target; pop rbp; ret)
-    ///         })
-    ///     }
-    /// };
-    /// let body = call("body", send.address())?;
-    /// let signature = "fn(u64)".parse()?;
-    /// let builder = Builder::new().name("of jit").stack_bytes(256 << 10);
-    /// // SAFETY: `body` is a function of this type; a number may go to another thread.
-    /// let start = unsafe { builder.spawn_fn(&jit, go, &signature, &body)? };
-    /// let main = call("main", start.address())?;
-    /// // SAFETY: `main` is a function of this type.
-    /// let main = unsafe { main.enter::<fn(u64)>(go)? };
-    /// let received = runtime::run(|| {
-    ///     // SAFETY: on a goroutine.
-    ///     unsafe { main.call(7) };
-    ///     channel.recv()
-    /// });
-    /// assert_eq!(received, Ok(7));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Jit::spawn_fn`]; more than 8 MiB of stack were requested.
-    ///
-    /// # Safety
-    /// As for [`Jit::spawn_fn`].
-    pub unsafe fn spawn_fn(
-        self,
-        jit: &Jit,
-        convention: Convention,
-        signature: &Signature,
-        code: &Code,
-    ) -> Result<SpawnFn, SpawnFnError> {
-        let class = self.stack_bytes.map(SizeClass::for_request).transpose()?;
-        if self.name.is_some() {
-            super::panic_hook::install();
-        }
-        // SAFETY: the caller's promise.
-        Ok(unsafe { spawn_fn(jit, convention, signature, code, class, self.name) }?)
     }
 }
 

@@ -83,8 +83,8 @@ impl<'a> Limit<'a> {
         match self.clock {
             // SAFETY: the one that gets the claim readies the goroutine: a peer by contract (1), or
             // the timer if it finds the claim open, or `unlock` below if the timer came before.
-            // After `unlock` the goroutine may run elsewhere: then the claim was opened, and nothing
-            // of its stack is touched any more.
+            // After `unlock` the goroutine may run elsewhere: then the claim was opened, and
+            // nothing of its stack is touched any more.
             Clock::Timer(..) => unsafe {
                 gopark(reason, || claim.park(unlock, || goready(parker)));
             },

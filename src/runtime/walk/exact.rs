@@ -1,14 +1,45 @@
 #![allow(unsafe_code, reason = "reads stacks")]
 //! The exact walk: the JIT frames of a stack, innermost first.
 //!
-//! It skips native code by anchors, since Rust and C frames need not keep rbp: a chain of frame
-//! pointers can be trusted inside of one JIT segment only. A stub that leaves JIT code stores its
-//! frame in the goroutine's anchor, and a stub that enters JIT code keeps the previous anchor in
-//! its frame.
+//! # Anchors
 //!
-//! The walk reads the stack and the registry, takes no lock and allocates nothing, so that it may
-//! run in a signal handler. The code of the crate's own stubs is not read: their emitter has
-//! reported how far the frame is at each instruction.
+//! Rust and C frames need not keep rbp, so a chain of frame pointers is trusted inside of one *JIT
+//! segment* only: from the frame where JIT code was left for native code to the entry frame through
+//! which native code had entered it. The links between segments are kept by stubs:
+//!
+//! ```text
+//!    older    | native frames                 |
+//!             | entry frame: previous anchor ----> the segment before, or 0
+//!             | JIT frames (rbp chain)        |      \
+//!             | goroutine function's frame  <----- anchor {fp, pc} in the G
+//!    younger  | native frames (not read)      |
+//! ```
+//!
+//! * A stub that leaves JIT code stores fp and pc of its own frame in the goroutine's anchor.
+//! * A stub that enters JIT code saves the previous anchor in its frame, and puts it back.
+//! * A stub that deschedules code at a poll or in a signal handler saves the previous anchor too,
+//!   since native code may have called the interrupted code by its bare address.
+//!
+//! # The cursor
+//!
+//! `exact_walk` is a loop over a cursor: registers (`at`), whether the pc is exact (that of an
+//! interruption) or a return address, and what the walk has come through (`Past`: the anchor that
+//! counts from here on). One step is:
+//!
+//! 1. Look the pc up. In native code the segment has ended: `past_native_caller`.
+//! 2. Visit the frame.
+//! 3. Most frames: read the two words at rbp. They are the caller's rbp and pc.
+//! 4. All others, out of line: `step_out` by frame class and by how far the frame is made, then
+//!    check that the frame pointer has grown (`older`).
+//!
+//! # Rules
+//!
+//! The walk reads the stack and the registry, takes no lock and allocates nothing: it may run in a
+//! signal handler. It never reads a word outside of its `Bounds`. It does not decode the code of
+//! the crate's own stubs: their emitter has reported how far the frame is at each instruction.
+//!
+//! The rare cases are functions of their own, never inlined, so that the path of most frames stays
+//! short: the loop keeps nothing of a stub over the visit but its frame pointer.
 
 use std::ops::ControlFlow;
 
@@ -23,10 +54,13 @@ use crate::runtime::stack::LARGEST_BYTES;
 /// More frames than any stack has: only a broken stack has as many.
 const MAX_FRAMES: usize = LARGEST_BYTES / size_of::<usize>();
 
-/// A frame of JIT code.
+/// A frame of JIT code. [`jit_frames`](crate::runtime::jit_frames) visits them. It is `Copy`,
+/// `Send` and `Sync`: code stays registered after its frame is gone.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct JitFrame {
-    /// Where the code is: a return address, except perhaps in the first frame of a walk.
+    /// Where the code is: a return address, unless the code was interrupted there or the walk began
+    /// there.
     pub pc: usize,
     /// What code that is.
     pub stub: StubInfo,
@@ -47,11 +81,12 @@ pub enum WalkEnd {
         /// Address of the frame that is wrong.
         at: usize,
     },
-    /// The walk was stopped by its visitor.
+    /// The visitor returned [`ControlFlow::Break`].
     Stopped,
 }
 
-/// Stacks that a walk may read: usually a goroutine's and its thread's.
+/// The stacks that a walk may read, as (lowest address, end): usually a goroutine's and its
+/// thread's. (0, 0) stands for no stack.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     ranges: [(usize, usize); 2],
@@ -66,12 +101,12 @@ impl Bounds {
     pub(crate) fn of(g: &G) -> Self {
         let stack = g.stack.get();
         let m = g.m.load(std::sync::atomic::Ordering::Relaxed);
-        // SAFETY: null, or an M, which is immortal.
+        // SAFETY: null, or an M, which is never freed.
         let system = unsafe { m.as_ref() }.map_or((0, 0), |m| m.system_stack.get());
         Self::new((stack.lo, stack.hi), system)
     }
 
-    /// Reads two words of the first stack.
+    /// Reads two words of the first stack. `None`: they are not both in it.
     #[inline(always)]
     fn read_pair(&self, at: usize) -> Option<(usize, usize)> {
         let (lo, hi) = self.ranges[0];
@@ -85,13 +120,13 @@ impl Bounds {
         }
     }
 
-    /// Whether that is the address of an aligned word of a stack.
+    /// Whether an aligned word of a stack is at the address.
     pub(crate) fn holds(&self, at: usize) -> bool {
         let inside = |&(lo, hi): &(usize, usize)| at >= lo && at < hi && hi - at >= 8;
         at.is_multiple_of(8) && self.ranges.iter().any(inside)
     }
 
-    /// Reads a word of a stack.
+    /// Reads a word of a stack. `None`: it is not in one.
     pub(super) fn read(&self, at: usize) -> Option<usize> {
         if !self.holds(at) {
             return None;
@@ -109,8 +144,8 @@ pub(crate) enum Out {
     /// Native code entered here: the previous anchor (`None`: it still is the goroutine's), and the
     /// native caller.
     Native { anchor: Option<(usize, usize)>, caller: Registers },
-    /// Code that was interrupted here, at any instruction, and the anchor that the goroutine had
-    /// then (`None`: it still is the goroutine's).
+    /// Code that was interrupted, at any instruction, and the anchor that the goroutine had then
+    /// (`None`: it still is the goroutine's).
     Interrupted { at: Registers, anchor: Option<(usize, usize)> },
     /// There is no caller.
     Root,
@@ -120,19 +155,19 @@ pub(crate) enum Out {
     Broken,
 }
 
-/// How far the frame of a stub is made. With a return address it is complete: code calls only then.
-/// `exact_pc`: the pc is that of an interruption.
+/// How far the frame of a stub is made. `exact_pc`: the pc is that of an interruption. At a return
+/// address the frame is complete, since code calls only then.
 #[inline]
 pub(crate) fn state_of(stub: &StubInfo, exact_pc: bool) -> FrameState {
     match exact_pc {
         true => stub.frame_state(),
-        // A leaf calls nothing but the poll stub, and is an interruption to walks then.
+        // A leaf calls nothing but the poll stub, and to walks that is an interruption.
         false if stub.frame_class() == FrameClass::Leaf => FrameState::Bare,
         false => FrameState::Complete,
     }
 }
 
-/// Leaves a JIT frame. `current`: the anchor as far as the walk has come.
+/// Leaves a JIT frame. `current`: the anchor that counts where the walk is.
 #[inline(never)]
 pub(crate) fn step_out(
     r: Registers,
@@ -164,14 +199,14 @@ pub(crate) fn step_out(
         _ => return Out::Broken,
     };
     if stub.kind() == StubKind::Systemstack {
-        // Native code calls it, and it leaves the anchor alone.
+        // Native code calls it, and it does not change the anchor.
         return Out::Native { anchor: None, caller };
     }
     if class != FrameClass::Entry {
         return Out::Caller(caller);
     }
-    // Before the slots are written the goroutine's anchor is what they will hold, and when the
-    // frame is dropped it is what they held.
+    // Before the slots are written, the goroutine's anchor is what they will hold. After the frame
+    // is dropped, it is what they held.
     if state != FrameState::Complete {
         return Out::Native { anchor: None, caller };
     }
@@ -182,8 +217,8 @@ pub(crate) fn step_out(
     }
 }
 
-/// Leaves the frame of a stub that deschedules: to the code that it has interrupted. `None`:
-/// broken.
+/// Leaves the frame of a stub that deschedules, to the code that it has interrupted. `None`: a word
+/// is not in the stack.
 fn interrupted_code(
     r: Registers,
     state: FrameState,
@@ -202,8 +237,9 @@ fn interrupted_code(
             (pc, r.fp.wrapping_add(preempt::frame::SP), bounds.read(r.fp)?)
         }
     };
-    // Where rbp is the frame's, the anchor's fp says, at each instruction, whether the slots hold
-    // the previous one or it is that itself. Elsewhere it is that.
+    // The stub saves the previous anchor in its slots, and then stores its own rbp as the anchor's
+    // fp. So an anchor with this rbp says that the slots hold the previous one, at each
+    // instruction. With any other fp, the anchor is still the previous one.
     let slot = |offset: isize| bounds.read(r.fp.wrapping_add_signed(offset));
     let anchor = match state.has_frame() && current.0 == r.fp {
         true => slot(preempt::frame::PREVIOUS_FP).zip(slot(preempt::frame::PREVIOUS_PC)),
@@ -215,9 +251,9 @@ fn interrupted_code(
 /// Where an exact walk begins.
 #[derive(Clone, Copy)]
 pub(crate) enum Start {
-    /// In native code that JIT code called, directly or not: at the goroutine's anchor.
+    /// At the goroutine's anchor: from native code that JIT code has called, directly or not.
     Anchor { fp: usize, pc: usize },
-    /// At registers, taken anywhere; the anchor is the goroutine's.
+    /// At registers that were taken anywhere. The anchor is the goroutine's.
     Registers { at: Registers, anchor: (usize, usize) },
 }
 
@@ -230,7 +266,7 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> ControlFlow<()> + ?Sized>(
 ) -> WalkEnd {
     let (mut at, mut exact_pc, anchor) = match start {
         Start::Registers { at, anchor } if lookup(at.pc).is_some() => (at, true, anchor),
-        // In native code: what is older begins at the anchor.
+        // In native code the walk begins at the anchor: younger frames are all native.
         Start::Anchor { fp, pc } | Start::Registers { anchor: (fp, pc), .. } => {
             if fp == 0 {
                 return WalkEnd::Complete;
@@ -272,8 +308,9 @@ pub(crate) fn exact_walk<V: FnMut(JitFrame) -> ControlFlow<()> + ?Sized>(
     WalkEnd::Broken { at: at.fp }
 }
 
-/// What is older than a caller that the registry does not know. If it has called, by its bare
-/// address, code that was interrupted, then that begins where the anchor was at the interruption.
+/// Where the walk resumes after a caller that the registry does not know. Only native code that has
+/// called JIT code by its bare address may be such a caller, and only if that code was interrupted:
+/// then the next segment is where the anchor was at the interruption.
 #[cold]
 #[inline(never)]
 fn past_native_caller(
@@ -290,12 +327,12 @@ fn past_native_caller(
     }
 }
 
-/// What a walk knows of where it has come through. Apart from what each step changes, since most
-/// steps do not read it.
+/// What a walk has come through. Apart from the cursor's registers, since most steps do not read
+/// it.
 struct Past {
-    /// What the goroutine's anchor is, or was when code was interrupted.
+    /// The anchor that counts from here on: the goroutine's, or that of an interruption.
     anchor: (usize, usize),
-    /// Code that was interrupted is in the segment, and nothing that enters it so far.
+    /// The segment has code that was interrupted, and no entry to it was met so far.
     interrupted: bool,
 }
 
@@ -305,14 +342,14 @@ fn stub_at(pc: usize, exact_pc: bool) -> Option<StubInfo> {
     if exact_pc { lookup(pc) } else { lookup_return(pc) }
 }
 
-/// Whether a frame is there, and rbp is its own.
+/// Whether the code has a frame, and rbp is its own.
 #[inline(never)]
 fn has_frame(stub: &StubInfo, exact_pc: bool) -> bool {
     state_of(stub, exact_pc).has_frame()
 }
 
-/// The frame that is older than this one, and whether its pc is exact; apart from the walk, so that
-/// the way of most frames is short.
+/// The next older frame, and whether its pc is exact. Apart from the walk, so that the path of most
+/// frames is short.
 #[inline(never)]
 fn older(
     at: Registers,
@@ -326,8 +363,8 @@ fn older(
     let has_frame = has_frame(stub, exact_pc);
     // Without a frame rbp is the caller's, which may be the anchor's already.
     let lowest = if has_frame { at.fp } else { at.sp };
-    // Whether the frame pointer that was found is one of JIT code. In native code rbp may be
-    // anything, and so it may be in what that calls, until it has its own frame.
+    // Whether the frame pointer that was found is one of JIT code. In native code rbp may have any
+    // value, and keeps it in code that native code calls until that has its own frame.
     let is_own_fp: fn(Registers) -> bool;
     let (older, interrupted) = match step_out(at, stub, exact_pc, past.anchor, bounds) {
         Out::Caller(caller) => {
@@ -352,7 +389,7 @@ fn older(
         Out::Switching => return Err(WalkEnd::Switching),
         Out::Broken => return Err(WalkEnd::Broken { at: at.fp }),
     };
-    // Older frames of one stack lie higher.
+    // Older frames of one stack lie higher: this check is what ends a walk in a circle of frames.
     let is_lower = has_frame && older.fp <= lowest && same_stack(older.fp, lowest, bounds);
     if is_lower && is_own_fp(older) {
         return Err(WalkEnd::Broken { at: older.fp });

@@ -1,13 +1,20 @@
-#![allow(unsafe_code, reason = "checks at goroutines that other threads run")]
-//! Goroutines as others see them: which there are, and what is on their stacks while they are held
-//! suspended (`freeze.rs`).
+#![allow(unsafe_code, reason = "inspects goroutines that other threads run")]
+//! Goroutines as other threads see them: which ones there are, and what is on their stacks.
 //!
-//! Who wants a goroutine suspended that runs asks it to give way, as sysmon does, and waits until it
-//! has: at a poll, or where it parks, or where it may be interrupted. That may never be, so that
-//! every wait has an end.
+//! A stack can be read only while its goroutine is suspended (the protocol: `sync/suspend.rs`). In
+//! time order:
 //!
-//! One at a time holds a goroutine suspended, in the whole process. Otherwise two that look at each other
-//! would wait for each other.
+//! 1. The inspecting thread takes the process-wide right to suspend ([`SuspendRight`]).
+//! 2. It requests the suspension (`SuspendState::request`). A goroutine that is parked or queued
+//!    is suspended with that: an M that wants to make it current sleeps until it is resumed.
+//! 3. A goroutine that runs is requested to yield, as sysmon does (`preempt::request_of`), and once
+//!    more every [`REQUEST_AGAIN`]. It yields at a poll, where it parks, or where it may be
+//!    preempted. It may never do so, hence each wait has a limit of time.
+//! 4. The inspecting thread reads the stack.
+//! 5. [`Suspended`] is dropped: the goroutine is resumed, and an M that sleeps for it is woken.
+//!
+//! The right is one in the whole process. With one right for each goroutine, two goroutines that
+//! inspect each other would wait for each other.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -30,16 +37,20 @@ use crate::runtime::sync::suspend::{self, Found};
 use crate::runtime::walk::exact::{Bounds, Start, WalkEnd};
 use crate::runtime::walk::scan::{ScanFrame, scan, scan_own_stack};
 
-/// How often a goroutine that runs on is asked again to give way.
+/// How often a goroutine that keeps running is requested to yield.
 const REQUEST_AGAIN: Duration = Duration::from_millis(1);
 
-/// How often it is looked at, in vain, before the thread sleeps in between.
+/// How many checks are made in a loop before the thread sleeps between them.
 const EAGER_CHECKS: u32 = 200;
 
-/// How long it sleeps.
+/// How long the thread sleeps between two checks.
 const NAP: Duration = Duration::from_micros(50);
 
-/// A goroutine, for those who want to look at it. Holding one keeps nothing alive.
+/// A goroutine, to be inspected. It is a number and an address, `Copy`, `Send` and `Sync`, and
+/// keeps nothing alive: after the goroutine has ended every question about it has the answer that
+/// it has ended.
+///
+/// [`goroutines`] lists them, [`this_goroutine`] is the calling one.
 #[derive(Clone, Copy)]
 pub struct Goroutine {
     g: &'static G,
@@ -54,7 +65,7 @@ impl PartialEq for Goroutine {
 
 impl Eq for Goroutine {}
 
-// A panic in the midst of a look leaves nothing half-done: the goroutine is let go.
+// A panic in a visit leaves nothing half-done: the goroutine is resumed.
 impl UnwindSafe for Goroutine {}
 
 impl RefUnwindSafe for Goroutine {}
@@ -71,16 +82,16 @@ impl fmt::Debug for Goroutine {
     }
 }
 
-/// Why a goroutine could not be looked at.
+/// Why a goroutine could not be suspended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ScanError {
     /// It has ended, or its run has.
     Ended,
-    /// It did not come to a place where it gives way within the time; or others looked at theirs all
-    /// the time, which one at a time can do.
+    /// It did not yield in time; or other threads, of which one at a time can suspend a goroutine,
+    /// inspected theirs all the time.
     Running {
-        /// How long was waited for it.
+        /// How long it was waited for.
         waited: Duration,
     },
 }
@@ -91,9 +102,9 @@ impl fmt::Display for ScanError {
             Self::Ended => f.write_str("the goroutine has ended, or its run has"),
             Self::Running { waited } => write!(
                 f,
-                "the goroutine ran on for {waited:?}: it did not park, and came to no poll, or others \
-                 looked at theirs; Rust code gives way in runtime::checkpoint(), JIT code where it \
-                 polls or is preemptible"
+                "the goroutine ran on for {waited:?}: it did not park, and came to no poll, or other \
+                 threads inspected theirs; Rust code yields in runtime::checkpoint(), JIT code where \
+                 it polls or is preemptible"
             ),
         }
     }
@@ -103,12 +114,27 @@ impl std::error::Error for ScanError {}
 
 /// The goroutines that have not ended, by number: of this run on a thread of a run, and else of all
 /// runs that have not ended. Others start and end meanwhile.
+///
+/// ```
+/// use footbridge::runtime::{self, Builder, Chan, goroutines};
+///
+/// runtime::run(|| {
+///     let done = Chan::<()>::new(0);
+///     let wait = done.clone();
+///     let worker = Builder::new().name("worker").go(move || wait.recv()).expect("memory");
+///     let names: Vec<_> = goroutines().into_iter().map(|goroutine| goroutine.name()).collect();
+///     assert_eq!(names, [None, Some("worker".into())]);
+///     done.close();
+///     assert!(worker.join().expect("no panic").is_err());
+///     assert_eq!(goroutines().len(), 1);
+/// });
+/// ```
 pub fn goroutines() -> Vec<Goroutine> {
     let run_id = this_sched().map(|sched| sched.run_id());
     let mut all: Vec<Goroutine> = g::all()
         .into_iter()
         .filter(|g| {
-            // The status first: it is stored last when a structure is used again. (Stand-ins of
+            // The status first: it is stored last when a structure is used again. (The waiters of
             // threads are idle.)
             let lives = !matches!(g.status(), Status::Idle | Status::Dead) && !is_abandoned(g);
             lives && run_id.is_none_or(|id| g.run_id.load(Ordering::Relaxed) == id)
@@ -120,28 +146,41 @@ pub fn goroutines() -> Vec<Goroutine> {
 }
 
 /// Whether its run has ended before it did.
-pub(crate) fn is_abandoned(g: &G) -> bool {
+fn is_abandoned(g: &G) -> bool {
     g.join.load(Ordering::Relaxed) == join_state::ABANDONED
 }
 
 /// The calling goroutine; `None` on a thread that runs none.
+///
+/// ```
+/// use footbridge::runtime::{self, go, this_goroutine};
+///
+/// assert_eq!(this_goroutine(), None);
+/// runtime::run(|| {
+///     let main = this_goroutine().expect("on a goroutine");
+///     let other = go(this_goroutine).join().expect("no panic").expect("on a goroutine");
+///     assert!(main.id() < other.id());
+/// });
+/// ```
 pub fn this_goroutine() -> Option<Goroutine> {
-    // SAFETY: immortal.
+    // SAFETY: null, or a G, which is never freed.
     let g: &'static G = unsafe { getg().as_ref()? };
     Some(Goroutine { g, id: g.id.load(Ordering::Relaxed) })
 }
 
 impl Goroutine {
     /// Its number, as in tracebacks. No other goroutine of the process ever has it.
+    /// [`this_goroutine`] has an example.
     pub fn id(self) -> u64 {
         self.id
     }
 
-    /// Its name, if [`Builder::name`](super::Builder::name) gave it one, until it has ended and its
-    /// handle is gone; a name may be returned for some time after that.
+    /// Its name, if [`Builder::name`](crate::runtime::Builder::name) gave it one, until it has
+    /// ended and its handle is gone; a name may be returned for some time after that.
     ///
     /// ```
     /// use footbridge::runtime::{self, Builder, this_goroutine};
+    ///
     /// runtime::run(|| {
     ///     let name = || this_goroutine().expect("on a goroutine").name();
     ///     let named = Builder::new().name("pump").go(name).expect("memory");
@@ -154,25 +193,51 @@ impl Goroutine {
         g.name.copy(|| g.id.load(Ordering::Relaxed) == id)
     }
 
-    /// Suspends the goroutine and visits its JIT frames, innermost first, until `visit` breaks, with
-    /// the live pointers that their stack maps list. For the calling goroutine that is
+    /// Suspends the goroutine and visits its JIT frames, innermost first, until `visit` breaks,
+    /// with the live pointers that their stack maps list. For the calling goroutine this is
     /// [`scan_own_stack`].
     ///
-    /// A goroutine that runs is asked to give way; after `wait` it is given up. It goes on when the
-    /// visit is over: its thread waits meanwhile if it comes to it. One goroutine at a time is held
-    /// suspended in the process; others who look wait, within their `wait`, and give way themselves as in
-    /// [`checkpoint`](super::checkpoint) if they are not migratable.
+    /// ```
+    /// use std::ops::ControlFlow;
+    /// use std::time::Duration;
     ///
-    /// On a thread of a run the visit has the system stack, and can neither park nor be preempted.
-    /// Whatever thread it is on, it must not wait for another goroutine: neither for a lock that one
-    /// may hold over a park, nor for somebody who checks at goroutines.
+    /// use footbridge::runtime::{self, Chan, ScanError, WalkEnd, go, goroutines, gosched};
+    ///
+    /// runtime::run(|| {
+    ///     let done = Chan::<()>::new(0);
+    ///     let wait = done.clone();
+    ///     let worker = go(move || wait.recv());
+    ///     gosched();
+    ///     let parked = goroutines()[1];
+    ///     let mut frames = 0;
+    ///     let end = parked.scan_stack(Duration::from_secs(1), |_frame| {
+    ///         frames += 1;
+    ///         ControlFlow::Continue(())
+    ///     });
+    ///     // It parked in Rust code that no JIT code has called.
+    ///     assert_eq!((end, frames), (Ok(WalkEnd::Complete), 0));
+    ///     done.close();
+    ///     assert!(worker.join().expect("no panic").is_err());
+    ///     let end = parked.scan_stack(Duration::ZERO, |_frame| ControlFlow::Continue(()));
+    ///     assert_eq!(end, Err(ScanError::Ended));
+    /// });
+    /// ```
+    ///
+    /// A goroutine that runs is requested to yield; after `wait` this call fails. The goroutine is
+    /// resumed after the visit: a thread that would run it sleeps meanwhile. One goroutine at a
+    /// time is suspended in the process. Other callers wait, within their `wait`, and those that
+    /// are not migratable yield meanwhile as in [`checkpoint`](crate::runtime::checkpoint).
+    ///
+    /// On a thread of a run the visit runs on the system stack, and can neither park nor be
+    /// preempted. On any thread it must not wait for another goroutine: neither for a lock that one
+    /// may hold over a park, nor for one that inspects a goroutine.
     ///
     /// # Errors
-    /// The goroutine has ended, or did not give way in time. Nothing was visited.
+    /// The goroutine has ended, or did not yield in time. Nothing was visited.
     ///
     /// # Panics
-    /// With the panic of `visit`; if `visit` checks at another goroutine itself, or parks on a thread of a
-    /// run.
+    /// With the panic of `visit`; if `visit` itself inspects another goroutine, or parks on a
+    /// thread of a run.
     pub fn scan_stack(
         self,
         wait: Duration,
@@ -187,13 +252,22 @@ impl Goroutine {
             let Some(at) = suspended.registers() else {
                 return Ok(WalkEnd::Complete);
             };
-            let start = Start::Registers { at, anchor: g.anchor.get() };
+            let start = Start::Registers { at, anchor: suspended.anchor() };
             Ok(scan(start, &suspended.bounds(), &mut visit))
         })
     }
 
-    /// What it does, and why it waits if it does; at the time of the call, and perhaps not any more.
+    /// What it does, and why it waits if it does; at the time of the call, and perhaps no longer.
     /// `None` if it has ended, or its run has.
+    ///
+    /// ```
+    /// use footbridge::runtime::{self, Status, WaitReason, this_goroutine};
+    ///
+    /// runtime::run(|| {
+    ///     let status = this_goroutine().expect("on a goroutine").status();
+    ///     assert_eq!(status, Some((Status::Running, WaitReason::None)));
+    /// });
+    /// ```
     pub fn status(self) -> Option<(Status, WaitReason)> {
         let Self { g, id } = self;
         let (status, reason) = (g.status(), g.wait_reason());
@@ -201,8 +275,8 @@ impl Goroutine {
         (lives && g.id.load(Ordering::Relaxed) == id).then_some((status, reason))
     }
 
-    /// Holds the goroutine, which is not the calling one, suspended as long as the value lives. Until then
-    /// the caller does not give way.
+    /// Suspends the goroutine, which is not the calling one, as long as the value lives. Until the
+    /// value is dropped the caller does not yield.
     #[inline(never)]
     pub(crate) fn suspend(self, wait: Duration) -> Result<Suspended, ScanError> {
         let Self { g, id } = self;
@@ -213,7 +287,7 @@ impl Goroutine {
         };
         g.suspend.request();
         let suspended = Suspended { g, _right: right };
-        let (mut asked, mut checks) = (None, 0);
+        let (mut requested_at, mut checks) = (None, 0);
         loop {
             let found = suspend::found(g);
             // Another goroutine may have the structure by now.
@@ -228,9 +302,9 @@ impl Goroutine {
             if waited >= wait && checks > 0 {
                 return Err(ScanError::Running { waited });
             }
-            if asked.is_none_or(|at| waited.saturating_sub(at) >= REQUEST_AGAIN) {
-                asked = Some(waited);
-                // SAFETY: null, or an M, which is immortal.
+            if requested_at.is_none_or(|at| waited.saturating_sub(at) >= REQUEST_AGAIN) {
+                requested_at = Some(waited);
+                // SAFETY: null, or an M, which is never freed.
                 if let Some(m) = unsafe { g.m.load(Ordering::Relaxed).as_ref() } {
                     preempt::request_of(m, g);
                 }
@@ -245,18 +319,23 @@ impl Goroutine {
     }
 }
 
-/// The right to hold a goroutine suspended.
+/// The right to suspend a goroutine. One thread of the process has it at a time.
 struct SuspendRight;
 
-/// Whose it is: the address of a word of that thread. 0: nobody's.
+/// The thread that has the [`SuspendRight`], by the address of its stack limit word; 0 if none has.
+///
+/// Invariant: the word of a thread is stored by that thread, in `acquire`, and zeroed by it when
+/// its `SuspendRight` is dropped. A thread that finds its own word holds the right already.
 static SUSPENDER: AtomicUsize = AtomicUsize::new(0);
 
 impl SuspendRight {
-    /// Waits for it, until so long after `start`. Whoever has it may want the caller suspended, and gets it
-    /// so: the caller gives way meanwhile. (One that is migratable does not: who calls this does not
-    /// expect to go on on another thread.)
+    /// Waits for the right until `wait` after `start`.
+    ///
+    /// The thread that has it may be suspending the caller, so the caller yields meanwhile. A
+    /// migratable goroutine does not: it would resume on another thread, which callers of this
+    /// function do not expect.
     fn acquire(start: Instant, wait: Duration) -> Option<Self> {
-        // SAFETY: immortal.
+        // SAFETY: null, or a G, which is never freed.
         let stays = unsafe { getg().as_ref() }.is_none_or(|g| !g.migratable.get());
         let this_thread = tls::stack_limit_word() as usize;
         loop {
@@ -267,7 +346,7 @@ impl SuspendRight {
             }
             assert!(
                 taken != Err(this_thread),
-                "a goroutine is held suspended by this thread: a visit of its stack cannot look at others"
+                "a goroutine is suspended by this thread: a visit of its stack cannot inspect others"
             );
             if start.elapsed() >= wait {
                 return None;
@@ -275,7 +354,7 @@ impl SuspendRight {
             if stays {
                 checkpoint();
             }
-            // Another thread has it, and may want this processor.
+            // The thread that has it may need this processor.
             std::thread::sleep(NAP);
         }
     }
@@ -287,20 +366,26 @@ impl Drop for SuspendRight {
     }
 }
 
-/// A goroutine that is held suspended, or was to be.
+/// A goroutine whose suspension was requested. [`Goroutine::suspend`] returns one that is
+/// suspended.
 pub(crate) struct Suspended {
     g: &'static G,
     _right: SuspendRight,
 }
 
 impl Suspended {
-    /// Where it will go on; `None` if it has not begun, and nothing is on its stack.
+    /// Where it will resume; `None` if it has not started, and nothing is on its stack.
     pub(crate) fn registers(&self) -> Option<Registers> {
-        let has_begun = !self.g.m.load(Ordering::Relaxed).is_null();
-        has_begun.then(|| self.g.sched.registers())
+        let has_started = !self.g.m.load(Ordering::Relaxed).is_null();
+        has_started.then(|| self.g.sched.registers())
     }
 
-    /// Where its frames are: nobody parks, or is put aside, on a system stack.
+    /// Where it left JIT code.
+    pub(crate) fn anchor(&self) -> (usize, usize) {
+        self.g.anchor.get()
+    }
+
+    /// Where its frames are: no goroutine parks, or is preempted, on a system stack.
     pub(crate) fn bounds(&self) -> Bounds {
         let stack = self.g.stack.get();
         Bounds::new((stack.lo, stack.hi), (0, 0))

@@ -1,12 +1,15 @@
 #![allow(unsafe_code, reason = "reads the current goroutine")]
 //! Live pointers on a stack: the exact walk, with the stack map of each frame.
 //!
-//! A frame that was interrupted, or yielded at a poll, has its registers in the frame of the stub
-//! that descheduled the goroutine (`jit/stubs/preempt/`), which the walk meets right before. A
-//! frame whose callee is a stub that polls when its work is done has them there, too: such a stub
-//! changes no register after its poll.
+//! Where a frame's registers are depends on how its code was left:
 //!
-//! Like the walk this takes no lock and allocates nothing. It reads the stack, the registry, and
+//! | the code | its registers |
+//! | --- | --- |
+//! | has called | in the frames of what it called, or nowhere: a map of a call has no registers |
+//! | was interrupted, or yielded at a poll | in the frame of the stub that descheduled it (`jit/stubs/preempt/`), which the walk meets right before |
+//! | has called a stub that polls when its work is done | there too: such a stub changes no register after its poll |
+//!
+//! Like the walk, this takes no lock and allocates nothing. It reads the stack, the registry, and
 //! the code of users where they yield. A slot that is not in the stack ends the walk, so that a
 //! visitor writes nowhere else.
 
@@ -25,7 +28,9 @@ use crate::runtime::walk::exact::{Bounds, JitFrame, Start, WalkEnd, exact_walk};
 
 const _: () = assert!(LARGEST_BYTES <= FARTHEST_BYTES as usize);
 
-/// A frame of JIT code, and what is alive in it.
+/// A frame of JIT code, and what is alive in it. [`scan_own_stack`] has an example.
+///
+/// The addresses that it hands out are those of a stack, and valid as long as the frame is visited.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct ScanFrame {
@@ -44,12 +49,12 @@ pub struct ScanFrame {
     live: Option<&'static [LiveSlot]>,
 }
 
-/// Where the registers of an interrupted frame are.
+/// Where the registers of an interrupted frame are saved.
 #[derive(Clone, Copy)]
 struct Saved {
     /// rbp of the stub that descheduled the goroutine.
     fp: usize,
-    /// rax is where the interrupted rsp points to.
+    /// rax is not in its slot but in the word that the interrupted rsp points to.
     is_rax_pushed: bool,
 }
 
@@ -59,6 +64,7 @@ impl Saved {
         self.fp + preempt::frame::SP
     }
 
+    /// The word that holds a register. `None`: rsp and rbp.
     fn place_of(self, register: Gpr) -> Option<usize> {
         if register == Gpr::RAX && self.is_rax_pushed {
             return Some(self.sp());
@@ -68,12 +74,12 @@ impl Saved {
     }
 }
 
-/// Which slots of a frame there are, and what they count from.
+/// Which slots a frame has, and the address that their offsets count from.
 #[derive(Clone, Copy)]
 enum FrameSlots {
-    /// All.
+    /// All slots.
     From(usize),
-    /// Stack arguments only: rbp is not the frame's own yet, or no longer, but it would be this.
+    /// Stack arguments only: rbp is not the frame's own yet, or no longer. It would be this.
     ArgumentsFrom(usize),
     /// A leaf that was not interrupted: its rsp is not known, and a leaf calls nothing.
     Unknown,
@@ -117,6 +123,7 @@ impl ScanFrame {
         Some(self.saved?.place_of(register)? as *mut usize)
     }
 
+    /// The word of a slot. `None`: the frame has no such slot where it is.
     fn place_of(&self, slot: LiveSlot) -> Option<usize> {
         match slot {
             LiveSlot::Register(register) => self.saved?.place_of(register),
@@ -162,9 +169,9 @@ impl ScanFrame {
             frame.frame = match (stub.frame_state(), stub.frame_class()) {
                 (FrameState::Lowered, _) => FrameSlots::From(sp + RED_ZONE_BYTES),
                 (FrameState::Bare, FrameClass::Leaf) => FrameSlots::From(sp),
-                // At `push rbp` and at `ret` rsp leads to the return address.
+                // At `push rbp` and at `ret` rsp points to the return address.
                 (FrameState::Bare, _) => FrameSlots::ArgumentsFrom(sp - 8),
-                // At `mov rbp, rsp` it is what rbp will be.
+                // At `mov rbp, rsp` rsp is what rbp will be.
                 (FrameState::Pushed, _) => FrameSlots::ArgumentsFrom(sp),
                 _ => frame.frame,
             };
@@ -203,9 +210,9 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> ControlFlow<()> + ?Sized>(
             }
             saved = Some((frame.fp, true));
         } else if matches!(kind, StubKind::GoroutineFn | StubKind::Spawn | StubKind::StackCheck) {
-            // If it yielded, its work is done: its caller's registers are there already. And its
-            // caller is visited next. Native code that called a goroutine function by its bare
-            // address has lost its anchor to that, and no walk continues after it.
+            // If it yielded, its work is done, so the saved registers are its caller's. The caller
+            // is visited next: native code that called a goroutine function by its bare address has
+            // lost its anchor to that, and no walk continues after it.
             saved = saved_at.map(|at| (at, false));
         }
         let frame = ScanFrame::new(frame, saved_at, is_exact);
@@ -220,8 +227,8 @@ pub(crate) fn scan<V: FnMut(&ScanFrame) -> ControlFlow<()> + ?Sized>(
 
 /// Visits the JIT frames of the calling goroutine, innermost first, with the live pointers that
 /// their stack maps list, until `visit` breaks. Native code is skipped, as in
-/// [`jit_frames`](super::jit_frames): what Rust and C hold is theirs to say. No lock is taken and
-/// nothing is allocated.
+/// [`jit_frames`](crate::runtime::jit_frames): a collector must learn in another way what Rust and
+/// C code hold. No lock is taken and nothing is allocated.
 ///
 /// On a thread that runs no goroutine there is none.
 ///

@@ -1,9 +1,10 @@
-//! What the fuzzer (`fuzz/`) and `tests/heavy/fuzz.rs` run: parser, planner and emitter on bytes from
-//! anywhere.
+//! The body of the fuzz target (`fuzz/`) and of `tests/heavy/fuzz.rs`: parser, planner and emitter
+//! on arbitrary bytes.
 //!
-//! The bytes are read twice: as the text of a signature, and as a recipe for a signature, two
-//! conventions and a binding. Whatever comes out must be an error with a text, or right: a plan is
-//! executed on the model machine, and the code of an adapter is decoded and its registers counted.
+//! The bytes are used twice: as the text of a signature, and as choices from which a signature, two
+//! conventions and a binding are made. Each result must be correct, or an error with a text. A plan
+//! is executed on the model machine. The code of an adapter is decoded, and the registers that it
+//! writes are checked.
 
 use footbridge::abi::model::{Machine, Xorshift};
 use footbridge::abi::{
@@ -16,14 +17,14 @@ use iced_x86::{
     Register,
 };
 
-/// Runs everything on one input.
+/// Runs all checks on one input.
 pub fn run(data: &[u8]) {
     text(data);
     recipe(&mut Bytes(data));
 }
 
-/// The input as text: it is a signature that prints and parses as itself, or an error that says
-/// where.
+/// Parses the input as text. A signature must print and parse to itself; an error must name its
+/// position.
 fn text(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     match text.parse::<Signature>() {
@@ -44,7 +45,7 @@ fn text(data: &[u8]) {
     }
 }
 
-/// A supply of bytes; zeros when they are used up.
+/// A source of bytes, which continues with zeros.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {
@@ -89,11 +90,11 @@ impl Bytes<'_> {
                 if kind == 7 { spec.into_union() } else { spec.into_struct() }
             }
         };
-        ty.expect("far from every limit")
+        ty.expect("below every limit")
     }
 }
 
-/// Registers that no value is ever in.
+/// Registers that never hold a value of the convention.
 fn scratch(convention: Convention) -> RegSet {
     match convention.spec().arch {
         Arch::Amd64 => RegSet::of_gprs(&[Gpr::R12, Gpr::R13]).with(Xmm::XMM15),
@@ -118,8 +119,7 @@ fn recipe(bytes: &mut Bytes<'_>) {
     assert_eq!(printed.parse::<Signature>().as_ref(), Ok(&signature), "{printed}");
 
     let what = format!("{entry} to {target}, {binding:?}: {signature}");
-    let spec =
-        AdapterSpec { signature: &signature, entry, target, binding, g_tls_off_bytes: Some(-8) };
+    let spec = AdapterSpec::new(&signature, entry, target).binding(binding).g_tls_off_bytes(-8);
     let code = AdapterCode::new(&spec);
     let (target_signature, bound_param) = match binding {
         Binding::FirstArgument => (signature.with_first_param(Type::Ptr), Some(0)),
@@ -140,7 +140,7 @@ fn recipe(bytes: &mut Bytes<'_>) {
     };
     match Plan::new(&request) {
         Ok(plan) => play(&request, &plan, bytes.word(), &what),
-        Err(PlanError::NoScratch { .. }) => panic!("there is a scratch register: {what}"),
+        Err(PlanError::NoScratch { .. }) => panic!("no scratch register found: {what}"),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
     if let Some(plan) = Plan::tail(&request) {
@@ -149,12 +149,14 @@ fn recipe(bytes: &mut Bytes<'_>) {
     match code {
         Ok(code) if entry.spec().arch == Arch::Amd64 => decode(&code, entry, &what),
         Ok(code) => assert!(code.bytes().len().is_multiple_of(4), "{what}"),
-        Err(JitError::Plan(PlanError::NoScratch { .. })) => panic!("a scratch register: {what}"),
+        Err(JitError::Plan(PlanError::NoScratch { .. })) => {
+            panic!("no scratch register found: {what}")
+        }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
 
-/// A call on the model machine: what is passed arrives, what is returned comes back.
+/// Executes a call on the model machine: arguments must reach the target, and results the caller.
 fn play(request: &PlanRequest<'_>, plan: &Plan, seed: u64, what: &str) {
     let PlanRequest { entry, target, bound_param, .. } = *request;
     let what = format!("{what}, in place: {}\n{entry}\n{target}\n{plan}", plan.in_place);
@@ -177,8 +179,8 @@ fn play(request: &PlanRequest<'_>, plan: &Plan, seed: u64, what: &str) {
     assert_eq!(returned, results, "{what}");
 }
 
-/// Random bytes with zeros in padding. An x87 number has ten bytes, unless a union has something
-/// else behind them.
+/// Random data bytes; padding is zero. An x87 number has ten bytes, unless another member of a
+/// union covers the bytes after them.
 fn random_value(rng: &mut Xorshift, side: &Assignment, value: &Value) -> Vec<u8> {
     let mut data = vec![false; value.layout().size_bytes as usize];
     let is_amd64 = side.arch() == Some(Arch::Amd64);
@@ -192,8 +194,8 @@ fn random_value(rng: &mut Xorshift, side: &Assignment, value: &Value) -> Vec<u8>
     data.into_iter().map(|data| if data { rng.bits() as u8 } else { 0 }).collect()
 }
 
-/// The code decodes up to its cells, has one end, and leaves every register as the entry's caller
-/// expects it: what the convention preserves is not written, or last loaded from the frame.
+/// Decodes the code up to its cells. It must have one end, and it must preserve the registers of
+/// the entry's convention: each is not written, or its last write is a load from the frame.
 fn decode(code: &AdapterCode, entry: Convention, what: &str) {
     let end = code.target_off_bytes();
     let decoder = Decoder::with_ip(64, &code.bytes()[..end], 0, DecoderOptions::NONE);
@@ -225,10 +227,10 @@ fn decode(code: &AdapterCode, entry: Convention, what: &str) {
     assert_eq!(ends, 1, "{what}");
     let spec = entry.spec();
     let lost = lost.intersection(spec.preserved);
-    assert!(lost.is_empty(), "{lost} is not as it was: {what}");
+    assert!(lost.is_empty(), "{lost} not preserved: {what}");
 }
 
-/// A register that a convention can preserve; rsp is none of them.
+/// The register as one that a convention can preserve, which rsp is not.
 fn register(register: Register) -> Option<Reg> {
     let number = register.number() as u8;
     match register.full_register() {

@@ -51,8 +51,8 @@ fn keep_mutants_quiet() {
     });
 }
 
-/// A model with its bound on preemptions: how often, in one execution, a thread is stopped that could
-/// run on.
+/// A model with its bound on preemptions: how often, in one execution, a thread is stopped that
+/// could run on.
 #[derive(Clone, Copy)]
 pub(crate) struct Model {
     pub(crate) name: &'static str,

@@ -1,7 +1,8 @@
 //! A model G, M and runtime instance: data, and the small traits by which the functions of `sync/`
 //! lead them. The steps of the protocols are those functions; none is repeated here.
 //!
-//! Left out is what has no part in the protocols: timers, the global queue, the run-next slot, clocks.
+//! Left out is what has no part in the protocols: timers, the global queue, the run-next slot,
+//! clocks.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -158,8 +159,8 @@ impl G {
         self.is_for_all.with(|is_for_all| unsafe { *is_for_all })
     }
 
-    /// The stub that resumes a context. On x86-64 a store is never seen before an earlier one of its
-    /// thread: here by Release of the next one.
+    /// The stub that resumes a context. On x86-64 a store is never seen before an earlier one of
+    /// its thread: here by Release of the next one.
     pub(crate) fn resume_context(&self) {
         assert!(self.saved_pc.load(Ordering::Relaxed) == PC, "there is no context to resume");
         self.saved_pc.store(0, Ordering::Relaxed);
@@ -189,8 +190,8 @@ pub(crate) struct M {
 impl M {
     /// Hands a goroutine to the M that it belongs to.
     pub(crate) fn push_remote(&self, g: &G) {
-        // SAFETY: the caller has readied the goroutine, which this model keeps; it leaves the inbox by
-        // `drain`.
+        // SAFETY: the caller has readied the goroutine, which this model keeps; it leaves the inbox
+        // by `drain`.
         unsafe {
             park::push_remote(&self.inbox, &self.parking, g.as_ptr(), |_| self.sleeper.wake());
         }
@@ -302,8 +303,8 @@ impl Instance for Run {
     }
 
     fn wake(&self, chosen: &Parking, _word: &AtomicU32) {
-        // In one step with the exchange that has chosen it: loom comes in between only where its own
-        // primitives are used.
+        // In one step with the exchange that has chosen it: loom comes in between only where its
+        // own primitives are used.
         let searches = self.ms.iter().any(|m| m.is_woken_to_search.load(Std::Relaxed));
         assert!(!searches, "two are woken to search");
         let m = self.m_of(chosen);
@@ -344,8 +345,8 @@ impl Searcher for Search<'_> {
         stolen.map(|Stolen { first, .. }| first)
     }
 
-    /// Once, for all the times that the crate does it. (An M that is patient checks fewer queues, and
-    /// so finds no more.)
+    /// Once, for all the times that the crate does it. (An M that is patient checks fewer queues,
+    /// and so finds no more.)
     fn spin(&self, is_spinning: bool) -> Option<*mut G> {
         if is_spinning { self.find() } else { None }
     }

@@ -1,8 +1,8 @@
 //! A wait that its timer or a peer ends, while its goroutine is still on the way to park; and waits
 //! without a limit.
 //!
-//! The lock of a channel is not modelled. `visible` takes its place: a peer that sees it has taken the
-//! waiter from the queue.
+//! The lock of a channel is not modelled. `visible` takes its place: a peer that sees it has taken
+//! the waiter from the queue.
 
 use std::sync::Arc;
 

@@ -1,38 +1,41 @@
 //! Models under loom of what threads of the scheduler do to one another: run queues and inboxes
 //! (`queues`), parking and readying (`parking`), falling asleep and waking (`waking`), suspending a
-//! goroutine (`suspending`), requests to yield and sysmon's sleep (`requests`), waits that a timer or a
-//! peer ends (`limits`), the end of a run (`ending`).
+//! goroutine (`suspending`), requests to yield and sysmon's sleep (`requests`), waits that a timer
+//! or a peer ends (`limits`), the end of a run (`ending`).
 //!
-//! The models run the crate's own files of `src/runtime/sync`, with loom's primitives in place of the
-//! real ones. The steps of a protocol are functions there, which `src/runtime/sched` calls, too. `gmp`
-//! has a model G, M and runtime instance: data, and the traits by which those functions lead them.
+//! The models run the crate's own files of `src/runtime/sync`, with loom's primitives in place of
+//! the real ones. The steps of a protocol are functions there, which `src/runtime/sched` calls,
+//! too. `gmp` has a model G, M and runtime instance: data, and the traits by which those functions
+//! lead them.
 //!
-//! Each property has mutants: one operation of the source is weakened (`primitive`), or a step is made
-//! in the wrong order, and the model must find that, and say the right thing about it. A test checks
-//! that no operation of the sources has an order without a mutant, or else a reason.
+//! Each property has mutants: one operation of the source is weakened (`primitive`), or a step is
+//! made in the wrong order, and the model must find that, and say the right thing about it. A test
+//! checks that no operation of the sources has an order without a mutant, or else a reason.
 //!
 //! What the models do not run of the crate, and why:
 //!
-//! * The switch stubs (`jit/stubs/switch`, `arch`), which save and resume a context: they are assembly.
-//!   `G::save_context` and `G::resume_context` do their two accesses of the saved pc.
-//! * `find.rs`: it chooses by clocks, counters and a lock, and a model without those is another one.
-//!   `Search::find` checks the model's queues in the same order. Its protocol is `runq` and `inbox`,
-//!   which are the crate's.
+//! * The switch stubs (`jit/stubs/switch`, `arch`), which save and resume a context: they are
+//!   assembly. `G::save_context` and `G::resume_context` do their two accesses of the saved pc.
+//! * `find.rs`: it chooses by clocks, counters and a lock, and a model without those is another
+//!   one. `Search::find` checks the model's queues in the same order. Its protocol is `runq` and
+//!   `inbox`, which are the crate's.
 //! * `Search::spin` checks once, where the crate checks for some microseconds. loom has no clock.
 //! * The scheduler between two goroutines (`deschedule0`, `schedule`) is a call of
 //!   `G::begin_running` by the thread itself: loom's threads have one stack each.
-//! * `ready`'s choice of a queue: it reads fields that the goroutine's owner has written. The models
-//!   call what it chooses, `publish` or `push_remote`.
-//! * `G::join`, on which the end of a goroutine meets its joiner: `parking` has an `Event` of its own.
-//!   Its exchanges are inside of `task/join.rs`, between reads of results of any type.
+//! * `ready`'s choice of a queue: it reads fields that the goroutine's owner has written. The
+//!   models call what it chooses, `publish` or `push_remote`.
+//! * `G::join`, on which the end of a goroutine meets its joiner: `parking` has an `Event` of its
+//!   own. Its exchanges are inside of `task/join.rs`, between reads of results of any type.
 //! * `check_deadlock`: it reads the state of all Ms, and counts the threads of the process.
 //! * The lock of a channel (`limits`), and that of the timers.
-//! * The wait of `preempt_request::request` for the lock of its M's thread, which orders preempters.
+//! * The wait of `preempt_request::request` for the lock of its M's thread, which orders
+//!   preempters.
 //!
 //! What is bounded: one to three preemptions in an execution where a model does not say `None`, at
-//! most four threads, few goroutines, four slots or two. Indices of queues do not overflow, exchanges
-//! do not fail for no reason, and sleeps do not end for no reason. Both fences are full ones, as
-//! without membarrier(2); the one model in which that hides something leaves the light one out.
+//! most four threads, few goroutines, four slots or two. Indices of queues do not overflow,
+//! exchanges do not fail for no reason, and sleeps do not end for no reason. Both fences are full
+//! ones, as without membarrier(2); the one model in which that hides something leaves the light one
+//! out.
 
 #[path = "../../../src/runtime/sync/claim.rs"]
 mod claim;

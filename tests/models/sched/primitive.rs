@@ -1,6 +1,6 @@
 //! The primitives of the protocols, made of loom's. Each operation is as strong as the source says,
-//! but for the one that a mutant names by file, function and text: that one is weakened. So the code
-//! under test has no parameter for it, and a name that fits no operation is a failure.
+//! but for the one that a mutant names by file, function and text: that one is weakened. So the
+//! code under test has no parameter for it, and a name that fits no operation is a failure.
 //!
 //! loom's own limits: SeqCst accesses are no stronger than AcqRel ones (fences are what they should
 //! be); a load is never delayed past a later store of its thread, as Relaxed would let it be.
@@ -295,8 +295,8 @@ pub(crate) fn fence(order: Ordering) {
     }
 }
 
-/// A full fence, as where there is no membarrier(2). Where there is, the pair of both fences does what
-/// two full ones do.
+/// A full fence, as where there is no membarrier(2). Where there is, the pair of both fences does
+/// what two full ones do.
 #[track_caller]
 pub(crate) fn light_fence() {
     fence(Ordering::SeqCst);

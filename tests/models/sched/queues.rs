@@ -199,8 +199,8 @@ fn spill() {
     queues.finish();
 }
 
-/// The owner takes from its queue until what was in it at some time has left, while thieves steal. A
-/// goroutine that yields after a backlog relies on it.
+/// The owner takes from its queue until what was in it at some time has left, while thieves steal.
+/// A goroutine that yields after a backlog relies on it.
 fn positions() {
     let queues = Queues::<4>::new(4);
     let [one, other, owner] = [(); 3].map(|()| Arc::clone(&queues));

@@ -140,8 +140,8 @@ fn again() {
 }
 
 /// Two requests to a thread to which a signal is on its way. A signal that is sent is handled
-/// afterwards, in the thread's own order: by then its handler sees everything. What must not be is a
-/// request that no handler sees.
+/// afterwards, in the thread's own order: by then its handler sees everything. What must not be is
+/// a request that no handler sees.
 fn signal_in(acknowledges_first: bool) {
     let limits = Arc::new([LIMIT; 2].map(AtomicUsize::new));
     let current = Arc::new(AtomicPtr::new(ptr::null_mut::<u8>()));

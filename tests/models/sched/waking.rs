@@ -98,8 +98,8 @@ fn two_on_the_way() {
     ]);
 }
 
-/// One M publishes a goroutine, a spinning one finds another one, and one sleeps. None falls asleep:
-/// so this does not need the light fence, which is no fence of the processor where there is
+/// One M publishes a goroutine, a spinning one finds another one, and one sleeps. None falls
+/// asleep: so this does not need the light fence, which is no fence of the processor where there is
 /// membarrier(2).
 fn last_find() {
     let run = run(3, 2);

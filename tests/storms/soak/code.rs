@@ -1,15 +1,16 @@
-//! The JIT code of the soak. Each piece computes something that Rust computes, too.
+//! The JIT code of the soak. Rust code computes the same results for comparison.
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
-use footbridge::jit::{Annotations, Code, FrameClass, Jit, Ops};
+use footbridge::jit::{Annotations, FrameClass, Jit, Ops};
 use footbridge::runtime::{Builder, Entry, GoroutineFn, SpawnFn};
 
-use super::steps::{spawned, turn};
-use support::spinner::{GivesWay, Level, Spinner};
+use super::steps::{relayed_step, spawned};
+use support::code::caller;
+use support::spinner::{Level, Preemptible, Spinner};
 
 const SYSTEM_V: Convention = Convention::SystemV;
 const GO: Convention = Convention::GoAbiInternal;
@@ -20,43 +21,45 @@ pub const DIVE_BYTES: u64 = 64 + 16;
 type Unary = Entry<fn(u64) -> u64>;
 type Binary = Entry<fn(u64, u64) -> u64>;
 
-/// All of it. What is not called by Rust is kept so that it is not retired.
+/// All JIT code of the soak. Stubs that only JIT code calls are kept so that they are not retired.
 pub struct Codes {
-    /// fn(rounds, seed): see [`churned`]. Interrupted; polls; polls, in Go's convention.
+    /// `fn(iterations, seed)`: see [`churned`]. Preemptible; with polls; with polls, in Go's
+    /// convention.
     pub churn: [Binary; 3],
-    /// fn(actor, times): so many turns of the actor; returns how many. Interrupted, and in Go's
-    /// convention with polls.
+    /// `fn(actor, n)`: calls [`relayed_step`] `n` times, and returns the number of calls.
+    /// Preemptible; with polls, in Go's convention.
     pub relay: [Binary; 2],
-    /// fn(argument): starts a goroutine that calls `spawned` with it.
+    /// `fn(argument)`: starts a goroutine that calls [`spawned`] with the argument.
     pub start: [Entry<fn(u64)>; 2],
-    /// fn(depth): recursion that checks its stack; returns how deep it came.
+    /// `fn(depth)`: recursion that checks its stack, and returns its depth.
     pub dive: [Unary; 2],
-    /// fn(flag): loops until the flag is set. Interrupted; polls.
+    /// `fn(flag)`: loops until the flag is set. Preemptible; with polls.
     pub endless: [Entry<fn(*const AtomicU32)>; 2],
-    /// With as many registers as each level has.
+    /// One spinner for each level of the CPU.
     pub spinners: Vec<(Level, Spinner)>,
     _called: Vec<GoroutineFn>,
     _started: Vec<SpawnFn>,
 }
 
-/// What `churn` computes.
-pub fn churned(rounds: u64, seed: u64) -> u64 {
+/// The result of `churn`.
+pub fn churned(iterations: u64, seed: u64) -> u64 {
     // Powers of x -> factor * x + term, by squaring.
     let (mut factor, mut term) = (FACTOR, seed);
-    let (mut x, mut rounds) = (seed, rounds);
-    while rounds != 0 {
-        if rounds & 1 != 0 {
+    let (mut x, mut left) = (seed, iterations);
+    while left != 0 {
+        if left & 1 != 0 {
             x = x.wrapping_mul(factor).wrapping_add(term);
         }
         term = term.wrapping_mul(factor).wrapping_add(term);
         factor = factor.wrapping_mul(factor);
-        rounds >>= 1;
+        left >>= 1;
     }
     x
 }
 
-/// A leaf of System V, made of the same code in Go's convention.
-fn from_go(ops: &mut Ops, convention: Convention) {
+/// Moves the arguments of Go's convention to the registers of System V, for code that is written
+/// for those.
+fn move_arguments(ops: &mut Ops, convention: Convention) {
     if convention == GO {
         dynasm!(ops; .arch x64; mov rdi, rax; mov rsi, rbx);
     }
@@ -65,7 +68,7 @@ fn from_go(ops: &mut Ops, convention: Convention) {
 fn churn(jit: &Jit, convention: Convention, polling: bool) -> Binary {
     let mut polls = jit.polls(convention).expect("of this machine");
     let mut body = |ops: &mut Ops| {
-        from_go(ops, convention);
+        move_arguments(ops, convention);
         dynasm!(ops; .arch x64; mov rax, rsi; mov rdx, QWORD FACTOR as i64; again:);
         if polling {
             polls.poll(ops);
@@ -73,7 +76,7 @@ fn churn(jit: &Jit, convention: Convention, polling: bool) -> Binary {
         dynasm!(ops; .arch x64; imul rax, rdx; add rax, rsi; dec rdi; jnz <again; ret);
         polls.finish(ops);
     };
-    // SAFETY: a leaf that changes registers only, and is as good anywhere.
+    // SAFETY: a leaf that changes registers only, and may be preempted anywhere.
     let code = unsafe {
         if polling {
             jit.install("churn with polls", FrameClass::Leaf, body)
@@ -88,12 +91,13 @@ fn churn(jit: &Jit, convention: Convention, polling: bool) -> Binary {
     unsafe { code.expect("it installs").enter(convention) }.expect("an entry")
 }
 
-/// Calls `target` with its first argument as often as its second one says; returns the sum.
+/// `fn(argument, n)`: calls `target` with the argument `n` times, and returns the sum of the
+/// results.
 fn relay(jit: &Jit, convention: Convention, target: usize) -> Binary {
     let mut polls = jit.polls(convention).expect("of this machine");
     let mut body = |ops: &mut Ops, polling: bool| {
         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp);
-        from_go(ops, convention);
+        move_arguments(ops, convention);
         dynasm!(ops
             ; .arch x64
             ; sub rsp, 32
@@ -119,7 +123,7 @@ fn relay(jit: &Jit, convention: Convention, target: usize) -> Binary {
         );
         polls.finish(ops);
     };
-    // SAFETY: a standard frame with slots of its own around calls of goroutine functions.
+    // SAFETY: a standard frame with local slots, around calls of goroutine functions.
     let code = unsafe {
         if convention == GO {
             jit.install("relay", FrameClass::Standard, |ops| body(ops, true))
@@ -134,25 +138,14 @@ fn relay(jit: &Jit, convention: Convention, target: usize) -> Binary {
     unsafe { code.expect("it installs").enter(convention) }.expect("an entry")
 }
 
-/// A standard frame around a call that passes the arguments on.
-fn forward(jit: &Jit, name: &str, target: usize) -> Code {
-    // SAFETY: as it says.
-    let code = unsafe {
-        jit.install(name, FrameClass::Standard, |ops| {
-            dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern target; pop rbp; ret);
-        })
-    };
-    code.expect("it installs")
-}
-
 fn dive(jit: &Jit, convention: Convention) -> Unary {
     let mut polls = jit.polls(convention).expect("of this machine");
-    // SAFETY: a standard frame; it calls itself only.
+    // SAFETY: a standard frame; the code calls only itself.
     let code = unsafe {
         jit.install("dive", FrameClass::Standard, |ops| {
             dynasm!(ops; .arch x64; again: ; push rbp; mov rbp, rsp);
             polls.check_stack(ops, 64);
-            from_go(ops, convention);
+            move_arguments(ops, convention);
             dynasm!(ops
                 ; .arch x64
                 ; sub rsp, 64
@@ -184,7 +177,7 @@ fn endless(jit: &Jit, polling: bool) -> Entry<fn(*const AtomicU32)> {
         dynasm!(ops; .arch x64; cmp DWORD [rdi], 0; je <again; ret);
         polls.finish(ops);
     };
-    // SAFETY: a leaf that changes flags only, and is as good anywhere.
+    // SAFETY: a leaf that changes flags only, and may be preempted anywhere.
     let code = unsafe {
         if polling {
             jit.install("endless with polls", FrameClass::Leaf, body)
@@ -199,7 +192,7 @@ fn endless(jit: &Jit, polling: bool) -> Entry<fn(*const AtomicU32)> {
     unsafe { code.expect("it installs").enter(SYSTEM_V) }.expect("an entry")
 }
 
-/// The code, which is made once.
+/// The code, which is emitted once.
 pub fn codes() -> &'static Codes {
     static CODES: OnceLock<Codes> = OnceLock::new();
     CODES.get_or_init(Codes::new)
@@ -210,28 +203,29 @@ impl Codes {
         let jit = Jit::new().expect("code memory");
         let (mut called, mut started) = (Vec::new(), Vec::new());
         let relays = [SYSTEM_V, GO].map(|convention| {
-            let stub = jit.named_goroutine_fn("turn", convention, turn).expect("a stub");
+            let stub =
+                jit.named_goroutine_fn("relayed step", convention, relayed_step).expect("a stub");
             let entry = relay(&jit, convention, stub.address());
             called.push(stub);
             entry
         });
         let start = [None, Some(256 << 10)].map(|stack_bytes| {
             let stub = jit.named_goroutine_fn("spawned", GO, spawned).expect("a stub");
-            let body = forward(&jit, "body", stub.address());
+            let body = caller("body", stub.address());
             called.push(stub);
             let builder = match stack_bytes {
                 None => Builder::new(),
                 Some(bytes) => Builder::new().stack_bytes(bytes),
             };
             let signature = "fn(u64)".parse().expect("a signature");
-            // SAFETY: code of that convention and type; the argument goes to any thread.
+            // SAFETY: code of that convention and type; the argument may be used on any thread.
             let spawn = unsafe { builder.spawn_fn(&jit, GO, &signature, &body) }.expect("a stub");
-            let start = forward(&jit, "start", spawn.address());
+            let start = caller("start", spawn.address());
             started.push(spawn);
             // SAFETY: of that convention and type.
             unsafe { start.enter(GO) }.expect("an entry")
         });
-        let spinner = |level| (level, Spinner::new(level, GivesWay::Anywhere));
+        let spinner = |level| (level, Spinner::new(level, Preemptible::Anywhere));
         Self {
             churn: [
                 churn(&jit, SYSTEM_V, false),

@@ -1,12 +1,13 @@
-//! A soak: everything that goroutines can do, at random and at once, in one run after the other and
-//! in two at a time, for as long as one likes; and the books balance after each round: no goroutine,
-//! value, handle or stack is lost or there twice, and no thread or mapping stays behind.
+//! A soak test: all operations of goroutines, at random and concurrently. It consists of rounds,
+//! each with one run or two concurrent runs. After each round the accounts must balance: no
+//! goroutine, value, handle or stack is lost or exists twice, and no thread or mapping is leaked.
 //!
-//! FOOTBRIDGE_SOAK_SECONDS says how long it takes (default 3), FOOTBRIDGE_SEED where it begins. A
-//! seed decides what each goroutine does, not in which order they do it.
+//! FOOTBRIDGE_SOAK_SECONDS is the duration (default 3), FOOTBRIDGE_SEED the seed. The seed
+//! determines the steps of each goroutine, not the order in which they run.
 //!
-//! What goroutines do is in `steps.rs`, the books are in `world.rs`. The soak runs in a process of
-//! its own. A hang ends it: a watchdog says where everybody is, what was done, and the seed.
+//! `steps.rs` has the steps of goroutines, `world.rs` the accounts. The soak runs in a process of
+//! its own. If it hangs, a watchdog reports the state of all goroutines, the steps taken, and the
+//! seed.
 
 #![allow(unsafe_code, reason = "calls emitted code and readies goroutines")]
 
@@ -24,42 +25,42 @@ use support::watchdog;
 use footbridge::runtime::{
     self, Builder, Chan, Config, Stats, VectorState, go, goready, goroutines, gosched, stack_usage,
 };
-use steps::{Actor, Kind, LOOKS, Surroundings, foreigners};
+use steps::{Actor, Kind, RunInfo, SCANS, foreign_threads};
 use support::child::Child;
 use support::spinner::{Level, Random};
 use world::{Balance, CLASSES, Running, STEPS, World, check, lock};
 
-/// So long nothing may happen. A busy machine is slow, but not that slow.
-const SILENCE: Duration = Duration::from_secs(15);
-/// Mappings that stacks and the heap may have got in the second half: stacks come from ever larger
-/// ones, five classes of them.
+/// The process is aborted after this time without progress. A busy machine is not that slow.
+const HANG_LIMIT: Duration = Duration::from_secs(15);
+/// Mappings that stacks and the heap may have added in the second half: each of the five classes of
+/// stacks maps ever larger segments.
 const SEGMENTS: usize = 16;
-/// Goroutines of a run that tell where everybody is when the watchdog asks.
+/// Goroutines of a run that print all tracebacks when the watchdog requests it.
 const REPORTERS: usize = 2;
 
 fn seed() -> u64 {
     seed_or(0x50a1_b71d_6e00)
 }
 
-/// How one run of a round is made.
+/// The settings of one run of a round.
 #[derive(Debug, Clone)]
 struct Plan {
     config: Config,
-    /// What the area of the run saves.
+    /// The registers that the run's save areas hold.
     level: Level,
     processors: usize,
     /// The position of the stack size in [`CLASSES`].
     class: usize,
     /// Whether goroutines are preempted by signals.
     preempts: bool,
-    /// Goroutines that are started again and again.
+    /// The number of live goroutines that the main goroutine maintains.
     target: usize,
     seed: u64,
 }
 
 impl Plan {
     fn new(random: &mut Random) -> Self {
-        let mut below = |limit: u64| random.bits() % limit;
+        let mut below = |limit: u64| random.next_u64() % limit;
         let slices = [None, Some(20), Some(20), Some(50), Some(200), Some(1000), Some(10_000)];
         let slice = slices[below(7) as usize].map(Duration::from_micros);
         let levels = Level::all();
@@ -77,7 +78,7 @@ impl Plan {
             .async_preemption(by_signal)
             .vector_state(vector_state);
         let preempts = slice.is_some() && by_signal;
-        // A few goroutines let threads fall asleep, many do not.
+        // With few goroutines threads go idle, with many they do not.
         let target = if below(3) == 0 { 1 + below(3) } else { 4 + below(60) };
         Self {
             config,
@@ -86,19 +87,19 @@ impl Plan {
             preempts,
             level,
             target: target as usize,
-            seed: random.bits(),
+            seed: random.next_u64(),
         }
     }
 
-    /// As the main goroutine of a run, number `run` of its round.
-    fn surroundings(&self, run: usize) -> Surroundings {
+    /// The settings that actors need, of run number `run` of a round.
+    fn info(&self, run: usize) -> RunInfo {
         let Self { class, level, preempts, processors, .. } = *self;
-        Surroundings { run, class, level, preempts, processors }
+        RunInfo { run, class, level, preempts, processors }
     }
 
-    /// One run from its beginning to its end.
+    /// Executes the run until `end`.
     fn run(&self, world: &Arc<World>, run: usize, end: Instant) -> Stats {
-        let at = self.surroundings(run);
+        let at = self.info(run);
         let result = self.config.run(|| {
             let mut actor = Actor::main(world, at, self.seed);
             let running = Running::begin(world, actor.entry());
@@ -108,14 +109,14 @@ impl Plan {
             while Instant::now() < end && !world.stopped() {
                 if world.live[run].load(Ordering::Relaxed) < self.target + others {
                     let handle = actor.start();
-                    world.deposit(handle);
+                    world.put_handle(handle);
                 }
-                relieve(&mut actor);
+                unblock_some(&mut actor);
                 runtime::sleep(Duration::from_micros(actor.below(100)));
             }
             world.stop.store(true, Ordering::SeqCst);
             if !world.abandons {
-                wind_up(&mut actor, world, run);
+                finish_goroutines(&mut actor, world, run);
             }
             let stats = runtime::stats();
             drop(actor);
@@ -126,8 +127,8 @@ impl Plan {
     }
 }
 
-/// Does what somebody may wait for.
-fn relieve(actor: &mut Actor) {
+/// Takes steps for which other goroutines may be waiting.
+fn unblock_some(actor: &mut Actor) {
     let world = actor.world.clone();
     for _ in 0..8 {
         let channel = world.channel(&mut actor.random);
@@ -141,16 +142,16 @@ fn relieve(actor: &mut Actor) {
 }
 
 fn ready_one(actor: &mut Actor) -> bool {
-    let parker = actor.world.parked(&mut actor.random);
-    // SAFETY: it was taken by this goroutine alone.
+    let parker = actor.world.take_parker(&mut actor.random);
+    // SAFETY: only this goroutine has taken the parker.
     parker.is_some_and(|parker| unsafe {
         goready(parker);
         true
     })
 }
 
-/// Lets all other goroutines come to an end, and waits until none is there.
-fn wind_up(actor: &mut Actor, world: &World, run: usize) {
+/// Waits until all other goroutines have ended, and unblocks them.
+fn finish_goroutines(actor: &mut Actor, world: &World, run: usize) {
     let left = || world.live[run].load(Ordering::SeqCst);
     while left() > 1 + REPORTERS {
         world.close();
@@ -158,13 +159,13 @@ fn wind_up(actor: &mut Actor, world: &World, run: usize) {
         runtime::sleep(Duration::from_micros(100));
     }
     world.reports[run].close();
-    // Behind its last entry in the books a goroutine still has to end.
+    // A goroutine ends shortly after its last change of the accounts.
     while left() > 1 || goroutines().len() > 1 {
         runtime::sleep(Duration::from_micros(100));
     }
 }
 
-fn start_reporters(world: &Arc<World>, at: Surroundings) {
+fn start_reporters(world: &Arc<World>, at: RunInfo) {
     for _ in 0..REPORTERS {
         let entry = world.enter(at.run, at.class, "reporter");
         let world = world.clone();
@@ -185,17 +186,17 @@ fn start_reporters(world: &Arc<World>, at: Surroundings) {
     }
 }
 
-/// The round that goes on, for the watchdog.
+/// The present round, for the watchdog.
 static NOW: Mutex<Option<Arc<World>>> = Mutex::new(None);
 
-/// What the watchdog says.
+/// The report of the watchdog.
 fn describe() {
-    eprintln!("{}\n{}", world::told(), steps_taken());
+    eprintln!("{}\n{}", world::context(), steps_taken());
     let world = NOW.try_lock().ok().and_then(|now| now.clone());
     if let Some(world) = world {
         eprintln!("{}", world.unfinished());
         for report in &world.reports {
-            // Each of them tells the same; one may be on a thread that hangs.
+            // All reporters print the same, since one may be on a thread that hangs.
             for _ in 0..REPORTERS {
                 let _ = report.try_send(());
             }
@@ -212,7 +213,7 @@ fn steps_taken() -> String {
     text
 }
 
-/// All rounds so far.
+/// Totals of all rounds.
 #[derive(Default)]
 struct Total {
     rounds: u64,
@@ -223,13 +224,13 @@ struct Total {
 }
 
 impl Total {
-    /// One or two runs, and their books.
+    /// Executes a round, and checks its accounts.
     fn round(&mut self, random: &mut Random) {
         let number = self.rounds;
         let abandons = number % 4 == 3;
-        let plans: Vec<Plan> = (0..1 + random.bits() % 2).map(|_| Plan::new(random)).collect();
-        let time = Duration::from_millis(30 + random.bits() % 120);
-        world::tell(format!(
+        let plans: Vec<Plan> = (0..1 + random.next_u64() % 2).map(|_| Plan::new(random)).collect();
+        let time = Duration::from_millis(30 + random.next_u64() % 120);
+        world::set_context(format!(
             "FOOTBRIDGE_SEED={}, round {number}, abandons: {abandons}, {time:?}, {plans:#?}",
             seed()
         ));
@@ -250,7 +251,7 @@ impl Total {
             all.extend(others.into_iter().map(|other| other.join().expect("no panic")));
             all
         });
-        // Foreign threads may wait for what goroutines that are abandoned would have done.
+        // Foreign threads may wait for goroutines that were abandoned.
         while world.foreign.load(Ordering::SeqCst) != 0 {
             world.close();
             std::thread::sleep(Duration::from_micros(100));
@@ -276,7 +277,7 @@ impl Total {
     }
 }
 
-/// What is in use, by class, is what was abandoned. No run goes on.
+/// Checks the number of stacks in use, by class, after the runs: those of abandoned goroutines.
 fn check_stacks(expected: &[usize; 5]) {
     let usage = stack_usage();
     let in_use = usage.iter().map(|class| class.made.checked_sub(class.pooled + class.decommitted));
@@ -285,15 +286,15 @@ fn check_stacks(expected: &[usize; 5]) {
     check(holds, || format!("stacks in use: {in_use:?}, not {expected:?}; {usage:?}"));
 }
 
-/// What the process has.
-struct Holdings {
+/// Resources of the process.
+struct Resources {
     mappings: usize,
     resident_kib: usize,
-    /// Stacks that were made, by class.
+    /// Stacks that were allocated, by class.
     made: Vec<usize>,
 }
 
-impl Holdings {
+impl Resources {
     fn now() -> Self {
         let read = |path| std::fs::read_to_string(path).expect("procfs");
         let status = read("/proc/self/status");
@@ -306,7 +307,7 @@ impl Holdings {
         }
     }
 
-    /// Mappings that it may have more than an earlier time.
+    /// How many mappings may have been added since `before`.
     fn more_mappings(&self, before: &Self) -> usize {
         let guards_are_mappings = footbridge::environment().stack_guards != "MADV_GUARD_INSTALL";
         let more = self.made.iter().sum::<usize>() - before.made.iter().sum::<usize>();
@@ -314,28 +315,28 @@ impl Holdings {
     }
 }
 
-/// What goroutines panic with on purpose.
-const MEANT: [&str; 5] = [
+/// Messages of intended panics.
+const EXPECTED_PANICS: [&str; 5] = [
     world::SCOPED,
     " overflowed its ",
-    "in a turn",
+    "in a relayed step",
     "on the system stack",
     "a goroutine cannot park inside of systemstack",
 ];
 
 fn soak(time: Duration) {
-    // Each thread of each run would otherwise have an arena of its own, each of them some mappings.
+    // Otherwise each thread of each run has a malloc arena of its own, with some mappings.
     // SAFETY: plain numbers.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     std::panic::set_hook(Box::new(|info| {
-        // Those that are meant are no news.
+        // Intended panics are not printed.
         let text = info.to_string();
-        if !MEANT.iter().any(|meant| text.contains(meant)) {
-            eprintln!("{text}\n{}", world::told());
+        if !EXPECTED_PANICS.iter().any(|expected| text.contains(expected)) {
+            eprintln!("{text}\n{}", world::context());
         }
     }));
-    watchdog::start(SILENCE, describe);
-    foreigners();
+    watchdog::start(HANG_LIMIT, describe);
+    foreign_threads();
     code::codes();
     let mut random = Random(seed());
     let mut total = Total::default();
@@ -344,44 +345,46 @@ fn soak(time: Duration) {
     while begin.elapsed() < time || total.rounds < 12 {
         total.round(&mut random);
         if middle.is_none() && begin.elapsed() >= time / 2 {
-            middle = Some(Holdings::now());
+            middle = Some(Resources::now());
         }
     }
     let before = middle.expect("half of the time is over");
-    let after = Holdings::now();
+    let after = Resources::now();
     let Total { rounds, runs, balance, asynchronous, cooperative } = total;
-    println!("{rounds} rounds, {runs} runs, {asynchronous} interrupted, {cooperative} polled");
-    let looks = LOOKS.load(Ordering::Relaxed);
-    println!("{looks} were held still");
+    println!(
+        "{rounds} rounds, {runs} runs, {asynchronous} preempted by signals, {cooperative} at polls"
+    );
+    let scans = SCANS.load(Ordering::Relaxed);
+    println!("{scans} goroutines were suspended and scanned");
     println!("{balance:?}\n{}", steps_taken());
-    let Holdings { mappings, resident_kib, made } = &before;
+    let Resources { mappings, resident_kib, made } = &before;
     println!("mappings {mappings} -> {}, stacks {made:?} -> {:?}", after.mappings, after.made);
-    println!("resident {resident_kib} -> {} KiB, with what is abandoned", after.resident_kib);
+    println!("resident {resident_kib} -> {} KiB, with abandoned goroutines", after.resident_kib);
     let Balance { started, finished, panicked, abandoned, .. } = balance;
     assert_eq!(started, finished + panicked + abandoned);
-    // A thread that was joined may be there for a moment.
+    // A joined thread may exist for a moment longer.
     let patience = Instant::now();
     while watchdog::thread_count() != threads && patience.elapsed() < Duration::from_secs(5) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(watchdog::thread_count(), threads, "threads stay behind");
+    assert_eq!(watchdog::thread_count(), threads, "threads are leaked");
     assert!(
         after.mappings <= before.mappings + after.more_mappings(&before),
-        "mappings stay behind: {} -> {}",
+        "mappings are leaked: {} -> {}",
         before.mappings,
         after.mappings
     );
-    // The soak itself is blind where it does nothing.
-    assert!(looks > 0 && asynchronous > 0 && cooperative > 0 && panicked > 0 && abandoned > 0);
+    // The soak must have exercised everything.
+    assert!(scans > 0 && asynchronous > 0 && cooperative > 0 && panicked > 0 && abandoned > 0);
     for (kind, count) in Kind::ALL.iter().zip(&STEPS) {
         assert_ne!(count.load(Ordering::Relaxed), 0, "no step of kind {kind:?} was taken");
     }
 }
 
 #[test]
-fn a_soak_of_everything_leaves_balanced_books() {
+fn a_soak_loses_no_goroutine_value_handle_or_stack() {
     let seconds = number_or("FOOTBRIDGE_SOAK_SECONDS", 3);
-    let test = "a_soak_of_everything_leaves_balanced_books";
+    let test = "a_soak_loses_no_goroutine_value_handle_or_stack";
     let outcome = Child::of(test).limit_seconds(seconds as u32 + 60).run(|| {
         soak(Duration::from_secs(seconds));
     });
@@ -389,11 +392,11 @@ fn a_soak_of_everything_leaves_balanced_books() {
     outcome.assert_success();
 }
 
-/// However goroutines go round between threads, a load that stays the same makes no more stacks than it
-/// uses at once and processors keep for themselves.
+/// However goroutines move between threads, a steady load allocates no more stacks than are in use
+/// at once plus those that processors cache.
 #[test]
-fn a_steady_load_makes_no_more_stacks_than_it_needs() {
-    let child = Child::of("a_steady_load_makes_no_more_stacks_than_it_needs").limit_seconds(60);
+fn a_steady_load_allocates_no_more_stacks_than_it_needs() {
+    let child = Child::of("a_steady_load_allocates_no_more_stacks_than_it_needs").limit_seconds(60);
     let outcome = child.run(steady_load);
     print!("{}{}", outcome.stdout, outcome.stderr);
     outcome.assert_success();
@@ -402,7 +405,7 @@ fn a_steady_load_makes_no_more_stacks_than_it_needs() {
 fn steady_load() {
     const WAVE: usize = 60;
     const PROCESSORS: usize = 3;
-    watchdog::start(SILENCE, || ());
+    watchdog::start(HANG_LIMIT, || ());
     let wave = |class: usize| {
         let gate = Chan::<()>::new(0);
         let handles: Vec<_> = (0..WAVE)
@@ -415,7 +418,7 @@ fn steady_load() {
         gosched();
         gate.close();
         let mut handles = handles.into_iter();
-        // Some are joined, some dropped before they have ended.
+        // Joins half of the goroutines, and drops the handles of the others before they have ended.
         for handle in handles.by_ref().take(WAVE / 2) {
             assert!(handle.join().expect("no panic"));
         }
@@ -433,9 +436,9 @@ fn steady_load() {
     }
     check_stacks(&[0; 5]);
     for class in &stack_usage()[..4] {
-        // Two chains each: `pool.rs`.
-        let kept = 2 * PROCESSORS * ((32 << 20) / class.stack_bytes).min(512);
-        println!("{class:?}; processors keep up to {kept}");
-        assert!(class.made <= WAVE + 1 + kept, "{class:?}");
+        // Each processor caches two chains.
+        let cached = 2 * PROCESSORS * ((32 << 20) / class.stack_bytes).min(512);
+        println!("{class:?}; processors cache up to {cached}");
+        assert!(class.made <= WAVE + 1 + cached, "{class:?}");
     }
 }

@@ -1,7 +1,7 @@
-//! What goroutines do in the soak: an actor takes random steps.
+//! The goroutines of the soak: an actor takes random steps.
 //!
-//! Each step is a function of its own that is never inlined: some actors are migratable, and no
-//! function of theirs may use what is thread-local both before and after a park.
+//! Each step is a function of its own that is never inlined. Some actors are migratable, and none
+//! of their functions may use thread-local storage both before and after a park.
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
@@ -19,46 +19,46 @@ use footbridge::runtime::{
 
 use super::code::{DIVE_BYTES, churned, codes};
 use super::world::{
-    Blast, CLASSES, Entry, Gift, Handle, Running, SCOPED, STEPS, Token, World, answer_of, check,
-    fail,
+    CLASSES, Entry, Handle, Output, Running, SCOPED, STEPS, TestPanic, Token, World, answer_of,
+    check, fail,
 };
 use support::spinner::{Level, Random};
 use support::watchdog::beat;
 
-/// A walk ends after so many: `unwind.rs`. A dive goes deeper.
-const MOST_FRAMES: u32 = 10_000;
-/// So many goroutines of a run start no others.
-const CROWD: usize = 150;
+/// The limit of frames of a walk. A dive goes deeper.
+const MAX_FRAMES: u32 = 10_000;
+/// The number of live goroutines above which a run starts no others.
+const MAX_LIVE: usize = 150;
 
-/// What all actors of a run have in common.
+/// Settings that all actors of a run share.
 #[derive(Clone, Copy)]
-pub struct Surroundings {
+pub struct RunInfo {
     pub run: usize,
-    /// The class of stacks that is the run's.
+    /// The default class of stacks of the run.
     pub class: usize,
-    /// The registers that are saved.
+    /// The registers that a preemption saves.
     pub level: Level,
-    /// Whether who loops for ever is interrupted.
+    /// Whether a goroutine that loops for ever is preempted.
     pub preempts: bool,
     pub processors: usize,
 }
 
 pub struct Actor {
     pub world: Arc<World>,
-    pub at: Surroundings,
+    pub at: RunInfo,
     pub random: Random,
     entry: Arc<Entry>,
-    /// How many goroutines are above it that may wait for it; -1 for the main one.
+    /// The number of ancestors that may wait for it; -1 for the main goroutine.
     depth: i32,
-    /// It has a stack of 16 KiB.
+    /// Whether its stack has 16 KiB.
     small: bool,
     migratable: bool,
-    /// Below JIT frames: no other ones.
+    /// Whether it is inside of JIT frames, where it does not enter others.
     nested: bool,
 }
 
 macro_rules! kinds {
-    ($($kind:ident $name:ident $weight:literal $for:expr;)*) => {
+    ($($kind:ident $name:ident $weight:literal $actors:expr;)*) => {
         /// A kind of step.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub enum Kind { $($kind),* }
@@ -71,8 +71,8 @@ macro_rules! kinds {
                 match self { $(Self::$kind => $weight),* }
             }
 
-            fn is_for(self) -> Who {
-                match self { $(Self::$kind => $for),* }
+            fn actors(self) -> Actors {
+                match self { $(Self::$kind => $actors),* }
             }
         }
 
@@ -84,54 +84,54 @@ macro_rules! kinds {
     };
 }
 
-/// Who may take a step.
+/// The actors that may take a step.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Who {
+enum Actors {
     All,
-    /// Not with a stack of 16 KiB.
+    /// All but those with a stack of 16 KiB.
     Large,
-    /// Large, and no migratable ones: it uses what is the thread's.
+    /// Large, and not migratable, since the step uses thread-local storage.
     Sticky,
-    /// Large, and not below JIT frames.
+    /// Large, and not inside of JIT frames.
     Outer,
 }
 
 kinds! {
-    Gosched gosched 60 Who::All;
-    Checkpoint checkpoint 30 Who::All;
-    Churn churn 60 Who::All;
-    Send send 80 Who::All;
-    Recv recv 80 Who::All;
-    TrySend try_send 20 Who::All;
-    TryRecv try_recv 20 Who::All;
-    Park park 50 Who::All;
-    Wake wake 60 Who::All;
-    Sleep sleep 30 Who::All;
-    Select select 70 Who::Large;
-    TrySelect try_select 20 Who::Large;
-    Replace replace 4 Who::Large;
-    Child child 90 Who::Large;
-    Join join 40 Who::Large;
-    Scope scope 15 Who::Sticky;
-    Unwind unwind 20 Who::Large;
-    SystemStack system_stack 20 Who::Sticky;
-    Spin spin 20 Who::Large;
-    Relay relay 40 Who::Outer;
-    JitStart jit_start 20 Who::Outer;
-    Dive dive 15 Who::Outer;
-    Deep deep 10 Who::Large;
-    Forbid forbid 10 Who::Large;
-    Request request 15 Who::Large;
-    Walk walk 10 Who::Large;
-    Scan scan 10 Who::Large;
-    Trace trace 1 Who::Sticky;
-    Foreign foreign 15 Who::Large;
-    Endless endless 3 Who::Outer;
+    Gosched gosched 60 Actors::All;
+    Checkpoint checkpoint 30 Actors::All;
+    Churn churn 60 Actors::All;
+    Send send 80 Actors::All;
+    Recv recv 80 Actors::All;
+    TrySend try_send 20 Actors::All;
+    TryRecv try_recv 20 Actors::All;
+    Park park 50 Actors::All;
+    Wake wake 60 Actors::All;
+    Sleep sleep 30 Actors::All;
+    Select select 70 Actors::Large;
+    TrySelect try_select 20 Actors::Large;
+    Replace replace 4 Actors::Large;
+    Child child 90 Actors::Large;
+    Join join 40 Actors::Large;
+    Scope scope 15 Actors::Sticky;
+    Unwind unwind 20 Actors::Large;
+    SystemStack system_stack 20 Actors::Sticky;
+    Spin spin 20 Actors::Large;
+    Relay relay 40 Actors::Outer;
+    JitStart jit_start 20 Actors::Outer;
+    Dive dive 15 Actors::Outer;
+    Deep deep 10 Actors::Large;
+    Forbid forbid 10 Actors::Large;
+    Request request 15 Actors::Large;
+    Walk walk 10 Actors::Large;
+    Scan scan 10 Actors::Large;
+    Trace trace 1 Actors::Sticky;
+    Foreign foreign 15 Actors::Large;
+    Endless endless 3 Actors::Outer;
 }
 
 impl Actor {
     /// The first goroutine of a run, which starts others.
-    pub fn main(world: &Arc<World>, at: Surroundings, seed: u64) -> Self {
+    pub fn main(world: &Arc<World>, at: RunInfo, seed: u64) -> Self {
         let entry = world.enter(at.run, at.class, "main");
         Self {
             world: world.clone(),
@@ -145,25 +145,25 @@ impl Actor {
         }
     }
 
-    /// Its entry in the books.
+    /// Its account.
     pub fn entry(&self) -> &Arc<Entry> {
         &self.entry
     }
 
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.random.bits() % limit
+        self.random.next_u64() % limit
     }
 
     fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    fn may(&self, who: Who) -> bool {
-        match who {
-            Who::All => true,
-            Who::Large => !self.small,
-            Who::Sticky => !self.small && !self.migratable,
-            Who::Outer => !self.small && !self.nested,
+    fn is_one_of(&self, actors: Actors) -> bool {
+        match actors {
+            Actors::All => true,
+            Actors::Large => !self.small,
+            Actors::Sticky => !self.small && !self.migratable,
+            Actors::Outer => !self.small && !self.nested,
         }
     }
 
@@ -176,10 +176,10 @@ impl Actor {
             found
         });
         let kind = *kind.expect("below the sum of all");
-        if self.may(kind.is_for()) {
+        if self.is_one_of(kind.actors()) {
             self.entry.step.store(kind as usize, Ordering::Relaxed);
             self.take(kind);
-            // An endless one counts itself.
+            // The endless step counts itself, since it does not return.
             if kind != Kind::Endless {
                 STEPS[kind as usize].fetch_add(1, Ordering::Relaxed);
             }
@@ -187,7 +187,7 @@ impl Actor {
         beat();
     }
 
-    /// The life of a goroutine.
+    /// Takes random steps.
     fn live(&mut self) {
         let steps = 5 + self.below(if self.depth == 0 { 60 } else { 12 });
         for _ in 0..steps {
@@ -198,8 +198,8 @@ impl Actor {
         }
     }
 
-    /// What a new goroutine runs, that is entered in the books.
-    fn body(self) -> impl FnOnce() -> Gift + Send + 'static {
+    /// The closure of a new goroutine, which has an account.
+    fn body(self) -> impl FnOnce() -> Output + Send + 'static {
         let captured = self.world.token();
         move || {
             let mut actor = self;
@@ -208,21 +208,21 @@ impl Actor {
             drop(captured);
             let (id, _token) = (actor.entry.id, actor.world.token());
             if actor.one_in(8) {
-                resume_unwind(Box::new(Blast { id, _token }));
+                resume_unwind(Box::new(TestPanic { id, _token }));
             }
             drop(actor);
-            // The last thing that it does.
+            // Must be the goroutine's last action.
             running.finish();
-            Gift { _token, answer: answer_of(id) }
+            Output { _token, answer: answer_of(id) }
         }
     }
 
     /// An actor that this one starts.
-    fn heir(&mut self, class: usize, kind: &'static str, migratable: bool) -> Self {
+    fn new_actor(&mut self, class: usize, kind: &'static str, migratable: bool) -> Self {
         Self {
             world: self.world.clone(),
             at: self.at,
-            random: Random(self.random.bits()),
+            random: Random(self.random.next_u64()),
             entry: self.world.enter(self.at.run, class, kind),
             depth: self.depth + 1,
             small: class == 0,
@@ -231,7 +231,7 @@ impl Actor {
         }
     }
 
-    /// Starts a goroutine in one of all ways.
+    /// Starts a goroutine in a random way.
     pub fn start(&mut self) -> Handle {
         let class = match self.below(12) {
             0..=2 => Some(0),
@@ -244,12 +244,13 @@ impl Actor {
         let migratable = self.one_in(4);
         let large = class == Some(0) && self.one_in(4);
         let kind = if migratable { "migratable" } else { "sticky" };
-        let heir = self.heir(class.unwrap_or(self.at.class), kind, migratable);
-        let entry = heir.entry.clone();
-        let body = heir.body();
+        let new = self.new_actor(class.unwrap_or(self.at.class), kind, migratable);
+        let entry = new.entry.clone();
+        let body = new.body();
         let builder = |class: usize| Builder::new().stack_bytes(CLASSES[class]);
-        // SAFETY: what an actor has is `Send`, and its steps are as `go_migratable` wants them.
-        let handle: JoinHandle<Gift> = unsafe {
+        // SAFETY: an actor is `Send`, and no function of its steps uses thread-local storage both
+        // before and after a park.
+        let handle: JoinHandle<Output> = unsafe {
             match (class, migratable) {
                 (Some(class), false) if large => go_large(builder(class), body),
                 (None, false) => go(body),
@@ -262,7 +263,7 @@ impl Actor {
     }
 
     fn is_crowded(&self) -> bool {
-        self.world.live[self.at.run].load(Ordering::Relaxed) > CROWD
+        self.world.live[self.at.run].load(Ordering::Relaxed) > MAX_LIVE
     }
 
     #[inline(never)]
@@ -282,10 +283,10 @@ impl Actor {
 
     #[inline(never)]
     fn churn(&mut self) {
-        let (way, rounds, seed) = (self.below(3), 1 + self.below(300_000), self.random.bits());
+        let (way, n, seed) = (self.below(3), 1 + self.below(300_000), self.random.next_u64());
         // SAFETY: on a goroutine.
-        let result = unsafe { codes().churn[way as usize].call(rounds, seed) };
-        check(result == churned(rounds, seed), || format!("churn {way} of {rounds}, {seed:#x}"));
+        let result = unsafe { codes().churn[way as usize].call(n, seed) };
+        check(result == churned(n, seed), || format!("churn {way} of {n}, {seed:#x}"));
     }
 
     #[inline(never)]
@@ -312,18 +313,18 @@ impl Actor {
         self.world.try_recv(&channel);
     }
 
-    /// Parks until somebody else, or a foreign thread, readies it.
+    /// Parks until another goroutine, or a foreign thread, readies it.
     #[inline(never)]
     fn park(&mut self) {
         let delay = if self.one_in(4) { self.below(300) } else { 0 };
         let foreign = self.one_in(2).then(|| Duration::from_micros(delay));
         let world = &self.world;
-        let me = current();
-        // SAFETY: whoever takes the parker readies it, once; neither way parks or unwinds.
+        let this = current();
+        // SAFETY: the taker of the parker readies it once; neither call parks or unwinds.
         unsafe {
             gopark(WaitReason::Other, || match foreign {
-                None => world.wait_here(me),
-                Some(delay) => foreigners().wake(me, delay),
+                None => world.put_parker(this),
+                Some(delay) => foreign_threads().wake(this, delay),
             });
         }
     }
@@ -331,8 +332,8 @@ impl Actor {
     #[inline(never)]
     fn wake(&mut self) {
         for _ in 0..=self.below(3) {
-            if let Some(parker) = self.world.parked(&mut self.random) {
-                // SAFETY: it was taken by this one alone.
+            if let Some(parker) = self.world.take_parker(&mut self.random) {
+                // SAFETY: only this goroutine has taken the parker.
                 unsafe { goready(parker) };
             }
         }
@@ -403,7 +404,8 @@ impl Actor {
         }
     }
 
-    /// Starts a goroutine, and joins it, or lets others do that, or nobody.
+    /// Starts a goroutine, and joins it, drops its handle, or leaves the join to another goroutine
+    /// or a foreign thread.
     #[inline(never)]
     fn child(&mut self) {
         if self.is_crowded() {
@@ -413,22 +415,22 @@ impl Actor {
         match self.below(4) {
             0 if self.depth < 3 => handle.join(self.world.abandons),
             1 => drop(handle),
-            2 => foreigners().join(&self.world, handle),
-            _ => self.world.deposit(handle),
+            2 => foreign_threads().join(&self.world, handle),
+            _ => self.world.put_handle(handle),
         }
     }
 
-    /// Joins one that somebody has started. Who is older waits for who is younger, so that they
-    /// never wait in a circle.
+    /// Joins a goroutine that another one has started. Only older goroutines wait for younger ones,
+    /// so that there is no cycle of waits.
     #[inline(never)]
     fn join(&mut self) {
-        if let Some(handle) = self.world.withdraw(&mut self.random) {
+        if let Some(handle) = self.world.take_handle(&mut self.random) {
             if handle.entry.id > self.entry.id && self.depth < 3 {
                 handle.join(self.world.abandons);
             } else if self.one_in(4) {
                 drop(handle);
             } else {
-                self.world.deposit(handle);
+                self.world.put_handle(handle);
             }
         }
     }
@@ -440,21 +442,21 @@ impl Actor {
         }
         let mut cells = [0u64; 3];
         let mut expected = [0u64; 3];
-        let mut blasts = 0;
+        let mut panics = 0;
         let result = catch_unwind(AssertUnwindSafe(|| {
             scope(|s| {
                 for (cell, expected) in cells.iter_mut().zip(&mut expected) {
-                    let heir = self.heir(self.at.class, "scoped", false);
-                    let (entry, id) = (heir.entry.clone(), heir.entry.id);
-                    let blast = self.one_in(6);
-                    blasts += u32::from(blast);
-                    *expected = if blast { 0 } else { answer_of(id) };
+                    let new = self.new_actor(self.at.class, "scoped", false);
+                    let (entry, id) = (new.entry.clone(), new.entry.id);
+                    let panic = self.one_in(6);
+                    panics += u32::from(panic);
+                    *expected = if panic { 0 } else { answer_of(id) };
                     let handle = s.go(move || {
-                        let mut actor = heir;
+                        let mut actor = new;
                         let running = Running::begin(&actor.world, &actor.entry);
                         actor.live();
-                        if blast {
-                            resume_unwind(Box::new(Blast { id, _token: actor.world.token() }));
+                        if panic {
+                            resume_unwind(Box::new(TestPanic { id, _token: actor.world.token() }));
                         }
                         *cell = answer_of(id);
                         drop(actor);
@@ -463,7 +465,7 @@ impl Actor {
                     });
                     if self.one_in(2) {
                         let joined = handle.join().ok();
-                        check(joined == (!blast).then_some(id), || "a scoped result".into());
+                        check(joined == (!panic).then_some(id), || "a scoped result".into());
                     } else {
                         drop(handle);
                     }
@@ -472,10 +474,10 @@ impl Actor {
             });
         }));
         match result {
-            Ok(()) => check(blasts == 0, || "a scope has lost a panic".into()),
+            Ok(()) => check(panics == 0, || "a scope has lost a panic".into()),
             Err(payload) => {
                 let text = payload.downcast_ref::<&str>().copied();
-                check(blasts != 0 && text == Some(SCOPED), || format!("scope: {text:?}"));
+                check(panics != 0 && text == Some(SCOPED), || format!("scope: {text:?}"));
             }
         }
         check(cells == expected, || format!("a scope left {cells:?}, not {expected:?}"));
@@ -500,17 +502,17 @@ impl Actor {
         let world = &self.world;
         let result = catch_unwind(AssertUnwindSafe(|| {
             let _parks = Parks(world, channel, way);
-            resume_unwind(Box::new(Blast { id, _token: world.token() }));
+            resume_unwind(Box::new(TestPanic { id, _token: world.token() }));
         }));
         let payload = result.expect_err("it panics");
-        let is_own = payload.downcast_ref::<Blast>().is_some_and(|blast| blast.id == id);
+        let is_own = payload.downcast_ref::<TestPanic>().is_some_and(|panic| panic.id == id);
         check(is_own, || "a panic of another goroutine".into());
     }
 
     #[inline(never)]
     fn system_stack(&mut self) {
         let channel = self.world.channel(&mut self.random);
-        let (world, way) = (&self.world, self.random.bits() % 4);
+        let (world, way) = (&self.world, self.random.next_u64() % 4);
         let result = catch_unwind(AssertUnwindSafe(|| {
             systemstack(|| {
                 world.try_send(&channel);
@@ -526,72 +528,75 @@ impl Actor {
         }));
         let expected = (way > 1).then_some(5);
         check(result.ok() == expected, || format!("systemstack, way {way}"));
-        // The goroutine may park again.
+        // After systemstack the goroutine may park again.
         gosched();
     }
 
-    /// Spins with values in all registers that are saved here.
+    /// Spins with values in all registers that a preemption saves.
     #[inline(never)]
     fn spin(&mut self) {
         let level = self.at.level;
         let spinners = &codes().spinners;
         let (_, spinner) = spinners.iter().find(|(of, _)| *of == level).expect("of this CPU");
-        let changes = spinner.spin(1 + self.below(1 << 15), self.random.bits());
+        let changes = spinner.spin(1 + self.below(1 << 15), self.random.next_u64());
         check(changes.is_empty(), || format!("registers changed: {changes:?}"));
     }
 
-    /// Goes through JIT frames, from which it takes other steps, or panics.
+    /// Calls JIT code that calls back for other steps, which may panic.
     #[inline(never)]
     fn relay(&mut self) {
         let (way, times) = (self.below(2) as usize, 1 + self.below(5));
         let id = self.entry.id;
         self.nested = true;
         let result = catch_unwind(AssertUnwindSafe(|| {
-            // SAFETY: on a goroutine; nobody else uses the actor meanwhile.
+            // SAFETY: on a goroutine; nothing else uses the actor during the call.
             unsafe { codes().relay[way].call(std::ptr::from_mut(self) as u64, times) }
         }));
         self.nested = false;
         match result {
             Ok(done) => check(done == times, || format!("relay: {done} of {times}")),
-            Err(payload) => match payload.downcast_ref::<Blast>() {
-                Some(blast) => check(blast.id == id, || "relay: a panic of another one".into()),
+            Err(payload) => match payload.downcast_ref::<TestPanic>() {
+                Some(panic) => {
+                    check(panic.id == id, || "relay: the panic of another goroutine".into())
+                }
                 None => {
                     let text = payload.downcast_ref::<&str>().copied();
-                    check(text == Some("in a turn"), || format!("relay: {text:?}"));
+                    check(text == Some("in a relayed step"), || format!("relay: {text:?}"));
                 }
             },
         }
     }
 
-    /// A turn below JIT frames.
-    fn turn(&mut self) {
+    /// A step that is called from JIT frames.
+    fn relayed_step(&mut self) {
         self.step();
         if self.one_in(16) {
             let (id, _token) = (self.entry.id, self.world.token());
-            resume_unwind(Box::new(Blast { id, _token }));
+            resume_unwind(Box::new(TestPanic { id, _token }));
         }
         if self.one_in(16) {
-            panic!("in a turn");
+            panic!("in a relayed step");
         }
     }
 
-    /// JIT code starts a goroutine that has JIT frames and this file's.
+    /// JIT code starts a goroutine whose JIT code calls [`spawned`].
     #[inline(never)]
     fn jit_start(&mut self) {
-        // Behind its last entry in the books such a goroutine polls, and can be abandoned there.
+        // Such a goroutine polls after the last change of its account, and could be abandoned
+        // there.
         if self.world.abandons || self.is_crowded() {
             return;
         }
         let way = self.below(2) as usize;
         let class = if way == 0 { self.at.class } else { 2 };
-        let heir = self.heir(class, "jit", false);
-        heir.entry.release();
-        let argument = Box::into_raw(Box::new(heir)) as u64;
-        // SAFETY: on a goroutine; the argument is `spawned`'s.
+        let new = self.new_actor(class, "jit", false);
+        new.entry.release();
+        let argument = Box::into_raw(Box::new(new)) as u64;
+        // SAFETY: on a goroutine; the argument is for `spawned`.
         unsafe { codes().start[way].call(argument) };
     }
 
-    /// Recursion in JIT code that may be too deep for its stack.
+    /// Recursion in JIT code, which may overflow the stack.
     #[inline(never)]
     fn dive(&mut self) {
         let way = self.below(2) as usize;
@@ -611,7 +616,7 @@ impl Actor {
         }
     }
 
-    /// Uses much of its stack, and parks with it.
+    /// Uses a quarter of its stack, and yields there.
     #[inline(never)]
     fn deep(&mut self) {
         #[inline(never)]
@@ -622,7 +627,7 @@ impl Actor {
                 None => bottom(),
             }
             check(black_box(&here).iter().all(|&word| word == bytes as u64), || {
-                "somebody wrote to this stack".into()
+                "the stack is corrupt".into()
             });
         }
         let bytes = CLASSES[self.entry.class] / 4;
@@ -657,10 +662,10 @@ impl Actor {
         check(!self.nested || frames > 0, || "no JIT frame is found".into());
     }
 
-    /// Holds another goroutine still, or itself.
+    /// Scans another goroutine, or itself.
     #[inline(never)]
     fn scan(&mut self) {
-        look_at_one(&mut self.random);
+        scan_one(&mut self.random);
     }
 
     #[inline(never)]
@@ -673,15 +678,15 @@ impl Actor {
         }
     }
 
-    /// Lets a foreign thread trade.
+    /// Lets a foreign thread send or receive.
     #[inline(never)]
     fn foreign(&mut self) {
         let channel = self.world.channel(&mut self.random);
         let sends = self.one_in(2);
-        foreigners().trade(&self.world, channel, sends);
+        foreign_threads().trade(&self.world, channel, sends);
     }
 
-    /// Never ends, in a run that does.
+    /// Loops for ever, in a run that abandons its goroutines.
     #[inline(never)]
     fn endless(&mut self) {
         static NEVER: AtomicU32 = AtomicU32::new(0);
@@ -695,26 +700,29 @@ impl Actor {
     }
 }
 
-/// The closure is too large for a small stack: it lies on the heap.
+/// Starts a goroutine whose closure is too large for a small stack, and is boxed.
 #[inline(never)]
-fn go_large(builder: Builder, body: impl FnOnce() -> Gift + Send + 'static) -> JoinHandle<Gift> {
+fn go_large(
+    builder: Builder,
+    body: impl FnOnce() -> Output + Send + 'static,
+) -> JoinHandle<Output> {
     let load = [7u8; 1200];
     let body = move || {
-        check(load.iter().all(|&byte| byte == 7), || "a closure broke".into());
+        check(load.iter().all(|&byte| byte == 7), || "a closure is corrupt".into());
         body()
     };
     builder.go(body).expect("memory")
 }
 
-/// Holds some goroutine still and walks its stack. Those of other runs, too, on foreign threads.
+/// Suspends a random goroutine of any run, and walks its stack.
 #[inline(never)]
-fn look_at_one(random: &mut Random) {
+fn scan_one(random: &mut Random) {
     let all = goroutines();
     if all.is_empty() {
         return;
     }
-    let goroutine = all[random.bits() as usize % all.len()];
-    let wait = Duration::from_micros(random.bits() % 300);
+    let goroutine = all[random.next_u64() as usize % all.len()];
+    let wait = Duration::from_micros(random.next_u64() % 300);
     let mut frames = 0;
     let result = goroutine.scan_stack(wait, |frame| {
         check(!frame.stub.name().is_empty(), || "a frame without a name".into());
@@ -723,8 +731,8 @@ fn look_at_one(random: &mut Random) {
     });
     match result {
         Ok(end) => {
-            LOOKS.fetch_add(1, Ordering::Relaxed);
-            let whole = end == WalkEnd::Complete || frames == MOST_FRAMES;
+            SCANS.fetch_add(1, Ordering::Relaxed);
+            let whole = end == WalkEnd::Complete || frames == MAX_FRAMES;
             check(whole, || format!("{frames} frames of {goroutine:?}: {end:?}"));
         }
         Err(ScanError::Ended | ScanError::Running { .. }) => {}
@@ -732,19 +740,19 @@ fn look_at_one(random: &mut Random) {
     }
 }
 
-/// How often a goroutine was held still.
-pub static LOOKS: AtomicUsize = AtomicUsize::new(0);
+/// The number of scans of suspended goroutines.
+pub static SCANS: AtomicUsize = AtomicUsize::new(0);
 
-/// Called by JIT code, with the address of an actor.
-pub fn turn(actor: u64) -> u64 {
-    // SAFETY: `relay` passes its own, and waits.
-    unsafe { (*(actor as *mut Actor)).turn() };
+/// Called by JIT code with the address of an actor.
+pub fn relayed_step(actor: u64) -> u64 {
+    // SAFETY: `relay` passes the address of its actor, which it does not use during the call.
+    unsafe { (*(actor as *mut Actor)).relayed_step() };
     1
 }
 
-/// Called by JIT code on a goroutine that JIT code has started, with a box.
+/// Called by JIT code with a boxed actor, on a goroutine that JIT code has started.
 pub fn spawned(actor: u64) {
-    // SAFETY: from `jit_start`, for this goroutine alone.
+    // SAFETY: `jit_start` passes the box to this goroutine alone.
     let mut actor = unsafe { Box::from_raw(actor as *mut Actor) };
     let running = Running::begin(&actor.world, &actor.entry);
     actor.live();
@@ -752,24 +760,24 @@ pub fn spawned(actor: u64) {
     running.finish();
 }
 
-/// A channel to send to, or to receive from.
+/// A channel, and whether to send or to receive.
 type Trade = (Arc<World>, Chan<Token>, bool);
 
-/// Threads that are none of a run.
-pub struct Foreigners {
+/// Threads that belong to no run.
+pub struct ForeignThreads {
     wakes: Sender<(Parker, Duration)>,
     joins: Sender<(Arc<World>, Handle)>,
     trades: [Sender<Trade>; 2],
     next: AtomicUsize,
 }
 
-/// Those of the process.
-pub fn foreigners() -> &'static Foreigners {
-    static FOREIGNERS: OnceLock<Foreigners> = OnceLock::new();
-    FOREIGNERS.get_or_init(Foreigners::start)
+/// The foreign threads of the process.
+pub fn foreign_threads() -> &'static ForeignThreads {
+    static FOREIGN_THREADS: OnceLock<ForeignThreads> = OnceLock::new();
+    FOREIGN_THREADS.get_or_init(ForeignThreads::start)
 }
 
-/// A thread that does one job after the other.
+/// Starts a thread that executes jobs in order.
 fn worker<T: Send + 'static>(name: &str, work: impl Fn(T) + Send + 'static) -> Sender<T> {
     let (sender, jobs) = channel();
     let thread = std::thread::Builder::new().name(name.into());
@@ -777,7 +785,7 @@ fn worker<T: Send + 'static>(name: &str, work: impl Fn(T) + Send + 'static) -> S
     sender
 }
 
-impl Foreigners {
+impl ForeignThreads {
     fn start() -> Self {
         let trader = |name| {
             worker(name, |(world, channel, sends): Trade| {
@@ -790,18 +798,18 @@ impl Foreigners {
                 world.foreign.fetch_sub(1, Ordering::SeqCst);
             })
         };
-        let look = || {
+        let inspect = || {
             let mut random = Random(1);
             loop {
-                look_at_one(&mut random);
-                std::thread::sleep(Duration::from_micros(random.bits() % 1000));
+                scan_one(&mut random);
+                std::thread::sleep(Duration::from_micros(random.next_u64() % 1000));
             }
         };
-        std::thread::Builder::new().name("looker".into()).spawn(look).expect("a thread");
+        std::thread::Builder::new().name("inspector".into()).spawn(inspect).expect("a thread");
         Self {
             wakes: worker("waker", |(parker, delay): (Parker, Duration)| {
                 std::thread::sleep(delay);
-                // SAFETY: it was given to this thread alone, by one who is parked.
+                // SAFETY: the parked goroutine gave its parker to this thread alone.
                 unsafe { goready(parker) };
             }),
             joins: worker("joiner", |(world, handle): (Arc<World>, Handle)| {

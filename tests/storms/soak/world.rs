@@ -1,5 +1,5 @@
-//! The books of a round: which goroutines there are and how each ended, which values there are and
-//! where each went. A book that does not balance ends the process.
+//! The accounts of a round: all goroutines and how each ended, all values and what became of each.
+//! An account that does not balance aborts the process.
 
 use std::collections::BTreeMap;
 use std::panic::Location;
@@ -11,39 +11,39 @@ use footbridge::runtime::{Chan, JoinHandle, Parker};
 use super::steps::Kind;
 use support::spinner::Random;
 
-/// Usable bytes of the stacks, by class.
+/// Usable bytes of a stack, by class.
 pub const CLASSES: [usize; 5] = [16 << 10, 64 << 10, 256 << 10, 1 << 20, 8 << 20];
-/// Values that a round can have. What an abandoned round leaks comes from the heap and is no mapping of
-/// its own: it is too small for that.
+/// The maximum number of values of a round. The values that abandoned goroutines leak must be too
+/// small in total to become mappings of their own.
 const TOKENS: usize = 1 << 15;
 /// Channels of a round.
-const MARKETS: usize = 6;
-/// Runs that go on at once, at most.
+const CHANNELS: usize = 6;
+/// The maximum number of concurrent runs.
 pub const RUNS: usize = 2;
 
-/// The lock is held in Rust code only, which is not interrupted.
+/// Locks a mutex that is held in Rust code only, which is not preempted.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What [`fail`] tells besides its message.
-static TOLD: Mutex<String> = Mutex::new(String::new());
+/// The text that [`fail`] prints after its message.
+static CONTEXT: Mutex<String> = Mutex::new(String::new());
 
-/// Says which round goes on, for messages.
-pub fn tell(text: String) {
-    *lock(&TOLD) = text;
+/// Describes the present round, for messages.
+pub fn set_context(text: String) {
+    *lock(&CONTEXT) = text;
 }
 
-/// What was told last.
-pub fn told() -> String {
-    lock(&TOLD).clone()
+/// The last text of [`set_context`].
+pub fn context() -> String {
+    lock(&CONTEXT).clone()
 }
 
-/// A book does not balance: says so and ends the process.
+/// Prints that an account does not balance, and aborts the process.
 #[track_caller]
 #[cold]
 pub fn fail(message: &str) -> ! {
-    eprintln!("soak: {message} (at {})\n{}", Location::caller(), told());
+    eprintln!("soak: {message} (at {})\n{}", Location::caller(), context());
     std::process::abort()
 }
 
@@ -54,18 +54,18 @@ pub fn check(holds: bool, message: impl FnOnce() -> String) {
     }
 }
 
-/// A goroutine in the books.
+/// The account of a goroutine.
 pub struct Entry {
     pub id: u64,
     state: AtomicU8,
-    /// Its handle is gone: joined or dropped.
+    /// Whether its handle was joined or dropped.
     released: AtomicBool,
     /// The class of its stack.
     pub class: usize,
-    /// Which of the runs it belongs to.
+    /// The number of its run.
     pub run: usize,
     pub kind: &'static str,
-    /// The step that it takes, for people.
+    /// Its present step, for reports.
     pub step: AtomicUsize,
 }
 
@@ -90,23 +90,24 @@ impl Entry {
         });
     }
 
-    /// Its handle was joined or dropped.
+    /// Records that its handle was joined or dropped.
     pub fn release(&self) {
         let twice = self.released.swap(true, Ordering::SeqCst);
-        check(!twice, || format!("the handle of goroutine {} went twice", self.id));
+        check(!twice, || format!("the handle of goroutine {} was released twice", self.id));
     }
 
-    /// Whether its stack is in use when its run is over.
+    /// Whether its stack is still in use after its run.
     fn keeps_stack(&self) -> bool {
         !(self.has_ended() && self.released.load(Ordering::SeqCst))
     }
 }
 
-/// Marks a goroutine as running, and, as the last thing that it does, as ended.
+/// Marks a goroutine as running, and, when dropped as the goroutine's last action, as ended.
 pub struct Running {
     world: Arc<World>,
     entry: Arc<Entry>,
-    /// Not `std::thread::panicking`: that says whether anybody unwinds on this thread.
+    /// The state to enter at the end. `std::thread::panicking` does not tell it, since another
+    /// goroutine may be unwinding on this thread.
     end: u8,
 }
 
@@ -116,7 +117,7 @@ impl Running {
         Self { world: world.clone(), entry: entry.clone(), end: PANICKED }
     }
 
-    /// It returns now.
+    /// Marks the goroutine as returned.
     pub fn finish(mut self) {
         self.end = FINISHED;
     }
@@ -129,30 +130,31 @@ impl Drop for Running {
     }
 }
 
-/// What a goroutine returns.
-pub struct Gift {
+/// The result of a goroutine.
+pub struct Output {
     pub _token: Option<Token>,
     pub answer: u64,
 }
 
-/// What a goroutine panics with on purpose.
-pub struct Blast {
+/// The payload of an intended panic.
+pub struct TestPanic {
     pub id: u64,
     pub _token: Option<Token>,
 }
 
-/// The right to join a goroutine, and its entry in the books.
+/// The handle of a goroutine, with its account.
 pub struct Handle {
-    handle: Option<JoinHandle<Gift>>,
+    handle: Option<JoinHandle<Output>>,
     pub entry: Arc<Entry>,
 }
 
 impl Handle {
-    pub fn new(handle: JoinHandle<Gift>, entry: Arc<Entry>) -> Self {
+    pub fn new(handle: JoinHandle<Output>, entry: Arc<Entry>) -> Self {
         Self { handle: Some(handle), entry }
     }
 
-    /// Joins, and compares with the books. `abandons`: the run of the goroutine may be over.
+    /// Joins, and compares the result with the account. `abandons`: whether the goroutine may have
+    /// been abandoned.
     pub fn join(mut self, abandons: bool) {
         let handle = self.handle.take().expect("it is joined once");
         let entry = self.entry.clone();
@@ -162,12 +164,14 @@ impl Handle {
             format!("goroutine {} of kind {}, state {state}: {what}", entry.id, entry.kind)
         };
         match result {
-            Ok(gift) if state == FINISHED => {
-                check(gift.answer == answer_of(entry.id), || "a result of another one".into());
+            Ok(output) if state == FINISHED => {
+                check(output.answer == answer_of(entry.id), || {
+                    "the result of another goroutine".into()
+                });
             }
             Err(payload) if state == PANICKED => {
-                if let Some(blast) = payload.downcast_ref::<Blast>() {
-                    check(blast.id == entry.id, || "a panic of another one".into());
+                if let Some(panic) = payload.downcast_ref::<TestPanic>() {
+                    check(panic.id == entry.id, || "the panic of another goroutine".into());
                 } else {
                     let text = payload.downcast_ref::<String>().map_or("", String::as_str);
                     let text = payload.downcast_ref::<&str>().copied().unwrap_or(text);
@@ -186,7 +190,7 @@ impl Handle {
     }
 }
 
-/// What `scope` panics with when a goroutine of it did.
+/// The message of the panic of `scope` after a panic of one of its goroutines.
 pub const SCOPED: &str = "a scoped goroutine panicked";
 
 impl Drop for Handle {
@@ -198,12 +202,12 @@ impl Drop for Handle {
     }
 }
 
-/// What a goroutine returns that is asked.
+/// The expected answer of a goroutine.
 pub fn answer_of(id: u64) -> u64 {
     id.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995
 }
 
-/// A value that is counted.
+/// A value, whose drop and receive are counted.
 pub struct Token {
     id: usize,
     world: Arc<World>,
@@ -222,7 +226,7 @@ impl Drop for Token {
     }
 }
 
-/// Two sides of trade.
+/// The number of values and the sum of their ids.
 #[derive(Default)]
 pub struct Count {
     values: AtomicU64,
@@ -240,13 +244,13 @@ impl Count {
     }
 }
 
-/// A round: one or two runs and what they share.
+/// The state that the one or two runs of a round share.
 pub struct World {
-    /// Whether the runs end while goroutines go on.
+    /// Whether the runs end before their goroutines.
     pub abandons: bool,
-    /// Whether all are to come to an end.
+    /// Whether goroutines are to end.
     pub stop: AtomicBool,
-    /// Jobs that foreign threads have.
+    /// The number of jobs of foreign threads.
     pub foreign: AtomicUsize,
     /// Goroutines that have not ended, by run.
     pub live: [AtomicUsize; RUNS],
@@ -254,14 +258,14 @@ pub struct World {
     tokens: Box<[AtomicU8]>,
     next_token: AtomicUsize,
     dropped: AtomicUsize,
-    markets: Mutex<Vec<Chan<Token>>>,
+    channels: Mutex<Vec<Chan<Token>>>,
     closed: Mutex<Vec<Chan<Token>>>,
     offered: Count,
     refused: Count,
     received: Count,
-    lot: Mutex<Vec<Parker>>,
-    bank: Mutex<Vec<Handle>>,
-    /// Where the reporters of each run wait: see `main.rs`.
+    parkers: Mutex<Vec<Parker>>,
+    handles: Mutex<Vec<Handle>>,
+    /// The channels on which the reporters of each run wait.
     pub reports: [Chan<()>; RUNS],
 }
 
@@ -276,18 +280,18 @@ impl World {
             tokens: (0..TOKENS).map(|_| AtomicU8::new(0)).collect(),
             next_token: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
-            markets: Mutex::new((0..MARKETS).map(Self::market).collect()),
+            channels: Mutex::new((0..CHANNELS).map(Self::new_channel).collect()),
             closed: Mutex::default(),
             offered: Count::default(),
             refused: Count::default(),
             received: Count::default(),
-            lot: Mutex::default(),
-            bank: Mutex::default(),
+            parkers: Mutex::default(),
+            handles: Mutex::default(),
             reports: std::array::from_fn(|_| Chan::new(64)),
         })
     }
 
-    fn market(at: usize) -> Chan<Token> {
+    fn new_channel(at: usize) -> Chan<Token> {
         Chan::new([0, 0, 1, 2, 7, 50][at])
     }
 
@@ -295,7 +299,7 @@ impl World {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// Enters a goroutine that is about to be started.
+    /// Creates the account of a goroutine that is about to be started.
     pub fn enter(&self, run: usize, class: usize, kind: &'static str) -> Arc<Entry> {
         let mut entries = lock(&self.entries);
         let entry = Arc::new(Entry {
@@ -312,7 +316,7 @@ impl World {
         entry
     }
 
-    /// A new value, while there are some.
+    /// A new value, or None after the maximum number.
     pub fn token(self: &Arc<Self>) -> Option<Token> {
         let id = self.next_token.fetch_add(1, Ordering::SeqCst);
         if id >= TOKENS {
@@ -324,21 +328,21 @@ impl World {
 
     /// One of the channels.
     pub fn channel(&self, random: &mut Random) -> Chan<Token> {
-        let markets = lock(&self.markets);
-        markets[random.bits() as usize % markets.len()].clone()
+        let channels = lock(&self.channels);
+        channels[random.next_u64() as usize % channels.len()].clone()
     }
 
-    /// Closes a channel, and puts another one in its place.
+    /// Closes a channel and replaces it.
     pub fn replace(&self, random: &mut Random) {
-        let at = random.bits() as usize % MARKETS;
-        let old = std::mem::replace(&mut lock(&self.markets)[at], Self::market(at));
+        let at = random.next_u64() as usize % CHANNELS;
+        let old = std::mem::replace(&mut lock(&self.channels)[at], Self::new_channel(at));
         check(old.close() || self.stopped(), || "a channel was closed before".into());
         lock(&self.closed).push(old);
     }
 
-    /// Closes all channels. Those that take their places meanwhile stay open.
+    /// Closes all channels. Their concurrent replacements stay open.
     pub fn close(&self) {
-        let all = lock(&self.markets).clone();
+        let all = lock(&self.channels).clone();
         all.iter().for_each(|channel| {
             channel.close();
         });
@@ -348,7 +352,7 @@ impl World {
         self.offered.add(token);
     }
 
-    /// A value that was offered came back.
+    /// Records that a value that was offered was returned.
     pub fn refuse(&self, token: &Token) {
         self.refused.add(token);
     }
@@ -359,7 +363,7 @@ impl World {
         check(before == 0, || format!("value {} is received in state {before}", token.id));
     }
 
-    /// Sends a value. It comes back when the channel closes.
+    /// Sends a value. A closed channel returns it.
     #[inline(never)]
     pub fn send(self: &Arc<Self>, channel: &Chan<Token>) {
         let Some(token) = self.token() else { return };
@@ -393,38 +397,38 @@ impl World {
         }
     }
 
-    /// One who parks is to be readied by whoever takes him.
+    /// Adds a parked goroutine, which the caller of `take_parker` readies.
     #[inline(never)]
-    pub fn wait_here(&self, parker: Parker) {
-        lock(&self.lot).push(parker);
+    pub fn put_parker(&self, parker: Parker) {
+        lock(&self.parkers).push(parker);
     }
 
-    /// One who is parked, for whoever readies him.
+    /// Takes a parked goroutine. The caller must ready it.
     #[inline(never)]
-    pub fn parked(&self, random: &mut Random) -> Option<Parker> {
-        let mut lot = lock(&self.lot);
-        let len = lot.len();
-        (len != 0).then(|| lot.swap_remove(random.bits() as usize % len))
-    }
-
-    #[inline(never)]
-    pub fn deposit(&self, handle: Handle) {
-        lock(&self.bank).push(handle);
+    pub fn take_parker(&self, random: &mut Random) -> Option<Parker> {
+        let mut parkers = lock(&self.parkers);
+        let len = parkers.len();
+        (len != 0).then(|| parkers.swap_remove(random.next_u64() as usize % len))
     }
 
     #[inline(never)]
-    pub fn withdraw(&self, random: &mut Random) -> Option<Handle> {
-        let mut bank = lock(&self.bank);
-        let len = bank.len();
-        (len != 0).then(|| bank.swap_remove(random.bits() as usize % len))
+    pub fn put_handle(&self, handle: Handle) {
+        lock(&self.handles).push(handle);
     }
 
-    /// Takes what is left in the channels. All of them are closed then.
+    #[inline(never)]
+    pub fn take_handle(&self, random: &mut Random) -> Option<Handle> {
+        let mut handles = lock(&self.handles);
+        let len = handles.len();
+        (len != 0).then(|| handles.swap_remove(random.next_u64() as usize % len))
+    }
+
+    /// Closes all channels and receives the values that are left in them.
     fn drain(&self) -> Count {
         self.close();
         let left = Count::default();
-        let (markets, closed) = (lock(&self.markets), lock(&self.closed));
-        for channel in markets.iter().chain(&*closed) {
+        let (channels, closed) = (lock(&self.channels), lock(&self.closed));
+        for channel in channels.iter().chain(&*closed) {
             while let Ok(token) = channel.try_recv() {
                 left.add(&token);
             }
@@ -432,11 +436,11 @@ impl World {
         left
     }
 
-    /// Balances the books after the runs. Returns how many goroutines there were and ended in each
-    /// way, and how many stacks of each class are in use.
+    /// Checks the accounts after the runs. Returns the number of goroutines by the way in which
+    /// they ended, and the number of stacks in use by class.
     pub fn balance(&self, random: &mut Random) -> Balance {
-        check(self.foreign.load(Ordering::SeqCst) == 0, || "foreign threads are at work".into());
-        while let Some(handle) = self.withdraw(random) {
+        check(self.foreign.load(Ordering::SeqCst) == 0, || "foreign threads have jobs".into());
+        while let Some(handle) = self.take_handle(random) {
             handle.join(self.abandons);
         }
         let left = self.drain();
@@ -459,7 +463,7 @@ impl World {
             (self.next_token.load(Ordering::SeqCst), self.dropped.load(Ordering::SeqCst));
         for i in 0..2 {
             let (sent, gone) = (offered[i] - refused[i], received[i] + left[i]);
-            // Who is abandoned in the midst of a send may have sent or not.
+            // A goroutine that was abandoned in a send may or may not have sent.
             check(sent == gone || self.abandons && gone < sent, || {
                 format!(
                     "values: offered {offered:?}, refused {refused:?}, received {received:?}, left {left:?}"
@@ -472,16 +476,16 @@ impl World {
         if !self.abandons {
             check(balance.abandoned == 0, || format!("goroutines are lost: {balance:?}"));
             check(balance.in_use == [0; 5], || format!("handles are lost: {balance:?}"));
-            check(lock(&self.lot).is_empty(), || "somebody is parked".into());
+            check(lock(&self.parkers).is_empty(), || "a goroutine is parked".into());
         }
         balance
     }
 
-    /// Goroutines that have not ended, by kind and state, for people.
+    /// A report of the goroutines that have not ended, by kind and state.
     pub fn unfinished(&self) -> String {
         let mut kinds = BTreeMap::new();
-        // The lock may be held by who hangs.
-        let Ok(entries) = self.entries.try_lock() else { return "the books are locked".into() };
+        // The thread that hangs may hold the lock.
+        let Ok(entries) = self.entries.try_lock() else { return "the accounts are locked".into() };
         for entry in entries.iter().filter(|entry| !entry.has_ended()) {
             let step = match entry.state() {
                 STARTED => "queued".into(),
@@ -489,15 +493,13 @@ impl World {
             };
             *kinds.entry(format!("{} {} {step}", entry.run, entry.kind)).or_insert(0) += 1;
         }
-        let lot = self.lot.try_lock().map_or(usize::MAX, |lot| lot.len());
+        let parkers = self.parkers.try_lock().map_or(usize::MAX, |parkers| parkers.len());
         let foreign = self.foreign.load(Ordering::SeqCst);
-        format!(
-            "not ended: {kinds:?}; {lot} are parked for anyone; foreign threads have {foreign} jobs"
-        )
+        format!("not ended: {kinds:?}; {parkers} are parked; foreign threads have {foreign} jobs")
     }
 }
 
-/// How the books of a round end.
+/// The balance of the accounts of a round.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Balance {
     pub started: usize,
@@ -509,5 +511,5 @@ pub struct Balance {
     pub in_use: [usize; 5],
 }
 
-/// How often each kind of step was taken.
+/// The number of steps of each kind.
 pub static STEPS: [AtomicU64; Kind::COUNT] = [const { AtomicU64::new(0) }; Kind::COUNT];

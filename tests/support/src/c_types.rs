@@ -1,6 +1,6 @@
 //! Random signatures of C, and C text that declares their types.
 //!
-//! Each test binary that compares with gcc includes this file. It never says where a value is.
+//! Test binaries that compare with gcc share this module. It never computes where a value lives.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -201,7 +201,7 @@ pub fn random_bytes(rng: &mut Xorshift, ty: &Type) -> Vec<u8> {
     bytes
 }
 
-/// Whether each byte means something: x87 numbers have ten.
+/// For each byte of a value, whether it holds data: x87 numbers have ten such bytes, not padding.
 pub fn data(ty: &Type) -> Vec<bool> {
     let mut data = vec![false; ty.layout(Language::C).size_bytes as usize];
     ty.each_leaf(Language::C, 0, &mut |offset, leaf| {

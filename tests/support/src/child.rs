@@ -1,7 +1,7 @@
-//! Runs the body of a test in a process of its own, and what that process may be denied.
+//! Runs the body of a test in a process of its own, which may be denied resources.
 //!
-//! The test binary starts itself again for one test; that process forks before anything of the
-//! crate was touched, so that the body runs in a process with a single thread.
+//! The test binary executes itself for one test. That process forks before it has used anything of
+//! the crate, so that the body runs in a process with a single thread.
 
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
@@ -29,7 +29,7 @@ impl Outcome {
         assert!(self.code == Some(0), "the child failed: {self:#?}");
     }
 
-    /// abort(3) ended it, and it wrote exactly this to its standard error.
+    /// The child ended by abort(3), and wrote exactly this to its standard error.
     #[track_caller]
     pub fn assert_aborted_with(&self, masked_stderr: &str) {
         assert_eq!(mask(&self.stderr), masked_stderr, "{self:#?}");
@@ -47,56 +47,56 @@ impl Outcome {
     }
 }
 
-/// Runs `body` in a child of the test called `test`, and returns how that ended.
+/// Runs `body` in a child process of the test named `test`, and returns how the child ended.
 ///
 /// In the child itself this does not return.
 pub fn run(test: &str, body: impl FnOnce()) -> Outcome {
     run_case(test, 0, body).expect("a test without cases has case 0 only")
 }
 
-/// As [`run`], for one of several cases of a test, by number. In the child of another case this
+/// Like [`run`], for one of several numbered cases of a test. In the child of another case this
 /// does nothing.
 pub fn run_case(test: &str, case: usize, body: impl FnOnce()) -> Option<Outcome> {
     Child::of(test).case(case, body)
 }
 
-/// A child that is not like the others.
+/// A child process with settings other than the defaults of [`run`].
 pub struct Child<'a> {
     test: &'a str,
     limit_seconds: u32,
     environment: Vec<(&'a str, &'a str)>,
-    /// A program and its first arguments, which runs the test binary.
+    /// A program that runs the test binary, and the arguments before the binary's path.
     under: &'a [&'a str],
 }
 
 impl<'a> Child<'a> {
-    /// A child of the test called `test`.
+    /// A child of the test named `test`.
     pub fn of(test: &'a str) -> Self {
         Self { test, limit_seconds: LIMIT_SECONDS, environment: vec![], under: &[] }
     }
 
-    /// It is killed when it has taken so long.
+    /// Sets the time after which SIGALRM kills the child.
     pub fn limit_seconds(self, limit_seconds: u32) -> Self {
         Self { limit_seconds, ..self }
     }
 
-    /// It has this in its environment.
+    /// Adds a variable to the child's environment.
     pub fn with(mut self, name: &'a str, value: &'a str) -> Self {
         self.environment.push((name, value));
         self
     }
 
-    /// This program runs it, with these arguments in front of its own.
+    /// Runs the child under a program, such as `["valgrind", "--quiet"]`.
     pub fn under(self, program: &'a [&'a str]) -> Self {
         Self { under: program, ..self }
     }
 
-    /// As the function [`run`].
+    /// Like the function [`run`].
     pub fn run(self, body: impl FnOnce()) -> Outcome {
         self.case(0, body).expect("a test without cases has case 0 only")
     }
 
-    /// As [`run_case`].
+    /// Like [`run_case`].
     pub fn case(self, case: usize, body: impl FnOnce()) -> Option<Outcome> {
         let this = format!("{}/{case}", self.test);
         match std::env::var(VARIABLE) {
@@ -128,7 +128,7 @@ impl<'a> Child<'a> {
     }
 }
 
-/// The path of a test in this binary (`module::test`), by its name, which must be the only one.
+/// The path (`module::test`) of a test in this binary. Its name must be unique in the binary.
 fn path_of(test: &str) -> String {
     static LIST: OnceLock<String> = OnceLock::new();
     let list = LIST.get_or_init(|| {
@@ -160,7 +160,7 @@ const BEGIN: &str = "[child]";
 fn alone(limit_seconds: u32, body: impl FnOnce()) -> ! {
     println!("{BEGIN}");
     // SAFETY: the other thread of this process is libtest's, which waits for this one and holds
-    // no lock; the forked process goes on with a copy of this thread only.
+    // no lock; the forked process has a copy of this thread only.
     match unsafe { libc::fork() } {
         0 => {
             // SAFETY: plain system calls.
@@ -170,14 +170,14 @@ fn alone(limit_seconds: u32, body: impl FnOnce()) -> ! {
                 libc::alarm(limit_seconds);
             }
             let returned = catch_unwind(AssertUnwindSafe(body)).is_ok();
-            // A standard output that is closed is the parent's business.
+            // A closed standard output is for the parent to report.
             let _ = std::io::stdout().flush();
             // SAFETY: ends the process; nothing is left to run.
             unsafe { libc::_exit(if returned { 0 } else { 101 }) }
         }
         pid => {
             let status = wait(pid);
-            // SAFETY: passes the end of the child on as the end of this process.
+            // SAFETY: this process ends in the way in which the child ended.
             unsafe {
                 if libc::WIFSIGNALED(status) {
                     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -200,11 +200,11 @@ pub fn wait(pid: libc::pid_t) -> libc::c_int {
     status
 }
 
-/// What is written, masked, where goroutine `goid` overflows its stack of `size`. `in_what` is the
-/// function, `next` the next larger class.
-pub fn overflow(goid: &str, size: &str, next: &str, in_what: &str, frames: &str) -> String {
+/// The masked message of the overflow of goroutine `id`, whose stack has `size`. `in_what` is the
+/// function that overflowed it, `next` the next larger class.
+pub fn overflow(id: &str, size: &str, next: &str, in_what: &str, frames: &str) -> String {
     format!(
-        "footbridge: fatal: goroutine {goid} overflowed its {size} stack in {in_what}\n\
+        "footbridge: fatal: goroutine {id} overflowed its {size} stack in {in_what}\n\
          pc 0x_, rsp 0x_, access to 0x_ in the guard 0x_..0x_\n\
          the next class is {next}: runtime::Builder::stack_bytes for one goroutine, \
          Config::stack_bytes for all\n\
@@ -212,10 +212,10 @@ pub fn overflow(goid: &str, size: &str, next: &str, in_what: &str, frames: &str)
     )
 }
 
-/// No JIT frame is on the stack.
+/// The list of frames in [`overflow`] where no JIT frame is on the stack.
 pub const NO_FRAMES: &str = "    (none)\n";
 
-/// Replaces hexadecimal numbers by `0x_`, and the source locations of frames by nothing.
+/// Replaces hexadecimal numbers by `0x_` and removes the source locations of frames.
 pub fn mask(text: &str) -> String {
     let mut out = String::new();
     for line in text.split_inclusive('\n') {
@@ -235,7 +235,7 @@ pub fn mask(text: &str) -> String {
     out
 }
 
-/// Limits the address space to what is used now and `more_bytes`.
+/// Limits the address space to its present size plus `more_bytes`.
 pub fn limit_address_space(more_bytes: usize) {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("procfs");
     let pages: usize = statm.split(' ').next().and_then(|n| n.parse().ok()).expect("a number");
@@ -248,7 +248,7 @@ pub fn limit_address_space(more_bytes: usize) {
     assert_eq!(failed, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Takes the limit of [`limit_address_space`] back.
+/// Removes the limit that [`limit_address_space`] set.
 pub fn unlimit_address_space() {
     // SAFETY: the address of a local.
     unsafe {
@@ -257,15 +257,17 @@ pub fn unlimit_address_space() {
     }
 }
 
-/// A system call that [`refuse`] refuses.
+/// A system call that fails after [`refuse`].
 pub struct Refusal {
     pub call: libc::c_long,
-    /// Only if `argument.0`, masked with `argument.1`, is `argument.2`.
+    /// `(index, mask, value)`: refused only if the argument of that index, masked, is the value.
+    /// None refuses every call.
     pub argument: Option<(u32, u32, u32)>,
     pub errno: libc::c_int,
 }
 
-/// From now on this thread, and those it makes, cannot make the calls: seccomp(2) answers.
+/// Installs a seccomp(2) filter on this thread and the threads that it starts later: the calls fail
+/// with their errno.
 pub fn refuse(refusals: &[Refusal]) {
     const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
     const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K

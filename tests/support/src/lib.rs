@@ -1,4 +1,4 @@
-//! What several test binaries share.
+//! Fixtures that several test binaries share.
 
 pub mod c_types;
 pub mod child;

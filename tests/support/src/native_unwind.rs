@@ -1,4 +1,4 @@
-//! The process's unwinder, asked where it is.
+//! Walks by the unwinder of the process (libgcc), for comparison with the crate's own.
 
 #![allow(unsafe_code, reason = "calls the unwinder")]
 
@@ -21,19 +21,19 @@ extern "C" fn push(context: *mut c_void, pcs: *mut c_void) -> c_int {
     URC_NO_REASON
 }
 
-/// The return addresses of all frames, from the caller's on. They end where the unwinder ends.
+/// The return addresses of all frames, the caller's first, up to the one where the unwinder stops.
 #[inline(never)]
 pub fn return_addresses() -> Vec<usize> {
     let mut pcs = Vec::with_capacity(64);
     // SAFETY: the visitor takes such a vector and does not unwind.
     unsafe { _Unwind_Backtrace(push, (&raw mut pcs).cast()) };
-    // The root's caller is nobody: libgcc may report it as a zero.
+    // The root frame has no caller, for which libgcc may report a zero.
     pcs.retain(|&pc| pc != 0);
     pcs
 }
 
-/// What the unwinder has restored a general-purpose register to, by its DWARF number, in the first
-/// frame whose return address is the one that is asked for.
+/// The value that the unwinder restores for a general-purpose register, by its DWARF number, in the
+/// first frame whose return address satisfies `is_frame`.
 #[inline(never)]
 pub fn general_register_of(register: c_int, is_frame: fn(usize) -> bool) -> Option<u64> {
     struct Search {
@@ -41,7 +41,7 @@ pub fn general_register_of(register: c_int, is_frame: fn(usize) -> bool) -> Opti
         is_frame: fn(usize) -> bool,
         found: Option<u64>,
     }
-    extern "C" fn look(context: *mut c_void, search: *mut c_void) -> c_int {
+    extern "C" fn visit(context: *mut c_void, search: *mut c_void) -> c_int {
         // SAFETY: the unwinder passes its context and the search below.
         unsafe {
             let search = &mut *search.cast::<Search>();
@@ -53,6 +53,6 @@ pub fn general_register_of(register: c_int, is_frame: fn(usize) -> bool) -> Opti
     }
     let mut search = Search { register, is_frame, found: None };
     // SAFETY: the visitor takes such a search and does not unwind.
-    unsafe { _Unwind_Backtrace(look, (&raw mut search).cast()) };
+    unsafe { _Unwind_Backtrace(visit, (&raw mut search).cast()) };
     search.found
 }

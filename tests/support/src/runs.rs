@@ -1,16 +1,16 @@
-//! Runs of a test: on how many processors, and with which time slice.
+//! Runs for tests, by the number of processors and the time slice.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use footbridge::runtime::{Config, gosched, stats};
 
-/// The default settings on this many processors.
+/// The default settings with `processors` processors.
 pub fn config(processors: usize) -> Config {
     Config::new().processors(processors)
 }
 
-/// Runs `f` on the main goroutine of a run on this many processors.
+/// Runs `f` on the main goroutine of a run with `processors` processors.
 pub fn on<R>(processors: usize, f: impl FnOnce() -> R) -> R {
     config(processors).run(f).expect("the run starts")
 }
@@ -20,8 +20,9 @@ pub fn alone<R>(f: impl FnOnce() -> R) -> R {
     on(1, f)
 }
 
-/// Like [`alone`], with preemption set up, and a time slice that never ends: goroutines are preempted
-/// where the test requests it. One such run at a time: their tests have statics in common.
+/// Like [`alone`], with preemption enabled and a time slice longer than any test: goroutines are
+/// preempted where the test requests it. Such runs exclude each other, since their tests share
+/// statics.
 pub fn alone_and_preemptible<R>(f: impl FnOnce() -> R) -> R {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -29,7 +30,24 @@ pub fn alone_and_preemptible<R>(f: impl FnOnce() -> R) -> R {
     config.run(f).expect("the run starts")
 }
 
-/// Yields until the condition holds. Panics with the counters of the run after 20 seconds.
+/// The number of this thread. Never inlined, so that a migratable goroutine may call it before and
+/// after a park.
+#[inline(never)]
+pub fn thread_number() -> i32 {
+    // SAFETY: no arguments.
+    unsafe { libc::gettid() }
+}
+
+/// Calls a function when dropped, also in a test that fails, whose scope would wait for ever.
+pub struct AtEnd<F: Fn()>(pub F);
+
+impl<F: Fn()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
+
+/// Yields until `condition` holds. Panics after 20 seconds with the counters of the run.
 pub fn wait_for(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {

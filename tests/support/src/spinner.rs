@@ -1,9 +1,9 @@
-//! JIT code that fills the whole machine state, spins with all of it live, and stores what it
-//! finds afterwards.
+//! JIT code that loads the whole machine state, spins with all of it live, and then stores the
+//! state that it finds.
 //!
-//! The spin is one instruction: `loop` counts rcx down and changes no flag. All of the code is
-//! preemptible, the loads and stores too. It is assembled here, in the text of the test, because
-//! dynasm does not know AVX-512; it has no address in it, so that its bytes can be copied.
+//! The spin is one instruction: `loop` decrements rcx and changes no flag. All of the code is
+//! preemptible, including the loads and stores. It is assembled by the Rust compiler, since dynasm
+//! does not have AVX-512. Its bytes can be copied, since they contain no address.
 
 #![allow(unsafe_code, reason = "assembly")]
 
@@ -15,7 +15,7 @@ use footbridge::abi::Convention;
 use footbridge::jit::{Annotations, Code, FrameClass, Jit, Ops};
 use footbridge::runtime::{Entry, VectorState};
 
-/// Registers by their places in `State::gpr`.
+/// The registers in the order of `State::gpr`.
 const GPRS: [&str; 16] = [
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13",
     "r14", "r15",
@@ -27,10 +27,10 @@ const RSP: usize = 7;
 /// Bytes from rsp to rbp in the spinner.
 const FRAME_BYTES: u64 = 96;
 
-/// CF, PF, AF, ZF, SF, DF, OF, AC, ID: what user code can have.
+/// CF, PF, AF, ZF, SF, DF, OF, AC, ID: the flags that user code can set.
 pub const FLAGS: u64 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x400 | 0x800 | 0x4_0000 | 0x20_0000;
 
-/// What is loaded, and what was found. The offsets are written into the assembly below.
+/// A machine state, to load or as stored. The assembly below contains the offsets as numbers.
 #[repr(C, align(64))]
 #[derive(Clone)]
 pub struct State {
@@ -57,7 +57,7 @@ macro_rules! spinner {
             concat!(".globl spinner_", $name, "_load, spinner_", $name, "_store"),
             concat!(".globl spinner_", $name, "_end"),
             concat!("spinner_", $name, "_load:"),
-            // FrameClass::Saved. rdi: what to load, rsi: where to store.
+            // FrameClass::Saved. rdi: the state to load, rsi: where to store the state.
             "push rbp",
             "mov rbp, rsp",
             "push rbx",
@@ -146,7 +146,8 @@ macro_rules! spinner {
             "kmovq [rdi + 2880 + 8*\\n], k\\n",
             ".endr",
             ".endif",
-            // As it was called: flags, modes, upper halves.
+            // Restore what the convention requires at the return: flags, FP control state, and
+            // upper halves.
             "push 2",
             "popfq",
             "fninit",
@@ -184,7 +185,7 @@ unsafe extern "C" {
     static spinner_avx512_end: u8;
 }
 
-/// Which registers a spinner uses.
+/// The vector registers that a spinner uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Level {
     Sse,
@@ -193,7 +194,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// Those that this CPU has.
+    /// The levels that this CPU has.
     pub fn all() -> Vec<Self> {
         let mut all = vec![Self::Sse];
         if std::arch::is_x86_feature_detected!("avx") {
@@ -209,7 +210,7 @@ impl Level {
         *Self::all().last().expect("SSE is everywhere")
     }
 
-    /// The setting that saves exactly these.
+    /// The setting that saves exactly these registers.
     pub fn vector_state(self) -> VectorState {
         match self {
             Self::Sse => VectorState::Sse,
@@ -218,7 +219,7 @@ impl Level {
         }
     }
 
-    /// The bytes of the two halves.
+    /// The code before the spin and the code after it.
     fn halves(self) -> [&'static [u8]; 2] {
         // SAFETY: labels of one section, in this order.
         unsafe {
@@ -247,27 +248,26 @@ impl Level {
     }
 }
 
-/// How a spinner gives way.
+/// Where a spinner can be preempted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum GivesWay {
-    /// It is interrupted.
+pub enum Preemptible {
+    /// At every instruction, by a signal.
     Anywhere,
-    /// It polls in its loop, and is not preemptible.
+    /// At the poll in its loop only.
     AtPolls,
-    /// Not at all.
     Never,
 }
 
-/// Code that spins, and its entry.
+/// Spinning code with its entry.
 pub struct Spinner {
     entry: Entry<fn(*const State, *mut State)>,
     _code: Code,
     level: Level,
-    gives_way: GivesWay,
+    preemptible: Preemptible,
 }
 
 impl Spinner {
-    pub fn new(level: Level, gives_way: GivesWay) -> Self {
+    pub fn new(level: Level, preemptible: Preemptible) -> Self {
         let jit = Jit::new().expect("code memory");
         let [load, store] = level.halves();
         let name = format!("spin {level:?}");
@@ -275,40 +275,43 @@ impl Spinner {
         let mut body = |ops: &mut Ops| {
             ops.extend(load);
             dynasm!(ops; .arch x64; again:);
-            if gives_way == GivesWay::AtPolls {
+            if preemptible == Preemptible::AtPolls {
                 polls.poll(ops);
             }
             dynasm!(ops; .arch x64; loop <again);
             ops.extend(store);
             polls.finish(ops);
         };
-        // SAFETY: a saved frame; System V; nothing in it depends on the thread.
+        // SAFETY: a saved frame; System V; the code uses nothing that belongs to the thread.
         let code = unsafe {
-            match gives_way {
-                GivesWay::Anywhere => jit.install(&name, FrameClass::Saved, |ops| {
+            match preemptible {
+                Preemptible::Anywhere => jit.install(&name, FrameClass::Saved, |ops| {
                     body(ops);
                     Annotations::preemptible()
                 }),
-                GivesWay::AtPolls | GivesWay::Never => jit.install(&name, FrameClass::Saved, body),
+                Preemptible::AtPolls | Preemptible::Never => {
+                    jit.install(&name, FrameClass::Saved, body)
+                }
             }
         };
         let code = code.expect("it installs");
         // SAFETY: System V, of this type.
         let entry = unsafe { code.enter(Convention::SystemV) }.expect("an entry");
-        Self { entry, _code: code, level, gives_way }
+        Self { entry, _code: code, level, preemptible }
     }
 
-    /// Spins so many rounds with a state that follows from the seed. Returns what has changed.
-    pub fn spin(&self, rounds: u64, seed: u64) -> Vec<Change> {
-        let before = Box::new(State::random(rounds, seed));
-        let mut after = Box::new(State::random(rounds, !seed));
-        // SAFETY: on a goroutine; both live over the call.
+    /// Spins for `iterations` with a machine state that follows from `seed`. Returns the parts of
+    /// the state that have changed.
+    pub fn spin(&self, iterations: u64, seed: u64) -> Vec<Change> {
+        let before = Box::new(State::random(iterations, seed));
+        let mut after = Box::new(State::random(iterations, !seed));
+        // SAFETY: on a goroutine; both outlive the call.
         unsafe { self.entry.call(&raw const *before, &raw mut *after) };
-        before.changes(&after, self.level, self.gives_way != GivesWay::AtPolls)
+        before.changes(&after, self.level, self.preemptible != Preemptible::AtPolls)
     }
 }
 
-/// A part of the state that is not what it was.
+/// A part of the machine state that was not preserved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
 pub enum Change {
     Gpr(&'static str),
@@ -326,48 +329,53 @@ impl fmt::Display for Change {
     }
 }
 
-/// A generator of numbers: splitmix64.
+/// A generator of random numbers: splitmix64.
 pub struct Random(pub u64);
 
 impl Random {
-    pub fn bits(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next_u64() % limit
+    }
 }
 
 impl State {
-    fn random(rounds: u64, seed: u64) -> Self {
+    fn random(iterations: u64, seed: u64) -> Self {
         let mut random = Random(seed);
         let mut state = Self {
             fx: [0; 512],
-            gpr: std::array::from_fn(|_| random.bits()),
-            rflags: random.bits() & FLAGS | 2,
+            gpr: std::array::from_fn(|_| random.next_u64()),
+            rflags: random.next_u64() & FLAGS | 2,
             _pad: [0; 7],
-            red_zone: std::array::from_fn(|_| random.bits()),
-            zmm: std::array::from_fn(|_| std::array::from_fn(|_| random.bits())),
-            k: std::array::from_fn(|_| random.bits()),
+            red_zone: std::array::from_fn(|_| random.next_u64()),
+            zmm: std::array::from_fn(|_| std::array::from_fn(|_| random.next_u64())),
+            k: std::array::from_fn(|_| random.next_u64()),
         };
-        state.gpr[RCX] = rounds;
+        state.gpr[RCX] = iterations;
         // FXSAVE image: Intel SDM volume 1, table 10-2. All exceptions are masked; bit 6 of the
         // control word is always set.
         let mut put =
             |at: usize, bytes: &[u8]| state.fx[at..at + bytes.len()].copy_from_slice(bytes);
-        let rounding = (random.bits() & 3) as u16;
-        let precision = [0u16, 2, 3][(random.bits() % 3) as usize];
+        let rounding = (random.next_u64() & 3) as u16;
+        let precision = [0u16, 2, 3][(random.next_u64() % 3) as usize];
         put(0, &(0x7f | precision << 8 | rounding << 10).to_le_bytes());
         // Condition codes and top of stack.
-        put(2, &(random.bits() as u16 & 0x7f00).to_le_bytes());
-        put(4, &[random.bits() as u8]);
+        put(2, &(random.next_u64() as u16 & 0x7f00).to_le_bytes());
+        put(4, &[random.next_u64() as u8]);
         // Rounding mode, flush to zero, denormals are zero, and the flags of past exceptions.
-        let mxcsr = 0x1f80 | random.bits() as u32 & 0xe07f;
+        let mxcsr = 0x1f80 | random.next_u64() as u32 & 0xe07f;
         put(24, &mxcsr.to_le_bytes());
         for register in 0..8 {
-            put(32 + 16 * register, &random.bits().to_le_bytes());
-            put(40 + 16 * register, &(random.bits() as u16).to_le_bytes());
+            put(32 + 16 * register, &random.next_u64().to_le_bytes());
+            put(40 + 16 * register, &(random.next_u64() as u16).to_le_bytes());
         }
         for (register, value) in state.zmm.iter().take(16).enumerate() {
             for (half, word) in value.iter().take(2).enumerate() {
@@ -384,7 +392,7 @@ impl State {
             let expected = match at {
                 // Counted down.
                 RCX => 0,
-                // The frame's own.
+                // The spinner's own frame.
                 RBP => after.gpr[RSP].wrapping_add(FRAME_BYTES),
                 RSP => after.gpr[RSP],
                 _ => self.gpr[at],

@@ -1,14 +1,14 @@
-//! Runs code one instruction at a time and walks the stack at each.
+//! Runs code one instruction at a time and walks the stack at each instruction.
 //!
 //! The trap flag (rflags.TF, Intel SDM volume 3, section 18.3.1.4) makes the CPU raise a debug
 //! exception after each instruction, which the kernel delivers as SIGTRAP. The flag belongs to the
-//! thread and no switch stub changes it: once set, it stays set over goroutine switches, on the
-//! system stack and in the scheduler, until it is cleared. The kernel clears it for the
-//! handler and in system calls. So a run with one thread is stepped as a whole, its scheduler
-//! included; nothing in it waits for another thread.
+//! thread, and no switch stub changes it. Once set, it stays set over goroutine switches, on the
+//! system stack and in the scheduler, until it is cleared. The kernel clears it for the handler and
+//! in system calls. A run with one thread is therefore stepped as a whole, with its scheduler, and
+//! nothing in it waits for another thread.
 //!
-//! The handler keeps the rules of `src/runtime/signal.rs`: no lock, no allocation, no panic. It
-//! runs on the alternate stack that every thread of a run has.
+//! The handler keeps the rules for signal handlers: no lock, no allocation, no panic. It runs on
+//! the alternate stack that every thread of a run has.
 
 #![allow(unsafe_code, reason = "a signal handler and the trap flag")]
 
@@ -26,16 +26,17 @@ use footbridge::runtime::{Registers, WalkEnd, jit_frames_from};
 pub const MAX_FRAMES: usize = 16;
 const MAX_TRAPS: usize = 1 << 15;
 
-/// What the walk said at one instruction; in native code, at a row of them where it said the same.
+/// The walk at one instruction, or at consecutive instructions of native code where the walks are
+/// equal.
 #[derive(Clone, Copy)]
 pub struct Trap {
-    /// The (first) instruction, which is executed next.
+    /// The (first) instruction, which has not been executed yet.
     pub pc: usize,
-    /// What [`set_place`] was called with last.
+    /// The mark set by the last [`set_place`].
     pub place: usize,
-    /// How many instructions.
+    /// The number of instructions.
     pub count: usize,
-    /// Whether the registry knows the pc.
+    /// Whether the registry has a stub at the pc.
     pub in_stub: bool,
     pub end: WalkEnd,
     frames: [usize; MAX_FRAMES],
@@ -50,7 +51,7 @@ impl Trap {
 }
 
 struct Buffer(UnsafeCell<Vec<Trap>>);
-// SAFETY: whoever holds `ONE_AT_A_TIME` uses it, and his thread's handler.
+// SAFETY: only the thread that holds `ONE_AT_A_TIME`, and its signal handler, use the buffer.
 unsafe impl Sync for Buffer {}
 
 static BUFFER: Buffer = Buffer(UnsafeCell::new(Vec::new()));
@@ -61,7 +62,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// The function that the handler calls with each pc, or 0. Set while `ONE_AT_A_TIME` is locked.
 static HOOK: AtomicUsize = AtomicUsize::new(0);
 
-/// Marks the traps that follow. Returns the mark before.
+/// Sets the mark of the traps that follow. Returns the previous mark.
 pub fn set_place(place: usize) -> usize {
     PLACE.swap(place, Ordering::Relaxed)
 }
@@ -97,14 +98,14 @@ unsafe extern "C" fn on_trap(
         *len += 1;
         if *len <= MAX_FRAMES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    // SAFETY: the registers that the trap found on this thread.
+    // SAFETY: the registers of this thread at the trap.
     trap.end = unsafe { jit_frames_from(at, visit) };
     let hook = HOOK.load(Ordering::Relaxed);
     if hook != 0 {
         // SAFETY: set to a function of this type.
         unsafe { std::mem::transmute::<usize, fn(usize)>(hook)(at.pc) };
     }
-    // SAFETY: the thread that steps holds the lock, and is here.
+    // SAFETY: this is the stepped thread, which holds the lock.
     let traps = unsafe { &mut *BUFFER.0.get() };
     if let Some(last) = traps.last_mut()
         && !trap.in_stub
@@ -124,7 +125,7 @@ unsafe extern "C" fn on_trap(
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: the handler keeps the rules at the head of this file.
+        // SAFETY: the handler takes no lock, does not allocate and does not panic.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_trap as *const () as usize;
@@ -136,12 +137,12 @@ fn install() {
     });
 }
 
-/// Clears the trap flag, also when a panic passes.
+/// Clears the trap flag when dropped, also when a panic unwinds.
 struct Stepping;
 
 impl Stepping {
     fn start() -> Self {
-        // SAFETY: the handler is installed; a trap changes nothing that code can see.
+        // SAFETY: the handler is installed, and a trap changes nothing that the code can see.
         unsafe { asm!("pushfq", "or dword ptr [rsp], 0x100", "popfq") };
         Self
     }
@@ -153,20 +154,20 @@ impl Drop for Stepping {
     }
 }
 
-/// For a goroutine that goes on, with the trap flag, where one that is stepped was put aside. That
-/// one has the flag again when it goes on itself.
+/// Clears the trap flag of this thread. A goroutine that runs after a stepped one was preempted
+/// finds the flag set. The stepped goroutine has it again when it resumes.
 pub fn clear_trap_flag() {
-    // SAFETY: changes nothing else.
+    // SAFETY: changes no other flag.
     unsafe { asm!("pushfq", "and dword ptr [rsp], 0xfffffeff", "popfq") };
 }
 
-/// Runs `f` on this thread with a trap at every instruction, and returns them in their order.
+/// Runs `f` on this thread with a trap at every instruction, and returns the traps in order.
 pub fn stepped(f: impl FnOnce()) -> Vec<Trap> {
     step(0, f)
 }
 
 /// Like [`stepped`]; the handler also calls `hook` with the pc of each trap. A preemption signal
-/// that the hook sends to its own thread arrives when the handler has returned, at that pc.
+/// that the hook sends to its own thread is delivered at that pc, when the handler has returned.
 pub fn stepped_with(hook: fn(usize), f: impl FnOnce()) -> Vec<Trap> {
     step(hook as *const () as usize, f)
 }
@@ -182,6 +183,6 @@ fn step(hook: usize, f: impl FnOnce()) -> Vec<Trap> {
     f();
     drop(stepping);
     assert_eq!(LOST.load(Ordering::Relaxed), 0, "the buffer is too small");
-    // SAFETY: as above: the flag is clear.
+    // SAFETY: the lock is held, and no trap happens after the flag is cleared.
     std::mem::take(unsafe { &mut *BUFFER.0.get() })
 }

@@ -1,7 +1,7 @@
-//! A thread that ends the process when nothing happens any more, and says what it saw.
+//! A thread that aborts the process when the test makes no progress, and reports its state first.
 //!
-//! A test of a scheduler that hangs is a finding like any other: it is to say where everybody was.
-//! The process must be the test's own: it is aborted.
+//! A scheduler test that hangs is a finding like any other, and must report where each thread was.
+//! The process must belong to the test alone, since it is aborted.
 
 #![allow(unsafe_code, reason = "calls the C library")]
 
@@ -9,19 +9,19 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What has happened so far.
+/// The number of calls of [`beat`].
 static BEATS: AtomicU64 = AtomicU64::new(0);
 
-/// How long it may take to say what was seen.
+/// The time limit of the report.
 const DESCRIPTION_SECONDS: u32 = 10;
 
-/// Says that something has happened.
+/// Reports progress.
 pub fn beat() {
     BEATS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Starts the thread. When nothing has happened for `limit` it calls `describe`, which may take a few
-/// seconds and must not wait for what may hang, and aborts the process.
+/// Starts the thread. After `limit` without a [`beat`] it calls `describe` and aborts the process.
+/// `describe` may take a few seconds, and must not wait for anything that may hang.
 pub fn start(limit: Duration, describe: impl Fn() + Send + 'static) {
     let body = move || {
         let (mut known, mut since) = (0, Instant::now());
@@ -31,15 +31,15 @@ pub fn start(limit: Duration, describe: impl Fn() + Send + 'static) {
             if now != known {
                 (known, since) = (now, Instant::now());
             } else if since.elapsed() >= limit {
-                // Whoever hangs may have the allocator, or standard error: then this is all that is
-                // said.
-                let text = b"nothing happens any more\n";
+                // The hanging thread may hold the lock of the allocator or of standard error: then
+                // this line is the whole report.
+                let text = b"watchdog: no progress\n";
                 // SAFETY: a buffer of that length; SIGALRM ends the process.
                 unsafe {
                     libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
                     libc::alarm(DESCRIPTION_SECONDS);
                 }
-                eprintln!("since {limit:?}; {now} things did happen\n{}", threads());
+                eprintln!("for {limit:?}, after {now} beats\n{}", threads());
                 describe();
                 std::process::abort();
             }
@@ -49,12 +49,12 @@ pub fn start(limit: Duration, describe: impl Fn() + Send + 'static) {
     thread.spawn(body).expect("a thread");
 }
 
-/// Threads of this process.
+/// The number of threads of this process.
 pub fn thread_count() -> usize {
     std::fs::read_dir("/proc/self/task").expect("procfs").count()
 }
 
-/// What each thread of this process does, as far as the kernel tells.
+/// The state and the system call of each thread of this process, from procfs.
 fn threads() -> String {
     let mut all = String::new();
     for task in std::fs::read_dir("/proc/self/task").expect("procfs").flatten() {
@@ -62,7 +62,7 @@ fn threads() -> String {
         let status = read("status");
         let state = status.lines().find(|line| line.starts_with("State:")).unwrap_or("State: ?");
         let (name, call) = (read("comm"), read("syscall"));
-        // A number of a system call and its arguments, or "running".
+        // The number of the system call and its arguments, or "running".
         let call: Vec<_> = call.split_whitespace().take(3).collect();
         let _ = writeln!(all, "thread {}: {state}; system call {call:?}", name.trim_end());
     }

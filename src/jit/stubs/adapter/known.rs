@@ -13,6 +13,8 @@ use crate::jit::stubs::shapes::Shapes;
 
 /// An adapter but for its target and bound word.
 pub(crate) struct Shape {
+    /// How the adapter is entered.
+    pub(crate) entry: Convention,
     pub(crate) code: AdapterCode,
     pub(crate) signature: &'static Signature,
     pub(crate) name: &'static str,
@@ -34,6 +36,6 @@ pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<S
         let name = intern(&format!("{} to {}", spec.entry, spec.target));
         // For descriptors, which outlive every handle.
         let signature = Box::leak(Box::new(spec.signature.clone()));
-        Ok(Shape { code, signature, name })
+        Ok(Shape { entry: spec.entry, code, signature, name })
     })
 }

@@ -7,7 +7,7 @@ use crate::abi::{Arch, Pinned};
 use crate::jit::error::JitError;
 
 impl AdapterCode {
-    /// Plans and emits.
+    /// Plans and emits: see [`AdapterCode`] for an example.
     ///
     /// # Errors
     /// A convention cannot carry the signature ([`JitError::Assign`]), there are no moves between
@@ -29,7 +29,7 @@ impl AdapterCode {
             (true, Some(off)) => off,
             (true, None) => {
                 let rule = "the target's convention has a register for the current goroutine; say \
-                            where its address is, in `g_tls_off_bytes`";
+                            where its address is, by `AdapterSpec::g_tls_off_bytes`";
                 return Err(JitError::Signature { stub: "adapter", rule });
             }
         };

@@ -29,10 +29,10 @@ mod machine;
 mod plan;
 mod x86_64;
 
-crate::on_executing_host! {
+crate::for_runtime! {
     mod known;
 
-    pub(crate) use known::shape;
+    pub(crate) use known::{Shape, shape};
 }
 
 pub use code::AdapterCode;

@@ -8,6 +8,7 @@ use crate::jit::frame::FrameClass;
 
 /// A word that an adapter passes besides the arguments that it was called with.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
 pub enum Bind {
     /// In the register in which the target's convention passes the address of a closure
     /// ([`ConvSpec::context`](crate::abi::ConvSpec::context)): `rdx` in Go's conventions, `r10`,
@@ -19,6 +20,11 @@ pub enum Bind {
 
 impl Bind {
     /// How the word is passed.
+    ///
+    /// ```
+    /// use footbridge::jit::{Bind, Binding};
+    /// assert_eq!(Bind::Closure(7).binding(), Binding::Closure);
+    /// ```
     pub const fn binding(self) -> Binding {
         match self {
             Bind::Closure(_) => Binding::Closure,
@@ -27,6 +33,10 @@ impl Bind {
     }
 
     /// The word.
+    ///
+    /// ```
+    /// assert_eq!(footbridge::jit::Bind::FirstArgument(7).word(), 7);
+    /// ```
     pub const fn word(self) -> u64 {
         match self {
             Bind::Closure(word) | Bind::FirstArgument(word) => word,
@@ -36,6 +46,7 @@ impl Bind {
 
 /// What an adapter passes besides the arguments that it is called with: [`Bind`] without the word.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[non_exhaustive]
 pub enum Binding {
     /// Nothing.
     #[default]
@@ -46,22 +57,76 @@ pub enum Binding {
     FirstArgument,
 }
 
-/// What an adapter is to do.
+/// What an adapter is to do: [`AdapterCode::new`](super::AdapterCode::new) emits it.
 #[derive(Clone, Copy, Debug)]
+#[must_use = "a description emits nothing by itself"]
 pub struct AdapterSpec<'a> {
     /// The types of the call, as the adapter's caller sees them.
-    pub signature: &'a Signature,
+    pub(crate) signature: &'a Signature,
     /// How the adapter is entered.
-    pub entry: Convention,
+    pub(crate) entry: Convention,
     /// How it calls the target: a convention of the same machine.
-    pub target: Convention,
+    pub(crate) target: Convention,
     /// What it binds.
-    pub binding: Binding,
-    /// Where the address of the current goroutine's `g` is, in bytes from the thread pointer (`fs`
-    /// on amd64; `tpidr_el0` on AArch64, or, entered from Apple's convention, `tpidrro_el0` without
-    /// its low three bits). Only adapters need it that call a convention with a register for `g`
-    /// and are entered in one without.
-    pub g_tls_off_bytes: Option<i32>,
+    pub(crate) binding: Binding,
+    /// Where `g` is.
+    pub(crate) g_tls_off_bytes: Option<i32>,
+}
+
+impl<'a> AdapterSpec<'a> {
+    /// An adapter that is entered in the convention `entry` and calls its target in the convention
+    /// `target` of the same machine. `signature` has the types of the call as the adapter's caller
+    /// sees them. It binds nothing.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::{AdapterCode, AdapterSpec};
+    ///
+    /// let signature = "fn(i64, f64) -> i64".parse()?;
+    /// let spec = AdapterSpec::new(&signature, Convention::Aapcs64, Convention::GoAbi0Aarch64);
+    /// assert!(!AdapterCode::new(&spec.g_tls_off_bytes(16))?.is_tail_jump());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub const fn new(signature: &'a Signature, entry: Convention, target: Convention) -> Self {
+        Self { signature, entry, target, binding: Binding::None, g_tls_off_bytes: None }
+    }
+
+    /// Sets what the adapter passes besides its arguments. The default is nothing.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::{AdapterCode, AdapterSpec, Binding};
+    ///
+    /// let signature = "fn(i64)".parse()?;
+    /// let spec = AdapterSpec::new(&signature, Convention::SystemV, Convention::SystemV);
+    /// assert!(AdapterCode::new(&spec)?.context_off_bytes().is_none());
+    /// assert!(AdapterCode::new(&spec.binding(Binding::Closure))?.context_off_bytes().is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub const fn binding(mut self, binding: Binding) -> Self {
+        self.binding = binding;
+        self
+    }
+
+    /// Says where the address of the current goroutine's `g` is, in bytes from the thread pointer:
+    /// `fs` on amd64, `tpidr_el0` on AArch64, or, in adapters that are entered in Apple's
+    /// convention, `tpidrro_el0` without its low three bits. An adapter needs it if it calls a
+    /// convention that has a register for `g` and is entered in one that has none.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::jit::{AdapterCode, AdapterSpec};
+    ///
+    /// let signature = "fn(i64)".parse()?;
+    /// let spec = AdapterSpec::new(&signature, Convention::SystemV, Convention::GoAbiInternal);
+    /// assert!(AdapterCode::new(&spec).is_err());
+    /// assert!(AdapterCode::new(&spec.g_tls_off_bytes(-8)).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub const fn g_tls_off_bytes(mut self, off_bytes: i32) -> Self {
+        self.g_tls_off_bytes = Some(off_bytes);
+        self
+    }
 }
 
 /// What an adapter does, without a word about instructions.

@@ -8,7 +8,7 @@
 //!     |  rbx, r12, r13, r14, r15  |  rbp-8 .. rbp-40
 //!     |  previous anchor: pc, fp  |  rbp-48, rbp-56
 //!     |  address of the anchor    |  rbp-64
-//!     |  (results pointer, pad)   |  rbp-72, rbp-80: word entries only
+//!     |  (results pointer, pad)   |  rbp-72, rbp-80: packed entries only
 //!     |  arguments of the target  |  <- rsp at the call, 16-aligned
 //! ```
 //!
@@ -49,10 +49,10 @@ pub(crate) fn emit(
         return Err(JitError::Signature { stub: "enter", rule });
     }
     static TYPED: Shapes<Convention, EnterPlan> = Shapes::new();
-    static WORDS: Shapes<Convention, EnterPlan> = Shapes::new();
+    static PACKED: Shapes<Convention, EnterPlan> = Shapes::new();
     let shapes = match side {
         EntrySide::Typed => &TYPED,
-        EntrySide::Words => &WORDS,
+        EntrySide::Packed => &PACKED,
     };
     let enter = shapes.get_or_plan(convention, signature, || {
         let enter = EnterPlan::new(side, convention, signature)?;

@@ -8,8 +8,9 @@ use crate::jit::error::JitError;
 pub(crate) enum EntrySide {
     /// As a System V function of the signature.
     Typed,
-    /// As `fn(arguments: *const u64, results: *mut u64)`, each value in a word of its own.
-    Words,
+    /// As `fn(arguments: *const u64, results: *mut u64)`: two packed buffers, in which each value
+    /// has a word of its own.
+    Packed,
 }
 
 /// Moves from native code to JIT code and back.
@@ -29,13 +30,13 @@ impl EnterPlan {
         let callee = convention.assign(signature)?;
         let entry = match side {
             EntrySide::Typed => Convention::SystemV.assign(signature)?,
-            EntrySide::Words => Assignment::packed(signature),
+            EntrySide::Packed => Assignment::packed(signature),
         };
-        // rbx and r13 (and r12, where it holds no record) are saved by the frame and hold nothing;
-        // r14 is the goroutine. r12 and r13 are where the records are.
+        // The frame saves rbx, r12, r13 and r15. r14 is the goroutine. With packed buffers rbx is
+        // the address of the anchor, r12 that of the arguments and r13 that of the results.
         let free = match side {
             EntrySide::Typed => RegSet::of_gprs(&[Gpr::RBX, Gpr::R12, Gpr::R13]),
-            EntrySide::Words => RegSet::of_gprs(&[Gpr::R15]),
+            EntrySide::Packed => RegSet::of_gprs(&[Gpr::R15]),
         };
         let scratch = free.union(RegSet::of_xmms(&[Xmm::XMM15]));
         let plan = Plan::new(&PlanRequest {

@@ -29,7 +29,7 @@ pub(super) fn emit(
             let caller = Base(Gpr::RBP, 16);
             Areas { entry: caller, target: own, entry_result: caller, target_result: own, stage }
         }
-        EntrySide::Words => Areas {
+        EntrySide::Packed => Areas {
             entry: Base(Gpr::R12, 0),
             target: own,
             entry_result: Base(Gpr::R13, 0),
@@ -60,7 +60,7 @@ pub(super) fn emit(
     );
     // From here on a walk finds the previous anchor in the frame.
     e.frame_is_complete();
-    if side == EntrySide::Words {
+    if side == EntrySide::Packed {
         // The target may destroy every register: the results pointer is kept in the frame.
         dynasm!(e.ops; .arch x64; push rsi; push rsi; mov r12, rdi);
     }
@@ -72,7 +72,7 @@ pub(super) fn emit(
     }
     debug_assert!(matches!(goroutine_of(convention), None | Some(Gpr::R14)));
     e.call(target);
-    if side == EntrySide::Words {
+    if side == EntrySide::Packed {
         dynasm!(e.ops; .arch x64; mov r13, [rbp + RESULTS_POINTER]);
     }
     e.steps(&plan.results, &areas, Context::Value(0));

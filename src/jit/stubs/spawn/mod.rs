@@ -1,5 +1,6 @@
-//! JIT code starts a goroutine: the arguments become a record of words, and a Rust function takes
-//! the record. The frame is that of a native call (`native_call/mod.rs`).
+//! JIT code starts a goroutine: the stub moves the arguments into a packed buffer in its frame and
+//! calls a Rust function with the address of that. The frame is that of a native call
+//! (`native_call/mod.rs`).
 
 mod x86_64;
 
@@ -14,7 +15,7 @@ use crate::jit::error::JitError;
 use crate::jit::frame::FrameClass;
 use crate::jit::registry::{StubId, StubKind};
 
-/// A stub that calls `target(context, record of arguments)`.
+/// A stub that calls `target(context, packed buffer of arguments)`.
 pub(crate) fn emit(
     arena: &'static Arena,
     env: &StubEnv,

@@ -24,7 +24,7 @@ pub(super) fn emit(
     let mut e = Emitter::new(ops, memory);
     let opened = open(&mut e, env, call, checks);
     e.steps(&call.plan.args, &areas(call), Context::Value(0));
-    // Every argument is in the record now, so rdi and rsi are free.
+    // Every argument is in the packed buffer now, which begins at rsp, so rdi and rsi are free.
     e.constant(Gpr::RDI, context);
     dynasm!(e.ops; .arch x64; mov rsi, rsp);
     e.call(target);

@@ -1,15 +1,21 @@
 #![allow(unsafe_code, reason = "reads the tables of loaded modules")]
-//! The modules of the process, and their unwind tables.
+//! The loaded modules of the process, and their unwind tables, as framehop takes them.
+//!
+//! dl_iterate_phdr takes a lock of the dynamic linker: this must not run in a signal handler.
 
 use std::ops::Range;
 
 use framehop::{ExplicitModuleSectionInfo, Module};
 
-/// What is loaded.
+/// The modules that are loaded, and how to tell whether that is still so.
 #[derive(Default)]
 pub(crate) struct Modules {
+    /// Those that have unwind tables.
+    ///
+    /// Invariant: the tables are read as `'static` slices, and may be read only while `counters`
+    /// is what dl_iterate_phdr says: a module that is unloaded changes it.
     pub(crate) modules: Vec<Module<&'static [u8]>>,
-    /// How many modules were ever loaded and unloaded.
+    /// How many modules were ever loaded, and unloaded.
     pub(crate) counters: (u64, u64),
 }
 
@@ -20,27 +26,28 @@ pub(crate) fn loaded_modules() -> Modules {
         _size: libc::size_t,
         modules: *mut libc::c_void,
     ) -> libc::c_int {
-        // SAFETY: dl_iterate_phdr passes a valid description and our own pointer.
+        // SAFETY: dl_iterate_phdr passes a valid description, and the pointer that it was given:
+        // the address of the local below.
         let (info, modules) = unsafe { (&*info, &mut *modules.cast::<Modules>()) };
         modules.counters = (info.dlpi_adds, info.dlpi_subs);
-        // SAFETY: dl_iterate_phdr passes a description of a loaded module.
+        // SAFETY: the description is of a loaded module.
         modules.modules.extend(unsafe { module(info) });
         0
     }
     let mut modules = Modules::default();
-    // SAFETY: the callback gets the address of the local.
+    // SAFETY: the callback's contract: it gets the address of the local, which nothing else uses.
     unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut modules).cast()) };
     modules
 }
 
 /// What framehop must know of a module: its addresses and its unwind tables, read where they are
-/// loaded.
+/// loaded. `None`: it has no tables.
 ///
 /// # Safety
-/// The description is one that dl_iterate_phdr passes.
+/// 1. The description is one that dl_iterate_phdr passes.
 unsafe fn module(info: &libc::dl_phdr_info) -> Option<Module<&'static [u8]>> {
     let base = info.dlpi_addr;
-    // SAFETY: the program headers of a loaded module.
+    // SAFETY: by 1., these are the program headers of a loaded module.
     let headers =
         unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     let loads = || headers.iter().filter(|h| h.p_type == libc::PT_LOAD);
@@ -51,8 +58,8 @@ unsafe fn module(info: &libc::dl_phdr_info) -> Option<Module<&'static [u8]>> {
     let start = loads().map(|h| h.p_vaddr).min()?;
     let end = loads().map(|h| h.p_vaddr + h.p_memsz).max()?;
     let text = loads().find(|h| h.p_flags & libc::PF_X != 0)?;
-    // SAFETY: ranges of segments that are loaded and readable. A module that is unloaded later
-    // changes the counters; its tables are not read again.
+    // SAFETY: the ranges are in segments that are loaded and readable. A module that is unloaded
+    // later changes the counters, and its tables are not read again.
     let bytes = |range: &Range<u64>| unsafe {
         let len = (range.end - range.start) as usize;
         std::slice::from_raw_parts((base + range.start) as *const u8, len)

@@ -1,8 +1,12 @@
 #![allow(unsafe_code, reason = "maps the files of modules")]
 //! The name of a native function, read from symbol tables without allocating.
 //!
-//! A signal handler may call this: it makes plain system calls and reads private mappings. So it
-//! asks the kernel, not the dynamic linker, which module is where: the linker would take a lock.
+//! A signal handler may call this: it makes plain system calls and reads private mappings. The
+//! kernel tells which module is where (/proc/self/maps), and not the dynamic linker, which would
+//! take a lock.
+//!
+//! Tables are searched from front to back, and files are mapped anew each time: a name is needed
+//! once, before the process ends, or is kept by the caller.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -12,13 +16,14 @@ use object::Endianness;
 use object::elf::{FileHeader64, PT_LOAD, SHT_DYNSYM, SHT_SYMTAB, STB_GLOBAL, STT_FUNC, Sym64};
 use object::read::elf::{FileHeader, ProgramHeader, Sym};
 
-/// A file, mapped as a whole. The mapping goes when this does.
+/// A file, mapped as a whole until the value is dropped.
 struct Mapping(*mut libc::c_void, usize);
 
 impl Mapping {
     fn of(path: &CStr) -> Option<Self> {
         let fd = open(path)?;
-        // SAFETY: plain system calls; the mapping is private, read-only, and as long as the file.
+        // SAFETY: the descriptor is open, and the address is that of a local. The mapping is new,
+        // private, read-only, and as long as the file.
         unsafe {
             let mut stat: libc::stat = std::mem::zeroed();
             if libc::fstat(fd.as_raw_fd(), &raw mut stat) != 0 {
@@ -31,33 +36,33 @@ impl Mapping {
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped as long as the borrow is.
+        // SAFETY: the range is mapped as long as `self` is borrowed. A file that is truncated
+        // meanwhile makes reads fault, as it does for the program's own code.
         unsafe { std::slice::from_raw_parts(self.0.cast::<u8>(), self.1) }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: ours; what was read of it does not outlive the borrow of it.
+        // SAFETY: the mapping is this value's, and no borrow of its bytes outlives it.
         unsafe { libc::munmap(self.0, self.1) };
     }
 }
 
 fn open(path: &CStr) -> Option<OwnedFd> {
-    // SAFETY: a plain system call; a descriptor that is new is ours.
+    // SAFETY: the path ends with a zero. A descriptor that is new has no other owner.
     unsafe {
         let fd = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
         (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
     }
 }
 
-/// Passes the name of the function at `pc`, if there is a symbol, and the file name of the
-/// module that it is in, if that is not the main program.
+/// Calls `f` with the name of the function at `pc`, if there is a symbol, and with the file name of
+/// the module that it is in, if that is not the main program.
 pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>, Option<&str>) -> R) -> R {
-    // By this name it can be read even if it was replaced by a newer one.
+    // By this name the program can be read even if its file was replaced by a newer one.
     if let Some(program) = Mapping::of(c"/proc/self/exe") {
-        // The program is mapped as a whole: its base is where its own header is.
-        // SAFETY: reads a word that the kernel has left for the process.
+        // SAFETY: the call reads a word that the kernel has left for the process.
         let headers = unsafe { libc::getauxval(libc::AT_PHDR) };
         let address = address_in_program(program.bytes(), pc as u64, headers);
         let name = address.and_then(|address| symbol_name(program.bytes(), address));
@@ -76,7 +81,8 @@ pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>, Option<&str
     f(name, module)
 }
 
-/// The address that the linker gave to what is at `pc`, if the program headers are at `headers`.
+/// The address that the linker gave to the code at `pc`, if the program headers are at `headers`.
+/// The program is mapped as a whole, so they tell where its base is.
 fn address_in_program(file: &[u8], pc: u64, headers: u64) -> Option<u64> {
     let elf = FileHeader64::<Endianness>::parse(file).ok()?;
     let endian = elf.endian().ok()?;
@@ -86,7 +92,7 @@ fn address_in_program(file: &[u8], pc: u64, headers: u64) -> Option<u64> {
     Some(pc.wrapping_sub(base).wrapping_add(first.p_vaddr(endian)))
 }
 
-/// The address that the linker gave to what is at an offset in the file.
+/// The address that the linker gave to the code at an offset in the file.
 fn address_of_offset(file: &[u8], offset: u64) -> Option<u64> {
     let elf = FileHeader64::<Endianness>::parse(file).ok()?;
     let endian = elf.endian().ok()?;
@@ -97,8 +103,8 @@ fn address_of_offset(file: &[u8], offset: u64) -> Option<u64> {
         .find_map(|h| Some(covers(h.p_offset(endian), h.p_filesz(endian))? + h.p_vaddr(endian)))
 }
 
-/// The function symbol that covers an address, by the full table or, if that was stripped, by the
-/// one for the dynamic linker.
+/// The function symbol that covers an address, from the full table or, if that was stripped, from
+/// the table for the dynamic linker.
 fn symbol_name(file: &[u8], address: u64) -> Option<&str> {
     let elf = FileHeader64::<Endianness>::parse(file).ok()?;
     let endian = elf.endian().ok()?;
@@ -118,7 +124,7 @@ fn symbol_name(file: &[u8], address: u64) -> Option<&str> {
     })
 }
 
-/// Room for the longest path that is looked at, with its terminating zero.
+/// Room for the longest path that is read, with its terminating zero.
 const PATH_BYTES: usize = 1024;
 
 /// The path of the file that is mapped at `pc`, and the offset in it, by /proc/self/maps.
@@ -129,7 +135,7 @@ fn mapped_file(pc: usize, path: &mut [u8; PATH_BYTES]) -> Option<(&CStr, u64)> {
     let mut line = [0; 256 + PATH_BYTES];
     let mut len = 0;
     loop {
-        // SAFETY: a buffer of that length.
+        // SAFETY: the buffer is a local of that length.
         let read =
             unsafe { libc::read(maps.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
         let chunk = &buffer[..usize::try_from(read).ok().filter(|&read| read > 0)?];

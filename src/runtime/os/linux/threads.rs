@@ -1,33 +1,34 @@
 #![allow(unsafe_code, reason = "system calls about threads")]
-//! Threads of this process, as the kernel and pthreads see them.
+//! Threads of this process, as the kernel and pthreads see them: by number, not by M.
 
 use std::ptr;
 
 use crate::runtime::os::signals::PREEMPT;
 
-/// The number of a thread.
+/// The number that the kernel gives a thread.
 pub(crate) type Tid = libc::pid_t;
 
 /// The number of the calling thread.
 pub(crate) fn current_tid() -> Tid {
-    // SAFETY: no arguments.
+    // SAFETY: the call has no arguments.
     unsafe { libc::gettid() }
 }
 
-/// Sends a thread of this process the preemption signal. Returns whether that was possible.
+/// Sends the preemption signal to a thread of this process. Returns whether that was possible: a
+/// thread that has ended gets none.
 pub(crate) fn send_preempt_signal(tid: Tid) -> bool {
-    // SAFETY: plain numbers.
+    // SAFETY: the call takes numbers only.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, PREEMPT) == 0 }
 }
 
-/// How many threads the process has; `usize::MAX` where /proc does not tell.
+/// How many threads the process has. `usize::MAX`: /proc does not tell.
 pub(crate) fn count() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(usize::MAX, Iterator::count)
 }
 
-/// Lowest address and end of the calling thread's stack; zeroes if pthreads does not tell.
+/// Lowest address and end of the calling thread's stack. Zeroes: pthreads does not tell.
 pub(crate) fn stack_bounds() -> (usize, usize) {
-    // SAFETY: our own structures, destroyed after use.
+    // SAFETY: the addresses are those of locals, and the attributes are destroyed after use.
     unsafe {
         let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
         if libc::pthread_getattr_np(libc::pthread_self(), &raw mut attributes) != 0 {
