@@ -9,8 +9,8 @@ use crate::runtime::gmp::join_state;
 
 /// A goroutine (or a foreign thread), as a value to hand to [`goready`](crate::runtime::goready).
 ///
-/// [`current`](crate::runtime::current) returns the caller's. A `Parker` is valid for good: it names a
-/// structure that is never freed.
+/// [`current`](crate::runtime::current) returns the caller's. A `Parker` is valid for good: it
+/// names a structure that is never freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Parker(pub(crate) *mut G);
 

@@ -171,8 +171,8 @@ fn yield_after_backlog(m: &M, sched: &Sched, g: &G) {
     m.yielded.push(ptr::from_ref(g).cast_mut());
 }
 
-/// Parks the running goroutine until [`goready`](crate::runtime::goready). `unlock` is called when the
-/// goroutine can be readied: it makes visible what lets others call `goready`.
+/// Parks the running goroutine until [`goready`](crate::runtime::goready). `unlock` is called when
+/// the goroutine can be readied: it makes visible what lets others call `goready`.
 ///
 /// On a foreign thread the thread sleeps. For an example see [`goready`](crate::runtime::goready).
 ///

@@ -155,7 +155,8 @@ pub(crate) fn run_timers(m: &M, owner: &M) {
 /// ```
 ///
 /// # Safety
-/// 1. The goroutine is in a [`gopark`](crate::runtime::gopark) whose `unlock` was called or is running.
+/// 1. The goroutine is in a [`gopark`](crate::runtime::gopark) whose `unlock` was called or is
+///    running.
 /// 2. No other call readies it from that `gopark`.
 #[inline]
 pub unsafe fn goready(parker: Parker) {
