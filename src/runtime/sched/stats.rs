@@ -44,8 +44,8 @@ pub struct Stats {
 pub struct Refused {
     /// The goroutine had yielded already.
     pub stale: u64,
-    /// In [`without_preemption`](crate::runtime::without_preemption), on the system stack, or about to
-    /// park.
+    /// In [`without_preemption`](crate::runtime::without_preemption), on the system stack, or about
+    /// to park.
     pub disabled: u64,
     /// Too little stack was left, or rsp was not in the goroutine's.
     pub stack: u64,
