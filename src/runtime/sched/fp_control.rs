@@ -40,11 +40,11 @@ use crate::runtime::gmp::g::G;
 /// masks, precision and rounding (section 8.1.5). A function preserves it for its caller (System V
 /// psABI, section 3.2.3). A suspension inside of the function preserves the *thread's* state only:
 /// a goroutine that parks, or yields in [`gosched`](crate::runtime::gosched) or
-/// [`checkpoint`](crate::runtime::checkpoint), in another state hands it to the next
-/// goroutine, and finds another goroutine's when it resumes. A goroutine that has called this with `true` may suspend in
-/// any state: others run in the thread's, and it resumes in its own, on another thread, too. That
-/// costs about fifteen nanoseconds for each suspension, and a branch for goroutines that do not use
-/// it.
+/// [`checkpoint`](crate::runtime::checkpoint), in another state hands it to the next goroutine,
+/// and finds another goroutine's when it resumes. A goroutine that has called this with `true`
+/// may suspend in any state: others run in the thread's, and it resumes in its own, on another
+/// thread, too. That costs about fifteen nanoseconds for each suspension, and a branch for
+/// goroutines that do not use it.
 ///
 /// Where JIT code itself yields (at a poll, at the return of a goroutine function, and where a
 /// signal interrupts it), stubs save the state with the other registers and load the thread's, for
