@@ -57,7 +57,9 @@ const PATIENCE_NS: u64 = 2_000;
 pub(crate) fn make_current(m: &M, g: *mut G) {
     // SAFETY: a G is never freed. This M has taken it from a queue, so that it alone may run it.
     let gr = unsafe { &*g };
-    suspend::begin_running(gr, || yield_to_suspender(m, gr));
+    if suspend::begin_running(gr) {
+        yield_to_suspender(m, gr);
+    }
     gr.m.store(ptr::from_ref(m).cast_mut(), Ordering::Relaxed);
     let sp = gr.sched.sp();
     if sp < gr.lowest_sp.get() {

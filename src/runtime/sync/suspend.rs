@@ -91,14 +91,13 @@ impl SuspendState {
     }
 }
 
-/// Makes a runnable goroutine running. If another thread wants it suspended, `yield_to` is called,
-/// which must return through [`yield_to_suspender`]. Afterwards the goroutine may run.
+/// Makes a runnable goroutine running. Returns whether another thread wants it suspended: then the
+/// caller goes through [`yield_to_suspender`] before the goroutine runs.
 #[inline(always)]
-pub(crate) fn begin_running(g: &impl Suspendable, yield_to: impl FnOnce()) {
+#[must_use]
+pub(crate) fn begin_running(g: &impl Suspendable) -> bool {
     transition(g, RUNNABLE, RUNNING);
-    if g.suspend_state().is_requested() {
-        yield_to();
-    }
+    g.suspend_state().is_requested()
 }
 
 /// Waits until no thread wants the goroutine suspended, and leaves it running.

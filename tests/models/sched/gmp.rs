@@ -131,7 +131,9 @@ impl G {
             self.begin_running();
             self.resume_context();
         };
-        suspend::begin_running(self, || suspend::yield_to_suspender(self, sleep, deschedule));
+        if suspend::begin_running(self) {
+            suspend::yield_to_suspender(self, sleep, deschedule);
+        }
     }
 
     /// The thread that has suspended it resumes it.
