@@ -30,6 +30,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use support::child::Child;
 use support::code::{caller, pop_saved, push_saved};
 use support::native_unwind;
 
@@ -324,53 +325,63 @@ fn convention_of(piece: Piece) -> Option<Convention> {
     }
 }
 
+/// Runs the body in a process of its own: a preemption request of another test's run may come too
+/// late, and find the G in use again here. That is harmless, but it adds steps.
+fn alone(test: &str, body: impl FnOnce()) {
+    Child::of(test).limit_seconds(120).run(body).assert_success();
+}
+
 #[test]
 fn the_exact_walk_is_right_at_every_instruction_of_every_stub() {
-    let traps = step_through_the_scene();
-    let mut wrong = Vec::new();
-    for trap in traps.iter().filter(|trap| trap.in_stub) {
-        let stub = lookup(trap.pc).expect("the trap found it");
-        let piece = (stub.kind(), stub.name());
-        // In the middle of a switch, a walk cannot find older frames, and reports that.
-        let (frames, end) = match piece {
-            (Switch, _) => (vec![piece], WalkEnd::Switching),
-            _ => (frames_from(piece), WalkEnd::Complete),
-        };
-        let found = (pieces(trap.frames()), trap.end);
-        if found != (frames, end) || trap.frames().first() != Some(&trap.pc) {
-            wrong.push(format!("{stub:?}: {found:?}"));
+    alone("the_exact_walk_is_right_at_every_instruction_of_every_stub", || {
+        let traps = step_through_the_scene();
+        let mut wrong = Vec::new();
+        for trap in traps.iter().filter(|trap| trap.in_stub) {
+            let stub = lookup(trap.pc).expect("the trap found it");
+            let piece = (stub.kind(), stub.name());
+            // In the middle of a switch, a walk cannot find older frames, and reports that.
+            let (frames, end) = match piece {
+                (Switch, _) => (vec![piece], WalkEnd::Switching),
+                _ => (frames_from(piece), WalkEnd::Complete),
+            };
+            let found = (pieces(trap.frames()), trap.end);
+            if found != (frames, end) || trap.frames().first() != Some(&trap.pc) {
+                wrong.push(format!("{stub:?}: {found:?}"));
+            }
         }
-    }
-    wrong.dedup();
-    assert!(wrong.is_empty(), "{} wrong walks:\n{}", wrong.len(), wrong.join("\n"));
+        wrong.dedup();
+        assert!(wrong.is_empty(), "{} wrong walks:\n{}", wrong.len(), wrong.join("\n"));
+    });
 }
 
 #[test]
 fn every_instruction_of_every_stub_is_stepped_over() {
-    let traps = step_through_the_scene();
-    let mut seen: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-    for trap in traps.iter().filter(|trap| trap.in_stub) {
-        let stub = lookup(trap.pc).expect("the trap found it");
-        seen.entry(stub.start()).or_default().insert(stub.offset_bytes());
-    }
-    let mut found = BTreeSet::new();
-    let mut steps = 0;
-    for (start, stepped) in seen {
-        let piece = piece_at(start).expect("a stub");
-        found.insert(format!("{piece:?}"));
-        steps += stepped.len();
-        let mut instructions = instructions(start);
-        for offset in stepped {
-            let boundary = instructions.remove(&offset).is_some();
-            assert!(boundary, "{piece:?}+{offset:#x} is not an instruction");
+    alone("every_instruction_of_every_stub_is_stepped_over", || {
+        let traps = step_through_the_scene();
+        let mut seen: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+        for trap in traps.iter().filter(|trap| trap.in_stub) {
+            let stub = lookup(trap.pc).expect("the trap found it");
+            seen.entry(stub.start()).or_default().insert(stub.offset_bytes());
         }
-        let missed: Vec<_> = instructions.into_values().collect();
-        assert_eq!(missed, never_executed(piece, convention_of(piece)), "{piece:?}");
-    }
-    let all = CALLERS.iter().map(|(piece, _)| *piece).chain(OTHERS);
-    let all: BTreeSet<_> = all.map(|piece| format!("{piece:?}")).collect();
-    assert_eq!(found, all);
-    println!("{steps} instructions in {} stubs", all.len());
+        let mut found = BTreeSet::new();
+        let mut steps = 0;
+        for (start, stepped) in seen {
+            let piece = piece_at(start).expect("a stub");
+            found.insert(format!("{piece:?}"));
+            steps += stepped.len();
+            let mut instructions = instructions(start);
+            for offset in stepped {
+                let boundary = instructions.remove(&offset).is_some();
+                assert!(boundary, "{piece:?}+{offset:#x} is not an instruction");
+            }
+            let missed: Vec<_> = instructions.into_values().collect();
+            assert_eq!(missed, never_executed(piece, convention_of(piece)), "{piece:?}");
+        }
+        let all = CALLERS.iter().map(|(piece, _)| *piece).chain(OTHERS);
+        let all: BTreeSet<_> = all.map(|piece| format!("{piece:?}")).collect();
+        assert_eq!(found, all);
+        println!("{steps} instructions in {} stubs", all.len());
+    });
 }
 
 /// In native code the walk starts at the anchor. It finds the JIT frames that the native code was
@@ -378,31 +389,33 @@ fn every_instruction_of_every_stub_is_stepped_over() {
 /// the scheduler and the switch, those of the next one.
 #[test]
 fn the_exact_walk_is_right_at_every_instruction_of_native_code() {
-    let traps = step_through_the_scene();
-    let innermost = frames_from((GoroutineFn, "innermost"));
-    let bottom = frames_from((GoroutineFn, "bottom"));
-    // The pieces from which JIT code calls native code.
-    let left_by = CALLERS.iter().map(|(piece, _)| *piece);
-    let left_by = left_by.filter(|(kind, _)| matches!(kind, GoroutineFn | Spawn));
-    let mut possible: BTreeMap<String, bool> =
-        left_by.map(|piece| (format!("{:?}", frames_from(piece)), false)).collect();
-    possible.insert(format!("{:?}", Vec::<Piece>::new()), false);
-    let mut instructions = [0; 4];
-    for trap in traps.iter().filter(|trap| !trap.in_stub) {
-        assert_eq!(trap.end, WalkEnd::Complete, "at {:#x}", trap.pc);
-        let frames = pieces(trap.frames());
-        match trap.place {
-            ELSEWHERE => {}
-            BOTTOM => assert_eq!(frames, bottom, "at {:#x}", trap.pc),
-            place => assert_eq!(frames, innermost, "place {place} at {:#x}", trap.pc),
+    alone("the_exact_walk_is_right_at_every_instruction_of_native_code", || {
+        let traps = step_through_the_scene();
+        let innermost = frames_from((GoroutineFn, "innermost"));
+        let bottom = frames_from((GoroutineFn, "bottom"));
+        // The pieces from which JIT code calls native code.
+        let left_by = CALLERS.iter().map(|(piece, _)| *piece);
+        let left_by = left_by.filter(|(kind, _)| matches!(kind, GoroutineFn | Spawn));
+        let mut possible: BTreeMap<String, bool> =
+            left_by.map(|piece| (format!("{:?}", frames_from(piece)), false)).collect();
+        possible.insert(format!("{:?}", Vec::<Piece>::new()), false);
+        let mut instructions = [0; 4];
+        for trap in traps.iter().filter(|trap| !trap.in_stub) {
+            assert_eq!(trap.end, WalkEnd::Complete, "at {:#x}", trap.pc);
+            let frames = pieces(trap.frames());
+            match trap.place {
+                ELSEWHERE => {}
+                BOTTOM => assert_eq!(frames, bottom, "at {:#x}", trap.pc),
+                place => assert_eq!(frames, innermost, "place {place} at {:#x}", trap.pc),
+            }
+            let found = possible.get_mut(&format!("{frames:?}"));
+            *found.unwrap_or_else(|| panic!("{frames:?} at {:#x}", trap.pc)) = true;
+            instructions[trap.place] += trap.count;
         }
-        let found = possible.get_mut(&format!("{frames:?}"));
-        *found.unwrap_or_else(|| panic!("{frames:?} at {:#x}", trap.pc)) = true;
-        instructions[trap.place] += trap.count;
-    }
-    assert!(instructions.iter().all(|&n| n > 4), "{instructions:?}");
-    let unseen: Vec<_> = possible.iter().filter(|(_, seen)| !**seen).collect();
-    assert!(unseen.is_empty(), "{unseen:?}");
+        assert!(instructions.iter().all(|&n| n > 4), "{instructions:?}");
+        let unseen: Vec<_> = possible.iter().filter(|(_, seen)| !**seen).collect();
+        assert!(unseen.is_empty(), "{unseen:?}");
+    });
 }
 
 struct Seen {

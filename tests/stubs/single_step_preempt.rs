@@ -591,7 +591,7 @@ fn tracebacks_show_where_a_goroutine_was_preempted() {
                         gosched();
                     }
                     clear_trap_flag();
-                    let all = runtime::traceback_all();
+                    let all = runtime::traceback_all_within(std::time::Duration::from_secs(20));
                     let it = all.iter().find(|t| t.id != all[0].id).expect("two goroutines");
                     let text = it.to_string();
                     let jit: Vec<_> = it
