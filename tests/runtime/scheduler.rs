@@ -344,8 +344,10 @@ fn a_scope_ends_whether_its_body_or_a_goroutine_ends_last() {
 fn the_maximum_number_of_processors_share_the_work() {
     const GOROUTINES: usize = 4000;
     let config = Config::new().processors(MAX_PROCESSORS);
-    let (sum, threads) = config
-        .run(|| {
+    let start = Instant::now();
+    // On a machine with two cores a third thread may come too late for the work of one run.
+    loop {
+        let run = config.run(|| {
             let channel = Chan::new(16);
             let threads = std::sync::Mutex::new(std::collections::HashSet::new());
             let sum = scope(|s| {
@@ -362,8 +364,12 @@ fn the_maximum_number_of_processors_share_the_work() {
                 (0..GOROUTINES).map(|_| channel.recv().expect("open")).sum::<usize>()
             });
             (sum, threads.into_inner().expect("not poisoned").len())
-        })
-        .expect("the run starts");
-    assert_eq!(sum, GOROUTINES * (GOROUTINES - 1) / 2);
-    assert!(threads > 2, "{threads} threads");
+        });
+        let (sum, threads) = run.expect("the run starts");
+        assert_eq!(sum, GOROUTINES * (GOROUTINES - 1) / 2);
+        if threads > 2 {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "{threads} threads in every run");
+    }
 }
