@@ -43,13 +43,13 @@ pub(crate) struct RawHandle<T> {
 
 impl<T> RawHandle<T> {
     fn g(&self) -> &G {
-        // SAFETY: immortal; it stays this goroutine's while the handle exists.
+        // SAFETY: a G is never freed. No other goroutine gets this one while the handle exists.
         unsafe { &*self.g }
     }
 
     fn label(&self) -> Label<'_> {
         let g = self.g();
-        // SAFETY: the handle exists.
+        // SAFETY: the handle exists, so no other goroutine gets the G, and its name stays.
         Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
     }
 

@@ -31,11 +31,11 @@ pub(super) fn install() {
 }
 
 fn print_name() {
-    // SAFETY: null, or immortal.
+    // SAFETY: null, or a G, and a G is never freed.
     let Some(g) = (unsafe { getg().as_ref() }) else {
         return;
     };
-    // SAFETY: this thread runs it, so it has not ended.
+    // SAFETY: the goroutine runs on this thread, so it has not ended, and its name stays.
     if let name @ Some(_) = unsafe { g.name.get() } {
         let label = Label { id: g.id.load(Ordering::Relaxed), name };
         // Nothing can be done about a standard error that is closed.

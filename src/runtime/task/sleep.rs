@@ -64,7 +64,7 @@ impl<'a> Limit<'a> {
             return Self { wait, clock: Clock::Thread(Instant::now().checked_add(timeout)) };
         }
         let at = timers::after(timeout);
-        // SAFETY: on a goroutine, so this thread is an M, which is immortal.
+        // SAFETY: a goroutine runs on this thread, so the thread is an M, and an M is never freed.
         let timers: &'static Timers = unsafe { &(*getm()).p.timers };
         // SAFETY: `wait` is borrowed until the limit is dropped, and `drop` withdraws the timer.
         let key = unsafe { timers.set_limit(at, wait) };
@@ -115,7 +115,7 @@ unsafe fn park_thread(
     reason: WaitReason,
     unlock: impl FnOnce(),
 ) {
-    // SAFETY: immortal; the parker is this thread's.
+    // SAFETY: the parker is this thread's by contract, and names a G, which is never freed.
     let g = unsafe { &*wait.parker.0 };
     g.thread_wake.store(0, Ordering::Relaxed);
     g.set_wait_reason(reason);

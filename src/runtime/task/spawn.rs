@@ -126,7 +126,8 @@ pub(super) unsafe fn spawn<F: FnOnce() -> T, T>(
     unsafe { task.write(Task { f: ManuallyDrop::new(f) }) };
     let task_type = const { &Task::<F, T>::TYPE };
     let g = new.start(task_type, join_state::JOINABLE, migratable, false, name);
-    // SAFETY: the task is of these types.
+    // SAFETY: only an address in the G's stack is computed, which stays mapped until the handle
+    // gives up the G. The task has these types.
     let result = unsafe { (&raw mut (*task).result).cast() };
     Ok(RawHandle { g, result, boxed: false })
 }
