@@ -88,6 +88,8 @@ pub(crate) struct TaskType {
     pub(crate) run: unsafe fn(*mut u8),
     /// Drops the result at the address, when no handle will take it.
     pub(crate) drop_result: unsafe fn(*mut u8),
+    /// The result lies in a box of its own, which the handle frees.
+    pub(crate) is_boxed: bool,
 }
 
 /// A goroutine, or (without a stack) the waiter of a foreign thread.

@@ -28,7 +28,7 @@ use crate::runtime::gmp::queues::GQueue;
 use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::status::{Status, WaitReason};
 use crate::runtime::os::futex;
-use crate::runtime::sched::find::{RUN_NEXT_STREAK, pick_next};
+use crate::runtime::sched::find::{RUN_NEXT_STREAK, is_local_only, pick_local, pick_next};
 use crate::runtime::sched::fp_control::with_thread_fp_control;
 use crate::runtime::sched::ready::{displace_run_next, enqueue, ready};
 use crate::runtime::sched::schedule::{make_current, schedule, schedule0, switch_away};
@@ -100,8 +100,15 @@ fn prepare_gosched() -> (*const G, *const G) {
         return none;
     }
     gr.transition(Status::Running, Status::Runnable);
-    enqueue_yielded(m, gr);
-    let next = pick_next(m);
+    // SAFETY: this thread's M, which has not left its run.
+    let sched = unsafe { sched_of(m) };
+    let next = if is_local_only(m, sched) {
+        m.local.push(g);
+        pick_local(m)
+    } else {
+        enqueue_yielded(m, sched, gr);
+        pick_next(m)
+    };
     if next.is_null() {
         // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
         unsafe { mcall(&gr.sched, m.system_sp.get(), schedule0, ptr::from_ref(m)) };
@@ -138,26 +145,8 @@ unsafe extern "C" fn gosched0(g: *const G) -> ! {
 
 /// Queues the running goroutine, which yields and stays on its thread, after everything that is
 /// runnable here.
-///
-/// Mostly there is nothing, so that all queues are checked by one branch: four cost a nanosecond.
-#[inline(always)]
-fn enqueue_yielded(m: &M, g: &G) {
-    // SAFETY: this thread's M, which has not left its run.
-    let sched = unsafe { sched_of(m) };
-    let p = &m.p;
-    let is_other_runnable = !p.run_next.get().is_null()
-        | !p.runq.is_empty()
-        | (sched.global_len.load(Ordering::Relaxed) != 0)
-        | !m.yielded.is_empty();
-    if is_other_runnable {
-        return enqueue_yielded_after_others(m, sched, g);
-    }
-    m.local.push(ptr::from_ref(g).cast_mut());
-}
-
-#[cold]
 #[inline(never)]
-fn enqueue_yielded_after_others(m: &M, sched: &Sched, g: &G) {
+fn enqueue_yielded(m: &M, sched: &Sched, g: &G) {
     let p = &m.p;
     if !p.run_next.get().is_null() && !p.ticks.may_inherit(RUN_NEXT_STREAK) {
         displace_run_next(m);

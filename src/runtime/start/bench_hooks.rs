@@ -36,7 +36,7 @@ pub fn measure_raw_switch(rounds: u64) -> Result<Duration, RunError> {
         }
     }
     unsafe fn drop_nothing(_: *mut u8) {}
-    static TASK: TaskType = TaskType { run: partner, drop_result: drop_nothing };
+    static TASK: TaskType = TaskType { run: partner, drop_result: drop_nothing, is_boxed: false };
     emit_stubs().map_err(RunError::Code)?;
     let class = Config::default().class()?;
     let g = pools::take(None, class).map_err(RunError::Stack)?;

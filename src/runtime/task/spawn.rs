@@ -23,7 +23,7 @@ union Task<F, T> {
 }
 
 impl<F: FnOnce() -> T, T> Task<F, T> {
-    const TYPE: TaskType = TaskType { run: Self::run, drop_result: Self::drop_result };
+    const TYPE: TaskType = TaskType { run: Self::run, drop_result: Self::drop_result, is_boxed: false };
 
     unsafe fn run(data: *mut u8) {
         let task = data.cast::<Self>();
@@ -129,7 +129,7 @@ pub(super) unsafe fn spawn<F: FnOnce() -> T, T>(
     // SAFETY: only an address in the G's stack is computed, which stays mapped until the handle
     // gives up the G. The task has these types.
     let result = unsafe { (&raw mut (*task).result).cast() };
-    Ok(RawHandle { g, result, boxed: false })
+    Ok(RawHandle { g, result })
 }
 
 /// # Safety
@@ -142,7 +142,7 @@ unsafe fn spawn_boxed<F: FnOnce() -> T, T>(
     let inner = Boxed { f, out };
     // SAFETY: the caller's promise; the room is a box that the handle or the goroutine frees.
     match unsafe { spawn_in_place(settings, inner) } {
-        Ok(g) => Ok(RawHandle { g, result: out.cast(), boxed: true }),
+        Ok(g) => Ok(RawHandle { g, result: out.cast() }),
         Err((error, inner)) => {
             // SAFETY: from `into_raw` above, never written.
             drop(unsafe { Box::from_raw(inner.out) });
@@ -181,7 +181,11 @@ unsafe fn drop_boxed<F, T>(data: *mut u8) {
 struct BoxedType<F, T>(PhantomData<(F, T)>);
 
 impl<F: FnOnce() -> T, T> BoxedType<F, T> {
-    const TYPE: TaskType = TaskType { run: run_boxed::<F, T>, drop_result: drop_boxed::<F, T> };
+    const TYPE: TaskType = TaskType {
+        run: run_boxed::<F, T>,
+        drop_result: drop_boxed::<F, T>,
+        is_boxed: true,
+    };
 }
 
 /// # Safety
