@@ -235,15 +235,19 @@ fn wide_goroutine_fn(jit: Jit, iterations: u64) -> Duration {
 
 fn enter(jit: Jit, iterations: u64) -> Duration {
     type Unary = fn(u64) -> u64;
-    // SAFETY: a leaf that changes rax only.
-    let code = unsafe {
-        jit.install("one", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; add rax, 1; ret))
+    // A piece of code each: further entries to the same one are the same stub.
+    let leaf = || {
+        // SAFETY: a leaf that changes rax only.
+        let code = unsafe {
+            jit.install("one", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; add rax, 1; ret))
+        };
+        code.expect("the leaf installs")
     };
-    let code = code.expect("the leaf installs");
+    let codes: Vec<Code> = (0..iterations).map(|_| leaf()).collect();
     time(
         iterations,
         Entry::<Unary>::address,
         // SAFETY: the leaf is an ABIInternal function of that type.
-        |_| unsafe { code.enter::<Unary>(Convention::GoAbiInternal) },
+        |n| unsafe { codes[n as usize].enter::<Unary>(Convention::GoAbiInternal) },
     )
 }

@@ -11,6 +11,8 @@ use super::error::JitError;
 use super::frame::FrameClass;
 use super::mem::{MemoryMode, Placement};
 use super::registry::{StubId, StubKind, lookup};
+#[cfg(feature = "runtime")]
+use crate::abi::{Convention, Signature};
 
 /// Default size of the reservation.
 const DEFAULT_RESERVE_BYTES: usize = 1 << 30;
@@ -347,6 +349,65 @@ pub(crate) struct StubHandle {
 pub(crate) struct SharedStub {
     id: StubId,
     _target: Option<Arc<SharedStub>>,
+    /// The entries to this stub. They are retired with it, and not when their handles are dropped:
+    /// a program that enters the same code again gets the same stub, however often it does.
+    #[cfg(feature = "runtime")]
+    entries: Mutex<Vec<KnownEntry>>,
+}
+
+/// An entry that was made before.
+#[cfg(feature = "runtime")]
+struct KnownEntry {
+    convention: Convention,
+    signature: &'static Signature,
+    id: StubId,
+}
+
+impl SharedStub {
+    fn new(id: StubId, target: Option<Arc<Self>>) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            _target: target,
+            #[cfg(feature = "runtime")]
+            entries: Mutex::default(),
+        })
+    }
+
+    /// Address of the first instruction of the stub.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn start(&self) -> usize {
+        self.id.start()
+    }
+
+    /// The entry to this stub of a convention and a signature: one that was made before, or the one
+    /// that `emit` makes.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn entry(
+        &self,
+        convention: Convention,
+        signature: &Signature,
+        emit: impl FnOnce() -> Result<StubId, JitError>,
+    ) -> Result<StubId, JitError> {
+        // Held while the stub is emitted, so that two threads make one.
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = |e: &&KnownEntry| e.convention == convention && e.signature == signature;
+        if let Some(known) = entries.iter().find(is_same) {
+            return Ok(known.id);
+        }
+        let id = emit()?;
+        let published = lookup(id.start()).and_then(|stub| stub.signature());
+        let signature = published.expect("an entry is published with its signature");
+        entries.push(KnownEntry { convention, signature, id });
+        Ok(id)
+    }
+}
+
+impl StubId {
+    /// For `Debug` of the types that refer to a stub: `Code("answer" at 0x7f.., 6 bytes)`.
+    pub(crate) fn fmt_as(self, owner: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (start, len) = (self.start(), self.len());
+        write!(f, "{owner}({:?} at {start:#x}, {len} bytes)", name_of(start))
+    }
 }
 
 impl StubHandle {
@@ -356,7 +417,7 @@ impl StubHandle {
 
     #[cfg(feature = "runtime")]
     pub(crate) fn with_target(id: StubId, target: Arc<SharedStub>) -> Self {
-        Self { id, shared: OnceLock::from(Arc::new(SharedStub { id, _target: Some(target) })) }
+        Self { id, shared: OnceLock::from(SharedStub::new(id, Some(target))) }
     }
 
     /// Address of the first instruction.
@@ -367,14 +428,13 @@ impl StubHandle {
 
     /// Keeps the stub from being retired when all handles are dropped.
     pub(crate) fn share(&self) -> Arc<SharedStub> {
-        let share = || Arc::new(SharedStub { id: self.id, _target: None });
+        let share = || SharedStub::new(self.id, None);
         Arc::clone(self.shared.get_or_init(share))
     }
 
-    /// For `Debug` of the types that own a stub: `Code("answer" at 0x7f.., 6 bytes)`.
+    /// For `Debug` of the types that own a stub.
     pub(crate) fn fmt_as(&self, owner: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (start, len) = (self.id.start(), self.id.len());
-        write!(f, "{owner}({:?} at {start:#x}, {len} bytes)", name_of(start))
+        self.id.fmt_as(owner, f)
     }
 }
 
@@ -394,6 +454,10 @@ impl Drop for StubHandle {
 
 impl Drop for SharedStub {
     fn drop(&mut self) {
+        #[cfg(feature = "runtime")]
+        for entry in self.entries.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            entry.id.retire();
+        }
         self.id.retire();
     }
 }

@@ -79,7 +79,7 @@ crate::for_runtime! {
     pub(crate) use arena::StubSpec;
     pub(crate) use code::{SharedStub, StubHandle, as_fn, name_of};
     pub(crate) use frame::{PAGE_BYTES, RED_ZONE_BYTES, entry_frame};
-    pub(crate) use registry::{has_preemptible_code, lookup_return};
+    pub(crate) use registry::{StubId, has_preemptible_code, lookup_return};
     pub(crate) use safe_point::SafePoint;
     pub(crate) use stack_map::FARTHEST_BYTES;
     pub(crate) use unwind::rules::FrameState;

@@ -274,6 +274,50 @@ fn the_last_handle_retires_a_stub_and_then_its_target() {
 }
 
 #[test]
+fn further_entries_to_the_same_code_are_the_same_stub() {
+    let jit = Jit::new().expect("code memory");
+    let leaf = || {
+        // SAFETY: the code is a leaf that returns at once, as good for any type without results.
+        let code = unsafe {
+            jit.install("leaf", footbridge::jit::FrameClass::Leaf, |ops| {
+                dynasmrt::DynasmApi::push(ops, 0xc3);
+            })
+        };
+        code.expect("it installs")
+    };
+    let enter = |code: &Code, convention| {
+        // SAFETY: a function of that type in both conventions.
+        unsafe { code.enter::<fn(u64)>(convention) }.expect("an entry")
+    };
+    let code = leaf();
+    let first = enter(&code, SystemV).address();
+    let is_retired = || lookup(first).expect("it stays known").is_retired();
+    // Many more than there is code space for. The handles are dropped at once.
+    for _ in 0..600_000 {
+        assert_eq!(enter(&code, SystemV).address(), first);
+    }
+    assert!(!is_retired(), "its code is not");
+    // By many threads at a time, the first one included.
+    let other = leaf();
+    let addresses: Vec<usize> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| enter(&other, SystemV).address())).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    assert!(addresses.iter().all(|&address| address == addresses[0]), "{addresses:x?}");
+    // Another code, convention or type is another stub.
+    // SAFETY: a function of that type, too.
+    let of_two = unsafe { code.enter::<fn(u64, u64)>(SystemV) }.expect("an entry").address();
+    let internal = enter(&code, GoAbiInternal).address();
+    let mut all = vec![first, addresses[0], of_two, internal];
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 4, "{all:x?}");
+    drop(code);
+    assert!(is_retired());
+}
+
+#[test]
 fn handles_print_what_they_are() {
     let adapter = adapt(SystemV, Win64, native as *const () as usize, None);
     let jit = Jit::new().expect("code memory");

@@ -11,32 +11,41 @@ use crate::jit::error::JitError;
 /// grows with the number of shapes, of which a program has few.
 pub(crate) struct Shapes<K, P>(OnceLock<Mutex<Plans<K, P>>>);
 
-type Plans<K, P> = HashMap<K, HashMap<Signature, Arc<P>>>;
+type Plans<K, P> = HashMap<K, HashMap<&'static Signature, Arc<P>>>;
 
 impl<K: Copy + Eq + Hash, P> Shapes<K, P> {
     pub(crate) const fn new() -> Self {
         Self(OnceLock::new())
     }
 
-    /// The plan of a shape, made by `plan` if it is the first of its kind.
+    /// The plan of a shape, made by `plan` if it is the first of its kind, and the one copy of its
+    /// signature, which descriptors may refer to for ever.
     pub(crate) fn get_or_plan(
         &self,
         key: K,
         signature: &Signature,
         plan: impl FnOnce() -> Result<P, JitError>,
-    ) -> Result<Arc<P>, JitError> {
+    ) -> Result<(&'static Signature, Arc<P>), JitError> {
         let shapes = || {
             let shapes = self.0.get_or_init(Mutex::default);
             shapes.lock().unwrap_or_else(PoisonError::into_inner)
         };
-        if let Some(known) = shapes().get(&key).and_then(|shapes| shapes.get(signature)) {
-            return Ok(Arc::clone(known));
+        let known = shapes()
+            .get(&key)
+            .and_then(|shapes| shapes.get_key_value(signature))
+            .map(|(&signature, plan)| (signature, Arc::clone(plan)));
+        if let Some(known) = known {
+            return Ok(known);
         }
         // Planned without the lock: two threads may do so, and either plan will do. What is refused
         // leaves no entry.
         let new = Arc::new(plan()?);
         let mut shapes = shapes();
         let shapes = shapes.entry(key).or_default();
-        Ok(Arc::clone(shapes.entry(signature.clone()).or_insert(new)))
+        if !shapes.contains_key(signature) {
+            shapes.insert(Box::leak(Box::new(signature.clone())), new);
+        }
+        let (&signature, plan) = shapes.get_key_value(signature).expect("it is there");
+        Ok((signature, Arc::clone(plan)))
     }
 }

@@ -157,7 +157,7 @@ impl Adapter {
                 given: given.to_string(),
             });
         }
-        Entry::emit(self.jit, self.shape.entry, self.stub.start(), self.stub.share())
+        Entry::to(self.jit, self.shape.entry, self.stub.share())
     }
 }
 

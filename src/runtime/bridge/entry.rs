@@ -6,11 +6,10 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::arity::for_each_arity;
-use super::functions::leak;
 use super::sealed;
 use crate::abi::{Convention, Signature};
 use crate::jit::stubs::enter::{self, EntrySide};
-use crate::jit::{CallResult, Code, Jit, JitError, Scalar, SharedStub, StubHandle, as_fn, name_of};
+use crate::jit::{CallResult, Code, Jit, JitError, Scalar, SharedStub, StubId, as_fn, name_of};
 use crate::runtime::gmp::stub_env::stub_env;
 
 /// A function pointer type that JIT code can be entered with: `fn(A, B, ...) -> R` of up to twelve
@@ -79,8 +78,9 @@ pub trait EntryType: sealed::EntryType {
 /// A stub by which Rust code on a goroutine calls JIT code as if it were an `F`. Made by
 /// [`Code::enter`] and [`Adapter::enter`](crate::runtime::Adapter::enter).
 ///
-/// Clones are handles to the same stub. The last handle to be dropped retires the stub. Until then
-/// the code that is entered is not retired either.
+/// Clones are handles to the same stub, and so are further entries of the same type to the same
+/// code: making and dropping entries takes no memory. A handle keeps the code from being retired.
+/// The stub is retired with the code.
 ///
 /// ```
 /// use footbridge::abi::Convention;
@@ -105,9 +105,10 @@ pub trait EntryType: sealed::EntryType {
 /// assert_eq!(total, 42);
 /// # Ok::<(), footbridge::jit::JitError>(())
 /// ```
-#[must_use = "the stub is retired when its last handle is dropped"]
+#[must_use = "the code may be retired when its last handle and entry are dropped"]
 pub struct Entry<F> {
-    stub: StubHandle,
+    stub: StubId,
+    target: Arc<SharedStub>,
     types: PhantomData<F>,
 }
 
@@ -120,7 +121,7 @@ unsafe impl<F> Sync for Entry<F> {}
 
 impl<F> Clone for Entry<F> {
     fn clone(&self) -> Self {
-        Self { stub: self.stub.clone(), types: PhantomData }
+        Self { stub: self.stub, target: Arc::clone(&self.target), types: PhantomData }
     }
 }
 
@@ -156,24 +157,19 @@ impl<F> Entry<F> {
 }
 
 impl<F: EntryType> Entry<F> {
-    /// Emits an entry of F's types to `target`, which is of `convention` and stays until `keeps` is
-    /// dropped.
-    pub(super) fn emit(
+    /// The entry of F's types to the stub that `target` keeps, which is of `convention`.
+    pub(super) fn to(
         jit: Jit,
         convention: Convention,
-        target: usize,
-        keeps: Arc<SharedStub>,
+        target: Arc<SharedStub>,
     ) -> Result<Self, JitError> {
-        let id = enter::emit(
-            jit.arena(),
-            stub_env(),
-            name_of(target),
-            EntrySide::Typed,
-            convention,
-            leak(F::signature()),
-            target,
-        )?;
-        Ok(Self { stub: StubHandle::with_target(id, keeps), types: PhantomData })
+        let signature = F::signature();
+        let stub = target.entry(convention, &signature, || {
+            let (arena, env, side) = (jit.arena(), stub_env(), EntrySide::Typed);
+            let address = target.start();
+            enter::emit(arena, env, name_of(address), side, convention, &signature, address)
+        })?;
+        Ok(Self { stub, target, types: PhantomData })
     }
 }
 
@@ -264,6 +260,6 @@ impl Code {
     /// This code is a function of that convention and of F's types, and keeps the contract of the
     /// frame class that it was installed with.
     pub unsafe fn enter<F: EntryType>(&self, convention: Convention) -> Result<Entry<F>, JitError> {
-        Entry::emit(self.jit(), convention, self.address(), self.share())
+        Entry::to(self.jit(), convention, self.share())
     }
 }

@@ -237,14 +237,13 @@ impl Jit {
     where
         F: GoroutineClosure<Args>,
     {
-        let signature = leak(F::signature());
         let closure = Box::into_raw(Box::new(f));
         let emitted = goroutine_fn::emit(
             self.arena(),
             stub_env(),
             name,
             convention,
-            signature,
+            &F::signature(),
             F::shim(),
             closure as u64,
         );
@@ -394,7 +393,6 @@ unsafe fn spawn_fn(
     class: Option<SizeClass>,
     goroutine_name: Option<Box<str>>,
 ) -> Result<SpawnFn, JitError> {
-    let signature = leak(signature.clone());
     let name = name_of(code.address());
     let env = stub_env();
     let arena = jit.arena();

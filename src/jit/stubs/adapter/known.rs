@@ -24,7 +24,7 @@ pub(crate) struct Shape {
 pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<Shape>, JitError> {
     static SHAPES: Shapes<(Convention, Convention, Binding), Shape> = Shapes::new();
     let key = (spec.entry, spec.target, spec.binding);
-    SHAPES.get_or_plan(key, spec.signature, || {
+    let (_, shape) = SHAPES.get_or_plan(key, spec.signature, || {
         require_amd64("adapters that execute")?;
         if spec.entry.spec().arch != Arch::Amd64 || spec.target.spec().arch != Arch::Amd64 {
             let rule = "this host executes amd64; `AdapterCode::new` emits for other machines";
@@ -37,5 +37,6 @@ pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<S
         // For descriptors, which outlive every handle.
         let signature = Box::leak(Box::new(spec.signature.clone()));
         Ok(Shape { entry: spec.entry, code, signature, name })
-    })
+    })?;
+    Ok(shape)
 }

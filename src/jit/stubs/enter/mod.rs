@@ -39,7 +39,7 @@ pub(crate) fn emit(
     name: &str,
     side: EntrySide,
     convention: Convention,
-    signature: &'static Signature,
+    signature: &Signature,
     target: usize,
 ) -> Result<StubId, JitError> {
     require_amd64("entries to JIT code")?;
@@ -54,7 +54,7 @@ pub(crate) fn emit(
         EntrySide::Typed => &TYPED,
         EntrySide::Packed => &PACKED,
     };
-    let enter = shapes.get_or_plan(convention, signature, || {
+    let (signature, enter) = shapes.get_or_plan(convention, signature, || {
         let enter = EnterPlan::new(side, convention, signature)?;
         check_processor(&enter.plan)?;
         Ok(enter)

@@ -20,13 +20,13 @@ pub(crate) fn emit(
     env: &StubEnv,
     name: &str,
     convention: Convention,
-    signature: &'static Signature,
+    signature: &Signature,
     target: usize,
     context: u64,
 ) -> Result<StubId, JitError> {
     require_amd64("goroutine functions")?;
     static SHAPES: Shapes<Convention, NativeCall> = Shapes::new();
-    let call = SHAPES.get_or_plan(convention, signature, || {
+    let (signature, call) = SHAPES.get_or_plan(convention, signature, || {
         let entry = convention.assign(signature)?;
         let callee = Convention::SystemV.assign(&signature.with_param(Type::Ptr))?;
         let bound_param = Some(signature.params().len());

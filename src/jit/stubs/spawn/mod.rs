@@ -21,7 +21,7 @@ pub(crate) fn emit(
     env: &StubEnv,
     name: &str,
     convention: Convention,
-    signature: &'static Signature,
+    signature: &Signature,
     target: usize,
     context: u64,
 ) -> Result<StubId, JitError> {
@@ -37,7 +37,7 @@ pub(crate) fn emit(
         return Err(JitError::Signature { stub: "spawn", rule });
     }
     static SHAPES: Shapes<Convention, NativeCall> = Shapes::new();
-    let call = SHAPES.get_or_plan(convention, signature, || {
+    let (signature, call) = SHAPES.get_or_plan(convention, signature, || {
         let entry = convention.assign(signature)?;
         let call = NativeCall::plan(convention, &entry, &Assignment::packed(signature), None)?;
         check_processor(&call.plan)?;
