@@ -21,8 +21,8 @@ use super::frame::{FrameClass, FrameReport, GRANULE_BYTES, HOST};
 use super::leaf;
 use super::mem::{self, CHUNK_BYTES, CodeMemory, MemoryMode, Placement};
 use super::registry::{Flags, Publication, Region, StubId, StubKind};
-use super::unwind;
-use crate::abi::Signature;
+use super::unwind::{self, Covered};
+use crate::abi::{Arch, Signature};
 
 #[cfg(feature = "runtime")]
 pub(crate) use stubs::STUB_BYTES;
@@ -30,6 +30,12 @@ pub(crate) use stubs::STUB_BYTES;
 const MIN_ARENA_BYTES: usize = 4 << 20;
 const MAX_WINDOW_BYTES: usize = 4 << 20;
 const MAX_CODE_BYTES: usize = 1 << 20;
+
+/// What follows code that ends with its granule: `int3`, or what is no instruction of AArch64.
+const PADDING: &[u8] = match HOST {
+    Arch::Amd64 => &[0xcc],
+    _ => &[0; 4],
+};
 
 /// A reservation with its sub-arenas and its region in the registry. Never freed.
 pub(crate) struct Arena {
@@ -105,7 +111,9 @@ impl Arena {
             .iter()
             .zip(&classes)
             .map(|(&class, sub)| {
-                (memory.base() + sub.range.start..memory.base() + sub.range.end, class)
+                let range = memory.base() + sub.range.start..memory.base() + sub.range.end;
+                let words = region.words_at(range.start);
+                Covered { range, class, words }
             })
             .collect();
         unwind::register(&ranges);
@@ -146,10 +154,15 @@ impl Arena {
         let start = self.memory.base() + lease.window().at;
         let mut ops = VecAssembler::new_with_capacity(start, 256, 0, 0, 8, 0, 8);
         let (report, annotations) = body(&mut ops);
-        let code = ops.finalize().map_err(|error| JitError::assemble(spec.name, error))?;
+        let mut code = ops.finalize().map_err(|error| JitError::assemble(spec.name, error))?;
         if code.is_empty() {
             let rule = "it has no instruction";
             return Err(JitError::FrameContract { name: spec.name.into(), rule });
+        }
+        if spec.class.has_prologue() && code.len().is_multiple_of(GRANULE_BYTES) {
+            // A call may be the last instruction: its return address must not be the next stub's
+            // first byte, where unwinders see no frame yet.
+            code.extend(PADDING);
         }
         if code.len() > bound_bytes {
             return Err(JitError::CodeTooLarge { bytes: code.len(), limit_bytes: bound_bytes });

@@ -9,7 +9,7 @@ use super::region::{CODE_LIMIT_BYTES, Publication, Region, StubId};
 use crate::jit::annotations::Annotations;
 use crate::jit::error::JitError;
 use crate::jit::frame::{FrameClass, FrameReport, GRANULE_BYTES};
-use crate::jit::unwind;
+use crate::jit::unwind::{self, Covered};
 
 /// Code memory that the program owns, known to walks and signal handlers.
 ///
@@ -43,7 +43,8 @@ impl ForeignRegion {
             return Err(refuse("entry and root frames are made by the crate's own stubs only"));
         }
         let region = Region::add(range.start, range.len())?;
-        unwind::register(&[(range.clone(), class)]);
+        let words = region.words_at(range.start);
+        unwind::register(&[Covered { range, class, words }]);
         Ok(Self { region, class, published: Mutex::new(Vec::new()) })
     }
 

@@ -182,7 +182,12 @@ impl AdapterPlan {
             arg_scratch: scratch,
             result_scratch: scratch,
         };
-        let plan = match Plan::tail(&request) {
+        // Where there is no goroutine, an adapter without a frame jumps to a System V function that
+        // does not return: rsp must be as it is at the entry of one.
+        let checks_goroutine =
+            to.pinned.iter().any(|pin| pin.1 == Pinned::Goroutine && !from.pinned.contains(pin));
+        let may_jump = !checks_goroutine || from.stack_align_bytes >= 16;
+        let plan = match Plan::tail(&request).filter(|_| may_jump) {
             Some(plan) => plan,
             None => Plan::new(&request)?,
         };

@@ -114,8 +114,10 @@ pub(super) fn emit(
         }
         e.epilogue();
     }
-    if let Some(no_goroutine) = no_goroutine {
-        e.no_goroutine(no_goroutine);
+    match no_goroutine {
+        Some(no_goroutine) if plan.in_place => e.no_goroutine_unframed(no_goroutine),
+        Some(no_goroutine) => e.no_goroutine(no_goroutine),
+        None => {}
     }
     let Finished { cells, report } = e.finish();
     let bytes = ops.finalize().map_err(|error| JitError::assemble("adapter", error))?;
