@@ -37,6 +37,13 @@ struct Frames {
     len: usize,
 }
 
+impl Frame {
+    /// rbp in the frame.
+    pub fn rbp(&self) -> usize {
+        self.registers[1]
+    }
+}
+
 impl Frames {
     const NONE: Self = Self { all: [NO_FRAME; MAX_FRAMES], len: 0 };
 
@@ -81,11 +88,15 @@ fn unwind_from(pc: usize, out: &mut Frames) {
     out.len -= handler;
 }
 
-/// The pcs of the interrupted code and its callers, for a handler of the test's own: `visit` gets
-/// them.
+/// The interrupted code and its callers, for a handler of the test's own.
 pub fn walk_in_handler(context: *const c_void, visit: impl FnOnce(&[Frame])) {
+    walk_from(registers(context).0.pc, visit);
+}
+
+/// The same where the interrupted pc is known.
+pub fn walk_from(pc: usize, visit: impl FnOnce(&[Frame])) {
     let mut frames = Frames::NONE;
-    unwind_from(registers(context).0.pc, &mut frames);
+    unwind_from(pc, &mut frames);
     visit(frames.frames());
 }
 
