@@ -6,6 +6,7 @@
 //! a sub-arena, as much room as there is); no lock is held while code is emitted. A window before
 //! free space grows into it, so that a single thread that emits leaves no holes.
 
+mod landing;
 #[cfg(feature = "runtime")]
 mod stubs;
 
@@ -24,8 +25,10 @@ use super::registry::{Flags, Publication, Region, StubId, StubKind};
 use super::unwind::{self, Covered};
 use crate::abi::{Arch, Signature};
 
-#[cfg(feature = "runtime")]
-pub(crate) use stubs::STUB_BYTES;
+crate::for_runtime! {
+    pub(crate) use landing::continue_panic;
+    pub(crate) use stubs::STUB_BYTES;
+}
 
 const MIN_ARENA_BYTES: usize = 4 << 20;
 const MAX_WINDOW_BYTES: usize = 4 << 20;
@@ -87,7 +90,8 @@ impl Arena {
         checked: bool,
     ) -> Result<&'static Self, JitError> {
         mem::watch_forks();
-        // Root 1/64, leaf 2/16, entry and barrier 1/16 each, saved 4/16, standard the rest.
+        // Root 1/64, leaf 2/16, entry 1/16, barrier and win64 1/32 each, saved 4/16, standard the
+        // rest.
         let size = bytes.max(MIN_ARENA_BYTES).checked_next_multiple_of(64 * CHUNK_BYTES);
         let size = size.ok_or_else(mem::too_large)?;
         let memory = CodeMemory::reserve(size, mode, placement)?;
@@ -102,18 +106,19 @@ impl Arena {
             SubArena { range, window_bytes, space }
         };
         let (root, leaf) = (sub_arena(size / 64), sub_arena(size / 8));
-        let (entry, barrier) = (sub_arena(size / 16), sub_arena(size / 16));
+        let entry = sub_arena(size / 16);
+        let (barrier, win64) = (sub_arena(size / 32), sub_arena(size / 32));
         let saved = sub_arena(size / 4);
         let standard = sub_arena(size - size / 64 - size / 8 - size / 16 * 2 - size / 4);
         // In the order of `FrameClass`.
-        let classes = [standard, saved, entry, root, leaf, barrier];
+        let classes = [standard, saved, entry, root, leaf, barrier, win64];
         let ranges: Vec<_> = FrameClass::ALL
             .iter()
             .zip(&classes)
             .map(|(&class, sub)| {
                 let range = memory.base() + sub.range.start..memory.base() + sub.range.end;
                 let words = region.words_at(range.start);
-                Covered { range, class, words }
+                Covered { range, class, words, personality: landing::personality_of(class) }
             })
             .collect();
         unwind::register(&ranges);

@@ -256,27 +256,28 @@ fn code_may_end_in_a_call() {
         panic!("from the end of a granule");
     }
     let child = Child::of("code_may_end_in_a_call");
-    child.run(|| {
-        let jit = Jit::new().expect("code memory");
-        let target = panics as *const () as usize;
-        let start = install(jit, "ends in a call", FrameClass::Standard, |ops| {
-            prologue(ops);
-            nops(ops, GRANULE_BYTES - 4 - 12);
-            dynasm!(ops; .arch x64; mov rax, QWORD target as i64; call rax);
-            assert_eq!(ops.offset().0, GRANULE_BYTES);
-        });
-        let (name, class, body) = PIECES[0];
-        let after = install(jit, name, class, |ops| body(ops, start));
-        assert!(lookup(start + GRANULE_BYTES).expect("its last byte").start() == start);
-        assert_eq!(after, start + 2 * GRANULE_BYTES);
-        // SAFETY: a System V function of this type that unwinds.
-        let function = unsafe {
-            std::mem::transmute::<usize, extern "sysv64-unwind" fn(u64) -> u64>(start)
-        };
-        let caught = std::panic::catch_unwind(|| function(1));
-        assert!(caught.is_err());
-    })
-    .assert_success();
+    child
+        .run(|| {
+            let jit = Jit::new().expect("code memory");
+            let target = panics as *const () as usize;
+            let start = install(jit, "ends in a call", FrameClass::Standard, |ops| {
+                prologue(ops);
+                nops(ops, GRANULE_BYTES - 4 - 12);
+                dynasm!(ops; .arch x64; mov rax, QWORD target as i64; call rax);
+                assert_eq!(ops.offset().0, GRANULE_BYTES);
+            });
+            let (name, class, body) = PIECES[0];
+            let after = install(jit, name, class, |ops| body(ops, start));
+            assert!(lookup(start + GRANULE_BYTES).expect("its last byte").start() == start);
+            assert_eq!(after, start + 2 * GRANULE_BYTES);
+            // SAFETY: a System V function of this type that unwinds.
+            let function = unsafe {
+                std::mem::transmute::<usize, extern "sysv64-unwind" fn(u64) -> u64>(start)
+            };
+            let caught = std::panic::catch_unwind(|| function(1));
+            assert!(caught.is_err());
+        })
+        .assert_success();
 }
 
 fn report(steps: &Steps) -> String {

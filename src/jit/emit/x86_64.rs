@@ -103,6 +103,11 @@ impl<'a> Emitter<'a> {
         self.report.dropped_at(self.ops.offset().0);
     }
 
+    /// Reports that a panic that passes the frame stops at the next instruction.
+    pub(crate) fn panics_land(&mut self) {
+        self.report.lands_at = self.ops.offset().0 as u32;
+    }
+
     /// Makes room for `bytes` and aligns rsp to `align_bytes`: it is a multiple of
     /// `entry_align_bytes` when the bytes are there.
     pub(crate) fn reserve(&mut self, bytes: u32, align_bytes: u32, entry_align_bytes: u32) {

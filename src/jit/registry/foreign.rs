@@ -39,12 +39,12 @@ impl ForeignRegion {
         if !range.start.is_multiple_of(GRANULE_BYTES) || !range.end.is_multiple_of(GRANULE_BYTES) {
             return Err(refuse("both ends must be multiples of 64 bytes"));
         }
-        if matches!(class, FrameClass::Entry | FrameClass::Root) {
-            return Err(refuse("entry and root frames are made by the crate's own stubs only"));
+        if class.is_internal() {
+            return Err(refuse("frames of this class are made by the crate's own stubs only"));
         }
         let region = Region::add(range.start, range.len())?;
         let words = region.words_at(range.start);
-        unwind::register(&[Covered { range, class, words }]);
+        unwind::register(&[Covered { range, class, words, personality: None }]);
         Ok(Self { region, class, published: Mutex::new(Vec::new()) })
     }
 

@@ -25,7 +25,7 @@ use super::dwarf::Covered;
 use super::expression::{
     AND, DEREF, DROP, DUP, EQ, Expression, GT, LT, MINUS, NE, OR, PLUS, SHL, SHR, SWAP,
 };
-use crate::jit::frame::{FrameClass, GRANULE_BYTES, RED_ZONE_BYTES};
+use crate::jit::frame::{GRANULE_BYTES, RED_ZONE_BYTES};
 
 // System V psABI x86-64, figure 3.36.
 const RBP: u8 = 6;
@@ -48,7 +48,7 @@ pub(super) fn framed(covered: &Covered) -> Vec<u8> {
     rules.extend(cfa(covered));
     rules.extend([DW_CFA_VAL_EXPRESSION, RBP]);
     rules.extend(frame_pointer());
-    if matches!(covered.class, FrameClass::Saved | FrameClass::Entry) {
+    if covered.class.saves_five() {
         for (register, words) in SAVED.into_iter().zip(3..) {
             rules.extend([DW_CFA_VAL_EXPRESSION, register]);
             rules.extend(saved(register, words, covered));

@@ -43,7 +43,13 @@ pub(crate) struct Covered {
     pub(crate) range: Range<usize>,
     pub(crate) class: FrameClass,
     pub(crate) words: Words,
+    /// The personality routine of the frames, where it is not this room's own.
+    pub(crate) personality: Option<Personality>,
 }
+
+/// What unwinders call for a frame: Itanium C++ ABI, exception handling, section 2.5.2.
+pub(crate) type Personality =
+    unsafe extern "C" fn(c_int, c_int, u64, *mut c_void, *mut c_void) -> c_int;
 
 /// Where the registry's words for a range are, and what the rules read of them. Those of published
 /// code are readable for ever.
@@ -189,20 +195,23 @@ fn section(ranges: &[Covered], registers: &Registers) -> (Vec<u8>, Vec<usize>) {
     let mut out = Vec::new();
     let mut fdes = Vec::new();
     for covered in ranges {
-        let Covered { range, class, .. } = covered;
+        let Covered { range, class, personality, .. } = covered;
         let cie = out.len();
         record(&mut out, |out| {
             out.extend(0u32.to_le_bytes()); // this is a CIE
             out.push(1); // version
-            let personality = *class == FrameClass::Entry;
-            out.extend(if personality { &b"zPR\0"[..] } else { &b"zR\0"[..] });
+            let personality = match class {
+                FrameClass::Entry => Some(entry_personality as Personality),
+                _ => *personality,
+            };
+            out.extend(if personality.is_some() { &b"zPR\0"[..] } else { &b"zR\0"[..] });
             out.push(1); // code alignment factor
             out.push(0x78); // data alignment factor: -8 as SLEB128
             out.push(registers.return_address);
-            if personality {
+            if let Some(personality) = personality {
                 out.push(10); // bytes of augmentation data
                 out.push(DW_EH_PE_ABSPTR);
-                out.extend((entry_personality as *const () as u64).to_le_bytes());
+                out.extend((personality as usize as u64).to_le_bytes());
             } else {
                 out.push(1);
             }
@@ -246,7 +255,7 @@ mod tests {
             .map(|&class| {
                 let start = 0x1000 * class as usize;
                 let words = Words { address: 0x10_0000 + start / 8, back_bits: 18..32 };
-                Covered { range: start..start + 0x1000, class, words }
+                Covered { range: start..start + 0x1000, class, words, personality: None }
             })
             .collect();
         for registers in [&AMD64, &AARCH64] {
@@ -272,6 +281,6 @@ mod tests {
             records += 1;
         }
         assert_eq!(at + 4, bytes.len());
-        assert_eq!(records, 12);
+        assert_eq!(records, 2 * FrameClass::ALL.len());
     }
 }

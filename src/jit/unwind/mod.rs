@@ -9,4 +9,4 @@ pub(crate) mod user_code;
 
 #[cfg(feature = "runtime")]
 pub(crate) use dwarf::Unwinder;
-pub(crate) use dwarf::{Covered, Words, register};
+pub(crate) use dwarf::{Covered, Personality, Words, register};
