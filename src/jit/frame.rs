@@ -101,9 +101,9 @@ pub(crate) struct Landing {
     pub(crate) sp: usize,
     pub(crate) rax: usize,
     pub(crate) rdx: usize,
-    pub(crate) rbp: usize,
-    /// rbx, r12 to r15.
+    /// rbx, r12 to r15. rbp is where the frame below keeps it.
     pub(crate) saved: [usize; 5],
+    pub(crate) padding: usize,
 }
 
 /// `push rbp; mov rbp, rsp`, in both encodings of the `mov`.

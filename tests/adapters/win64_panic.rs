@@ -10,8 +10,8 @@ use std::arch::global_asm;
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU32, Ordering};
-use support::child;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use support::{child, native_unwind, shadow};
 
 use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::{Convention, Signature};
@@ -77,6 +77,9 @@ global_asm!(
     ".cfi_def_cfa rsp, 8",
     "ret",
     ".cfi_restore_state",
+    // The pad is no return address, but at the last two instructions of the adapter it looks like
+    // one: unwinders take the row of the byte before it.
+    "ud2",
     "footbridge_test_win64_pad:",
     "mov rcx, [rbp - 56]",
     "movups [rcx], xmm6", "movups [rcx + 16], xmm7", "movups [rcx + 32], xmm8",
@@ -237,6 +240,59 @@ fn win64_code_catches_a_panic() {
             assert_eq!(landed, registers, "{shape}");
             assert_eq!(ACTIONS.load(Ordering::Relaxed), 2 | 4, "{shape}: the handler's frame");
         }
+    })
+    .assert_success();
+}
+
+/// Of the steps in landing pads of adapters: how many there were, and at how many of them libgcc did
+/// not find the caller with its registers, and the root of the thread.
+static STEPS: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
+static ROOT: AtomicUsize = AtomicUsize::new(0);
+
+unsafe extern "C" fn on_step(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel passes a valid context.
+    let gregs = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    // The thread may be in the unwinder elsewhere, which takes a lock.
+    if lookup(gregs[libc::REG_RIP as usize] as usize).is_none() {
+        return;
+    }
+    shadow::walk_in_handler(context, |frames| {
+        let callers = [footbridge_test_win64_return, footbridge_test_win64_pad];
+        let callers = callers.map(|place| place as *const () as usize);
+        let general = values().general.map(|word| word as usize);
+        let [_, _, rbx, r12, r13, r14, r15] = general;
+        let is_right = frames.get(1).is_some_and(|caller| {
+            let [found_rbx, _, found @ ..] = caller.registers;
+            callers.contains(&caller.pc) && (found_rbx, found) == (rbx, [r12, r13, r14, r15])
+        });
+        let root = frames.iter().rev().find(|frame| frame.pc != 0).map(|frame| frame.pc);
+        STEPS[0].fetch_add(1, Ordering::Relaxed);
+        if !is_right || root != Some(ROOT.load(Ordering::Relaxed)) {
+            STEPS[1].fetch_add(1, Ordering::Relaxed);
+        }
+    });
+}
+
+#[test]
+fn libgcc_is_right_at_every_instruction_that_restores_the_registers() {
+    child::run("libgcc_is_right_at_every_instruction_that_restores_the_registers", || {
+        let root = native_unwind::return_addresses().last().copied().expect("a frame");
+        ROOT.store(root, Ordering::Relaxed);
+        CATCHES.store(1, Ordering::Relaxed);
+        let function = chain("direct");
+        shadow::on_signal(libc::SIGTRAP, on_step);
+        let (mut registers, mut landed) = (values(), NOTHING);
+        let mut returned = 0;
+        shadow::traced(|| {
+            // SAFETY: a Win64 function of this type. The exception is leaked.
+            returned =
+                unsafe { footbridge_test_win64_caller(function, 1, &mut registers, &mut landed) };
+        });
+        assert_eq!(returned, CAUGHT);
+        let [steps, wrong] = [0, 1].map(|n: usize| STEPS[n].load(Ordering::Relaxed));
+        // The adapter up to its call, and its landing pad.
+        assert!(steps > 50, "{steps} steps");
+        assert_eq!(wrong, 0, "of {steps} steps");
     })
     .assert_success();
 }

@@ -206,10 +206,13 @@ impl Chain {
         next = foreign(next);
         pieces.push(next);
         let signature: Signature = "fn(u64) -> u64".parse().expect("a signature");
-        use Convention::{GoAbi0, SystemV};
-        for (entry, target, class) in
-            [(GoAbi0, SystemV, FrameClass::Standard), (SystemV, GoAbi0, FrameClass::Saved)]
-        {
+        use Convention::{GoAbi0, SystemV, Win64};
+        for (entry, target, class) in [
+            (GoAbi0, SystemV, FrameClass::Standard),
+            (SystemV, GoAbi0, FrameClass::Saved),
+            (Win64, SystemV, FrameClass::Win64),
+            (SystemV, Win64, FrameClass::Standard),
+        ] {
             // SAFETY: the address is such a function of that convention.
             let adapter = unsafe { jit.adapter(&signature, entry, target, next) };
             next = Box::leak(Box::new(adapter.expect("an adapter"))).address();

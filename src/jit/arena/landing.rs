@@ -45,7 +45,6 @@ const UA_END_OF_STACK: c_int = 16;
 /// DWARF numbers of registers: System V psABI x86-64, figure 3.36.
 const RAX: c_int = 0;
 const RDX: c_int = 1;
-const RBP: c_int = 6;
 const SAVED: [c_int; 5] = [3, 12, 13, 14, 15];
 
 /// `_Unwind_Exception`: section 1.2.1. Languages have more in front of it and after it.
@@ -226,8 +225,8 @@ unsafe extern "C" fn step(
             sp,
             rax: register(RAX),
             rdx: register(RDX),
-            rbp: register(RBP),
             saved: SAVED.map(register),
+            padding: 0,
         };
     }
     search.has_landed = true;

@@ -245,15 +245,20 @@ pub fn compare_each_step(f: impl FnOnce()) -> Steps {
     let state = State { shadow: Frames::NONE, previous_pc: 0, walk: Frames::NONE, steps, lost: 0 };
     // SAFETY: no trap happens before the flag is set.
     unsafe { *STATE.0.get() = Some(state) };
-    // SAFETY: the handler is installed, and a trap changes nothing that the code can see.
-    unsafe { footbridge_test_set_trap_flag() };
-    f();
-    // SAFETY: changes no other flag.
-    unsafe { footbridge_test_clear_trap_flag() };
+    traced(f);
     // SAFETY: no trap happens after the flag is cleared.
     let state = unsafe { (*STATE.0.get()).take() }.expect("set above");
     assert_eq!(state.lost, 0, "the buffer is too small");
     state.steps
+}
+
+/// Runs `f` with the trap flag set: the handler of SIGTRAP gets each instruction.
+pub fn traced(f: impl FnOnce()) {
+    // SAFETY: a handler is installed, and a trap changes nothing that the code can see.
+    unsafe { footbridge_test_set_trap_flag() };
+    f();
+    // SAFETY: changes no other flag.
+    unsafe { footbridge_test_clear_trap_flag() };
 }
 
 // The tables are exact at each instruction.

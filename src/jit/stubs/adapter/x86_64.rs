@@ -160,7 +160,6 @@ fn land(e: &mut Emitter<'_>, slots: &Slots, continue_panic: usize) {
     let pc = offset_of!(Landing, pc) as i32;
     let end = offset_of!(Landing, sp) as i32;
     let [first, second] = [offset_of!(Landing, rax), offset_of!(Landing, rdx)].map(|o| o as i32);
-    let frame = offset_of!(Landing, rbp) as i32;
     const { assert!(size_of::<Landing>().is_multiple_of(16)) };
     let landing_bytes = size_of::<Landing>() as i32;
     e.panics_land();
@@ -173,17 +172,9 @@ fn land(e: &mut Emitter<'_>, slots: &Slots, continue_panic: usize) {
         ; mov rdx, rsp
     );
     e.call(continue_panic);
-    // The caller's frame ends at r10. Below it the address of the landing pad and its rbp are put
-    // as a call and a prologue do, so that unwinders find them until the end.
-    dynasm!(e.ops
-        ; .arch x64
-        ; mov r11, rsp
-        ; mov r10, [r11 + end]
-        ; mov rax, [r11 + pc]
-        ; mov [r10 - 8], rax
-        ; mov rax, [r11 + frame]
-        ; mov [r10 - 16], rax
-    );
+    // The caller's frame ends at r10. Below are its return address and its rbp, by the frame
+    // contract, whether this frame is next to it or another one of emitted code.
+    dynasm!(e.ops; .arch x64; mov r11, rsp; mov r10, [r11 + end]);
     for (xmm, off) in &slots.vector {
         dynasm!(e.ops; .arch x64; movups Rx(*xmm), [rbp + *off]);
     }
@@ -198,7 +189,10 @@ fn land(e: &mut Emitter<'_>, slots: &Slots, continue_panic: usize) {
         ; mov r15, [r11 + saved(4)]
         ; mov rax, [r11 + first]
         ; mov rdx, [r11 + second]
+        ; mov rcx, [r11 + pc]
         ; lea rbp, [r10 - 16]
+        // Last: unwinders take it for a return address, and look for the call before it.
+        ; mov [rbp + 8], rcx
     );
     e.epilogue();
 }
