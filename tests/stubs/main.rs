@@ -10,3 +10,4 @@ mod single_step_check;
 mod single_step_preempt;
 mod spine;
 mod unwind_in_handler;
+mod unwound;

@@ -30,7 +30,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::sync::Mutex;
 use support::child::Child;
 use support::code::{caller, pop_saved, push_saved};
 use support::native_unwind;
@@ -43,13 +42,11 @@ use footbridge::runtime::{
     gosched, jit_frames, systemstack,
 };
 use iced_x86::Mnemonic;
-use support::shadow;
-use support::step::{MAX_FRAMES, Trap, set_place, stepped_with};
+use support::step::{Trap, set_place, stepped_with};
 
-/// A piece of code. Names are unique, except that an entry has the name of the code it enters.
-type Piece = (StubKind, &'static str);
-
+// Names of pieces are unique, except that an entry has the name of the code it enters.
 use crate::decode::instructions;
+use crate::unwound::{self, Piece};
 
 use StubKind::{Enter, GoroutineEntry, GoroutineFn, Spawn, Switch, Systemstack, User};
 
@@ -359,81 +356,23 @@ fn the_exact_walk_is_right_at_every_instruction_of_every_stub() {
     });
 }
 
-/// The JIT frames that libgcc finds from an instruction of a stub: pc, and rbp in the frame.
-#[derive(Clone, Copy)]
-struct Unwound {
-    frames: [(usize, usize); MAX_FRAMES],
-    len: usize,
-    /// The last frame of all is one of JIT code: the root of a stack, or a switch.
-    ends_in_jit: bool,
-}
-
-/// One for each trap in a stub. Filled by the handler, which must not allocate.
-static UNWOUND: Mutex<Vec<Unwound>> = Mutex::new(Vec::new());
-
-fn unwind_in_handler(pc: usize) {
-    if lookup(pc).is_none() {
-        return;
-    }
-    let mut unwound = Unwound { frames: [(0, 0); MAX_FRAMES], len: 0, ends_in_jit: false };
-    shadow::walk_from(pc, |frames| {
-        // The caller of a root is a zero.
-        for frame in frames.iter().filter(|frame| frame.pc != 0) {
-            let at = if unwound.len == 0 { frame.pc } else { frame.pc - 1 };
-            unwound.ends_in_jit = lookup(at).is_some();
-            if unwound.ends_in_jit {
-                if let Some(slot) = unwound.frames.get_mut(unwound.len) {
-                    *slot = (frame.pc, frame.rbp());
-                }
-                unwound.len += 1;
-            }
-        }
-    });
-    if let Ok(mut all) = UNWOUND.try_lock()
-        && all.len() < all.capacity()
-    {
-        all.push(unwound);
-    }
-}
-
 #[test]
 fn libgcc_is_right_at_every_instruction_of_every_stub() {
     alone("libgcc_is_right_at_every_instruction_of_every_stub", || {
-        *UNWOUND.lock().expect("no panic while it is held") = Vec::with_capacity(1 << 15);
-        let traps = step_with(unwind_in_handler);
-        let unwound = std::mem::take(&mut *UNWOUND.lock().expect("no panic while it is held"));
-        let in_stubs: Vec<_> = traps.iter().filter(|trap| trap.in_stub).collect();
-        assert_eq!(in_stubs.len(), unwound.len());
-        let mut wrong = Vec::new();
-        for (trap, unwound) in in_stubs.into_iter().zip(unwound) {
-            let stub = lookup(trap.pc).expect("the trap found it");
-            let piece = (stub.kind(), stub.name());
+        unwound::start();
+        let traps = step_with(unwound::record);
+        unwound::assert_right(&traps, &unwound::finish(), |piece| {
             let mut expected = frames_from(piece);
             // As for every unwinder that decodes native frames.
-            let on_system_stack =
-                expected.iter().any(|piece| *piece == (Enter, "below")) || piece.0 == Systemstack;
-            if on_system_stack && piece.0 != Systemstack {
+            if expected.contains(&(Enter, "below")) {
                 let innermost = expected.iter().position(|&p| p == (GoroutineFn, "innermost"));
                 expected.insert(innermost.expect("on the path"), (Systemstack, "systemstack"));
             }
             if !matches!(piece.0, Switch | GoroutineEntry) {
                 expected.push((GoroutineEntry, "goroutine entry"));
             }
-            let frames = &unwound.frames[..unwound.len.min(MAX_FRAMES)];
-            let pcs = frames.iter().enumerate().map(|(i, frame)| frame.0 - usize::from(i > 0));
-            let found: Vec<_> = pcs.filter_map(piece_at).collect();
-            // Each frame pointer that the exact walk knows. Its pc may be that of an anchor.
-            let exact = trap.frames().iter().zip(trap.fps()).filter(|(_, fp)| **fp != 0);
-            let mut exact = exact.map(|(&pc, &fp)| (piece_at(pc), fp));
-            let has_fps = exact.all(|(piece, fp)| {
-                frames.iter().any(|frame| frame.1 == fp && piece_at(frame.0 - 1) == piece)
-            });
-            if found != expected || !has_fps || !unwound.ends_in_jit {
-                wrong.push(format!("{stub:?}: {found:?}, frame pointers {has_fps}"));
-            }
-        }
-        wrong.dedup();
-        assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+            expected
+        });
     });
 }
 
