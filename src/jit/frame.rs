@@ -34,6 +34,11 @@ pub(crate) const CALL_REACH_BYTES: usize = match HOST {
 /// Offsets are from rbp, and addresses grow upwards. `CFA`, the canonical frame address of DWARF,
 /// is the caller's rsp before the call.
 ///
+/// A frame is dropped by `pop rbp` or `leave`, and `ret`, `ret imm16`, `rep ret` or `bnd ret` follows
+/// directly: code that jumps elsewhere from there (a tail call) is walked wrongly at that jump. So
+/// unwinders are right at every instruction, and a profiler may unwind in its signal handler: see
+/// the module's documentation.
+///
 /// On AArch64 x29 takes the place of rbp and `stp x29, x30, [sp, #-16]!; mov x29, sp` that of the
 /// prologue: the two saved words lie in the same order. `Saved` and `Entry` frames do not exist
 /// there.
@@ -60,7 +65,7 @@ pub enum FrameClass {
     /// The root of a stack: it has no caller.
     Root = 3,
     /// No frame: rsp points to the return address throughout. Such code makes no call, except in
-    /// the slow path of a poll.
+    /// the slow path of a poll. It may end in a jump.
     Leaf = 4,
     /// As `Standard`, and registers are changed that the caller expects back but that no unwinder
     /// on this host restores (rsi, rdi and the vector registers that Win64 preserves). The walks of

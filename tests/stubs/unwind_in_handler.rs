@@ -22,7 +22,7 @@ use support::shadow::{self, Frame, Steps, call_with_odd_registers, compare_each_
 use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::{Convention, Signature};
 use footbridge::jit::{
-    Annotations, Bind, Code, ForeignRegion, FrameClass, GRANULE_BYTES, Jit, Ops, lookup,
+    Annotations, Bind, Code, ForeignRegion, FrameClass, GRANULE_BYTES, Jit, Ops, StubKind, lookup,
 };
 
 use crate::decode::instruction_offsets;
@@ -77,7 +77,7 @@ fn saved_body(ops: &mut Ops, next: usize) {
 type Body = fn(&mut Ops, usize);
 
 /// System V functions with one argument that call `next` and return what it returns.
-const PIECES: [(&str, FrameClass, Body); 13] = [
+const PIECES: [(&str, FrameClass, Body); 14] = [
     ("pop", FrameClass::Standard, |ops, next| {
         prologue(ops);
         call_next(ops, next);
@@ -173,7 +173,41 @@ const PIECES: [(&str, FrameClass, Body); 13] = [
         load_saved(ops);
         dynasm!(ops; .arch x64; leave; ret);
     }),
+    ("saved on another stack", FrameClass::Saved, |ops, next| {
+        prologue(ops);
+        push_saved(ops);
+        let other_stack = OTHER_STACK.load(Ordering::Relaxed) as i64;
+        dynasm!(ops; .arch x64; mov rbx, rsp; mov rsp, QWORD other_stack);
+        call_next(ops, next);
+        dynasm!(ops; .arch x64; mov rsp, rbx);
+        pop_saved(ops);
+        dynasm!(ops; .arch x64; pop rbp; ret);
+    }),
 ];
+
+/// The end of a stack that is further up than the thread's own.
+static OTHER_STACK: AtomicUsize = AtomicUsize::new(0);
+
+/// Runs the body on a thread whose stack is mapped after another one, and so is below it.
+fn on_a_lower_stack(body: impl FnOnce() + Send) {
+    const BYTES: usize = 1 << 20;
+    // SAFETY: a new mapping, which stays.
+    let other = unsafe {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        libc::mmap(std::ptr::null_mut(), BYTES, protection, flags, -1, 0)
+    };
+    assert_ne!(other, libc::MAP_FAILED);
+    let other = other as usize;
+    OTHER_STACK.store(other + BYTES, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let here = 0_u8;
+            assert!((&raw const here as usize) < other);
+            body();
+        });
+    });
+}
 
 fn install(jit: Jit, name: &str, class: FrameClass, body: impl FnOnce(&mut Ops)) -> usize {
     // SAFETY: the bodies keep the contracts of their classes.
@@ -294,21 +328,21 @@ fn libgcc_is_right_at_every_instruction() {
     let child = Child::of("libgcc_is_right_at_every_instruction").limit_seconds(120);
     child
         .run(|| {
-            let chain = Chain::new();
-            let steps = compare_each_step(|| chain.call());
-            assert!(steps.wrong.is_empty(), "{}", report(&steps));
-            let seen: BTreeSet<usize> = steps.pcs.iter().copied().collect();
-            for &piece in &chain.pieces {
-                let missed: Vec<_> = instruction_offsets(piece)
-                    .into_iter()
-                    .filter(|at| !seen.contains(&(piece + at)))
-                    .collect();
-                // After a jump or a return there are only constants.
-                let stub = lookup(piece).expect("published");
-                assert!(missed.is_empty() || stub.kind() != footbridge::jit::StubKind::User);
-            }
-            assert!(steps.deepest > 2 * PIECES.len(), "{} frames", steps.deepest);
-            println!("{} steps, {} frames", steps.pcs.len(), steps.deepest);
+            on_a_lower_stack(|| {
+                let chain = Chain::new();
+                let steps = compare_each_step(|| chain.call());
+                assert!(steps.wrong.is_empty(), "{}", report(&steps));
+                let seen: BTreeSet<usize> = steps.pcs.iter().copied().collect();
+                for &piece in &chain.pieces {
+                    let stub = lookup(piece).expect("published");
+                    let mut all = instruction_offsets(piece).into_iter();
+                    let is_complete = all.all(|at| seen.contains(&(piece + at)));
+                    // After the code of adapters are constants, and where they stop a panic.
+                    assert!(is_complete || stub.kind() == StubKind::Adapter, "{stub:?}");
+                }
+                assert!(steps.deepest > 2 * PIECES.len(), "{} frames", steps.deepest);
+                println!("{} steps, {} frames", steps.pcs.len(), steps.deepest);
+            })
         })
         .assert_success();
 }
@@ -381,34 +415,38 @@ fn libgcc_is_right_in_a_storm_of_samples() {
     let child = Child::of("libgcc_is_right_in_a_storm_of_samples").limit_seconds(300);
     child
         .run(|| {
-            let chain = Chain::new();
-            for (slot, &start) in STARTS.iter().zip(chain.pieces.iter().rev()) {
-                slot.store(start, Ordering::Relaxed);
-            }
-            let root = native_unwind::return_addresses().last().copied().expect("a frame");
-            ROOT.store(root, Ordering::Relaxed);
-            shadow::on_signal(libc::SIGPROF, on_sample);
-            // SAFETY: has no precondition.
-            let (process, thread) = unsafe { (libc::getpid(), libc::gettid()) };
-            let stop = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        // SAFETY: a thread that lives, and has a handler.
-                        unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGPROF) };
-                        std::thread::sleep(Duration::from_micros(50));
-                    }
-                });
-                let count = |what: usize| SAMPLES[what].load(Ordering::Relaxed);
-                while count(IN_CHAIN) < 10_000 || count(AT_EDGES) < 200 {
-                    for _ in 0..100 {
-                        chain.call();
-                    }
+            on_a_lower_stack(|| {
+                let chain = Chain::new();
+                for (slot, &start) in STARTS.iter().zip(chain.pieces.iter().rev()) {
+                    slot.store(start, Ordering::Relaxed);
                 }
-                stop.store(true, Ordering::Relaxed);
-            });
-            println!("{SAMPLES:?}");
-            assert_eq!(SAMPLES[WRONG].load(Ordering::Relaxed), 0, "{SAMPLES:?}");
+                let root = native_unwind::return_addresses().last().copied().expect("a frame");
+                ROOT.store(root, Ordering::Relaxed);
+                shadow::on_signal(libc::SIGPROF, on_sample);
+                // SAFETY: has no precondition.
+                let (process, thread) = unsafe { (libc::getpid(), libc::gettid()) };
+                let stop = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        while !stop.load(Ordering::Relaxed) {
+                            // SAFETY: a thread that lives, and has a handler.
+                            unsafe {
+                                libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGPROF)
+                            };
+                            std::thread::sleep(Duration::from_micros(50));
+                        }
+                    });
+                    let count = |what: usize| SAMPLES[what].load(Ordering::Relaxed);
+                    while count(IN_CHAIN) < 10_000 || count(AT_EDGES) < 200 {
+                        for _ in 0..100 {
+                            chain.call();
+                        }
+                    }
+                    stop.store(true, Ordering::Relaxed);
+                });
+                println!("{SAMPLES:?}");
+                assert_eq!(SAMPLES[WRONG].load(Ordering::Relaxed), 0, "{SAMPLES:?}");
+            })
         })
         .assert_success();
 }

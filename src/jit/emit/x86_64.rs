@@ -149,15 +149,6 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Where [`Self::require_goroutine`] leads, in code without a frame: to a function that does
-    /// not return, as if the caller had called it. rsp is as the System V ABI has it at an entry.
-    pub(crate) fn no_goroutine_unframed(&mut self, target: usize) {
-        if let Some(label) = self.no_goroutine {
-            let cell = self.cell(target as u64);
-            dynasm!(self.ops; .arch x64; =>label; jmp QWORD [=>cell]);
-        }
-    }
-
     /// Calls a fixed address.
     pub(crate) fn call(&mut self, target: usize) {
         match self.cell_for(target) {

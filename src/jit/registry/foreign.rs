@@ -30,7 +30,9 @@ impl ForeignRegion {
     ///
     /// # Safety
     /// 1. The range stays reserved for code of the caller for the rest of the process.
-    /// 2. All code in it keeps the contract of `class`.
+    /// 2. All code in it keeps the contract of `class`. A call is followed by an instruction of the
+    ///    same code: it is not the last one where the code ends at a multiple of 64 bytes, and no
+    ///    data follows it. Of code that is not published, unwinders do not know the prologue.
     pub unsafe fn new(range: Range<usize>, class: FrameClass) -> Result<Self, JitError> {
         let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
         if range.is_empty() || range.end > isize::MAX as usize {

@@ -23,7 +23,7 @@
 
 use super::dwarf::Covered;
 use super::expression::{
-    AND, DEREF, DROP, DUP, EQ, Expression, GT, LT, MINUS, NE, OR, PLUS, SHL, SHR, SWAP,
+    AND, DEREF, DUP, EQ, Expression, GE, MINUS, NE, OR, PLUS, SHL, SHR, SWAP,
 };
 use crate::jit::frame::{GRANULE_BYTES, RED_ZONE_BYTES};
 
@@ -91,15 +91,17 @@ fn cfa(covered: &Covered) -> Vec<u8> {
     e.op(&[EQ]);
     e.branch(rare);
     e.place(usual);
+    // Not the first two bytes of a granule: most places.
     e.register(RIP, 0);
-    e.constant(GRANULE_BYTES as u64 - 1);
-    e.op(&[AND, DUP]); // offset offset
-    e.constant(1);
-    e.op(&[GT]);
-    e.branch(framed); // offset
+    e.constant(GRANULE_BYTES as u64 - 2);
+    e.op(&[AND]);
+    e.branch(framed);
     past_first_granule(&mut e, covered);
-    e.branch(framed); // offset
+    e.branch(framed);
     // Offset 0 or 1: nothing, or rbp, was pushed.
+    e.register(RIP, 0);
+    e.constant(1);
+    e.op(&[AND]);
     e.constant(3);
     e.op(&[SHL]);
     e.register(RSP, 0);
@@ -160,25 +162,31 @@ fn past_first_granule(e: &mut Expression, covered: &Covered) {
 /// rbp. On the stack is the CFA.
 fn frame_pointer() -> Vec<u8> {
     let mut e = Expression::default();
-    let end = e.label();
+    let (pushed, end) = (e.label(), e.label());
     // Only where nothing of the frame is on the stack the CFA is rsp + 8, and rbp the caller's.
     // Elsewhere it was pushed, also at the second instruction.
     e.op(&[DUP]);
     e.register(RSP, 8);
-    e.op(&[EQ]); // cfa is_bare
+    e.op(&[NE]);
+    e.branch(pushed); // cfa
     e.register(RBP, 0);
-    e.op(&[SWAP]); // cfa rbp is_bare
-    e.branch(end);
-    e.op(&[DROP]);
+    e.skip(end);
+    e.place(pushed);
     e.constant(16);
     e.op(&[MINUS, DEREF]);
     e.finish(end, 0)
 }
 
 /// A register that the frame keeps at CFA - 8 * words. On the stack is the CFA.
-fn saved(register: u8, words: u64, covered: &Covered) -> Vec<u8> {
+fn saved(register: u8, words: u8, covered: &Covered) -> Vec<u8> {
     let mut e = Expression::default();
-    let (own, early, slot, end) = (e.label(), e.label(), e.label(), e.label());
+    let (own, slot, end) = (e.label(), e.label(), e.label());
+    // A slot that rsp has not left, or not reached yet, holds the caller's value: most places.
+    e.op(&[DUP]);
+    e.register(RSP, 8 * i32::from(words));
+    e.op(&[GE]);
+    e.branch(slot); // cfa
+    // Or the code runs on another stack. Nothing of the frame is there where the CFA is rsp + 8.
     e.op(&[DUP]);
     e.register(RSP, 8);
     e.op(&[EQ]);
@@ -187,16 +195,15 @@ fn saved(register: u8, words: u64, covered: &Covered) -> Vec<u8> {
     e.constant(GRANULE_BYTES as u64 - 1);
     e.op(&[AND]);
     e.constant(SAVED_FROM);
-    e.op(&[LT]);
-    e.branch(early); // cfa
-    e.place(slot);
-    e.constant(8 * words);
-    e.op(&[MINUS, DEREF]);
-    e.skip(end);
-    e.place(early);
+    e.op(&[GE]);
+    e.branch(slot); // cfa
     past_first_granule(&mut e, covered);
     e.branch(slot); // cfa
     e.place(own);
     e.register(register, 0);
+    e.skip(end);
+    e.place(slot);
+    e.constant(8 * u64::from(words));
+    e.op(&[MINUS, DEREF]);
     e.finish(end, 0)
 }

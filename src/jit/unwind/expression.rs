@@ -7,7 +7,6 @@
 
 pub(super) const DEREF: u8 = 0x06;
 pub(super) const DUP: u8 = 0x12;
-pub(super) const DROP: u8 = 0x13;
 pub(super) const SWAP: u8 = 0x16;
 pub(super) const AND: u8 = 0x1a;
 pub(super) const MINUS: u8 = 0x1c;
@@ -16,8 +15,7 @@ pub(super) const PLUS: u8 = 0x22;
 pub(super) const SHL: u8 = 0x24;
 pub(super) const SHR: u8 = 0x25;
 pub(super) const EQ: u8 = 0x29;
-pub(super) const GT: u8 = 0x2b;
-pub(super) const LT: u8 = 0x2d;
+pub(super) const GE: u8 = 0x2a;
 pub(super) const NE: u8 = 0x2e;
 
 const CONST1U: u8 = 0x08;

@@ -183,11 +183,11 @@ impl AdapterPlan {
             arg_scratch: scratch,
             result_scratch: scratch,
         };
-        // Where there is no goroutine, an adapter without a frame jumps to a System V function that
-        // does not return: rsp must be as it is at the entry of one.
+        // Where there is no goroutine, a System V function is called that says so: that takes a
+        // frame, since rsp may not be aligned for it.
         let loads_goroutine =
             to.pinned.iter().any(|pin| pin.1 == Pinned::Goroutine && !from.pinned.contains(pin));
-        let may_jump = !(is_for_host && loads_goroutine) || from.stack_align_bytes >= 16;
+        let may_jump = !(is_for_host && loads_goroutine);
         let plan = match Plan::tail(&request).filter(|_| may_jump) {
             Some(plan) => plan,
             None => Plan::new(&request)?,

@@ -135,10 +135,8 @@ pub(super) fn emit(
             land(&mut e, &slots, host.continue_panic);
         }
     }
-    match no_goroutine {
-        Some(no_goroutine) if plan.in_place => e.no_goroutine_unframed(no_goroutine),
-        Some(no_goroutine) => e.no_goroutine(no_goroutine),
-        None => {}
+    if let Some(no_goroutine) = no_goroutine {
+        e.no_goroutine(no_goroutine);
     }
     let Finished { cells, report } = e.finish();
     let bytes = ops.finalize().map_err(|error| JitError::assemble("adapter", error))?;
