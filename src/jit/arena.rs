@@ -6,7 +6,9 @@
 //! a sub-arena, as much room as there is); no lock is held while code is emitted. A window before
 //! free space grows into it, so that a single thread that emits leaves no holes.
 
+#[cfg(feature = "runtime")]
 mod landing;
+mod personality;
 #[cfg(feature = "runtime")]
 mod stubs;
 
@@ -118,7 +120,7 @@ impl Arena {
             .map(|(&class, sub)| {
                 let range = memory.base() + sub.range.start..memory.base() + sub.range.end;
                 let words = region.words_at(range.start);
-                Covered { range, class, words, personality: landing::personality_of(class) }
+                Covered { range, class, words, personality: personality::personality_of(class) }
             })
             .collect();
         unwind::register(&ranges);

@@ -265,6 +265,7 @@ impl FrameReport {
     }
 
     /// The landing pad, if there is one.
+    #[cfg(feature = "runtime")]
     pub(crate) fn landing(&self) -> Option<usize> {
         (self.lands_at != Self::NOWHERE).then_some(self.lands_at as usize)
     }

@@ -40,6 +40,8 @@
 //! | adapters that execute | yes | refused |
 //! | polls, checks of the stack, preemption | yes | refused |
 //!
+//! What is refused is [`JitError::Unsupported`], or for frames [`JitError::FrameContract`].
+//!
 //! # Unwinding in a signal handler
 //!
 //! Profilers unwind in a signal handler, by `_Unwind_Backtrace`. On x86-64 the rules of emitted code
@@ -60,10 +62,8 @@
 //! * Tables of other compilers may be wrong in prologues. Those that LLVM writes for
 //!   `extern "win64"` functions on Linux are, while the vector registers are saved: libgcc faults on
 //!   them in a handler, with or without emitted code on the stack.
-//! * `perf` and core files read no memory but the stack, and these rules read a table: use frame
+//! * `perf` sees neither tables that are registered at run time nor memory but the stack: use frame
 //!   pointers there (`perf record --call-graph fp`).
-//!
-//! What is refused is [`JitError::Unsupported`], or for frames [`JitError::FrameContract`].
 
 pub mod dynasm;
 pub(crate) mod emit;

@@ -73,8 +73,8 @@ fn step_through_checks() {
                 let result = Cell::new(0);
                 // The signal of the request arrives in native code, so the request remains.
                 assert!(runtime::request_preemption(0));
-                // SAFETY: called on a goroutine.
                 unwound::start();
+                // SAFETY: called on a goroutine.
                 let traps = stepped_with(unwound::record, || result.set(unsafe { entry.call() }));
                 assert_eq!(result.get(), 42);
                 let now = stats();

@@ -1,7 +1,5 @@
 #![allow(unsafe_code, reason = "takes part in unwinding")]
-//! How a panic passes a frame that keeps what Win64 preserves, and how it ends at a barrier.
-//!
-//! # Win64
+//! How a panic passes a frame that keeps what Win64 preserves.
 //!
 //! Win64 code expects rsi, rdi and xmm6 to xmm15 back from a call, also in its landing pad, and
 //! compilers keep values there. The unwinders of Linux restore none of them (libgcc's tables end
@@ -28,7 +26,7 @@
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 
-use crate::jit::frame::{FrameClass, Landing};
+use crate::jit::frame::Landing;
 use crate::jit::registry::lookup;
 use crate::jit::unwind::Personality;
 
@@ -36,7 +34,6 @@ const URC_NO_REASON: c_int = 0;
 const URC_NORMAL_STOP: c_int = 4;
 const URC_INSTALL_CONTEXT: c_int = 7;
 const URC_CONTINUE_UNWIND: c_int = 8;
-const UA_SEARCH_PHASE: c_int = 1;
 const UA_CLEANUP_PHASE: c_int = 2;
 const UA_HANDLER_FRAME: c_int = 4;
 const UA_FORCE_UNWIND: c_int = 8;
@@ -83,38 +80,8 @@ unsafe extern "C" {
     fn _Unwind_Find_FDE(pc: *const c_void, bases: *mut [usize; 3]) -> *const c_void;
 }
 
-/// The personality routine of a class's frames, where this file has it.
-pub(super) fn personality_of(class: FrameClass) -> Option<Personality> {
-    match class {
-        FrameClass::Win64 => Some(win64_personality),
-        FrameClass::Barrier => Some(barrier_personality),
-        _ => None,
-    }
-}
-
-/// Says why the process ends, before Rust does.
-unsafe extern "C" fn barrier_personality(
-    _version: c_int,
-    actions: c_int,
-    _exception_class: u64,
-    _exception: *mut c_void,
-    context: *mut c_void,
-) -> c_int {
-    if actions & UA_SEARCH_PHASE != 0 {
-        // SAFETY: the unwinder's own context.
-        let pc = unsafe { _Unwind_GetIP(context) };
-        let name = lookup(pc.wrapping_sub(1)).map_or("?", |stub| stub.name());
-        eprintln!(
-            "footbridge: the panic ends the process: it has reached `{name}`, code of \
-             FrameClass::Barrier, whose caller expects registers that no unwinder restores; \
-             catch the panic in what that code calls"
-        );
-    }
-    URC_CONTINUE_UNWIND
-}
-
 /// Stops the panic in the stub.
-unsafe extern "C" fn win64_personality(
+pub(super) unsafe extern "C" fn win64_personality(
     _version: c_int,
     actions: c_int,
     _exception_class: u64,
@@ -276,7 +243,7 @@ struct Cursor(*const u8);
 
 impl Cursor {
     /// # Safety
-    /// The table has these bytes. The same holds for the other functions.
+    /// 1. The table has these bytes.
     unsafe fn take<T: Copy>(&mut self) -> T {
         // SAFETY: the caller's promise.
         unsafe {
@@ -286,23 +253,33 @@ impl Cursor {
         }
     }
 
+    /// # Safety
+    /// 1. As for `take`.
     unsafe fn u8(&mut self) -> u8 {
         // SAFETY: the caller's promise.
         unsafe { self.take() }
     }
 
+    /// # Safety
+    /// 1. As for `take`.
     unsafe fn u32(&mut self) -> u32 {
         // SAFETY: the caller's promise.
         unsafe { self.take() }
     }
 
     /// Skips a number.
+    ///
+    /// # Safety
+    /// 1. As for `take`.
     unsafe fn leb128(&mut self) {
         // SAFETY: the caller's promise.
         while unsafe { self.u8() } & 0x80 != 0 {}
     }
 
     /// An encoded pointer to a personality routine: LSB Core 5.0, section 10.5.1.
+    ///
+    /// # Safety
+    /// 1. As for `take`.
     unsafe fn pointer(&mut self) -> Option<Personality> {
         const INDIRECT: u8 = 0x80;
         // SAFETY: the caller's promise; an indirect pointer leads to a pointer.

@@ -155,11 +155,6 @@ impl StubInfo {
         }
     }
 
-    /// Where a panic that passes a frame of the stub stops, if it does.
-    pub(crate) fn landing(&self) -> Option<usize> {
-        self.descriptor().report.landing().map(|offset_bytes| self.start + offset_bytes)
-    }
-
     /// All of the code.
     fn code(&self) -> &'static [u8] {
         // SAFETY: published code stays where it is, readable, and does not change.
