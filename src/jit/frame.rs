@@ -34,10 +34,10 @@ pub(crate) const CALL_REACH_BYTES: usize = match HOST {
 /// Offsets are from rbp, and addresses grow upwards. `CFA`, the canonical frame address of DWARF,
 /// is the caller's rsp before the call.
 ///
-/// A frame is dropped by `pop rbp` or `leave`, and `ret`, `ret imm16`, `rep ret` or `bnd ret` follows
-/// directly: code that jumps elsewhere from there (a tail call) is walked wrongly at that jump. So
-/// unwinders are right at every instruction, and a profiler may unwind in its signal handler: see
-/// the module's documentation.
+/// A frame is dropped by `pop rbp` or `leave`, and `ret`, `ret imm16`, `rep ret` or `bnd ret`
+/// follows directly: code that jumps elsewhere from there (a tail call) is walked wrongly at that
+/// jump. So unwinders are right at every instruction, and a profiler may unwind in its signal
+/// handler: see the module's documentation.
 ///
 /// On AArch64 x29 takes the place of rbp and `stp x29, x30, [sp, #-16]!; mov x29, sp` that of the
 /// prologue: the two saved words lie in the same order. `Saved` and `Entry` frames do not exist
@@ -68,9 +68,9 @@ pub enum FrameClass {
     /// the slow path of a poll. It may end in a jump.
     Leaf = 4,
     /// As `Standard`, and registers are changed that the caller expects back but that no unwinder
-    /// on this host restores (rsi, rdi and the vector registers that Win64 preserves). The walks of
-    /// this crate continue. To the process's unwinder the frame has no caller: `std::backtrace` ends
-    /// here, and a panic that gets here ends the process with a message.
+    /// on this host restores (rsi, rdi and the vector registers that Win64 preserves). The walks
+    /// of this crate continue. To the process's unwinder the frame has no caller: `std::backtrace`
+    /// ends here, and a panic that gets here ends the process with a message.
     Barrier = 5,
     /// As `Saved`, where Win64 code calls code of another convention: rsi and rdi are kept at
     /// rbp-48 and rbp-56, xmm6 to xmm15 at rbp-80 to rbp-224. A panic that passes stops in the code

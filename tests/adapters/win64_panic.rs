@@ -244,8 +244,8 @@ fn win64_code_catches_a_panic() {
     .assert_success();
 }
 
-/// Of the steps in landing pads of adapters: how many there were, and at how many of them libgcc did
-/// not find the caller with its registers, and the root of the thread.
+/// Of the steps in adapters: how many there were, and at how many of them libgcc did not find the
+/// caller with its registers, and the root of the thread.
 static STEPS: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
 static ROOT: AtomicUsize = AtomicUsize::new(0);
 

@@ -366,8 +366,8 @@ fn is_leaf(start: usize) -> bool {
     lookup(start).is_some_and(|stub| stub.frame_class() == FrameClass::Leaf)
 }
 
-/// Whether the frames with a pc in the chain are all of its pieces from the outermost one on, leaves
-/// apart: up to the one that was interrupted, if it was.
+/// Whether the frames with a pc in the chain are all of its pieces from the outermost one on, up to
+/// the one that was interrupted, if it was. Leaves do not count.
 fn is_right(frames: &[Frame]) -> bool {
     let interrupted = frames.first().and_then(|frame| lookup(frame.pc)).map(|stub| stub.start());
     let callers = frames.iter().skip(1).rev();

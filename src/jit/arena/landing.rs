@@ -4,8 +4,8 @@
 //! Win64 code expects rsi, rdi and xmm6 to xmm15 back from a call, also in its landing pad, and
 //! compilers keep values there. The unwinders of Linux restore none of them (libgcc's tables end
 //! with column 16), and change the vector registers themselves. So it is of no use to restore them
-//! in a landing pad of the stub and to resume the panic: the unwinder runs again before the caller's
-//! landing pad does. They must be loaded last. The story, in time order:
+//! in a landing pad of the stub and to resume the panic: the unwinder runs again before the
+//! caller's landing pad does. They must be loaded last. The story, in time order:
 //!
 //! 1. In the cleanup phase the unwinder calls `win64_personality`, which stops it in the stub's
 //!    landing pad (`stubs/adapter/x86_64.rs`, `land`).
@@ -28,7 +28,6 @@ use std::ptr;
 
 use crate::jit::frame::Landing;
 use crate::jit::registry::lookup;
-use crate::jit::unwind::Personality;
 
 const URC_NO_REASON: c_int = 0;
 const URC_NORMAL_STOP: c_int = 4;
@@ -43,6 +42,9 @@ const UA_END_OF_STACK: c_int = 16;
 const RAX: c_int = 0;
 const RDX: c_int = 1;
 const SAVED: [c_int; 5] = [3, 12, 13, 14, 15];
+
+/// What unwinders call for a frame: Itanium C++ ABI, exception handling, section 2.5.2.
+type Personality = unsafe extern "C" fn(c_int, c_int, u64, *mut c_void, *mut c_void) -> c_int;
 
 /// `_Unwind_Exception`: section 1.2.1. Languages have more in front of it and after it.
 #[repr(C)]

@@ -7,7 +7,6 @@ use std::ffi::{c_int, c_void};
 use super::landing::win64_personality;
 use crate::jit::frame::FrameClass;
 use crate::jit::registry::lookup;
-use crate::jit::unwind::Personality;
 
 const URC_CONTINUE_UNWIND: c_int = 8;
 const UA_SEARCH_PHASE: c_int = 1;
@@ -16,12 +15,12 @@ unsafe extern "C" {
     fn _Unwind_GetIP(context: *mut c_void) -> usize;
 }
 
-/// The routine of a class, if it is not one of `unwind/`.
-pub(super) fn personality_of(class: FrameClass) -> Option<Personality> {
+/// Address of the routine of a class, if it is not one of `unwind/`.
+pub(super) fn personality_of(class: FrameClass) -> Option<usize> {
     match class {
         #[cfg(feature = "runtime")]
-        FrameClass::Win64 => Some(win64_personality),
-        FrameClass::Barrier => Some(barrier_personality),
+        FrameClass::Win64 => Some(win64_personality as *const () as usize),
+        FrameClass::Barrier => Some(barrier_personality as *const () as usize),
         _ => None,
     }
 }

@@ -389,8 +389,8 @@ impl<'a> Emitter<'a> {
     /// Emits the cells, and says at which offset each is, in the order in which they were made.
     /// Call once, at the end.
     pub(crate) fn finish(self) -> Finished {
-        // A call needs an instruction after it (`unwind/at_each_pc.rs`): its return address would be
-        // data here, or another stub.
+        // A call needs an instruction after it (`unwind/at_each_pc.rs`): else its return address is
+        // data, or another stub.
         debug_assert_ne!(self.after_call, Some(self.ops.offset()), "the code ends in a call");
         let report = self.report;
         if self.cells.is_empty() {

@@ -21,7 +21,7 @@
 //! Each read is of memory that an exact pc promises: the first byte of an instruction, further ones
 //! only if the first says that they are there, and the word of published code.
 
-use super::dwarf::Covered;
+use super::covered::Covered;
 use super::expression::{
     AND, DEREF, DUP, EQ, Expression, GE, MINUS, NE, OR, PLUS, SHL, SHR, SWAP,
 };

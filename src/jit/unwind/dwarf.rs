@@ -31,35 +31,12 @@
 //! Formats: DWARF 5 section 6.4, LSB Core 5.0 section 10.6 (`.eh_frame`).
 
 use std::ffi::{c_int, c_void};
-use std::ops::Range;
 
 use super::at_each_pc;
+use super::covered::Covered;
 use crate::abi::Arch;
 use crate::jit::frame::{FrameClass, HOST, entry_frame};
 use crate::jit::mem;
-
-/// A range of code whose frames are all of one class.
-pub(crate) struct Covered {
-    pub(crate) range: Range<usize>,
-    pub(crate) class: FrameClass,
-    pub(crate) words: Words,
-    /// The personality routine of the frames, where it is not this room's own.
-    pub(crate) personality: Option<Personality>,
-}
-
-/// What unwinders call for a frame: Itanium C++ ABI, exception handling, section 2.5.2.
-pub(crate) type Personality =
-    unsafe extern "C" fn(c_int, c_int, u64, *mut c_void, *mut c_void) -> c_int;
-
-/// Where the registry's words for a range are, and what the rules read of them. Those of published
-/// code are readable for ever.
-#[derive(Clone)]
-pub(crate) struct Words {
-    /// Address of the word for the first granule. The words of the others follow it.
-    pub(crate) address: usize,
-    /// The bits that lead back to the first granule of the code: 0 in the first one only.
-    pub(crate) back_bits: Range<u32>,
-}
 
 /// DWARF numbers of the registers that rules are about.
 struct Registers {
@@ -201,7 +178,7 @@ fn section(ranges: &[Covered], registers: &Registers) -> (Vec<u8>, Vec<usize>) {
             out.extend(0u32.to_le_bytes()); // this is a CIE
             out.push(1); // version
             let personality = match class {
-                FrameClass::Entry => Some(entry_personality as Personality),
+                FrameClass::Entry => Some(entry_personality as *const () as usize),
                 _ => *personality,
             };
             out.extend(if personality.is_some() { &b"zPR\0"[..] } else { &b"zR\0"[..] });
@@ -211,7 +188,7 @@ fn section(ranges: &[Covered], registers: &Registers) -> (Vec<u8>, Vec<usize>) {
             if let Some(personality) = personality {
                 out.push(10); // bytes of augmentation data
                 out.push(DW_EH_PE_ABSPTR);
-                out.extend((personality as usize as u64).to_le_bytes());
+                out.extend((personality as u64).to_le_bytes());
             } else {
                 out.push(1);
             }

@@ -2,6 +2,7 @@
 //! the states of a frame that the walks of this crate tell apart (`rules.rs`).
 
 mod at_each_pc;
+mod covered;
 mod dwarf;
 mod expression;
 pub(crate) mod rules;
@@ -9,4 +10,5 @@ pub(crate) mod user_code;
 
 #[cfg(feature = "runtime")]
 pub(crate) use dwarf::Unwinder;
-pub(crate) use dwarf::{Covered, Personality, Words, register};
+pub(crate) use covered::{Covered, Words};
+pub(crate) use dwarf::register;

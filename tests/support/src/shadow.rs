@@ -2,8 +2,8 @@
 //!
 //! [`compare_each_step`] runs a function with the trap flag set. The handler keeps a shadow stack:
 //! at each `call` that was executed it pushes the return address and the registers that a callee
-//! preserves, and at each `ret` it pops. Then it unwinds, and all older frames must be as the shadow
-//! stack has them: addresses and registers, out to the root of the thread.
+//! preserves, and at each `ret` it pops. Then it unwinds, and all older frames must be as the
+//! shadow stack has them: addresses and registers, out to the root of the thread.
 //!
 //! The code must not switch stacks, jump out of frames, or unwind by itself.
 

@@ -150,8 +150,8 @@ pub(super) fn emit(
     })
 }
 
-/// Where a panic stops that passes the frame: rax is the exception, and rbp the frame's. The function
-/// that is called finds the landing pad in a caller, or continues the panic itself if none is near.
+/// Where a panic stops that passes the frame: rax is the exception, and rbp the frame's. The
+/// function that is called finds the landing pad in a caller, or resumes the panic itself.
 fn land(e: &mut Emitter<'_>, slots: &Slots, continue_panic: usize) {
     debug_assert_eq!(slots.vector[0], (Xmm::XMM6, win64_frame::XMM6));
     let saved = |index: i32| offset_of!(Landing, saved) as i32 + 8 * index;
