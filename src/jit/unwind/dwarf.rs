@@ -224,6 +224,7 @@ fn record(out: &mut Vec<u8>, contents: impl FnOnce(&mut Vec<u8>)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jit::unwind::Words;
 
     #[test]
     fn records_are_aligned_and_point_to_their_cie() {
