@@ -311,7 +311,7 @@ impl Jit {
 /// What the registry knows of code that a user installs.
 fn user_code(name: &str, class: FrameClass) -> Result<StubSpec<'_>, JitError> {
     if class.is_internal() {
-        let rule = "frames of this class are made by the crate's own stubs only";
+        let rule = "entry, root and win64 frames are made by the crate's own stubs only";
         return Err(JitError::FrameContract { name: name.into(), rule });
     }
     Ok(StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 })
