@@ -7,6 +7,9 @@
 //! free space grows into it, so that a single thread that emits leaves no holes.
 
 #[cfg(feature = "runtime")]
+mod landing;
+mod personality;
+#[cfg(feature = "runtime")]
 mod stubs;
 
 use std::ops::Range;
@@ -21,15 +24,23 @@ use super::frame::{FrameClass, FrameReport, GRANULE_BYTES, HOST};
 use super::leaf;
 use super::mem::{self, CHUNK_BYTES, CodeMemory, MemoryMode, Placement};
 use super::registry::{Flags, Publication, Region, StubId, StubKind};
-use super::unwind;
-use crate::abi::Signature;
+use super::unwind::{self, Covered};
+use crate::abi::{Arch, Signature};
 
-#[cfg(feature = "runtime")]
-pub(crate) use stubs::STUB_BYTES;
+crate::for_runtime! {
+    pub(crate) use landing::continue_panic;
+    pub(crate) use stubs::STUB_BYTES;
+}
 
 const MIN_ARENA_BYTES: usize = 4 << 20;
 const MAX_WINDOW_BYTES: usize = 4 << 20;
 const MAX_CODE_BYTES: usize = 1 << 20;
+
+/// What follows code that ends with its granule: `int3`, or what is no instruction of AArch64.
+const PADDING: &[u8] = match HOST {
+    Arch::Amd64 => &[0xcc],
+    _ => &[0; 4],
+};
 
 /// A reservation with its sub-arenas and its region in the registry. Never freed.
 pub(crate) struct Arena {
@@ -81,7 +92,8 @@ impl Arena {
         checked: bool,
     ) -> Result<&'static Self, JitError> {
         mem::watch_forks();
-        // Root 1/64, leaf 2/16, entry and barrier 1/16 each, saved 4/16, standard the rest.
+        // Root 1/64, leaf 2/16, entry 1/16, barrier and win64 1/32 each, saved 4/16, standard the
+        // rest.
         let size = bytes.max(MIN_ARENA_BYTES).checked_next_multiple_of(64 * CHUNK_BYTES);
         let size = size.ok_or_else(mem::too_large)?;
         let memory = CodeMemory::reserve(size, mode, placement)?;
@@ -96,16 +108,19 @@ impl Arena {
             SubArena { range, window_bytes, space }
         };
         let (root, leaf) = (sub_arena(size / 64), sub_arena(size / 8));
-        let (entry, barrier) = (sub_arena(size / 16), sub_arena(size / 16));
+        let entry = sub_arena(size / 16);
+        let (barrier, win64) = (sub_arena(size / 32), sub_arena(size / 32));
         let saved = sub_arena(size / 4);
         let standard = sub_arena(size - size / 64 - size / 8 - size / 16 * 2 - size / 4);
         // In the order of `FrameClass`.
-        let classes = [standard, saved, entry, root, leaf, barrier];
+        let classes = [standard, saved, entry, root, leaf, barrier, win64];
         let ranges: Vec<_> = FrameClass::ALL
             .iter()
             .zip(&classes)
             .map(|(&class, sub)| {
-                (memory.base() + sub.range.start..memory.base() + sub.range.end, class)
+                let range = memory.base() + sub.range.start..memory.base() + sub.range.end;
+                let words = region.words_at(range.start);
+                Covered { range, class, words, personality: personality::personality_of(class) }
             })
             .collect();
         unwind::register(&ranges);
@@ -146,10 +161,15 @@ impl Arena {
         let start = self.memory.base() + lease.window().at;
         let mut ops = VecAssembler::new_with_capacity(start, 256, 0, 0, 8, 0, 8);
         let (report, annotations) = body(&mut ops);
-        let code = ops.finalize().map_err(|error| JitError::assemble(spec.name, error))?;
+        let mut code = ops.finalize().map_err(|error| JitError::assemble(spec.name, error))?;
         if code.is_empty() {
             let rule = "it has no instruction";
             return Err(JitError::FrameContract { name: spec.name.into(), rule });
+        }
+        if spec.class.has_prologue() && code.len().is_multiple_of(GRANULE_BYTES) {
+            // A call may be the last instruction: its return address must not be the next stub's
+            // first byte, where unwinders see no frame yet.
+            code.extend(PADDING);
         }
         if code.len() > bound_bytes {
             return Err(JitError::CodeTooLarge { bytes: code.len(), limit_bytes: bound_bytes });

@@ -212,7 +212,8 @@ impl Jit {
     /// Of all code:
     /// 1. All frames of the code keep the contract of `class` (see [`FrameClass`]) whenever it
     ///    calls.
-    /// 2. `class` is not `Entry` or `Root`.
+    /// 2. `class` is not one that only the crate's own stubs have. A call is followed by an
+    ///    instruction, or is the last one: not by data, which unwinders would read as code.
     /// 3. The code is called in the convention that it was written for.
     /// 4. It returns directly after it dropped its frame (`pop rbp; ret` or `leave; ret`), and
     ///    calls native code that may park, panic or walk stacks through goroutine functions only:
@@ -311,8 +312,8 @@ impl Jit {
 
 /// What the registry knows of code that a user installs.
 fn user_code(name: &str, class: FrameClass) -> Result<StubSpec<'_>, JitError> {
-    if matches!(class, FrameClass::Entry | FrameClass::Root) {
-        let rule = "entry and root frames are made by the crate's own stubs only";
+    if class.is_internal() {
+        let rule = "entry, root and win64 frames are made by the crate's own stubs only";
         return Err(JitError::FrameContract { name: name.into(), rule });
     }
     Ok(StubSpec { name, kind: StubKind::User, class, signature: None, user_data: 0 })

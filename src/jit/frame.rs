@@ -34,6 +34,11 @@ pub(crate) const CALL_REACH_BYTES: usize = match HOST {
 /// Offsets are from rbp, and addresses grow upwards. `CFA`, the canonical frame address of DWARF,
 /// is the caller's rsp before the call.
 ///
+/// A frame is dropped by `pop rbp` or `leave`, and `ret`, `ret imm16`, `rep ret` or `bnd ret`
+/// follows directly: code that jumps elsewhere from there (a tail call) is walked wrongly at that
+/// jump. So unwinders are right at every instruction, and a profiler may unwind in its signal
+/// handler: see the module's documentation.
+///
 /// On AArch64 x29 takes the place of rbp and `stp x29, x30, [sp, #-16]!; mov x29, sp` that of the
 /// prologue: the two saved words lie in the same order. `Saved` and `Entry` frames do not exist
 /// there.
@@ -60,13 +65,17 @@ pub enum FrameClass {
     /// The root of a stack: it has no caller.
     Root = 3,
     /// No frame: rsp points to the return address throughout. Such code makes no call, except in
-    /// the slow path of a poll.
+    /// the slow path of a poll. It may end in a jump.
     Leaf = 4,
     /// As `Standard`, and registers are changed that the caller expects back but that no unwinder
-    /// on this host restores (the vector registers that Win64 preserves). The walks of this crate
-    /// continue. To the process's unwinder the frame has no caller: `std::backtrace` ends here, and
-    /// a panic that gets here ends the process with Rust's message.
+    /// on this host restores (rsi, rdi and the vector registers that Win64 preserves). The walks
+    /// of this crate continue. To the process's unwinder the frame has no caller: `std::backtrace`
+    /// ends here, and a panic that gets here ends the process with a message.
     Barrier = 5,
+    /// As `Saved`, where Win64 code calls code of another convention: rsi and rdi are kept at
+    /// rbp-48 and rbp-56, xmm6 to xmm15 at rbp-80 to rbp-224. A panic that passes stops in the code
+    /// itself, which restores all of it. Only the crate's own stubs have such frames.
+    Win64 = 6,
 }
 
 /// Where a frame of class [`FrameClass::Entry`] keeps the anchor, as offsets from rbp.
@@ -77,6 +86,29 @@ pub(crate) mod entry_frame {
     pub(crate) const PREVIOUS_PC: i32 = -48;
     /// Address of the anchor.
     pub(crate) const ANCHOR: i32 = -64;
+}
+
+/// Where a frame of class [`FrameClass::Win64`] keeps what Win64 preserves besides the registers of
+/// [`FrameClass::Saved`], as offsets from rbp.
+pub(crate) mod win64_frame {
+    pub(crate) const RSI: i32 = -48;
+    pub(crate) const RDI: i32 = -56;
+    /// xmm6; each further one is 16 bytes below.
+    pub(crate) const XMM6: i32 = -80;
+}
+
+/// Where a panic that was stopped in a frame of class [`FrameClass::Win64`] continues: the landing
+/// pad of a caller, and the registers that it finds.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(crate) struct Landing {
+    pub(crate) pc: usize,
+    pub(crate) sp: usize,
+    pub(crate) rax: usize,
+    pub(crate) rdx: usize,
+    /// rbx, r12 to r15. rbp is where the frame below keeps it.
+    pub(crate) saved: [usize; 5],
+    pub(crate) padding: usize,
 }
 
 /// `push rbp; mov rbp, rsp`, in both encodings of the `mov`.
@@ -102,13 +134,30 @@ fn starts_with_any(code: &[u8], beginnings: &[&[u8]]) -> bool {
 }
 
 impl FrameClass {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Standard, Self::Saved, Self::Entry, Self::Root, Self::Leaf, Self::Barrier];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Standard,
+        Self::Saved,
+        Self::Entry,
+        Self::Root,
+        Self::Leaf,
+        Self::Barrier,
+        Self::Win64,
+    ];
+
+    /// Whether only the crate's own stubs have such frames.
+    pub(crate) fn is_internal(self) -> bool {
+        matches!(self, Self::Entry | Self::Root | Self::Win64)
+    }
+
+    /// Whether the five registers of `Saved` frames are kept, in the same slots.
+    pub(crate) fn saves_five(self) -> bool {
+        matches!(self, Self::Saved | Self::Entry | Self::Win64)
+    }
 
     /// Whether code of this class starts with a prologue.
     pub(crate) fn has_prologue(self) -> bool {
         match self {
-            Self::Standard | Self::Saved | Self::Entry | Self::Barrier => true,
+            Self::Standard | Self::Saved | Self::Entry | Self::Barrier | Self::Win64 => true,
             Self::Root | Self::Leaf => false,
         }
     }
@@ -127,6 +176,7 @@ impl FrameClass {
             Self::Root => "root",
             Self::Leaf => "leaf",
             Self::Barrier => "barrier",
+            Self::Win64 => "win64",
         }
     }
 
@@ -152,7 +202,7 @@ impl FrameClass {
                 }
             });
         };
-        let is_saved = matches!(self, Self::Saved | Self::Entry);
+        let is_saved = self.saves_five();
         let pushes = &code[prologue.len()..];
         match machine {
             Arch::Amd64 if is_saved && !starts_with_any(pushes, &AMD64_SAVED_PUSHES) => Some(
@@ -183,14 +233,20 @@ pub(crate) struct FrameReport {
     /// The instruction at which rsp is the interrupted code's, too: the last one of the stub that
     /// preempts.
     pub(crate) left_at: u32,
+    /// Where a panic that passes the frame stops, in class `Win64`.
+    pub(crate) lands_at: u32,
 }
 
 impl FrameReport {
     const NOWHERE: u32 = u32::MAX;
 
     /// No frame at all.
-    pub(crate) const NONE: Self =
-        Self { complete_at: 0, dropped_at: [Self::NOWHERE; 2], left_at: Self::NOWHERE };
+    pub(crate) const NONE: Self = Self {
+        complete_at: 0,
+        dropped_at: [Self::NOWHERE; 2],
+        left_at: Self::NOWHERE,
+        lands_at: Self::NOWHERE,
+    };
 
     /// The frame is complete from the instruction at this offset on.
     pub(crate) fn complete_at(&mut self, offset_bytes: usize) {
@@ -206,6 +262,12 @@ impl FrameReport {
     /// Whether the frame is dropped at an instruction.
     pub(crate) fn is_dropped_at(&self, offset_bytes: usize) -> bool {
         self.dropped_at.iter().any(|&at| at as usize == offset_bytes)
+    }
+
+    /// The landing pad, if there is one.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn landing(&self) -> Option<usize> {
+        (self.lands_at != Self::NOWHERE).then_some(self.lands_at as usize)
     }
 
     /// Whether nothing of the stub is left on the stack at an instruction.

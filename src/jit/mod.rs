@@ -41,6 +41,29 @@
 //! | polls, checks of the stack, preemption | yes | refused |
 //!
 //! What is refused is [`JitError::Unsupported`], or for frames [`JitError::FrameContract`].
+//!
+//! # Unwinding in a signal handler
+//!
+//! Profilers unwind in a signal handler, by `_Unwind_Backtrace`. On x86-64 the rules of emitted
+//! code are right at each instruction of it, whatever rbp holds in the code around it: the walk
+//! continues in the callers, or ends at a stub that has none (the switches, the stubs that
+//! preempt, a frame of class [`FrameClass::Barrier`]). On AArch64 they are right at calls only,
+//! which is enough for panics and backtraces: at the two instructions of a prologue and at `ret`
+//! such a walk goes wrong. The walks of this crate (`runtime::jit_frames_from`) are right on both,
+//! take no lock, and may always be used in a handler.
+//!
+//! What no crate can mend:
+//!
+//! * libgcc **up to GCC 12** takes a lock in each lookup once any unwind table was registered in
+//!   the process, as this crate does. A handler that unwinds with it while the thread that it
+//!   interrupts unwinds too, in a panic or a backtrace, waits for ever. From GCC 13 on lookups
+//!   take no lock, and only a handler that interrupts the registration itself (the first use of a
+//!   [`Jit`], or [`ForeignRegion::new`]) may wait.
+//! * Tables of other compilers may be wrong in prologues. Those that LLVM writes for `extern
+//!   "win64"` functions on Linux are, while the vector registers are saved: libgcc faults on them
+//!   in a handler, with or without emitted code on the stack.
+//! * `perf` sees neither tables that are registered at run time nor memory but the stack: use
+//!   frame pointers there (`perf record --call-graph fp`).
 
 pub mod dynasm;
 pub(crate) mod emit;

@@ -5,9 +5,11 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use support::child;
 
+use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::{Convention, Signature};
-use footbridge::jit::{Bind, Code, Jit, JitError, StubKind, lookup};
+use footbridge::jit::{Bind, Code, FrameClass, Jit, JitError, StubKind, lookup};
 use footbridge::runtime::{self, Adapter, Chan, Entry, WalkEnd, go};
 use support::runs::alone as run;
 
@@ -132,10 +134,7 @@ fn walks_parks_and_panics_pass_an_adapter_that_rust_entered() {
             // SAFETY: on a goroutine.
             let call = |n| unsafe { outer.call(n) };
             assert_eq!(call(WALK), WALK + 2);
-            // The way back from Win64 code is a barrier, where a panic ends the process.
-            if target != Win64 {
-                assert_eq!(call(PANIC), 101);
-            }
+            assert_eq!(call(PANIC), 101);
             assert_eq!(call(WALK), WALK + 2);
             // It parks there, and others run meanwhile.
             let receiver = {
@@ -329,5 +328,52 @@ fn handles_print_what_they_are() {
         (format!("{:?}", jit.polls(Win64)), "Ok(Polls { convention: Win64, .. }"),
     ] {
         assert!(text.starts_with(start), "{text}");
+    }
+}
+
+/// Whether the stack is aligned or not: ABI0 does not demand it.
+#[test]
+fn an_adapter_that_needs_a_goroutine_says_so_where_there_is_none() {
+    let cases = [
+        (SystemV, 0, FrameClass::Saved),
+        (GoAbi0, 0, FrameClass::Standard),
+        (GoAbi0, 8, FrameClass::Standard),
+    ];
+    for (case, (entry, misaligned, class)) in cases.into_iter().enumerate() {
+        let test = "an_adapter_that_needs_a_goroutine_says_so_where_there_is_none";
+        let outcome = child::run_case(test, case, || {
+            let jit = Jit::new().expect("code memory");
+            let signature = "fn()".parse().expect("a signature");
+            // SAFETY: never called.
+            let adapter = unsafe { jit.adapter(&signature, entry, GoAbiInternal, 0x1000) };
+            let adapter = adapter.expect("an adapter");
+            let stub = lookup(adapter.address()).expect("published");
+            assert_eq!(stub.frame_class(), class);
+            let target = adapter.address() as i64;
+            // SAFETY: a standard frame around a call.
+            let code = unsafe {
+                jit.install("calls", FrameClass::Standard, |ops| {
+                    dynasm!(ops
+                        ; .arch x64
+                        ; push rbp
+                        ; mov rbp, rsp
+                        ; sub rsp, misaligned
+                        ; mov rax, QWORD target
+                        ; call rax
+                        ; leave
+                        ; ret
+                    );
+                })
+            }
+            .expect("it installs");
+            // SAFETY: a System V function of this type.
+            let function = unsafe { code.as_fn::<extern "sysv64" fn()>() };
+            function();
+        });
+        if let Some(outcome) = outcome {
+            assert_eq!(outcome.signal, Some(libc::SIGABRT), "{outcome:?}");
+            let text = "on a thread that runs no goroutine";
+            assert!(outcome.stderr.contains(text), "{outcome:?}");
+        }
     }
 }

@@ -117,7 +117,7 @@ fn adapters_are_these_instructions() {
         none,
     );
     show(
-        "Registers that unwinders do not restore force a barrier.",
+        "Registers that unwinders do not restore: all that Win64 preserves is saved.",
         "fn(i64) -> i64",
         Win64,
         SystemV,

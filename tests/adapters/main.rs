@@ -9,3 +9,4 @@ mod listings;
 mod plant;
 mod rust_source;
 mod walk;
+mod win64_panic;

@@ -10,7 +10,7 @@
 //!     -> adapter to ABI0: Saved                  -> d
 //!     -> adapter to ABIInternal: Standard        -> e
 //!     -> adapter to Win64: Standard              -> f
-//!     -> adapter to System V: Barrier            -> g (or directly `bottom`)
+//!     -> adapter to System V: Win64              -> g (or directly `bottom`)
 //!     -> bottom, a goroutine function
 //! ```
 
@@ -20,7 +20,6 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use support::child;
 use support::code::push_saved;
 use support::native_unwind;
 use support::runs::alone as run;
@@ -96,8 +95,8 @@ pub fn pass_on(jit: Jit, name: &str, convention: Convention, next: usize) -> &'s
 }
 
 impl Chain {
-    /// Creates the chain. Without `g`, the barrier is the caller of `bottom`. Nothing is ever
-    /// freed.
+    /// Creates the chain. Without `g`, the adapter from Win64 is the caller of `bottom`. Nothing is
+    /// ever freed.
     fn new(through_g: bool) -> Self {
         let jit = Jit::new().expect("code memory");
         let signature: Signature = "fn(u64) -> u64".parse().expect("a signature");
@@ -119,7 +118,7 @@ impl Chain {
         // From the innermost piece outwards: the code, its convention, and how the adapter that
         // calls it is entered.
         let steps: &[(&str, Convention, Convention, FrameClass)] = match through_g {
-            true => &[("g", SystemV, Win64, FrameClass::Barrier)],
+            true => &[("g", SystemV, Win64, FrameClass::Win64)],
             false => &[],
         };
         let common = [
@@ -208,18 +207,15 @@ fn walks_and_tracebacks_see_every_adapter_with_a_frame() {
                     at.unwrap_or_else(|| panic!("{name} is not in order in\n{}", seen.traceback));
                 rest = &rest[at + line.len()..];
             }
-            // The process's unwinder finds the same frames up to the barrier.
-            let is_barrier = |name: &String| name == "Win64 to SystemV";
-            let to_barrier = chain.frames.iter().position(is_barrier).expect("one barrier");
-            assert_eq!(seen.unwound, chain.frames[..=to_barrier]);
-            // Frames after the barrier are unknown, including the register that `b` keeps.
-            assert_eq!(seen.rbx_of_b, None);
+            // The process's unwinder finds the same frames, and the root of the goroutine.
+            let (root, unwound) = seen.unwound.split_last().expect("frames");
+            assert_eq!((unwound, &**root), (&*chain.frames, "goroutine entry"));
+            assert_eq!(seen.rbx_of_b, Some(KEPT));
         });
     }
 }
 
-/// The chain from `c` inwards, with a bottom that is called from ABIInternal code. It has no
-/// barrier.
+/// The chain from `c` inwards, with a bottom that is called from ABIInternal code.
 fn short_chain() -> Chain {
     let jit = Jit::new().expect("code memory");
     let signature: Signature = "fn(u64) -> u64".parse().expect("a signature");
@@ -244,8 +240,19 @@ fn short_chain() -> Chain {
 
 #[test]
 fn a_panic_passes_adapters_and_restores_saved_registers() {
+    a_panic_passes(short_chain, 4);
+}
+
+#[test]
+fn a_panic_passes_adapters_that_are_entered_in_win64() {
+    a_panic_passes(|| Chain::new(true), 7);
+    a_panic_passes(|| Chain::new(false), 6);
+}
+
+/// `added`: what the chain adds to the result of its bottom.
+fn a_panic_passes(chain: impl FnOnce() -> Chain, added: u64) {
     run(|| {
-        let chain = short_chain();
+        let chain = chain();
         BOTTOM.set(|| {
             let rbx = native_unwind::general_register_of(3, |pc| {
                 lookup(pc).is_some_and(|stub| stub.name() == "b")
@@ -277,26 +284,10 @@ fn a_panic_passes_adapters_and_restores_saved_registers() {
                 rbx_of_b: None,
             }))
         });
-        assert_eq!(chain.call(), 20 * 2 + 4);
+        assert_eq!(chain.call(), 20 * 2 + added);
         let seen = SEEN.take().expect("the bottom was reached");
         assert_eq!(seen.walked, (chain.frames.clone(), WalkEnd::Complete));
     });
-}
-
-#[test]
-fn a_panic_at_a_barrier_ends_the_process() {
-    let outcome = child::run("a_panic_at_a_barrier_ends_the_process", || {
-        run(|| {
-            let chain = Chain::new(true);
-            BOTTOM.set(|| panic!("stopped at the barrier"));
-            let _ = catch_unwind(AssertUnwindSafe(|| chain.call()));
-            println!("passed");
-        });
-    });
-    assert_eq!(outcome.signal, Some(libc::SIGABRT), "{outcome:?}");
-    assert!(outcome.stderr.contains("stopped at the barrier"), "{outcome:?}");
-    assert!(outcome.stderr.contains("failed to initiate panic"), "{outcome:?}");
-    assert!(!outcome.stdout.contains("passed"), "{outcome:?}");
 }
 
 #[test]
@@ -331,7 +322,7 @@ fn the_exact_walk_is_right_at_every_instruction_of_adapters() {
         }
         let classes: BTreeSet<&str> =
             steps.iter().map(|&pc| lookup(pc).expect("an adapter").frame_class().name()).collect();
-        assert_eq!(classes, BTreeSet::from(["barrier", "leaf", "saved", "standard"]));
+        assert_eq!(classes, BTreeSet::from(["leaf", "saved", "standard", "win64"]));
         assert!(steps.len() > 70, "{} instructions", steps.len());
     });
 }

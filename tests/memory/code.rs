@@ -318,11 +318,11 @@ fn a_refused_install_leaves_no_trace() {
                         FrameClass::Leaf";
             assert_eq!(wrong.expect_err("wrong prologue").to_string(), text);
         }
-        for class in [FrameClass::Entry, FrameClass::Root] {
+        for class in [FrameClass::Entry, FrameClass::Root, FrameClass::Win64] {
             // SAFETY: never called.
             let own = unsafe { jit.install("own", class, |ops| dynasm!(ops; .arch x64; ret)) };
-            let text = "code \"own\" breaks the frame contract: entry and root frames are made by the \
-                        crate's own stubs only";
+            let text = "code \"own\" breaks the frame contract: entry, root and win64 frames are made \
+                        by the crate's own stubs only";
             assert_eq!(own.expect_err("not for users").to_string(), text);
         }
 

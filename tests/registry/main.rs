@@ -254,7 +254,7 @@ fn foreign_ranges_that_break_a_rule_are_refused_with_the_rule() {
     let refused = |range, class| rule(region(range, class).expect_err("refused"));
     let both_ends = "both ends must be multiples of 64 bytes";
     let user_space = "the range must not be empty, and lie in user space";
-    let own = "entry and root frames are made by the crate's own stubs only";
+    let own = "entry, root and win64 frames are made by the crate's own stubs only";
     assert_eq!(refused(base + 1..base + 4096, standard), both_ends);
     assert_eq!(refused(base..base + 4095, standard), both_ends);
     assert_eq!(refused(base..base, standard), user_space);

@@ -9,3 +9,5 @@ mod single_step;
 mod single_step_check;
 mod single_step_preempt;
 mod spine;
+mod unwind_in_handler;
+mod unwound;

@@ -22,8 +22,8 @@
 //!                           `- bottom (goroutine function)
 //! ```
 //!
-//! libgcc's unwinder and the full walk start at call sites only. Their tables have one row for a
-//! whole sub-arena, which does not describe a prologue (`src/jit/unwind/dwarf.rs`).
+//! libgcc unwinds at every instruction of the stubs, too, in the handler. The full walk starts at
+//! call sites only.
 
 #![allow(unsafe_code, reason = "calls emitted code and reads its bytes")]
 
@@ -42,12 +42,11 @@ use footbridge::runtime::{
     gosched, jit_frames, systemstack,
 };
 use iced_x86::Mnemonic;
-use support::step::{Trap, set_place, stepped};
+use support::step::{Trap, set_place, stepped_with};
 
-/// A piece of code. Names are unique, except that an entry has the name of the code it enters.
-type Piece = (StubKind, &'static str);
-
+// Names of pieces are unique, except that an entry has the name of the code it enters.
 use crate::decode::instructions;
+use crate::unwound::{self, Piece};
 
 use StubKind::{Enter, GoroutineEntry, GoroutineFn, Spawn, Switch, Systemstack, User};
 
@@ -289,9 +288,13 @@ fn run<R>(f: impl FnOnce() -> R) -> R {
 }
 
 fn step_through_the_scene() -> Vec<Trap> {
+    step_with(|_| {})
+}
+
+fn step_with(hook: fn(usize)) -> Vec<Trap> {
     run(|| {
         let scene = Scene::new();
-        let traps = stepped(|| scene.play());
+        let traps = stepped_with(hook, || scene.play());
         let instructions: usize = traps.iter().map(|trap| trap.count).sum();
         println!("{instructions} instructions");
         traps
@@ -301,8 +304,7 @@ fn step_through_the_scene() -> Vec<Trap> {
 /// The instructions of a stub that the scene never executes, by what they are for: no goroutine is
 /// running, a call does not return, or a poll finds a request (tested in `single_step_preempt.rs`).
 fn never_executed(stub: Piece, convention: Option<Convention>) -> Vec<Mnemonic> {
-    let no_goroutine =
-        vec![Mnemonic::Push, Mnemonic::Mov, Mnemonic::And, Mnemonic::Call, Mnemonic::Ud2];
+    let no_goroutine = vec![Mnemonic::And, Mnemonic::Call, Mnemonic::Ud2];
     match stub {
         (Enter, _) => no_goroutine,
         // In ABIInternal r14 is the goroutine, so the path for none does not exist.
@@ -351,6 +353,26 @@ fn the_exact_walk_is_right_at_every_instruction_of_every_stub() {
         }
         wrong.dedup();
         assert!(wrong.is_empty(), "{} wrong walks:\n{}", wrong.len(), wrong.join("\n"));
+    });
+}
+
+#[test]
+fn libgcc_is_right_at_every_instruction_of_every_stub() {
+    alone("libgcc_is_right_at_every_instruction_of_every_stub", || {
+        unwound::start();
+        let traps = step_with(unwound::record);
+        unwound::assert_right(&traps, &unwound::finish(), |piece| {
+            let mut expected = frames_from(piece);
+            // As for every unwinder that decodes native frames.
+            if expected.contains(&(Enter, "below")) {
+                let innermost = expected.iter().position(|&p| p == (GoroutineFn, "innermost"));
+                expected.insert(innermost.expect("on the path"), (Systemstack, "systemstack"));
+            }
+            if !matches!(piece.0, Switch | GoroutineEntry) {
+                expected.push((GoroutineEntry, "goroutine entry"));
+            }
+            expected
+        });
     });
 }
 

@@ -9,24 +9,31 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use support::child::Child;
 use support::code::{pop_saved, push_saved};
 
 use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{FrameClass, Jit, StubKind, lookup};
 use footbridge::runtime::{self, Config, WalkEnd, stats};
-use support::step::stepped;
+use support::step::stepped_with;
 
 use crate::decode::instruction_offsets;
-
-/// A piece of code on the stack.
-type Piece = (StubKind, &'static str);
+use crate::unwound::{self, Piece};
 
 const CHECK: Piece = (StubKind::StackCheck, "stack check");
 const POLL: Piece = (StubKind::Preempt, "poll");
 
 #[test]
-fn the_walk_is_right_at_every_instruction_of_a_check() {
+fn walks_are_right_at_every_instruction_of_a_check() {
+    // In a process of its own, where nothing else is stepped and unwound.
+    Child::of("walks_are_right_at_every_instruction_of_a_check")
+        .limit_seconds(120)
+        .run(step_through_checks)
+        .assert_success();
+}
+
+fn step_through_checks() {
     // Sysmon runs, so that goroutines can be preempted. The long time slice prevents requests of
     // its own.
     let config = Config::new().processors(1).time_slice(Duration::from_secs(3600));
@@ -66,8 +73,9 @@ fn the_walk_is_right_at_every_instruction_of_a_check() {
                 let result = Cell::new(0);
                 // The signal of the request arrives in native code, so the request remains.
                 assert!(runtime::request_preemption(0));
+                unwound::start();
                 // SAFETY: called on a goroutine.
-                let traps = stepped(|| result.set(unsafe { entry.call() }));
+                let traps = stepped_with(unwound::record, || result.set(unsafe { entry.call() }));
                 assert_eq!(result.get(), 42);
                 let now = stats();
                 assert_eq!(now.cooperative - before.cooperative, 1, "{name}: it yielded");
@@ -78,6 +86,16 @@ fn the_walk_is_right_at_every_instruction_of_a_check() {
         let outer = [(StubKind::User, name), (StubKind::Enter, name)];
         let inside = [&[CHECK][..], &outer].concat();
         let polling = [&[POLL][..], &inside].concat();
+        unwound::assert_right(&traps, &unwound::finish(), |piece| {
+            let frames = match piece {
+                (StubKind::Enter, _) => &outer[1..],
+                (StubKind::User, _) => &outer[..],
+                CHECK => &inside,
+                // To libgcc these have no caller.
+                _ => return vec![piece],
+            };
+            [frames, &[(StubKind::GoroutineEntry, "goroutine entry")]].concat()
+        });
         for trap in &traps {
             let found: Vec<Piece> = trap
                 .frames()

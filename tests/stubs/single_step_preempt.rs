@@ -24,11 +24,10 @@ use footbridge::runtime::{
 use support::step::{Trap, clear_trap_flag, stepped_with};
 
 use crate::decode::instruction_offsets;
+use crate::unwound::{self, Piece};
 
 /// A piece of code on the stack. Names are unique, except that an entry has the name of the code it
 /// enters.
-type Piece = (StubKind, &'static str);
-
 use StubKind::{Enter, GoroutineFn, Preempt, User};
 
 const ASYNC: Piece = (Preempt, "async preempt");
@@ -245,6 +244,7 @@ static REQUEST_AT: AtomicUsize = AtomicUsize::new(0);
 
 /// In the trap handler: requests a preemption, once, at the chosen pc.
 fn request(pc: usize) {
+    unwound::record(pc);
     if pc == REQUEST_AT.load(Ordering::Relaxed) {
         REQUEST_AT.store(0, Ordering::Relaxed);
         request_preemption(0);
@@ -258,6 +258,18 @@ fn step_through(scene: &Scene, request_at: usize) -> Vec<Trap> {
     let traps = stepped_with(request, || result.set(scene.call()));
     assert_eq!(REQUEST_AT.load(Ordering::Relaxed), 0, "{}: the pc was not reached", scene.name);
     assert_eq!(result.get(), RESULT, "{}", scene.name);
+    traps
+}
+
+/// The same, and checks what libgcc finds at each instruction of a stub. To it the stubs that
+/// preempt have no caller.
+fn step_and_unwind(scene: &Scene, request_at: usize) -> Vec<Trap> {
+    unwound::start();
+    let traps = step_through(scene, request_at);
+    unwound::assert_right(&traps, &unwound::finish(), |piece| match piece {
+        (StubKind::Switch | StubKind::GoroutineEntry | Preempt, _) => vec![piece],
+        _ => [frames_from(piece), vec![(StubKind::GoroutineEntry, "goroutine entry")]].concat(),
+    });
     traps
 }
 
@@ -337,7 +349,7 @@ fn the_walk_is_right_wherever_preemptible_code_is_interrupted() {
         ] {
             for at in scene.instructions() {
                 let before = stats();
-                let traps = step_through(&scene, scene.start + at);
+                let traps = step_and_unwind(&scene, scene.start + at);
                 assert_eq!(asynchronous(before), 1, "{}+{at:#x}", scene.name);
                 seen.check(&traps, &[(User, scene.name)]);
             }
@@ -367,7 +379,7 @@ fn the_walk_is_right_at_every_instruction_of_a_poll() {
             adder("polling framed go", FrameClass::Standard, GO, true),
         ] {
             let before = stats();
-            let traps = step_through(&scene, scene.start);
+            let traps = step_and_unwind(&scene, scene.start);
             assert_eq!((cooperative(before), asynchronous(before)), (1, 0), "{}", scene.name);
             seen.check(&traps, &[(User, scene.name)]);
             // The slow path was executed too.
@@ -380,14 +392,14 @@ fn the_walk_is_right_at_every_instruction_of_a_poll() {
         }
         for scene in [requester("requests c", SYSTEM_V), requester("requests go", GO)] {
             let before = stats();
-            let traps = step_through(&scene, scene.start);
+            let traps = step_and_unwind(&scene, scene.start);
             // Preempted by the poll of its own stub.
             assert_eq!((cooperative(before), asynchronous(before)), (1, 0), "{}", scene.name);
             seen.check(&traps, &[(GoroutineFn, scene.name)]);
         }
         let scene = poll_without_room("polls without room");
         let before = stats();
-        let traps = step_through(&scene, scene.start);
+        let traps = step_and_unwind(&scene, scene.start);
         assert_eq!((cooperative(before), asynchronous(before)), (0, 0), "too little stack is left");
         seen.check(&traps, &[(User, scene.name)]);
         // The request remains: the next poll that has room yields.
@@ -409,7 +421,7 @@ fn the_walk_is_right_where_a_signal_arrives_during_a_poll() {
                 continue;
             }
             let before = stats();
-            let traps = step_through(&scene, scene.start + at);
+            let traps = step_and_unwind(&scene, scene.start + at);
             assert_eq!(asynchronous(before) + cooperative(before), 1, "+{at:#x}");
             seen.check(&traps, &[(User, scene.name)]);
         }

@@ -12,7 +12,7 @@ crate::for_runtime! {
 use std::ops::Range;
 
 use dynasmrt::x64::X64Relocation;
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use dynasmrt::{AssemblyOffset, DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 
 use crate::abi::{Extend, Gpr, Operand, Reg, Step, Width, Xmm};
 use crate::jit::frame::{FrameReport, PAGE_BYTES, REL32_REACH_BYTES};
@@ -55,6 +55,8 @@ pub(crate) struct Emitter<'a> {
     no_goroutine: Option<DynamicLabel>,
     /// What was done to the frame so far.
     report: FrameReport,
+    /// Where the last call ends.
+    after_call: Option<AssemblyOffset>,
 }
 
 /// What an emitter leaves to the stub's maker.
@@ -67,7 +69,14 @@ pub(crate) struct Finished {
 impl<'a> Emitter<'a> {
     /// An emitter of code that runs anywhere: what is outside of it is reached through cells.
     pub(crate) fn position_independent(ops: &'a mut Ops) -> Self {
-        Self { ops, memory: None, cells: Vec::new(), no_goroutine: None, report: FrameReport::NONE }
+        Self {
+            ops,
+            memory: None,
+            cells: Vec::new(),
+            no_goroutine: None,
+            report: FrameReport::NONE,
+            after_call: None,
+        }
     }
 
     /// `push rbp; mov rbp, rsp`: the frame contract.
@@ -92,6 +101,11 @@ impl<'a> Emitter<'a> {
     /// address.
     pub(crate) fn frame_is_dropped(&mut self) {
         self.report.dropped_at(self.ops.offset().0);
+    }
+
+    /// Reports that a panic that passes the frame stops at the next instruction.
+    pub(crate) fn panics_land(&mut self) {
+        self.report.lands_at = self.ops.offset().0 as u32;
     }
 
     /// Makes room for `bytes` and aligns rsp to `align_bytes`: it is a multiple of
@@ -126,10 +140,10 @@ impl<'a> Emitter<'a> {
     }
 
     /// Where [`Self::require_goroutine`] leads, out of line: calls a function that does not return.
+    /// The code has its frame.
     pub(crate) fn no_goroutine(&mut self, target: usize) {
         if let Some(label) = self.no_goroutine {
-            // With a frame, though it never returns: a debugger finds what called.
-            dynasm!(self.ops; .arch x64; =>label; push rbp; mov rbp, rsp; and rsp, -16);
+            dynasm!(self.ops; .arch x64; =>label; and rsp, -16);
             self.call(target);
             dynasm!(self.ops; .arch x64; ud2);
         }
@@ -141,6 +155,7 @@ impl<'a> Emitter<'a> {
             None => dynasm!(self.ops; .arch x64; call extern target),
             Some(cell) => dynasm!(self.ops; .arch x64; call QWORD [=>cell]),
         }
+        self.after_call = Some(self.ops.offset());
     }
 
     /// A cell after the code that holds the address, unless `rel32` reaches it.
@@ -374,6 +389,9 @@ impl<'a> Emitter<'a> {
     /// Emits the cells, and says at which offset each is, in the order in which they were made.
     /// Call once, at the end.
     pub(crate) fn finish(self) -> Finished {
+        // A call needs an instruction after it (`unwind/at_each_pc.rs`): else its return address is
+        // data, or another stub.
+        debug_assert_ne!(self.after_call, Some(self.ops.offset()), "the code ends in a call");
         let report = self.report;
         if self.cells.is_empty() {
             return Finished { cells: Vec::new(), report };
@@ -428,7 +446,6 @@ impl Areas {
 
 #[cfg(test)]
 mod tests {
-    use dynasmrt::AssemblyOffset;
     use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter, Mnemonic};
 
     use super::*;

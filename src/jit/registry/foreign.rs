@@ -9,7 +9,7 @@ use super::region::{CODE_LIMIT_BYTES, Publication, Region, StubId};
 use crate::jit::annotations::Annotations;
 use crate::jit::error::JitError;
 use crate::jit::frame::{FrameClass, FrameReport, GRANULE_BYTES};
-use crate::jit::unwind;
+use crate::jit::unwind::{self, Covered};
 
 /// Code memory that the program owns, known to walks and signal handlers.
 ///
@@ -30,7 +30,9 @@ impl ForeignRegion {
     ///
     /// # Safety
     /// 1. The range stays reserved for code of the caller for the rest of the process.
-    /// 2. All code in it keeps the contract of `class`.
+    /// 2. All code in it keeps the contract of `class`. A call is followed by an instruction of the
+    ///    same code: it is not the last one where the code ends at a multiple of 64 bytes, and no
+    ///    data follows it. Of code that is not published, unwinders do not know the prologue.
     pub unsafe fn new(range: Range<usize>, class: FrameClass) -> Result<Self, JitError> {
         let refuse = |rule| JitError::ForeignRange { range: range.clone(), rule };
         if range.is_empty() || range.end > isize::MAX as usize {
@@ -39,11 +41,12 @@ impl ForeignRegion {
         if !range.start.is_multiple_of(GRANULE_BYTES) || !range.end.is_multiple_of(GRANULE_BYTES) {
             return Err(refuse("both ends must be multiples of 64 bytes"));
         }
-        if matches!(class, FrameClass::Entry | FrameClass::Root) {
-            return Err(refuse("entry and root frames are made by the crate's own stubs only"));
+        if class.is_internal() {
+            return Err(refuse("entry, root and win64 frames are made by the crate's own stubs only"));
         }
         let region = Region::add(range.start, range.len())?;
-        unwind::register(&[(range.clone(), class)]);
+        let words = region.words_at(range.start);
+        unwind::register(&[Covered { range, class, words, personality: None }]);
         Ok(Self { region, class, published: Mutex::new(Vec::new()) })
     }
 

@@ -95,6 +95,6 @@ impl Flags {
 
     #[inline]
     pub(super) fn class(self) -> FrameClass {
-        FrameClass::ALL[((self.0 >> CLASS_SHIFT & 7) as usize).min(5)]
+        FrameClass::ALL[((self.0 >> CLASS_SHIFT & 7) as usize).min(FrameClass::ALL.len() - 1)]
     }
 }

@@ -14,6 +14,7 @@ use crate::jit::annotations::Checked;
 use crate::jit::error::JitError;
 use crate::jit::frame::{FrameReport, GRANULE_BYTES};
 use crate::jit::mem;
+use crate::jit::unwind::Words;
 
 /// How many regions a process can have.
 const REGION_LIMIT: usize = 64;
@@ -150,6 +151,16 @@ impl Region {
     fn granules(&self, start: usize, len: usize) -> (usize, usize) {
         let first = (start - self.base) / GRANULE_BYTES;
         (first, len.div_ceil(GRANULE_BYTES))
+    }
+
+    /// The words from that of the granule at `address` on, which is in this region, as unwind rules
+    /// read them.
+    pub(crate) fn words_at(&self, address: usize) -> Words {
+        let (granule, _) = self.granules(address, 0);
+        Words {
+            address: self.words[granule..].as_ptr() as usize,
+            back_bits: protocol::FLAG_BITS..protocol::FLAG_BITS + protocol::BACK_BITS,
+        }
     }
 
     /// Publishes code whose bytes are in place. The range is this region's and unpublished.

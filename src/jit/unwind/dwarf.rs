@@ -2,15 +2,38 @@
 //! Unwind tables for whole ranges of code: one FDE per range and frame class, for ever.
 //!
 //! All frames of a class look alike, so one row of call frame information covers any number of
-//! stubs. The price: the row is wrong in the two instructions of a prologue and at the `ret`. A
-//! panic never stops there, since an unwinder that starts with a call sees call sites only. The
-//! crate's own walks do not use these tables.
+//! stubs. On x86-64 the row holds at every instruction (`at_each_pc.rs`), so that a profiler may
+//! unwind in its signal handler, whatever it has interrupted.
+//!
+//! On AArch64 it holds at call sites only, which is what panics and backtraces need. At the two
+//! instructions of a prologue and at `ret` it does not: there the return address is in x30, and an
+//! expression cannot tell a register of the interrupted code from one that a younger frame saved.
+//!
+//! # Unwinding in a signal handler, and the lock of libgcc
+//!
+//! What follows is about libgcc and holds for every program that registers a table at run time.
+//!
+//! * **Up to GCC 12**, once anything is registered, each lookup takes a mutex, for native frames
+//!   too. If a handler unwinds while its own thread is in a lookup, in a panic or a backtrace, it
+//!   waits for ever. No rule prevents this. A profiler either unwinds with something else, or keeps
+//!   away from threads that unwind.
+//! * **From GCC 13 on** the registered tables are in a tree that lookups read without a lock, and
+//!   the mutex is taken only the first time that a table is used. While a thread registers a table,
+//!   lookups wait for it: only a handler that interrupts a thread in [`register`] can still hang.
+//! * A table in a loaded module (`PT_GNU_EH_FRAME`) is found by glibc's `_dl_find_object` (glibc
+//!   2.35, GCC 12), which takes no lock and may be called in a handler. It covers the addresses of
+//!   its module only, so that code memory would have to be a part of the executable's own mapping,
+//!   with a fixed size, and the process could register no other table. That is why tables are
+//!   registered here.
+//!
+//! The first use of a table sorts it, and allocates: [`register`] does that itself.
 //!
 //! Formats: DWARF 5 section 6.4, LSB Core 5.0 section 10.6 (`.eh_frame`).
 
 use std::ffi::{c_int, c_void};
-use std::ops::Range;
 
+use super::at_each_pc;
+use super::covered::Covered;
 use crate::abi::Arch;
 use crate::jit::frame::{FrameClass, HOST, entry_frame};
 use crate::jit::mem;
@@ -20,19 +43,15 @@ struct Registers {
     frame_pointer: u8,
     stack_pointer: u8,
     return_address: u8,
-    /// Those that `Saved` frames keep, from the frame pointer down.
-    saved: &'static [u8],
     /// Words above the CFA's base that a call itself pushes.
     call_pushes_bytes: u8,
 }
 
-/// System V psABI x86-64, figure 3.36: rbx is 3, rbp 6, rsp 7, r12 to r15 themselves, and the
-/// return address 16.
+/// System V psABI x86-64, figure 3.36.
 const AMD64: Registers = Registers {
     frame_pointer: 6,
     stack_pointer: 7,
     return_address: 16,
-    saved: &[3, 12, 13, 14, 15],
     call_pushes_bytes: 8,
 };
 
@@ -41,7 +60,6 @@ const AARCH64: Registers = Registers {
     frame_pointer: 29,
     stack_pointer: 31,
     return_address: 30,
-    saved: &[],
     call_pushes_bytes: 0,
 };
 
@@ -59,36 +77,30 @@ impl Registers {
     }
 
     /// The one row of a class.
-    fn rules(&self, class: FrameClass) -> Vec<u8> {
+    fn rules(&self, covered: &Covered) -> Vec<u8> {
         // "register is saved at CFA - 8*words"
         let at = |register: u8, words: u8| [DW_CFA_OFFSET | register, words];
         let at_return = at(self.return_address, 1);
-        let framed = || {
-            let cfa = [DW_CFA_DEF_CFA, self.frame_pointer, 16];
-            [&cfa[..], &at_return, &at(self.frame_pointer, 2)].concat()
-        };
         let undefined = [DW_CFA_UNDEFINED, self.return_address];
         let unframed = [DW_CFA_DEF_CFA, self.stack_pointer, self.call_pushes_bytes];
-        match class {
-            FrameClass::Standard => framed(),
-            FrameClass::Saved | FrameClass::Entry => {
-                let saved = self.saved.iter().zip(3..);
-                let saved = saved.flat_map(|(&register, words)| at(register, words));
-                framed().into_iter().chain(saved).collect()
-            }
+        let framed = [DW_CFA_DEF_CFA, self.frame_pointer, 16];
+        let is_amd64 = self.call_pushes_bytes != 0;
+        match covered.class {
+            // Nothing is read of frames without a caller, so that these are right everywhere.
             FrameClass::Root => [&unframed[..], &undefined].concat(),
-            FrameClass::Barrier => {
-                [&[DW_CFA_DEF_CFA, self.frame_pointer, 16][..], &undefined].concat()
-            }
+            FrameClass::Barrier => [&framed[..], &undefined].concat(),
+            FrameClass::Leaf if is_amd64 => [&at_each_pc::leaf()[..], &at_return].concat(),
             // A leaf of AArch64 has its return address in the register itself.
-            FrameClass::Leaf if self.call_pushes_bytes == 0 => unframed.to_vec(),
-            FrameClass::Leaf => [&unframed[..], &at_return].concat(),
+            FrameClass::Leaf => unframed.to_vec(),
+            _ if is_amd64 => [at_each_pc::framed(covered), at_return.to_vec()].concat(),
+            _ => [&framed[..], &at_return, &at(self.frame_pointer, 2)].concat(),
         }
     }
 }
 
 unsafe extern "C" {
     fn __register_frame(begin: *const c_void);
+    fn _Unwind_Find_FDE(pc: *const c_void, bases: *mut [usize; 3]) -> *const c_void;
     fn _Unwind_GetGR(context: *mut c_void, register: c_int) -> usize;
 }
 
@@ -134,7 +146,7 @@ impl Unwinder {
 }
 
 /// Tells the process's unwinder about the ranges. They stay registered for ever.
-pub(crate) fn register(ranges: &[(Range<usize>, FrameClass)]) {
+pub(crate) fn register(ranges: &[Covered]) {
     let (section, fdes) = section(ranges, Registers::of(HOST));
     let section: &'static [u8] = section.leak();
     match Unwinder::of_this_process() {
@@ -147,31 +159,41 @@ pub(crate) fn register(ranges: &[(Range<usize>, FrameClass)]) {
             }
         }
     }
+    // The first lookup sorts the table, for which it allocates. It must not be one of a handler.
+    if let Some(Covered { range, .. }) = ranges.first() {
+        let mut bases = [0; 3];
+        // SAFETY: the unwinder's own function, which writes three words.
+        unsafe { _Unwind_Find_FDE(range.start as *const c_void, &raw mut bases) };
+    }
 }
 
 /// The bytes of an `.eh_frame` section, and where its FDEs start.
-fn section(ranges: &[(Range<usize>, FrameClass)], registers: &Registers) -> (Vec<u8>, Vec<usize>) {
+fn section(ranges: &[Covered], registers: &Registers) -> (Vec<u8>, Vec<usize>) {
     let mut out = Vec::new();
     let mut fdes = Vec::new();
-    for (range, class) in ranges {
+    for covered in ranges {
+        let Covered { range, class, personality, .. } = covered;
         let cie = out.len();
         record(&mut out, |out| {
             out.extend(0u32.to_le_bytes()); // this is a CIE
             out.push(1); // version
-            let personality = *class == FrameClass::Entry;
-            out.extend(if personality { &b"zPR\0"[..] } else { &b"zR\0"[..] });
+            let personality = match class {
+                FrameClass::Entry => Some(entry_personality as *const () as usize),
+                _ => *personality,
+            };
+            out.extend(if personality.is_some() { &b"zPR\0"[..] } else { &b"zR\0"[..] });
             out.push(1); // code alignment factor
             out.push(0x78); // data alignment factor: -8 as SLEB128
             out.push(registers.return_address);
-            if personality {
+            if let Some(personality) = personality {
                 out.push(10); // bytes of augmentation data
                 out.push(DW_EH_PE_ABSPTR);
-                out.extend((entry_personality as *const () as u64).to_le_bytes());
+                out.extend((personality as u64).to_le_bytes());
             } else {
                 out.push(1);
             }
             out.push(DW_EH_PE_ABSPTR); // how the FDE writes its range
-            out.extend(registers.rules(*class));
+            out.extend(registers.rules(covered));
         });
         fdes.push(out.len());
         record(&mut out, |out| {
@@ -202,12 +224,17 @@ fn record(out: &mut Vec<u8>, contents: impl FnOnce(&mut Vec<u8>)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jit::unwind::Words;
 
     #[test]
     fn records_are_aligned_and_point_to_their_cie() {
         let ranges: Vec<_> = FrameClass::ALL
             .iter()
-            .map(|&c| (0x1000 * c as usize..0x1000 * (c as usize + 1), c))
+            .map(|&class| {
+                let start = 0x1000 * class as usize;
+                let words = Words { address: 0x10_0000 + start / 8, back_bits: 18..32 };
+                Covered { range: start..start + 0x1000, class, words, personality: None }
+            })
             .collect();
         for registers in [&AMD64, &AARCH64] {
             records_are_well_formed(section(&ranges, registers));
@@ -232,6 +259,6 @@ mod tests {
             records += 1;
         }
         assert_eq!(at + 4, bytes.len());
-        assert_eq!(records, 12);
+        assert_eq!(records, 2 * FrameClass::ALL.len());
     }
 }

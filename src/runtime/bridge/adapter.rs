@@ -196,9 +196,10 @@ impl Jit {
     /// [`Plan::tail`](crate::abi::Plan::tail).
     ///
     /// The target runs where the adapter was called: on the same stack, with the same
-    /// floating-point control modes. A panic passes an adapter of System V or of Go's conventions;
-    /// at one that is entered in Win64 and saves registers that no unwinder restores, it ends the
-    /// process with Rust's message ([`FrameClass::Barrier`](crate::jit::FrameClass::Barrier)).
+    /// floating-point control modes. A panic passes, and its caller's landing pad finds all
+    /// registers that the entry's convention preserves, also where that is Win64: the unwinders of
+    /// Linux restore no vector registers, the adapter does. (A function of another compiler that
+    /// saves those of Win64 itself, and has no landing pad, gives its caller none of them back.)
     ///
     /// # Errors
     /// A convention cannot carry the signature ([`JitError::Assign`]), there are no moves between

@@ -10,6 +10,8 @@ pub mod random;
 pub mod runs;
 pub mod settings;
 #[cfg(target_arch = "x86_64")]
+pub mod shadow;
+#[cfg(target_arch = "x86_64")]
 pub mod spinner;
 #[cfg(target_arch = "x86_64")]
 pub mod step;

@@ -40,6 +40,7 @@ pub struct Trap {
     pub in_stub: bool,
     pub end: WalkEnd,
     frames: [usize; MAX_FRAMES],
+    fps: [usize; MAX_FRAMES],
     len: usize,
 }
 
@@ -47,6 +48,11 @@ impl Trap {
     /// Program counters of the frames that the walk visited, innermost first.
     pub fn frames(&self) -> &[usize] {
         &self.frames[..self.len.min(MAX_FRAMES)]
+    }
+
+    /// Their frame pointers; 0 where the frame has none of its own.
+    pub fn fps(&self) -> &[usize] {
+        &self.fps[..self.len.min(MAX_FRAMES)]
     }
 }
 
@@ -88,12 +94,14 @@ unsafe extern "C" fn on_trap(
         in_stub: lookup(at.pc).is_some(),
         end: WalkEnd::Stopped,
         frames: [0; MAX_FRAMES],
+        fps: [0; MAX_FRAMES],
         len: 0,
     };
-    let (frames, len) = (&mut trap.frames, &mut trap.len);
+    let (frames, fps, len) = (&mut trap.frames, &mut trap.fps, &mut trap.len);
     let visit = |frame: footbridge::runtime::JitFrame| {
         if let Some(slot) = frames.get_mut(*len) {
             *slot = frame.pc;
+            fps[*len] = frame.fp;
         }
         *len += 1;
         if *len <= MAX_FRAMES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -35,6 +35,11 @@ impl StubInfo {
         self.is_users() && user_code::is_rax_pushed(self.code(), self.offset_bytes())
     }
 
+    /// Where a panic that passes a frame of the stub stops, if it does.
+    pub(crate) fn landing(&self) -> Option<usize> {
+        self.descriptor().report.landing().map(|offset_bytes| self.start + offset_bytes)
+    }
+
     fn unsafe_points(&self) -> &'static [UnsafePointRange] {
         let annotations = self.descriptor().annotations;
         annotations.and_then(|said| said.preemptible.as_deref()).unwrap_or_default()

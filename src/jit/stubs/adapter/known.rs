@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::code::AdapterCode;
 use super::plan::{AdapterPlan, AdapterSpec, Binding};
+use super::x86_64::HostFunctions;
 use crate::abi::{Arch, Convention, Signature};
-use crate::jit::arena::intern;
+use crate::jit::arena::{continue_panic, intern};
 use crate::jit::emit::x86_64::check_processor;
 use crate::jit::error::JitError;
 use crate::jit::stubs::host::require_amd64;
@@ -30,9 +31,11 @@ pub(crate) fn shape(spec: &AdapterSpec<'_>, no_goroutine: usize) -> Result<Arc<S
             let rule = "this host executes amd64; `AdapterCode::new` emits for other machines";
             return Err(JitError::Signature { stub: "adapter", rule });
         }
-        let plan = AdapterPlan::new(spec)?;
+        let plan = AdapterPlan::new(spec, true)?;
         check_processor(&plan.plan)?;
-        let code = AdapterCode::emit(&plan, spec.g_tls_off_bytes, Some(no_goroutine))?;
+        let continue_panic = continue_panic as *const () as usize;
+        let host = HostFunctions { no_goroutine, continue_panic };
+        let code = AdapterCode::emit(&plan, spec.g_tls_off_bytes, Some(host))?;
         let name = intern(&format!("{} to {}", spec.entry, spec.target));
         // For descriptors, which outlive every handle.
         let signature = Box::leak(Box::new(spec.signature.clone()));

@@ -2,6 +2,7 @@
 
 use super::code::AdapterCode;
 use super::plan::{AdapterPlan, AdapterSpec};
+use super::x86_64::HostFunctions;
 use super::{aarch64, x86_64};
 use crate::abi::{Arch, Pinned};
 use crate::jit::error::JitError;
@@ -14,14 +15,14 @@ impl AdapterCode {
     /// the two ([`JitError::Plan`]), or the target has no register for what is to be bound or
     /// needs a `g` whose place is not given ([`JitError::Signature`]).
     pub fn new(spec: &AdapterSpec<'_>) -> Result<AdapterCode, JitError> {
-        AdapterCode::emit(&AdapterPlan::new(spec)?, spec.g_tls_off_bytes, None)
+        AdapterCode::emit(&AdapterPlan::new(spec, false)?, spec.g_tls_off_bytes, None)
     }
 
-    /// `no_goroutine`: what is called, and does not return, where `g` is null.
+    /// `host`: functions of this process, for adapters that run in it.
     pub(super) fn emit(
         plan: &AdapterPlan,
         g_tls_off_bytes: Option<i32>,
-        no_goroutine: Option<usize>,
+        host: Option<HostFunctions>,
     ) -> Result<AdapterCode, JitError> {
         let needs_g = plan.set_before.iter().any(|(_, what)| *what == Pinned::Goroutine);
         let g_tls_off = match (needs_g, g_tls_off_bytes) {
@@ -34,7 +35,7 @@ impl AdapterCode {
             }
         };
         match plan.arch {
-            Arch::Amd64 => x86_64::emit(plan, g_tls_off, no_goroutine),
+            Arch::Amd64 => x86_64::emit(plan, g_tls_off, host),
             Arch::Aarch64 => aarch64::emit(plan, g_tls_off),
         }
     }

@@ -153,7 +153,8 @@ pub(super) struct AdapterPlan {
 }
 
 impl AdapterPlan {
-    pub(super) fn new(spec: &AdapterSpec<'_>) -> Result<AdapterPlan, JitError> {
+    /// `is_for_host`: it runs in this process, and finds out if there is no goroutine.
+    pub(super) fn new(spec: &AdapterSpec<'_>, is_for_host: bool) -> Result<AdapterPlan, JitError> {
         let AdapterSpec { signature, binding, .. } = *spec;
         let entry = spec.entry.assign(signature)?;
         let (target, bound_param) = match binding {
@@ -182,7 +183,12 @@ impl AdapterPlan {
             arg_scratch: scratch,
             result_scratch: scratch,
         };
-        let plan = match Plan::tail(&request) {
+        // Where there is no goroutine, a System V function is called that says so: that takes a
+        // frame, since rsp may not be aligned for it.
+        let loads_goroutine =
+            to.pinned.iter().any(|pin| pin.1 == Pinned::Goroutine && !from.pinned.contains(pin));
+        let may_jump = !(is_for_host && loads_goroutine);
+        let plan = match Plan::tail(&request).filter(|_| may_jump) {
             Some(plan) => plan,
             None => Plan::new(&request)?,
         };
@@ -254,6 +260,8 @@ fn own(arch: Arch) -> RegSet {
 fn frame(arch: Arch, must_save: RegSet, goroutine: Option<Reg>) -> (FrameClass, Vec<Reg>) {
     /// What an unwinder restores, in the order of their places.
     const UNWOUND: [Gpr; 5] = [Gpr::RBX, Gpr::R12, Gpr::R13, Gpr::R14, Gpr::R15];
+    /// What Win64 preserves besides, and System V does not.
+    const WIN64: [Gpr; 2] = [Gpr::RSI, Gpr::RDI];
     let unwound = UNWOUND.map(Reg::Gpr);
     if must_save.is_empty() || arch != Arch::Amd64 {
         return (FrameClass::Standard, must_save.iter().chain(goroutine).collect());
@@ -261,5 +269,9 @@ fn frame(arch: Arch, must_save: RegSet, goroutine: Option<Reg>) -> (FrameClass, 
     if must_save.minus(RegSet::of(&unwound)).is_empty() {
         return (FrameClass::Saved, unwound.to_vec());
     }
-    (FrameClass::Barrier, must_save.iter().collect())
+    // All of it, so that each has its place.
+    let vectors = Convention::Win64.spec().preserved.xmms().map(Reg::Xmm);
+    let saved: Vec<_> = unwound.into_iter().chain(WIN64.map(Reg::Gpr)).chain(vectors).collect();
+    debug_assert!(must_save.minus(saved.iter().copied().collect()).is_empty());
+    (FrameClass::Win64, saved)
 }

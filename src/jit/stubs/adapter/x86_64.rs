@@ -3,6 +3,8 @@
 //! Registers that this file writes besides those of the plan: rsp and rbp, what the target's
 //! convention pins, the register of a bound closure, and what the frame saved.
 
+use std::mem::offset_of;
+
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 
 use super::code::AdapterCode;
@@ -10,6 +12,7 @@ use super::plan::{AdapterPlan, Binding};
 use crate::abi::{Gpr, Pinned, Reg, Xmm};
 use crate::jit::emit::x86_64::{Areas, Base, Context, Emitter, Finished, Ops};
 use crate::jit::error::JitError;
+use crate::jit::frame::{FrameClass, Landing, win64_frame};
 
 const WORD_BYTES: u32 = 8;
 const VECTOR_BYTES: u32 = 16;
@@ -47,10 +50,19 @@ impl Slots {
     }
 }
 
+/// Functions of the process that the adapter runs in.
+#[derive(Clone, Copy)]
+pub(super) struct HostFunctions {
+    /// Is called, and does not return, where `g` is null.
+    pub(super) no_goroutine: usize,
+    /// `arena/landing.rs`.
+    pub(super) continue_panic: usize,
+}
+
 pub(super) fn emit(
     adapter: &AdapterPlan,
     g_tls_off: i32,
-    no_goroutine: Option<usize>,
+    host: Option<HostFunctions>,
 ) -> Result<AdapterCode, JitError> {
     let mut ops = Ops::new_with_capacity(0, 256, 0, 0, 4, 0, 4);
     let mut e = Emitter::position_independent(&mut ops);
@@ -58,6 +70,12 @@ pub(super) fn emit(
     let context = e.cell_if(adapter.binding != Binding::None);
     let bound = context.map_or(Context::Value(0), Context::Cell);
     let plan = &adapter.plan;
+    let no_goroutine = host.map(|host| host.no_goroutine);
+    // What a panic is to find is of the process, too.
+    let class = match (adapter.class, host) {
+        (FrameClass::Win64, None) => FrameClass::Barrier,
+        (class, _) => class,
+    };
 
     if plan.in_place {
         // rsp points to the return address.
@@ -113,6 +131,9 @@ pub(super) fn emit(
             dynasm!(e.ops; .arch x64; xorps Rx(zero), Rx(zero));
         }
         e.epilogue();
+        if let (FrameClass::Win64, Some(host)) = (class, host) {
+            land(&mut e, &slots, host.continue_panic);
+        }
     }
     if let Some(no_goroutine) = no_goroutine {
         e.no_goroutine(no_goroutine);
@@ -124,9 +145,54 @@ pub(super) fn emit(
         target_off: cells[0],
         context_off: context.map(|_| cells[1]),
         report,
-        class: adapter.class,
+        class,
         is_tail_jump: plan.in_place,
     })
+}
+
+/// Where a panic stops that passes the frame: rax is the exception, and rbp the frame's. The
+/// function that is called finds the landing pad in a caller, or resumes the panic itself.
+fn land(e: &mut Emitter<'_>, slots: &Slots, continue_panic: usize) {
+    debug_assert_eq!(slots.vector[0], (Xmm::XMM6, win64_frame::XMM6));
+    let saved = |index: i32| offset_of!(Landing, saved) as i32 + 8 * index;
+    let pc = offset_of!(Landing, pc) as i32;
+    let end = offset_of!(Landing, sp) as i32;
+    let [first, second] = [offset_of!(Landing, rax), offset_of!(Landing, rdx)].map(|o| o as i32);
+    const { assert!(size_of::<Landing>().is_multiple_of(16)) };
+    let landing_bytes = size_of::<Landing>() as i32;
+    e.panics_land();
+    dynasm!(e.ops
+        ; .arch x64
+        ; mov rdi, rax
+        ; mov rsi, rbp
+        ; and rsp, -16
+        ; sub rsp, landing_bytes
+        ; mov rdx, rsp
+    );
+    e.call(continue_panic);
+    // The caller's frame ends at r10. Below are its return address and its rbp, by the frame
+    // contract, whether this frame is next to it or another one of emitted code.
+    dynasm!(e.ops; .arch x64; mov r11, rsp; mov r10, [r11 + end]);
+    for (xmm, off) in &slots.vector {
+        dynasm!(e.ops; .arch x64; movups Rx(*xmm), [rbp + *off]);
+    }
+    dynasm!(e.ops
+        ; .arch x64
+        ; mov rsi, [rbp + win64_frame::RSI]
+        ; mov rdi, [rbp + win64_frame::RDI]
+        ; mov rbx, [r11 + saved(0)]
+        ; mov r12, [r11 + saved(1)]
+        ; mov r13, [r11 + saved(2)]
+        ; mov r14, [r11 + saved(3)]
+        ; mov r15, [r11 + saved(4)]
+        ; mov rax, [r11 + first]
+        ; mov rdx, [r11 + second]
+        ; mov rcx, [r11 + pc]
+        ; lea rbp, [r10 - 16]
+        // Last: unwinders take it for a return address, and look for the call before it.
+        ; mov [rbp + 8], rcx
+    );
+    e.epilogue();
 }
 
 /// What must hold when the target starts, apart from its arguments. The moves are done.

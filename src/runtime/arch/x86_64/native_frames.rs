@@ -65,7 +65,7 @@ impl NativeRegisters {
     ) {
         // How many registers are in their slots, and in which word below rbp the first one is.
         let (count, first_slot) = match class {
-            FrameClass::Saved | FrameClass::Entry => {
+            FrameClass::Saved | FrameClass::Entry | FrameClass::Win64 => {
                 (exact_offset_bytes.map_or(5, saved_registers), 1)
             }
             // rflags come first.
