@@ -65,7 +65,8 @@ pub use sched::preempt::{checkpoint, without_preemption};
 pub use sched::ready::goready;
 pub use sched::stats::{Refused, Stats, stats};
 pub use sched::systemstack::systemstack;
-pub use stack::{Shortage, StackError};
+pub use crate::jit::Shortage;
+pub use stack::StackError;
 pub use start::{Config, MAX_PROCESSORS, RunError};
 #[doc(hidden)]
 pub use start::{measure_raw_switch, request_preemption};
@@ -81,6 +82,8 @@ pub use walk::{
 
 pub(crate) use arch::save_area::saved_state;
 pub(crate) use gmp::pools::probe_guards;
+pub(crate) use stack::memory_report;
+pub(crate) use os::threads::can_signal;
 pub(crate) use os::futex::probe_fences;
 pub(crate) use os::signals::handlers_without_alternate_stack;
 
