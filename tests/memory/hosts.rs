@@ -232,6 +232,24 @@ fn locked_memory_costs_what_is_used() {
             println!("{} KiB resident for a run of two threads", grown >> 10);
             // The kernel fills the stacks of three threads, 2 MiB each, and some of their heaps.
             assert!(grown < 16 * MIB, "{} MiB", grown / MIB);
+            // Goroutines that park have touched a page or two of their 64 KiB.
+            let before = status("VmRSS:");
+            let grown = alone(|| {
+                let gate = Chan::<()>::new(0);
+                let body = || {
+                    let gate = gate.clone();
+                    go(move || gate.recv())
+                };
+                let handles: Vec<_> = (0..1_200).map(|_| body()).collect();
+                runtime::gosched();
+                let grown = status("VmRSS:").saturating_sub(before);
+                gate.close();
+                handles.into_iter().for_each(|handle| drop(handle.join()));
+                grown
+            });
+            assert!(grown < 40 * MIB, "{} MiB for 1200 goroutines", grown / MIB);
+            let decommitted: usize = runtime::stack_usage().iter().map(|u| u.decommitted).sum();
+            assert!(decommitted > 500, "{decommitted}");
             // A traceback maps the files of the program, which the kernel fills, too.
             use_everything(Interrupted::BySignal);
             let found = environment();
@@ -466,7 +484,7 @@ fn an_emulator_that_only_says_that_it_made_guards_is_not_believed() {
         return;
     }
     let test = "an_emulator_that_only_says_that_it_made_guards_is_not_believed";
-    let child = Child::of(test).limit_seconds(60).under(&qemu);
+    let child = Child::of(test).limit_seconds(300).under(&qemu);
     let outcome = child.run(|| {
         let guards = environment().stack_guards;
         let front = "MADV_GUARD_INSTALL is answered and does nothing (an emulator): guards are \
@@ -476,4 +494,27 @@ fn an_emulator_that_only_says_that_it_made_guards_is_not_believed() {
         config.run(|| sink(&[0; 4])).expect("the run starts");
     });
     outcome.assert_aborted_with(&overflow("1", "16 KiB", "64 KiB", "rust memory::sink", NO_FRAMES));
+}
+
+/// Handlers of the program run on the alternate stack of a thread, and may call C functions with
+/// large frames.
+#[test]
+fn the_guard_of_an_alternate_stack_has_64_kib() {
+    alone(|| {
+        // SAFETY: with a null stack the call only reads; the address is that of a local.
+        let stack = unsafe {
+            let mut stack: libc::stack_t = std::mem::zeroed();
+            assert_eq!(libc::sigaltstack(std::ptr::null(), &raw mut stack), 0);
+            stack
+        };
+        let lowest = stack.ss_sp as usize;
+        let is_accessible = |page: usize| {
+            // SAFETY: at most the time is written to the lowest page of a stack that is not used.
+            unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, page) == 0 }
+        };
+        assert!(is_accessible(lowest));
+        for page in 1..=16 {
+            assert!(!is_accessible(lowest - page * 4096), "page {page} of the guard");
+        }
+    });
 }
