@@ -36,7 +36,7 @@ pub struct Environment {
 ///
 /// ```
 /// let environment = footbridge::environment();
-/// // code memory:  dual map (shared anonymous), 1024 MiB at 0x55d0bc000000, within reach of the text
+/// // code memory:  dual map (shared anonymous), 1024 MiB at 0x55d0bc000000, ...
 /// // stack guards: MADV_GUARD_INSTALL
 /// // ...
 /// println!("{environment}");

@@ -78,7 +78,7 @@ pub(crate) struct StubSpec<'a> {
 /// How much code memory is reserved.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Reserve {
-    /// At least so many bytes, or an error.
+    /// At least this many bytes, or an error.
     Exactly(usize),
     /// As many bytes, or the half, a quarter and so on where the host has less address space.
     AtMost(usize),

@@ -7,6 +7,7 @@ use crate::tree::{File, Tree, has_word};
 /// Files that opt in to `unsafe` as a whole.
 const UNSAFE_FILES: &[&str] = &[
     "src/jit/code.rs",
+    "src/jit/mem/limits.rs",
     "src/jit/mem/linux.rs",
     "src/jit/mem/mod.rs",
     "src/jit/registry/foreign.rs",

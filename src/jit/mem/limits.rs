@@ -4,7 +4,6 @@
 //! A limit is read only after the kernel has refused something, or where it decides how much is
 //! reserved. Numbers come from /proc and may be missing in a sandbox: then the limit is not named.
 
-use super::linux::page_bytes;
 use crate::jit::error::Shortage;
 
 impl Shortage {
@@ -64,7 +63,7 @@ pub(crate) fn address_space_left() -> Option<usize> {
 
 /// Bytes of address space that the process uses.
 fn address_space_used() -> usize {
-    read_number("/proc/self/statm").unwrap_or(0) * page_bytes()
+    read_number("/proc/self/statm").unwrap_or(0) * region::page::size()
 }
 
 /// A size of /proc/self/status, in bytes.

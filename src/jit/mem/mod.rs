@@ -206,7 +206,7 @@ impl CodeMemory {
         }
     }
 
-    /// Makes whole chunks from offset `at` on ready to take code: executable, and `int3` everywhere.
+    /// Makes whole chunks from offset `at` on ready for code: executable, and `int3` everywhere.
     pub(crate) fn commit(&self, at: usize, bytes: usize) -> Result<(), JitError> {
         debug_assert!(at.is_multiple_of(CHUNK_BYTES) && bytes.is_multiple_of(CHUNK_BYTES));
         debug_assert!(bytes > 0 && at + bytes <= self.size);

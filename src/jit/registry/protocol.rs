@@ -9,8 +9,8 @@
 //!
 //! The story of a stub, in time order:
 //!
-//! 1. the writer (one at a time: the registry's lock) adds a block where the descriptor is the first
-//!    of one, and writes the descriptor;
+//! 1. the writer (one at a time: the registry's lock) adds a block where the descriptor is the
+//!    first of one, and writes the descriptor;
 //! 2. it stores the granule words from the last to the first with Release;
 //! 3. only then does the address leave, so that a thread that runs the code, or meets its address
 //!    on a stack, finds the words;

@@ -8,9 +8,9 @@
 //! the next one is reserved, twice as large, up to 16 GiB. Where address space is limited
 //! (RLIMIT_AS) a segment takes a quarter of what is left at most.
 //!
-//! A segment is inaccessible at first, and becomes usable in steps that double. What is inaccessible
-//! does not count against RLIMIT_DATA or strict overcommit, and takes no memory where the process
-//! locks all of it (mlockall).
+//! A segment is inaccessible at first, and becomes usable in steps that double. What is
+//! inaccessible does not count against RLIMIT_DATA or strict overcommit, and takes no memory where
+//! the process locks all of it (mlockall).
 //!
 //! ```text
 //!              ^ addresses

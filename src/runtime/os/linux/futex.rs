@@ -10,16 +10,16 @@
 //! # When membarrier(2) is lost
 //!
 //! A sandbox may refuse membarrier(2) while a run is under way: a seccomp filter that a program
-//! installs once it is set up. Light fences that were crossed just before had no instruction, and no
-//! system call pairs with them any more. In time order:
+//! installs once it is set up. Light fences that were crossed just before had no instruction, and
+//! no system call pairs with them any more. In time order:
 //!
 //! 1. The thread whose membarrier(2) fails stores `CHANGING`. From when a thread sees that on, it
 //!    crosses full fences on either side.
 //! 2. What is left are threads that have crossed a light fence and have not seen the store. The
 //!    thread moves itself to each processor in turn (sched_setaffinity(2)). When it runs on a
 //!    processor, the thread that ran there before has been switched out: the kernel has put a full
-//!    barrier into that thread's program order, which is what membarrier(2) does. A thread that runs
-//!    nowhere has crossed one when it was switched out.
+//!    barrier into that thread's program order, which is what membarrier(2) does. A thread that
+//!    does not run has crossed one when it was switched out.
 //! 3. It stores `PLAIN`. Heavy fences that meet `CHANGING` meanwhile do step 2 themselves.
 //!
 //! Where threads of the process may run on processors that this one may not (threaded cpusets), or

@@ -50,8 +50,8 @@ pub(crate) const PREEMPT: libc::c_int = libc::SIGURG;
 /// and room to read a symbol table.
 const ALT_STACK_BYTES: usize = 128 << 10;
 
-/// Bytes of its guard: handlers of the program run there, too, and may call C functions whose frames
-/// step over a page.
+/// Bytes of its guard: handlers of the program run there, too, and may call C functions whose
+/// frames step over a page.
 const ALT_GUARD_BYTES: usize = 64 << 10;
 
 /// The signals that the crate handles. The tables below are in this order.
