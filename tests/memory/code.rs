@@ -729,8 +729,9 @@ fn a_thread_that_cannot_be_created_is_an_error_of_the_run() {
             assert_eq!(
                 error.to_string(),
                 "a thread could not be created: Resource temporarily unavailable (os error 11); \
-                 check RLIMIT_NPROC, lower Config::processors, or set Config::time_slice to None, \
-                 which needs one thread less"
+                 check RLIMIT_NPROC and the pids limit of the container, or, for its stack, \
+                 RLIMIT_AS, RLIMIT_DATA and RLIMIT_MEMLOCK; lower Config::processors, or set \
+                 Config::time_slice to None, which needs one thread less"
             );
         }
         // The one processor uses the calling thread, but sysmon needs another thread.

@@ -267,6 +267,34 @@ fn locked_memory_costs_what_is_used() {
 }
 
 #[test]
+fn memory_that_is_locked_after_the_start_is_used_on() {
+    let outcome = support::child::run("memory_that_is_locked_after_the_start_is_used_on", || {
+        use_everything(Interrupted::BySignal);
+        assert_eq!(environment().stack_guards, "MADV_GUARD_INSTALL");
+        let before = (status("VmRSS:"), status("VmData:"));
+        // SAFETY: numbers only.
+        if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } != 0 {
+            crate::write_and_exit("mlockall is not permitted\n", 77);
+        }
+        // What is reserved stays without memory: private memory is what the process has used of it,
+        // and the rest are files of the program.
+        assert!(before.1 < 128 * MIB, "{} MiB", before.1 / MIB);
+        let grown = status("VmRSS:").saturating_sub(before.0);
+        assert!(grown < 512 * MIB, "{} MiB", grown / MIB);
+        alone(|| {
+            let deep = runtime::Builder::new().stack_bytes(MIB).go(|| 5).expect("a stack");
+            assert_eq!(deep.join().expect("no panic"), 5);
+        });
+        use_everything(Interrupted::BySignal);
+        let found = environment();
+        assert!(found.stack_guards.contains("guards are PROT_NONE pages"), "{found}");
+    });
+    if !is_skipped(&outcome) {
+        outcome.assert_success();
+    }
+}
+
+#[test]
 fn a_small_limit_of_locked_memory_is_named() {
     let outcome = support::child::run("a_small_limit_of_locked_memory_is_named", || {
         set_limit(libc::RLIMIT_MEMLOCK, 8 * MIB);
