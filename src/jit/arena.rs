@@ -101,7 +101,10 @@ impl Reserve {
         if may_shrink && let Some(left) = mem::address_space_left() {
             while size > left / 4 && size > MIN_ARENA_BYTES {
                 size = halved(size);
-                why = Some(format!("RLIMIT_AS leaves {} MiB, of which a quarter may be code", left >> 20));
+                why = Some(format!(
+                    "RLIMIT_AS leaves {} MiB, of which a quarter may be code",
+                    left >> 20
+                ));
             }
         }
         loop {

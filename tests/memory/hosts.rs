@@ -153,7 +153,7 @@ fn a_run_needs_little_address_space_and_private_memory() {
                 status("VmRSS:") - before.2,
             );
             println!("bytes of address space, private, resident: {grown:?}");
-            // Code is reserved once, the words of the registry are an eighth of that, and sysmon has
+            // Code is reserved once, the words of the registry are an eighth of it, and sysmon has
             // its stack and its heap.
             assert!(grown.0 < 1400 * MIB, "{grown:?}");
             assert!(grown.1 < 24 * MIB, "{grown:?}");

@@ -38,9 +38,12 @@ fn refused(
     is_writable: bool,
 ) -> JitError {
     match errno {
-        libc::ENOMEM | libc::EAGAIN => {
-            JitError::NoMemory { what, bytes, errno, shortage: Shortage::of(errno, bytes, is_writable) }
-        }
+        libc::ENOMEM | libc::EAGAIN => JitError::NoMemory {
+            what,
+            bytes,
+            errno,
+            shortage: Shortage::of(errno, bytes, is_writable),
+        },
         _ => JitError::System { call, errno, purpose: what },
     }
 }
@@ -136,7 +139,12 @@ impl Shared {
 
     /// # Safety
     /// 1. [`Self::map_code`] has mapped this part.
-    unsafe fn map_writable(&self, at: usize, offset: usize, bytes: usize) -> Result<usize, JitError> {
+    unsafe fn map_writable(
+        &self,
+        at: usize,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<usize, JitError> {
         const WHAT: &str = "the writable view of code memory";
         let access = libc::PROT_READ | libc::PROT_WRITE;
         match self {
@@ -400,7 +408,11 @@ pub(crate) unsafe fn reserve_table<T>(len: usize) -> Result<&'static [T], JitErr
 ///
 /// # Safety
 /// 1. [`reserve_table`] made the table.
-pub(crate) unsafe fn make_writable<T>(table: &'static [T], offset: usize, bytes: usize) -> Result<(), JitError> {
+pub(crate) unsafe fn make_writable<T>(
+    table: &'static [T],
+    offset: usize,
+    bytes: usize,
+) -> Result<(), JitError> {
     debug_assert!(offset.is_multiple_of(page_bytes()) && offset < size_of_val(table));
     let end = (offset + bytes).min(size_of_val(table).next_multiple_of(page_bytes()));
     let at = table.as_ptr().cast_mut().cast::<libc::c_void>();

@@ -59,7 +59,10 @@ impl fmt::Display for StackError {
             ),
             Self::Reserve { bytes, errno, shortage } => {
                 let errno = text(errno);
-                write!(f, "no address space for {bytes} bytes of goroutine stacks: {errno}; {shortage}")
+                write!(
+                    f,
+                    "no address space for {bytes} bytes of goroutine stacks: {errno}; {shortage}"
+                )
             }
             Self::Guard { errno } => write!(
                 f,
