@@ -16,6 +16,8 @@ pub struct Environment {
     pub code_memory: String,
     /// How goroutine stacks are guarded, or why they cannot be made.
     pub stack_guards: String,
+    /// What becomes of the memory of goroutine stacks after their use.
+    pub stack_memory: String,
     /// How an idle thread and a thread that has work for it see each other.
     pub fences: String,
     /// The unwinder that carries panics through emitted code.
@@ -34,7 +36,7 @@ pub struct Environment {
 ///
 /// ```
 /// let environment = footbridge::environment();
-/// // code memory:  dual map (MFD_NOEXEC_SEAL), near, 64 MiB at 0x55d0bc000000
+/// // code memory:  dual map (shared anonymous), 1024 MiB at 0x55d0bc000000, ...
 /// // stack guards: MADV_GUARD_INSTALL
 /// // ...
 /// println!("{environment}");
@@ -50,13 +52,24 @@ pub fn environment() -> Environment {
             Ok(how) => how,
             Err(error) => format!("none: {error}"),
         },
+        stack_memory: runtime::memory_report(),
         fences: runtime::probe_fences().into(),
         unwinder: match Unwinder::of_this_process() {
             Unwinder::Libgcc => "libgcc".into(),
             Unwinder::Llvm => "LLVM libunwind".into(),
         },
-        preemption: runtime::saved_state(),
+        preemption: describe_preemption(),
         signal_handlers: describe_handlers(&runtime::handlers_without_alternate_stack()),
+    }
+}
+
+fn describe_preemption() -> String {
+    let state = runtime::saved_state();
+    match runtime::can_signal() {
+        Ok(()) => state,
+        Err(error) => {
+            format!("{state}; but tgkill(2) failed: {error}: goroutines yield at polls only")
+        }
     }
 }
 
@@ -76,6 +89,7 @@ impl fmt::Display for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "code memory:  {}", self.code_memory)?;
         writeln!(f, "stack guards: {}", self.stack_guards)?;
+        writeln!(f, "stack memory: {}", self.stack_memory)?;
         writeln!(f, "fences:       {}", self.fences)?;
         writeln!(f, "unwinder:     {}", self.unwinder)?;
         writeln!(f, "preemption:   {}", self.preemption)?;

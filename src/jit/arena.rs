@@ -35,6 +35,8 @@ crate::for_runtime! {
 const MIN_ARENA_BYTES: usize = 4 << 20;
 const MAX_WINDOW_BYTES: usize = 4 << 20;
 const MAX_CODE_BYTES: usize = 1 << 20;
+/// The largest step in which memory is committed.
+const MAX_COMMIT_BYTES: usize = 1 << 20;
 
 /// What follows code that ends with its granule: `int3`, or what is no instruction of AArch64.
 const PADDING: &[u8] = match HOST {
@@ -70,6 +72,8 @@ struct Window {
     at: usize,
     /// End of the bytes that are committed; a multiple of the chunk size.
     committed: usize,
+    /// How many bytes were committed in this window.
+    grown: usize,
     end: usize,
 }
 
@@ -82,22 +86,73 @@ pub(crate) struct StubSpec<'a> {
     pub(crate) user_data: u64,
 }
 
+/// How much code memory is reserved.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Reserve {
+    /// At least this many bytes, or an error.
+    Exactly(usize),
+    /// As many bytes, or the half, a quarter and so on where the host has less address space.
+    AtMost(usize),
+}
+
+impl Reserve {
+    fn reserve(
+        self,
+        mode: MemoryMode,
+        placement: Placement,
+    ) -> Result<(CodeMemory, &'static Region), JitError> {
+        let (Self::Exactly(bytes) | Self::AtMost(bytes)) = self;
+        let wanted = bytes.max(MIN_ARENA_BYTES).checked_next_multiple_of(64 * CHUNK_BYTES);
+        let wanted = wanted.ok_or_else(mem::too_large)?;
+        let may_shrink = matches!(self, Self::AtMost(_));
+        let halved = |size: usize| (size / 2).next_multiple_of(64 * CHUNK_BYTES);
+        let mut size = wanted;
+        let mut why = None;
+        // Where address space is limited, the rest of the process needs most of it.
+        if may_shrink && let Some(left) = mem::address_space_left() {
+            while size > left / 4 && size > MIN_ARENA_BYTES {
+                size = halved(size);
+                why = Some(format!(
+                    "RLIMIT_AS leaves {} MiB, of which a quarter may be code",
+                    left >> 20
+                ));
+            }
+        }
+        loop {
+            let reserved = CodeMemory::reserve(size, mode, placement).and_then(|memory| {
+                let region = Region::add(memory.base(), size)?;
+                Ok((memory, region))
+            });
+            match reserved {
+                Ok((mut memory, region)) => {
+                    if let Some(why) = why {
+                        memory.report_shrunk(wanted, &why);
+                    }
+                    return Ok((memory, region));
+                }
+                Err(error @ JitError::NoMemory { .. }) if may_shrink && size > MIN_ARENA_BYTES => {
+                    size = halved(size);
+                    why = Some(error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
 impl Arena {
-    /// Reserves at least `bytes` of code memory and makes it known to the registry and to the
-    /// process's unwinder.
+    /// Reserves code memory and makes it known to the registry and to the process's unwinder.
     pub(crate) fn new(
-        bytes: usize,
+        reserve: Reserve,
         mode: MemoryMode,
         placement: Placement,
         checked: bool,
     ) -> Result<&'static Self, JitError> {
         mem::watch_forks();
+        let (memory, region) = reserve.reserve(mode, placement)?;
         // Root 1/64, leaf 2/16, entry 1/16, barrier and win64 1/32 each, saved 4/16, standard the
         // rest.
-        let size = bytes.max(MIN_ARENA_BYTES).checked_next_multiple_of(64 * CHUNK_BYTES);
-        let size = size.ok_or_else(mem::too_large)?;
-        let memory = CodeMemory::reserve(size, mode, placement)?;
-        let region = Region::add(memory.base(), size)?;
+        let size = memory.size();
         let mut at = 0;
         let mut sub_arena = |bytes: usize| {
             let range = at..at + bytes;
@@ -211,18 +266,23 @@ impl Arena {
             signature: spec.signature,
             user_data: spec.user_data,
         };
-        Ok(self.region.publish(&publication, annotations))
+        let id = self.region.publish(&publication, annotations)?;
+        window.at += code.len().next_multiple_of(self.memory.publish_unit_bytes());
+        Ok(id)
     }
 
-    /// Copies code to the front of a window and takes the space.
+    /// Copies code to the front of a window.
     fn place(&self, window: &mut Window, code: &[u8]) -> Result<(), JitError> {
         while window.committed < window.at + code.len() {
-            self.memory.commit_chunk(window.committed)?;
-            window.committed += CHUNK_BYTES;
+            // Each step is as large as all before, so that mappings are few and memory that is
+            // committed too early is less than what is used.
+            let step = window.grown.clamp(CHUNK_BYTES, MAX_COMMIT_BYTES);
+            let step = step.min(window.end - window.committed);
+            self.memory.commit(window.committed, step)?;
+            window.committed += step;
+            window.grown += step;
         }
-        self.memory.write(window.at, code)?;
-        window.at += code.len().next_multiple_of(self.memory.publish_unit_bytes());
-        Ok(())
+        self.memory.write(window.at, code)
     }
 
     /// A window of the class with `bytes` of room, or with as much as there still is.
@@ -243,7 +303,7 @@ impl Arena {
             Window { end, ..open.swap_remove(last) }
         } else if end > *next {
             let at = std::mem::replace(next, end);
-            Window { at, committed: at, end }
+            Window { at, committed: at, grown: 0, end }
         } else {
             // Nothing is left to cut: what is emitted may be shorter than its bound.
             let largest = (0..open.len()).max_by_key(|&i| open[i].room());

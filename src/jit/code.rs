@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::annotations::Annotations;
-use super::arena::{Arena, StubSpec};
+use super::arena::{Arena, Reserve, StubSpec};
 use super::emit::Ops;
 use super::error::JitError;
 use super::frame::FrameClass;
@@ -33,14 +33,16 @@ const DEFAULT_RESERVE_BYTES: usize = 1 << 30;
 #[derive(Debug, Clone, Copy)]
 #[must_use = "a builder makes nothing by itself"]
 pub struct JitBuilder {
-    reserve_bytes: usize,
+    reserve: Reserve,
     memory: MemoryMode,
     placement: Placement,
     checked: bool,
 }
 
 impl JitBuilder {
-    /// Bytes of address space for code; rounded up to 4 MiB. The default is 1 GiB.
+    /// Bytes of address space for code; rounded up to 4 MiB. The default is 1 GiB, or less where
+    /// the host does not let the process have that: [`Jit::memory_report`] tells. Memory is
+    /// committed where code is.
     ///
     /// The space is divided by frame class: a bit less than half of it is for
     /// [`FrameClass::Standard`], a quarter for [`FrameClass::Saved`].
@@ -51,7 +53,7 @@ impl JitBuilder {
     /// # Ok::<(), footbridge::jit::JitError>(())
     /// ```
     pub fn reserve_bytes(mut self, bytes: usize) -> Self {
-        self.reserve_bytes = bytes;
+        self.reserve = Reserve::Exactly(bytes);
         self
     }
 
@@ -120,10 +122,11 @@ impl JitBuilder {
     /// ```
     ///
     /// # Errors
-    /// A mapping was refused ([`JitError::System`]), or there are too many arenas.
+    /// There is no memory ([`JitError::NoMemory`]), the host refuses executable memory
+    /// ([`JitError::System`]), or there are too many arenas.
     pub fn build(self) -> Result<Jit, JitError> {
-        let Self { reserve_bytes, memory, placement, checked } = self;
-        Ok(Jit { arena: Arena::new(reserve_bytes, memory, placement, checked)? })
+        let Self { reserve, memory, placement, checked } = self;
+        Ok(Jit { arena: Arena::new(reserve, memory, placement, checked)? })
     }
 }
 
@@ -144,7 +147,8 @@ impl Jit {
     /// ```
     ///
     /// # Errors
-    /// A mapping was refused ([`JitError::System`]). A later call tries again.
+    /// There is no memory ([`JitError::NoMemory`]), or the host refuses executable memory
+    /// ([`JitError::System`]). A later call tries again.
     pub fn new() -> Result<Self, JitError> {
         static SHARED: OnceLock<Jit> = OnceLock::new();
         static MAKING: Mutex<()> = Mutex::new(());
@@ -168,7 +172,7 @@ impl Jit {
     /// ```
     pub fn builder() -> JitBuilder {
         JitBuilder {
-            reserve_bytes: DEFAULT_RESERVE_BYTES,
+            reserve: Reserve::AtMost(DEFAULT_RESERVE_BYTES),
             memory: MemoryMode::Auto,
             placement: Placement::Near,
             checked: false,

@@ -22,6 +22,17 @@ pub enum JitError {
         /// What the call was for, and what to do.
         purpose: &'static str,
     },
+    /// The kernel refused memory or address space.
+    NoMemory {
+        /// What it was for.
+        what: &'static str,
+        /// Bytes that were requested.
+        bytes: usize,
+        /// The value of `errno`.
+        errno: i32,
+        /// Which limit was met, as far as the kernel tells.
+        shortage: Shortage,
+    },
     /// The reservation has no room left for a stub of this frame class.
     OutOfCodeSpace {
         /// Bytes that are needed.
@@ -155,6 +166,10 @@ impl fmt::Display for JitError {
                 let text = std::io::Error::from_raw_os_error(*errno);
                 write!(f, "{call} failed: {text}; {purpose}")
             }
+            Self::NoMemory { what, bytes, errno, shortage } => {
+                let text = std::io::Error::from_raw_os_error(*errno);
+                write!(f, "no memory for {bytes} bytes of {what}: {text}; {shortage}")
+            }
             Self::OutOfCodeSpace { needed_bytes, class, class_bytes } => write!(
                 f,
                 "out of code space: {needed_bytes} bytes do not fit in what is left of the \
@@ -256,5 +271,75 @@ impl From<AssignError> for JitError {
 impl From<PlanError> for JitError {
     fn from(e: PlanError) -> Self {
         Self::Plan(e)
+    }
+}
+
+/// Why the kernel refuses memory or address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Shortage {
+    /// The process would exceed its limit of address space, RLIMIT_AS.
+    AddressSpace {
+        /// Bytes that it uses.
+        used: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The process would exceed its limit of private writable memory, RLIMIT_DATA.
+    Data {
+        /// Bytes that it uses.
+        used: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The process locks what it maps (mlockall), and would exceed RLIMIT_MEMLOCK.
+    LockedMemory {
+        /// Bytes that are locked.
+        used: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The process has as many mappings as it may have, vm.max_map_count.
+    Mappings {
+        /// Mappings that it has.
+        used: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// vm.overcommit_memory is 2: the kernel counts address space as if all of it were touched.
+    StrictOvercommit,
+    /// None of these.
+    Unknown,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddressSpace { used, limit } => {
+                write!(f, "RLIMIT_AS is {limit} bytes and {used} are used: raise it (ulimit -v)")
+            }
+            Self::Data { used, limit } => {
+                write!(f, "RLIMIT_DATA is {limit} bytes and {used} are used: raise it (ulimit -d)")
+            }
+            Self::LockedMemory { used, limit } => write!(
+                f,
+                "the process locks its memory (mlockall), RLIMIT_MEMLOCK is {limit} bytes and \
+                 {used} are locked: raise it (ulimit -l), or grant CAP_IPC_LOCK"
+            ),
+            Self::Mappings { used, limit } => write!(
+                f,
+                "the process has {used} mappings, and vm.max_map_count is {limit}: raise it \
+                 (sysctl -w vm.max_map_count={})",
+                limit.saturating_mul(4)
+            ),
+            Self::StrictOvercommit => f.write_str(
+                "vm.overcommit_memory is 2, so that untouched memory counts as used: set it to 0, \
+                 or raise vm.overcommit_ratio",
+            ),
+            Self::Unknown => f.write_str(
+                "RLIMIT_AS, RLIMIT_DATA, vm.max_map_count and vm.overcommit_memory allow it: check \
+                 the limits of the container and its seccomp filter",
+            ),
+        }
     }
 }

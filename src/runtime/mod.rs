@@ -45,6 +45,7 @@ mod sync;
 mod task;
 mod walk;
 
+pub use crate::jit::Shortage;
 pub use arch::{Registers, VectorState};
 #[doc(hidden)]
 pub use bridge::sealed;
@@ -65,7 +66,7 @@ pub use sched::preempt::{checkpoint, without_preemption};
 pub use sched::ready::goready;
 pub use sched::stats::{Refused, Stats, stats};
 pub use sched::systemstack::systemstack;
-pub use stack::{Shortage, StackError};
+pub use stack::StackError;
 pub use start::{Config, MAX_PROCESSORS, RunError};
 #[doc(hidden)]
 pub use start::{measure_raw_switch, request_preemption};
@@ -83,6 +84,8 @@ pub(crate) use arch::save_area::saved_state;
 pub(crate) use gmp::pools::probe_guards;
 pub(crate) use os::futex::probe_fences;
 pub(crate) use os::signals::handlers_without_alternate_stack;
+pub(crate) use os::threads::can_signal;
+pub(crate) use stack::memory_report;
 
 /// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].
 ///

@@ -427,36 +427,57 @@ fn assert_system(error: &JitError, call: &str, errno: i32, text: &str) {
 }
 
 #[test]
-fn without_address_space_code_memory_names_mmap_and_the_limit() {
-    child::run("without_address_space_code_memory_names_mmap_and_the_limit", || {
-        limit_address_space(256 << 20);
-        let text = "mmap(2) failed: Cannot allocate memory (os error 12); it reserves code \
-                    memory; check RLIMIT_AS or reserve less";
-        let builder = Jit::builder();
-        assert_system(&Jit::new().expect_err("1 GiB"), "mmap(2)", libc::ENOMEM, text);
-        assert_eq!(environment().code_memory, format!("none: {text}"));
-        let batch = builder.memory(MemoryMode::MprotectBatch).build();
-        assert_system(&batch.expect_err("1 GiB"), "mmap(2)", libc::ENOMEM, text);
-        let dual = builder.memory(MemoryMode::DualMap).build();
-        let view = "mmap(2) failed: Cannot allocate memory (os error 12); the writable view of \
-                    code memory; check RLIMIT_AS";
-        assert_system(&dual.expect_err("1 GiB"), "mmap(2)", libc::ENOMEM, view);
-        let run = Config::new().processors(1).run(|| ());
-        assert_eq!(
-            run.expect_err("no code memory").to_string(),
-            format!("the switch stubs could not be emitted: {text}")
-        );
-        // The remedy in the text works.
-        let small = builder.reserve_bytes(32 << 20).build().expect("a small one fits");
+fn without_address_space_code_memory_names_the_limit() {
+    child::run("without_address_space_code_memory_names_the_limit", || {
+        limit_address_space(2 << 20);
+        let text = |error: JitError, bytes: usize, what: &str| {
+            let text = error.to_string();
+            let JitError::NoMemory { bytes: refused, errno, shortage, .. } = error else {
+                panic!("{error:?}");
+            };
+            assert_eq!((refused, errno), (bytes, libc::ENOMEM), "{text}");
+            let Shortage::AddressSpace { used, limit, .. } = shortage else { panic!("{text}") };
+            assert!(used <= limit && used + bytes > limit, "{text}");
+            let expected = format!(
+                "no memory for {bytes} bytes of {what}: Cannot allocate memory (os error 12); \
+                 RLIMIT_AS is {limit} bytes and {used} are used: raise it (ulimit -v)"
+            );
+            assert_eq!(text, expected);
+            text
+        };
+        // The least that is tried.
+        let least = Jit::new().expect_err("4 MiB and tables");
+        let least = text(least, 4 << 20, "code memory");
+        assert!(environment().code_memory.starts_with("none: no memory for 4194304 bytes"));
+        for mode in MODES {
+            let builder = Jit::builder().reserve_bytes(1 << 30).memory(mode);
+            text(builder.build().expect_err("1 GiB"), 1 << 30, "code memory");
+        }
+        let run = Config::new().processors(1).run(|| ()).expect_err("no code memory").to_string();
+        assert!(run.starts_with("the switch stubs could not be emitted: no memory for "), "{run}");
+        assert_eq!(run.split_once("RLIMIT_AS").is_some(), least.contains("RLIMIT_AS"));
+        unlimit_address_space();
+        limit_address_space(64 << 20);
+        let small = Jit::builder().reserve_bytes(32 << 20).build().expect("a small one fits");
         assert_eq!(call(&answer(&small, "small", 6).expect("installs")), 6);
         unlimit_address_space();
         let jit = Jit::new().expect("a later call tries again");
         assert_eq!(call(&answer(&jit, "large", 7).expect("installs")), 7);
+        assert_eq!(range(&jit).len(), 1 << 30, "without a limit it has its full size");
     })
     .assert_success();
 }
 
 const MEMFD_FLAGS: u32 = 0x18;
+
+/// Refuses the duplicate of a mapping, which is how shared anonymous memory gets a second view.
+fn refuse_duplicates() -> Refusal {
+    Refusal { call: libc::SYS_mremap, argument: Some((1, u32::MAX, 0)), errno: libc::EPERM }
+}
+
+/// What the report says of [`refuse_duplicates`].
+const NO_DUPLICATES: &str = "mremap(2) failed: Operation not permitted (os error 1); the writable \
+                             view of code memory";
 
 /// Refuses memfd_create(2) if `flag` is the one that is set of `MFD_NOEXEC_SEAL` and `MFD_EXEC`.
 fn refuse_memfd(flag: u32, errno: libc::c_int) -> Refusal {
@@ -464,13 +485,12 @@ fn refuse_memfd(flag: u32, errno: libc::c_int) -> Refusal {
 }
 
 #[test]
-fn without_memfd_code_pages_are_flipped_by_mprotect() {
-    child::run("without_memfd_code_pages_are_flipped_by_mprotect", || {
+fn without_shared_memory_code_pages_are_flipped_by_mprotect() {
+    child::run("without_shared_memory_code_pages_are_flipped_by_mprotect", || {
         let call_number = libc::SYS_memfd_create;
-        refuse(&[Refusal { call: call_number, argument: None, errno: libc::ENOSYS }]);
-        let why = "memfd_create(2) failed: Function not implemented (os error 38); it holds the \
-                   code of the dual map";
-        let expected = format!("mprotect batch, 1024 MiB at 0x_ ({why})");
+        let no_memfd = Refusal { call: call_number, argument: None, errno: libc::ENOSYS };
+        refuse(&[refuse_duplicates(), no_memfd]);
+        let expected = format!("mprotect batch, 1024 MiB at 0x_ ({NO_DUPLICATES})");
         assert_eq!(mask(&environment().code_memory), expected);
         let jit = Jit::new().expect("falls back");
         assert_eq!(format!("{jit:?}"), format!("Jit({})", jit.memory_report()));
@@ -480,7 +500,25 @@ fn without_memfd_code_pages_are_flipped_by_mprotect() {
         }
         assert_eq!(runtime::run(|| runtime::go(|| 5).join().expect("no panic")), 5);
         let dual = Jit::builder().memory(MemoryMode::DualMap).build();
-        assert_system(&dual.expect_err("no fallback"), "memfd_create(2)", libc::ENOSYS, why);
+        assert_system(&dual.expect_err("no fallback"), "mremap(2)", libc::EPERM, NO_DUPLICATES);
+    })
+    .assert_success();
+}
+
+/// A limit of the size of files: a memfd that exceeds it would end the process by SIGXFSZ.
+#[test]
+fn a_limit_of_file_size_refuses_a_memfd_and_does_not_end_the_process() {
+    child::run("a_limit_of_file_size_refuses_a_memfd_and_does_not_end_the_process", || {
+        refuse(&[refuse_duplicates()]);
+        let limit = libc::rlimit { rlim_cur: 64 << 20, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the address of a local.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
+        let expected = format!("mprotect batch, 1024 MiB at 0x_ ({NO_DUPLICATES})");
+        assert_eq!(mask(&environment().code_memory), expected);
+        // A file within the limit is possible.
+        let small = Jit::builder().reserve_bytes(32 << 20).build().expect("a memfd");
+        assert!(small.memory_report().starts_with("dual map (memfd, "), "{small:?}");
+        assert_eq!(call(&answer(&small, "small", 8).expect("installs")), 8);
     })
     .assert_success();
 }
@@ -488,8 +526,12 @@ fn without_memfd_code_pages_are_flipped_by_mprotect() {
 #[test]
 fn an_old_kernel_gets_a_memfd_without_flags() {
     child::run("an_old_kernel_gets_a_memfd_without_flags", || {
-        refuse(&[refuse_memfd(0x8, libc::EINVAL), refuse_memfd(0x10, libc::EINVAL)]);
-        let expected = "dual map (memfd, no flag), 1024 MiB at 0x_, within reach of the text";
+        let memfds = [refuse_memfd(0x8, libc::EINVAL), refuse_memfd(0x10, libc::EINVAL)];
+        refuse(&memfds);
+        refuse(&[refuse_duplicates()]);
+        let expected = format!(
+            "dual map (memfd, no flag; {NO_DUPLICATES}), 1024 MiB at 0x_, within reach of the text"
+        );
         assert_eq!(mask(&environment().code_memory), expected);
         let jit = Jit::new().expect("dual map");
         assert_eq!(call(&answer(&jit, "old", 9).expect("installs")), 9);
@@ -501,7 +543,10 @@ fn an_old_kernel_gets_a_memfd_without_flags() {
 fn a_security_module_may_require_mfd_exec() {
     child::run("a_security_module_may_require_mfd_exec", || {
         refuse(&[refuse_memfd(0x8, libc::EACCES), refuse_memfd(0, libc::EACCES)]);
-        let expected = "dual map (memfd, MFD_EXEC), 1024 MiB at 0x_, within reach of the text";
+        refuse(&[refuse_duplicates()]);
+        let expected = format!(
+            "dual map (memfd, MFD_EXEC; {NO_DUPLICATES}), 1024 MiB at 0x_, within reach of the text"
+        );
         assert_eq!(mask(&environment().code_memory), expected);
         let jit = Jit::new().expect("dual map");
         assert_eq!(call(&answer(&jit, "marked", 9).expect("installs")), 9);
@@ -515,25 +560,30 @@ fn refuse_mprotect(protection: libc::c_int, errno: libc::c_int) -> Refusal {
     Refusal { call: libc::SYS_mprotect, argument, errno }
 }
 
+/// Refuses mmap(2) with exactly this protection.
+fn refuse_mmap(protection: libc::c_int, errno: libc::c_int) -> Refusal {
+    let argument = Some((2, u32::MAX, protection as u32));
+    Refusal { call: libc::SYS_mmap, argument, errno }
+}
+
 #[test]
 fn on_a_host_that_refuses_executable_pages_the_install_fails() {
     child::run("on_a_host_that_refuses_executable_pages_the_install_fails", || {
-        // The first chunk of the dual map is committed before mprotect(2) is refused.
+        // The first chunk of the dual map is committed before executable memory is refused.
         let dual = arena(4 << 20, MemoryMode::DualMap, Placement::Near);
         let first = answer(&dual, "first", 1).expect("installs");
-        refuse(&[refuse_mprotect(libc::PROT_READ | libc::PROT_EXEC, libc::EACCES)]);
+        let executable = libc::PROT_READ | libc::PROT_EXEC;
+        refuse(&[refuse_mmap(executable, libc::EACCES), refuse_mprotect(executable, libc::EACCES)]);
         let large = install(&dual, "next chunk", |ops| {
             (0..2 * CHUNK_BYTES).for_each(|_| dynasm!(ops; .arch x64; nop));
         });
-        let text = "mprotect(2) failed: Permission denied (os error 13); it makes a chunk of code \
-                    executable; check vm.max_map_count";
-        assert_system(&large.expect_err("no new chunk"), "mprotect(2)", libc::EACCES, text);
+        let why = "mmap(2) PROT_EXEC failed: Permission denied (os error 13); executable code \
+                   memory";
+        assert_system(&large.expect_err("no new chunk"), "mmap(2) PROT_EXEC", libc::EACCES, why);
         assert_eq!(published(&dual), BTreeSet::from([first.address()]));
         // The committed chunk still has room.
         assert_eq!(call(&answer(&dual, "second", 2).expect("fits")), 2);
 
-        let why = "mprotect(2) PROT_EXEC failed: Permission denied (os error 13); the host \
-                   refuses executable memfds";
         let expected = format!("mprotect batch, 1024 MiB at 0x_ ({why})");
         assert_eq!(mask(&environment().code_memory), expected);
         let jit = Jit::new().expect("a reservation needs no protection");
@@ -589,9 +639,9 @@ fn the_environment_report_has_known_values() {
         let found = environment();
         let near = "1024 MiB at 0x_, within reach of the text";
         let memory = mask(&found.code_memory);
-        let flags = ["MFD_NOEXEC_SEAL", "no flag", "MFD_EXEC"];
-        let dual = flags.map(|flag| format!("dual map (memfd, {flag}), {near}"));
-        assert!(dual.contains(&memory) || memory.starts_with("mprotect batch, "), "{memory}");
+        let dual = format!("dual map (shared anonymous), {near}");
+        let others = ["dual map (memfd, ", "mprotect batch, "];
+        assert!(memory == dual || others.iter().any(|way| memory.starts_with(way)), "{memory}");
         let guards = [
             "MADV_GUARD_INSTALL",
             "no MADV_GUARD_INSTALL: guards are PROT_NONE pages, about 32,000 stacks at most",
@@ -605,7 +655,8 @@ fn the_environment_report_has_known_values() {
         assert!(saved.starts_with("SIGURG; ") && saved.ends_with(" bytes"), "{saved}");
         assert_eq!(found.signal_handlers, "all on alternate stacks");
         let all = format!(
-            "code memory:  {}\nstack guards: {}\nfences:       {}\nunwinder:     {}\n\
+            "code memory:  {}\nstack guards: {}\nstack memory: decommitted after use\n\
+             fences:       {}\nunwinder:     {}\n\
              preemption:   {saved}\nhandlers:     all on alternate stacks\n",
             found.code_memory, found.stack_guards, found.fences, found.unwinder
         );
@@ -643,7 +694,7 @@ fn a_stack_without_a_guard_is_not_used() {
             refuse(&[refuse_guard_markers(), refuse_mprotect(libc::PROT_NONE, libc::ENOMEM)]);
         };
         let text = "no guard page for a goroutine stack: Cannot allocate memory (os error 12); \
-                    this kernel has no MADV_GUARD_INSTALL, so that each guard is a mapping: raise \
+                    there is no MADV_GUARD_INSTALL here, so that each guard is a mapping: raise \
                     vm.max_map_count";
         // Without sysmon, whose thread would have no guard either.
         let config = Config::new().processors(1).time_slice(None);
@@ -678,8 +729,9 @@ fn a_thread_that_cannot_be_created_is_an_error_of_the_run() {
             assert_eq!(
                 error.to_string(),
                 "a thread could not be created: Resource temporarily unavailable (os error 11); \
-                 check RLIMIT_NPROC, lower Config::processors, or set Config::time_slice to None, \
-                 which needs one thread less"
+                 check RLIMIT_NPROC and the pids limit of the container, or, for its stack, \
+                 RLIMIT_AS, RLIMIT_DATA and RLIMIT_MEMLOCK; lower Config::processors, or set \
+                 Config::time_slice to None, which needs one thread less"
             );
         }
         // The one processor uses the calling thread, but sysmon needs another thread.
@@ -721,8 +773,8 @@ fn without_address_space_for_stacks_the_closure_is_returned() {
             let StackError::Reserve { bytes, errno, shortage, .. } = refused.error else {
                 panic!("{refused}");
             };
-            // The size of one stack with its guard.
-            assert_eq!((bytes, errno), (262_144, libc::ENOMEM));
+            // The size of one stack with its guard, which is no power of two.
+            assert_eq!((bytes, errno), ((64 << 10) + (64 << 10) + 4096, libc::ENOMEM));
             let Shortage::AddressSpace { used, limit, .. } = shortage else {
                 panic!("{refused}");
             };
@@ -730,7 +782,7 @@ fn without_address_space_for_stacks_the_closure_is_returned() {
             assert_eq!(
                 refused.to_string(),
                 format!(
-                    "a goroutine could not be started: no address space for 262144 bytes of \
+                    "a goroutine could not be started: no address space for 135168 bytes of \
                      goroutine stacks: Cannot allocate memory (os error 12); RLIMIT_AS is {limit} \
                      bytes and {used} are used: raise it (ulimit -v)"
                 )
@@ -765,14 +817,12 @@ fn a_failed_reservation_of_code_memory_leaks_no_mapping() {
         for mode in MODES {
             let builder = Jit::builder().reserve_bytes(GIB).memory(mode);
             // Enough for the code, but not for the tables of the registry.
-            let code = if mode == MemoryMode::DualMap { 2 * GIB } else { GIB };
-            limit_address_space(code + GIB / 2);
+            limit_address_space(GIB + GIB / 16);
             let before = mapped();
-            let text = "mmap(2) failed: Cannot allocate memory (os error 12); it holds the \
-                        registry; check RLIMIT_AS";
             for _ in 0..3 {
-                let error = builder.build().expect_err("no room for the tables");
-                assert_system(&error, "mmap(2)", libc::ENOMEM, text);
+                let text = builder.build().expect_err("no room for the tables").to_string();
+                let front = "no memory for 134217728 bytes of the registry of code: ";
+                assert!(text.starts_with(front) && text.contains("RLIMIT_AS is "), "{text}");
             }
             let leaked = mapped().saturating_sub(before);
             assert!(leaked < 1 << 20, "{mode:?}: {} MiB are still mapped", leaked >> 20);

@@ -4,6 +4,7 @@
 
 mod code;
 mod faults;
+mod hosts;
 mod stacks;
 
 use support::child::Refusal;

@@ -9,6 +9,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/jit/arena/landing.rs",
     "src/jit/arena/personality.rs",
     "src/jit/code.rs",
+    "src/jit/mem/limits.rs",
     "src/jit/mem/linux.rs",
     "src/jit/mem/mod.rs",
     "src/jit/registry/foreign.rs",

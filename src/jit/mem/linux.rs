@@ -7,10 +7,10 @@ use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
 use region::Protection;
 
-use crate::jit::error::JitError;
+use super::limits::file_size_limit;
+use crate::jit::error::{JitError, Shortage};
 
 const MFD_NOEXEC_SEAL: libc::c_uint = 0x8;
 const MFD_EXEC: libc::c_uint = 0x10;
@@ -21,16 +21,50 @@ const MFD_EXEC: libc::c_uint = 0x10;
 pub(super) const CODE_FILE_FLAGS: [(libc::c_uint, &str); 3] =
     [(MFD_NOEXEC_SEAL, "MFD_NOEXEC_SEAL"), (0, "no flag"), (MFD_EXEC, "MFD_EXEC")];
 
-fn last_error(call: &'static str, purpose: &'static str) -> JitError {
-    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
-    JitError::System { call, errno, purpose }
+fn errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-/// A memfd that holds code.
-pub(super) struct File(OwnedFd);
+fn last_error(call: &'static str, purpose: &'static str) -> JitError {
+    JitError::System { call, errno: errno(), purpose }
+}
 
-impl File {
-    pub(super) fn new(size: usize, flag: libc::c_uint) -> Result<Self, JitError> {
+/// The error of a refused mapping: the limit that was met, or the call that is forbidden.
+/// `is_writable`: the memory would be private and writable.
+fn refused(
+    call: &'static str,
+    errno: i32,
+    (what, bytes): (&'static str, usize),
+    is_writable: bool,
+) -> JitError {
+    match errno {
+        libc::ENOMEM | libc::EAGAIN => JitError::NoMemory {
+            what,
+            bytes,
+            errno,
+            shortage: Shortage::of(errno, bytes, is_writable),
+        },
+        _ => JitError::System { call, errno, purpose: what },
+    }
+}
+
+/// Memory that is mapped twice: for the code that runs, and to write it.
+pub(super) enum Shared {
+    /// Anonymous memory. Its second view is made by mremap(2) with an old size of 0.
+    Anonymous,
+    /// A memfd.
+    File(OwnedFd),
+}
+
+impl Shared {
+    /// A memfd that can hold `size` bytes of code.
+    pub(super) fn new_file(size: usize, flag: libc::c_uint) -> Result<Self, JitError> {
+        let errno = libc::EFBIG;
+        if file_size_limit().is_some_and(|limit| limit < size) {
+            // The kernel sends SIGXFSZ besides, which ends the process.
+            let purpose = "RLIMIT_FSIZE is smaller than the code memory: raise it (ulimit -f)";
+            return Err(JitError::System { call: "ftruncate(2)", errno, purpose });
+        }
         // SAFETY: a NUL-terminated name and flags; the result is checked.
         let fd =
             unsafe { libc::memfd_create(c"footbridge-code".as_ptr(), libc::MFD_CLOEXEC | flag) };
@@ -43,69 +77,198 @@ impl File {
         if unsafe { libc::ftruncate(fd.as_raw_fd(), size as libc::off_t) } != 0 {
             return Err(last_error("ftruncate(2)", "it sizes the code memfd"));
         }
-        Ok(Self(fd))
+        Ok(Self::File(fd))
     }
-}
 
-/// The view through which code is written. Forked children do not have it.
-pub(super) struct WritableView(MmapRaw);
-
-impl WritableView {
-    pub(super) fn new(file: &File, size: usize) -> Result<Self, JitError> {
-        let error = |call, purpose| {
-            move |error: std::io::Error| {
-                let errno = error.raw_os_error().unwrap_or(0);
-                JitError::System { call, errno, purpose }
+    /// Maps a part of the memory twice: readable and executable at `at`, which is `offset` bytes
+    /// into the reservation, and readable and writable at an address of the kernel's choice, which
+    /// is returned. If that fails, `at` is inaccessible as before.
+    ///
+    /// The view that runs is executable from its first moment on, so that no page ever gains
+    /// execution: hosts that refuse that (PR_SET_MDWE) allow this.
+    ///
+    /// # Safety
+    /// 1. `at..at + bytes` are whole pages of a reservation, and nothing is in them.
+    pub(super) unsafe fn map(
+        &self,
+        at: usize,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<WritableView, JitError> {
+        // SAFETY: 1. replaces pages of the reservation, in which nothing is.
+        unsafe { self.map_code(at, offset, bytes)? };
+        // SAFETY: the mapping was just made.
+        match unsafe { self.map_writable(at, offset, bytes) } {
+            Ok(start) => {
+                let start = start as *mut u8;
+                // Forked children shall not be able to change their parent's code.
+                // SAFETY: the mapping was just made.
+                let is_kept = unsafe { libc::madvise(start.cast(), bytes, libc::MADV_DONTFORK) };
+                Ok(WritableView { start, is_inherited: is_kept != 0 })
             }
-        };
-        let view = MmapOptions::new().len(size).map_raw(&file.0);
-        let view =
-            view.map_err(error("mmap(2)", "the writable view of code memory; check RLIMIT_AS"))?;
-        view.advise(Advice::DontFork).map_err(error(
-            "madvise(2) MADV_DONTFORK",
-            "it keeps code memory out of forked children",
-        ))?;
-        Ok(Self(view))
+            Err(error) => {
+                // SAFETY: 1. the pages of the reservation again.
+                unsafe { map_fixed(at, bytes, libc::PROT_NONE) };
+                Err(error)
+            }
+        }
     }
 
-    pub(super) fn start(&self) -> *mut u8 {
-        self.0.as_mut_ptr()
+    /// # Safety
+    /// 1. As for [`Self::map`].
+    unsafe fn map_code(&self, at: usize, offset: usize, bytes: usize) -> Result<(), JitError> {
+        let access = libc::PROT_READ | libc::PROT_EXEC;
+        let mapped = match self {
+            // SAFETY: 1. is the caller's promise.
+            Self::Anonymous => unsafe {
+                let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+                libc::mmap(at as *mut _, bytes, access, kind | libc::MAP_FIXED, -1, 0)
+            },
+            // SAFETY: 1. is the caller's promise; the file is at least that long.
+            Self::File(fd) => unsafe {
+                let kind = libc::MAP_SHARED | libc::MAP_FIXED;
+                libc::mmap(at as *mut _, bytes, access, kind, fd.as_raw_fd(), offset as libc::off_t)
+            },
+        };
+        if mapped == libc::MAP_FAILED {
+            let call = "mmap(2) PROT_EXEC";
+            return Err(refused(call, errno(), ("executable code memory", bytes), false));
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// 1. [`Self::map_code`] has mapped this part.
+    unsafe fn map_writable(
+        &self,
+        at: usize,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<usize, JitError> {
+        const WHAT: &str = "the writable view of code memory";
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        match self {
+            Self::Anonymous => {
+                // SAFETY: 1. with an old size of 0 the mapping at `at` stays, and is duplicated.
+                let copy = unsafe { libc::mremap(at as *mut _, 0, bytes, libc::MREMAP_MAYMOVE) };
+                if copy == libc::MAP_FAILED {
+                    return Err(refused("mremap(2)", errno(), (WHAT, bytes), false));
+                }
+                // SAFETY: the mapping was just made.
+                if unsafe { libc::mprotect(copy, bytes, access) } != 0 {
+                    let error = refused("mprotect(2) PROT_WRITE", errno(), (WHAT, bytes), false);
+                    // SAFETY: the mapping was just made, and nothing refers to it.
+                    unsafe { libc::munmap(copy, bytes) };
+                    return Err(error);
+                }
+                Ok(copy as usize)
+            }
+            Self::File(fd) => {
+                // SAFETY: a fresh mapping of a file that is at least that long.
+                let view = unsafe {
+                    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
+                    libc::mmap(ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd, offset)
+                };
+                if view == libc::MAP_FAILED {
+                    return Err(refused("mmap(2)", errno(), (WHAT, bytes), false));
+                }
+                Ok(view as usize)
+            }
+        }
     }
 }
 
-/// Maps inaccessible memory: of the file, or private. `extra`: further flags. `None` if it fails.
-fn map(address: usize, size: usize, file: Option<&File>, extra: libc::c_int) -> Option<usize> {
-    let (kind, fd) = match file {
-        Some(file) => (libc::MAP_SHARED, file.0.as_raw_fd()),
-        None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
-    };
+/// Where a part of code memory is written.
+pub(super) struct WritableView {
+    pub(super) start: *mut u8,
+    /// Forked children have the view, too: the host refuses to keep it from them.
+    pub(super) is_inherited: bool,
+}
+
+/// Replaces pages by inaccessible or readable ones, which take no memory. Returns whether that was
+/// possible.
+///
+/// # Safety
+/// The range lies in a reservation, and nothing is in it.
+unsafe fn map_fixed(at: usize, bytes: usize, access: libc::c_int) -> bool {
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: the caller's promise.
+    unsafe { libc::mmap(at as *mut _, bytes, access, kind, -1, 0) != libc::MAP_FAILED }
+}
+
+/// Reserves inaccessible address space. `extra`: further flags.
+fn reserve_flagged(address: usize, size: usize, extra: libc::c_int) -> Result<usize, i32> {
     // SAFETY: a fresh mapping; MAP_FIXED_NOREPLACE never replaces one that exists.
     let at = unsafe {
-        let flags = kind | libc::MAP_NORESERVE | extra;
-        libc::mmap(address as *mut _, size, libc::PROT_NONE, flags, fd, 0)
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | extra;
+        libc::mmap(address as *mut _, size, libc::PROT_NONE, flags, -1, 0)
     };
-    if at == libc::MAP_FAILED { None } else { Some(at as usize) }
+    if at == libc::MAP_FAILED { Err(errno()) } else { Ok(at as usize) }
 }
 
-/// Maps inaccessible memory at an address, unless something is there.
-pub(super) fn map_inaccessible_at(address: usize, size: usize, file: Option<&File>) -> bool {
-    match map(address, size, file, libc::MAP_FIXED_NOREPLACE) {
-        Some(at) if at == address => true,
+/// Reserves inaccessible address space for private memory, part of which is made accessible by
+/// mprotect(2) when it is needed. Errors are values of `errno`.
+///
+/// A process that locks all that it maps (mlockall with MCL_FUTURE) gets each page locked when it
+/// is touched. By default the kernel would fill the memory when it becomes writable.
+pub(crate) fn reserve_private(size: usize, extra: libc::c_int) -> Result<usize, i32> {
+    let at = reserve_flagged(0, size, extra)?;
+    if locks_new_mappings() {
+        // A failure costs memory, nothing else.
+        // SAFETY: the mapping was just made.
+        unsafe { libc::syscall(libc::SYS_mlock2, at, size, libc::MLOCK_ONFAULT) };
+    }
+    Ok(at)
+}
+
+/// Whether a new mapping is locked and filled: mlockall(2) with MCL_FUTURE. The kernel does not
+/// tell, so that this maps a page and finds out whether it is resident before it was touched.
+fn locks_new_mappings() -> bool {
+    let bytes = page_bytes();
+    // SAFETY: a fresh mapping, which is unmapped again; the vector has an element for its one page.
+    unsafe {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let page = libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0);
+        if page == libc::MAP_FAILED {
+            return false;
+        }
+        let mut resident = 0u8;
+        let is_known = libc::mincore(page, bytes, &raw mut resident) == 0;
+        libc::munmap(page, bytes);
+        is_known && resident & 1 != 0
+    }
+}
+
+/// Reserves code memory at an address, unless something is there.
+pub(super) fn reserve_code_at(address: usize, size: usize) -> bool {
+    match reserve_flagged(address, size, libc::MAP_FIXED_NOREPLACE) {
+        Ok(at) if at == address => {
+            unlock(at, size);
+            true
+        }
         // A kernel before 4.17 takes the address as a mere hint.
-        Some(elsewhere) => {
+        Ok(elsewhere) => {
             // SAFETY: the mapping was just made, and nothing is in it.
             unsafe { unmap(elsewhere, size) };
             false
         }
-        None => false,
+        Err(_) => false,
     }
 }
 
-/// Maps inaccessible memory at an address of the kernel's choice.
-pub(super) fn map_inaccessible(size: usize, file: Option<&File>) -> Result<usize, JitError> {
-    map(0, size, file, 0).ok_or_else(|| {
-        last_error("mmap(2)", "it reserves code memory; check RLIMIT_AS or reserve less")
-    })
+/// Reserves code memory at an address of the kernel's choice.
+pub(super) fn reserve_code(size: usize) -> Result<usize, JitError> {
+    let at = reserve_flagged(0, size, 0)
+        .map_err(|errno| refused("mmap(2)", errno, ("code memory", size), false))?;
+    unlock(at, size);
+    Ok(at)
+}
+
+/// Takes a reservation that holds nothing from the count of locked memory.
+fn unlock(at: usize, size: usize) {
+    // SAFETY: no contents change. A failure is a count that is too high.
+    unsafe { libc::munlock(at as *const _, size) };
 }
 
 /// # Safety
@@ -115,30 +278,13 @@ pub(super) unsafe fn unmap(base: usize, size: usize) {
     unsafe { libc::munmap(base as *mut _, size) };
 }
 
-/// Tells whether the host lets the memory be executable, and leaves it inaccessible.
+/// Makes pages inaccessible again, without memory.
 ///
 /// # Safety
-/// 1. Whole pages of a mapping, without code in them.
-pub(super) unsafe fn probe_executable(base: usize, bytes: usize) -> Result<(), JitError> {
-    let start = base as *mut u8;
-    let (call, purpose) = ("mprotect(2) PROT_EXEC", "the host refuses executable memfds");
-    // SAFETY: 1. and 2. by the caller's promise: nothing uses the pages.
-    unsafe { protect(start, bytes, Protection::READ_EXECUTE, call, purpose)? };
-    // SAFETY: 1. and 2. the same pages. Code memory is inaccessible until it is committed; where
-    // the kernel refuses to take an access away, nothing is lost.
-    let _ = unsafe { protect(start, bytes, Protection::NONE, call, purpose) };
-    Ok(())
-}
-
-/// Makes code readable and executable.
-///
-/// # Safety
-/// 1. Whole pages of a mapping of code, which nothing writes to through it.
-pub(super) unsafe fn make_executable(at: usize, bytes: usize) -> Result<(), JitError> {
-    let purpose = "it makes a chunk of code executable; check vm.max_map_count";
-    let start = at as *mut u8;
-    // SAFETY: 1. and 2. are the caller's promise.
-    unsafe { protect(start, bytes, Protection::READ_EXECUTE, "mprotect(2)", purpose) }
+/// The range lies in a reservation, and nothing uses it.
+pub(super) unsafe fn unmap_part(at: usize, bytes: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { map_fixed(at, bytes, libc::PROT_NONE) };
 }
 
 /// What the pages of the mprotect batch are changed for.
@@ -219,11 +365,8 @@ pub(super) fn page_bytes() -> usize {
 
 /// The error of a reservation that is larger than any address space.
 pub(super) fn too_large() -> JitError {
-    JitError::System {
-        call: "mmap(2)",
-        errno: libc::ENOMEM,
-        purpose: "no address space is as large as that; reserve less",
-    }
+    let (errno, bytes) = (libc::ENOMEM, usize::MAX);
+    JitError::NoMemory { what: "code memory", bytes, errno, shortage: Shortage::Unknown }
 }
 
 /// Has forked children call the function, which only stores to an atomic.
@@ -241,35 +384,64 @@ pub(crate) fn symbol_exists(name: &CStr) -> bool {
     !unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }.is_null()
 }
 
-/// A table of zeroes that costs memory only where it is touched, and is never unmapped.
+/// A table of zeroes that can be read, and written to where [`make_writable`] was called. It costs
+/// memory only where it was written to.
 ///
 /// # Safety
 /// `T` is valid when all its bytes are zero, and needs no larger alignment than a page.
-pub(crate) unsafe fn zeroed_table<T>(len: usize) -> Result<&'static [T], JitError> {
+pub(crate) unsafe fn reserve_table<T>(len: usize) -> Result<&'static [T], JitError> {
+    let bytes = (len * size_of::<T>()).next_multiple_of(page_bytes());
+    let failed = |errno| refused("mmap(2)", errno, (REGISTRY, bytes), false);
+    let at = reserve_private(bytes, 0).map_err(failed)?;
+    // SAFETY: the mapping was just made.
+    if unsafe { libc::mprotect(at as *mut _, bytes, libc::PROT_READ) } != 0 {
+        let error = refused("mprotect(2)", errno(), (REGISTRY, bytes), false);
+        // SAFETY: the mapping was just made, and nothing refers to it.
+        unsafe { unmap(at, bytes) };
+        return Err(error);
+    }
+    // SAFETY: `bytes` of zeroes, page-aligned; the caller vouches for `T`.
+    Ok(unsafe { std::slice::from_raw_parts(at as *const T, len) })
+}
+
+/// Makes a part of a table writable: whole pages, or those up to its end.
+///
+/// # Safety
+/// 1. [`reserve_table`] made the table.
+pub(crate) unsafe fn make_writable<T>(
+    table: &'static [T],
+    offset: usize,
+    bytes: usize,
+) -> Result<(), JitError> {
+    debug_assert!(offset.is_multiple_of(page_bytes()) && offset < size_of_val(table));
+    let end = (offset + bytes).min(size_of_val(table).next_multiple_of(page_bytes()));
+    let at = table.as_ptr().cast_mut().cast::<libc::c_void>();
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: 1. pages of the table, which keep their contents.
+    match unsafe { libc::mprotect(at.byte_add(offset), end - offset, access) } {
+        0 => Ok(()),
+        _ => Err(refused("mprotect(2)", errno(), (REGISTRY, end - offset), true)),
+    }
+}
+
+/// Zeroed memory that can be written to, and is never unmapped.
+///
+/// # Safety
+/// `T` is valid when all its bytes are zero, and needs no larger alignment than a page.
+pub(crate) unsafe fn zeroed_block<T>(len: usize) -> Result<&'static [T], JitError> {
     let bytes = len * size_of::<T>();
     // SAFETY: a fresh anonymous mapping.
     let at = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0)
     };
     if at == libc::MAP_FAILED {
-        return Err(last_error("mmap(2)", "it holds the registry; check RLIMIT_AS"));
+        return Err(refused("mmap(2)", errno(), (REGISTRY, bytes), true));
     }
     // SAFETY: `bytes` of zeroes, page-aligned and never unmapped; the caller vouches for `T`.
     Ok(unsafe { std::slice::from_raw_parts(at.cast(), len) })
 }
 
-/// Unmaps a table.
-///
-/// # Safety
-/// [`zeroed_table`] made it, and nothing refers to it any more.
-pub(crate) unsafe fn discard_table<T>(table: &'static [T]) {
-    // SAFETY: the caller's promise.
-    unsafe { libc::munmap(table.as_ptr().cast_mut().cast(), size_of_val(table)) };
-}
+/// What the tables of the registry are called in errors.
+const REGISTRY: &str = "the registry of code";

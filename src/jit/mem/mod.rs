@@ -1,30 +1,39 @@
 #![allow(unsafe_code, reason = "writes code memory")]
 //! Executable memory: one reservation that is written through another mapping than it runs from.
 //!
-//! No page is ever writable and executable through one mapping. Two backends keep that rule:
+//! No page is ever writable and executable through one mapping, and where memory is mapped twice no
+//! page ever gains execution. What is reserved is inaccessible and takes no memory until it is
+//! committed, in steps of 64 KiB or more. In this order of preference:
 //!
-//! * **Dual map.** A memfd is mapped twice: the view that runs (`PROT_NONE` until a 64 KiB chunk
-//!   is committed, then read+execute for ever) and the view that is written, at another address,
-//!   kept out of forked children.
-//! * **Mprotect batch**, where memfds cannot be mapped executable: private pages go none ->
-//!   read+write -> read+execute once. A page that holds published code is never flipped back, so
-//!   every publication takes whole pages.
+//! 1. **Dual map of shared anonymous memory.** A step is mapped readable and executable at its
+//!    place, for ever, and duplicated for writing at another address, kept out of forked children.
+//!    Profilers take it for code that was emitted, which they do not of a memfd.
+//! 2. **Dual map of a memfd**, where security modules allow files to be executable only.
+//! 3. **Mprotect batch**, where neither can be mapped executable: private pages go none ->
+//!    read+write -> read+execute once. A page that holds published code is never flipped back, so
+//!    every publication takes whole pages.
 //!
 //! Bytes that hold no code are `int3`.
 //!
 //! This file is the facade: it decides, and all system calls of `jit` are in `linux.rs`.
 
+mod limits;
 mod linux;
 
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::error::JitError;
 use super::frame::{CALL_REACH_BYTES, GRANULE_BYTES};
-use linux::{File, WritableView};
+use linux::Shared;
 
-pub(crate) use linux::{discard_table, symbol_exists, zeroed_table};
+pub(crate) use limits::address_space_left;
+#[cfg(feature = "runtime")]
+pub(crate) use limits::{mappings, max_mappings};
+#[cfg(feature = "runtime")]
+pub(crate) use linux::reserve_private;
+pub(crate) use linux::{make_writable, reserve_table, symbol_exists, zeroed_block};
 
 /// Commit unit of the dual map.
 pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
@@ -38,7 +47,7 @@ pub enum MemoryMode {
     /// Dual map where the host allows it, mprotect batch otherwise.
     #[default]
     Auto,
-    /// A memfd mapped twice, or an error.
+    /// Shared memory mapped twice, or an error.
     DualMap,
     /// Private pages that are protected once they are written.
     MprotectBatch,
@@ -56,7 +65,11 @@ pub enum Placement {
 }
 
 enum Backend {
-    DualMap { writable: WritableView },
+    DualMap {
+        shared: Shared,
+        /// Where each chunk is written; 0 before it is committed.
+        views: Box<[AtomicUsize]>,
+    },
     MprotectBatch,
 }
 
@@ -69,12 +82,6 @@ pub(crate) struct CodeMemory {
     /// One sentence for `environment()`.
     report: String,
 }
-
-// SAFETY: the raw mapping inside is plain memory; `write` and `commit_chunk` are only called by the
-// arena, which hands out disjoint ranges.
-unsafe impl Sync for CodeMemory {}
-// SAFETY: as for Sync; nothing is tied to the thread that made it.
-unsafe impl Send for CodeMemory {}
 
 impl Drop for CodeMemory {
     /// Runs only when an arena could not be completed: nothing was published.
@@ -96,64 +103,88 @@ impl CodeMemory {
             MemoryMode::DualMap => Self::dual_map(size, placement),
             MemoryMode::MprotectBatch => Self::mprotect_batch(size, placement, "asked for"),
             MemoryMode::Auto => match Self::dual_map(size, placement) {
+                // Without memory the other way fails, too: less may fit.
                 Ok(memory) => Ok(memory),
+                Err(error @ JitError::NoMemory { .. }) => Err(error),
                 Err(why) => Self::mprotect_batch(size, placement, &why.to_string()),
             },
         }
     }
 
     fn dual_map(size: usize, placement: Placement) -> Result<Self, JitError> {
-        let mut first_error = None;
+        let anonymous = Self::dual_map_of(Shared::Anonymous, "shared anonymous", size, placement);
+        let Err(error) = anonymous else {
+            return anonymous;
+        };
         for (flag, flag_name) in linux::CODE_FILE_FLAGS {
-            match Self::dual_map_with(size, placement, flag, flag_name) {
-                Ok(memory) => return Ok(memory),
-                Err(error) => first_error = first_error.or(Some(error)),
+            let name = format!("memfd, {flag_name}; {error}");
+            let of_file = Shared::new_file(size, flag)
+                .and_then(|file| Self::dual_map_of(file, &name, size, placement));
+            if of_file.is_ok() {
+                return of_file;
             }
         }
-        Err(first_error.expect("every attempt returned or left its error"))
+        Err(error)
     }
 
-    fn dual_map_with(
+    fn dual_map_of(
+        shared: Shared,
+        name: &str,
         size: usize,
         placement: Placement,
-        flag: u32,
-        flag_name: &str,
     ) -> Result<Self, JitError> {
-        let file = File::new(size, flag)?;
-        // A child must not be able to change its parent's code, so it does not get this view.
-        let writable = WritableView::new(&file, size)?;
-        let (base, near) = map_code(size, placement, Some(&file))?;
-        // Only an mprotect tells whether this host lets a memfd be executable. Afterwards the chunk
-        // is inaccessible again, until the arena commits it.
-        // SAFETY: the first chunk of the mapping that was just made; it holds no code yet.
-        if let Err(error) = unsafe { linux::probe_executable(base, CHUNK_BYTES) } {
-            // SAFETY: the mapping holds nothing, and no address in it has escaped.
-            unsafe { linux::unmap(base, size) };
-            return Err(error);
-        }
+        let (base, near) = reserve_code(size, placement)?;
+        // Only a mapping tells whether this host lets the memory be executable. Afterwards the
+        // chunk is inaccessible again, until the arena commits it.
+        // SAFETY: the first chunk of the reservation that was just made.
+        let inherited = match unsafe { shared.map(base, 0, CHUNK_BYTES) } {
+            Ok(view) => {
+                // SAFETY: both views were just made, and no address in them has escaped.
+                unsafe {
+                    linux::unmap(view.start as usize, CHUNK_BYTES);
+                    linux::unmap_part(base, CHUNK_BYTES);
+                }
+                view.is_inherited
+            }
+            Err(error) => {
+                // SAFETY: the mapping holds nothing, and no address in it has escaped.
+                unsafe { linux::unmap(base, size) };
+                return Err(error);
+            }
+        };
         let report = format!(
-            "dual map (memfd, {flag_name}), {} MiB at {base:#x}, {}",
+            "dual map ({name}), {} MiB at {base:#x}, {}{}",
             size >> 20,
             if near {
                 "within reach of the text"
             } else {
                 "out of reach of the text: calls go through cells"
             },
+            if inherited {
+                "; forked children inherit the writable view, since madvise(2) is refused"
+            } else {
+                ""
+            },
         );
-        Ok(Self { base, size, backend: Backend::DualMap { writable }, near, report })
+        let views = (0..size / CHUNK_BYTES).map(|_| AtomicUsize::new(0)).collect();
+        Ok(Self { base, size, backend: Backend::DualMap { shared, views }, near, report })
     }
 
     fn mprotect_batch(size: usize, placement: Placement, why: &str) -> Result<Self, JitError> {
-        let (base, near) = map_code(size, placement, None)?;
+        let (base, near) = reserve_code(size, placement)?;
         let report = format!("mprotect batch, {} MiB at {base:#x} ({why})", size >> 20);
         Ok(Self { base, size, backend: Backend::MprotectBatch, near, report })
+    }
+
+    /// Adds to the report that a larger reservation was wanted.
+    pub(crate) fn report_shrunk(&mut self, wanted: usize, why: &str) {
+        self.report += &format!("; {} MiB do not fit: {why}", wanted >> 20);
     }
 
     pub(crate) fn base(&self) -> usize {
         self.base
     }
 
-    #[cfg(feature = "runtime")]
     pub(crate) fn size(&self) -> usize {
         self.size
     }
@@ -175,17 +206,22 @@ impl CodeMemory {
         }
     }
 
-    /// Makes the chunk at offset `at` ready to take code: `int3` everywhere, then executable.
-    pub(crate) fn commit_chunk(&self, at: usize) -> Result<(), JitError> {
-        debug_assert!(at.is_multiple_of(CHUNK_BYTES) && at < self.size);
-        let Backend::DualMap { writable } = &self.backend else {
+    /// Makes whole chunks from offset `at` on ready for code: executable, and `int3` everywhere.
+    pub(crate) fn commit(&self, at: usize, bytes: usize) -> Result<(), JitError> {
+        debug_assert!(at.is_multiple_of(CHUNK_BYTES) && bytes.is_multiple_of(CHUNK_BYTES));
+        debug_assert!(bytes > 0 && at + bytes <= self.size);
+        let Backend::DualMap { shared, views } = &self.backend else {
             return Ok(());
         };
-        // SAFETY: the chunk lies in the writable view and holds no code, and only the caller, which
-        // holds the window that it belongs to, writes to it.
-        unsafe { ptr::write_bytes(writable.start().add(at), INT3, CHUNK_BYTES) };
-        // SAFETY: a chunk of this mapping; it was inaccessible until now.
-        unsafe { linux::make_executable(self.base + at, CHUNK_BYTES) }
+        // SAFETY: pages of the reservation that only the caller uses, which holds the window that
+        // they belong to. They are not committed.
+        let view = unsafe { shared.map(self.base + at, at, bytes)? };
+        // SAFETY: the view was just made, has that size and is writable.
+        unsafe { ptr::write_bytes(view.start, INT3, bytes) };
+        for (chunk, cell) in views[at / CHUNK_BYTES..][..bytes / CHUNK_BYTES].iter().enumerate() {
+            cell.store(view.start as usize + chunk * CHUNK_BYTES, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Copies finished code to offset `at`, which is committed, unpublished and aligned to the
@@ -193,11 +229,22 @@ impl CodeMemory {
     pub(crate) fn write(&self, at: usize, code: &[u8]) -> Result<(), JitError> {
         assert!(at.checked_add(code.len()).is_some_and(|end| end <= self.size));
         match &self.backend {
-            Backend::DualMap { writable } => {
-                // SAFETY: in bounds by the assertion; the caller owns the range and nothing in it
-                // is published, so no other thread reads or runs these bytes.
-                unsafe {
-                    ptr::copy_nonoverlapping(code.as_ptr(), writable.start().add(at), code.len());
+            Backend::DualMap { views, .. } => {
+                // Views of chunks that were committed apart are apart.
+                let mut rest = code;
+                while !rest.is_empty() {
+                    let at = at + code.len() - rest.len();
+                    let within = at % CHUNK_BYTES;
+                    let (part, others) = rest.split_at(rest.len().min(CHUNK_BYTES - within));
+                    let view = views[at / CHUNK_BYTES].load(Ordering::Relaxed);
+                    assert_ne!(view, 0, "code is written to committed memory");
+                    // SAFETY: in bounds of the view of a chunk; the caller owns the range and
+                    // nothing in it is published, so no other thread reads or runs these bytes.
+                    unsafe {
+                        let to = (view as *mut u8).add(within);
+                        ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
+                    }
+                    rest = others;
                 }
             }
             Backend::MprotectBatch => {
@@ -238,19 +285,15 @@ pub(crate) fn is_forked_child() -> bool {
     FORKED.load(Ordering::Relaxed)
 }
 
-/// Maps the view that runs, inaccessible for now. Returns its base and whether it is near.
-fn map_code(
-    size: usize,
-    placement: Placement,
-    file: Option<&File>,
-) -> Result<(usize, bool), JitError> {
+/// Reserves the view that runs. Returns its base and whether it is near.
+fn reserve_code(size: usize, placement: Placement) -> Result<(usize, bool), JitError> {
     if placement == Placement::Near {
-        let near = near_candidates(size).find(|&at| linux::map_inaccessible_at(at, size, file));
+        let near = near_candidates(size).find(|&at| linux::reserve_code_at(at, size));
         if let Some(base) = near {
             return Ok((base, true));
         }
     }
-    let base = linux::map_inaccessible(size, file)?;
+    let base = linux::reserve_code(size)?;
     let text = text_address();
     let near = base.abs_diff(text).max((base + size).abs_diff(text)) < CALL_REACH_BYTES;
     Ok((base, near))
@@ -270,7 +313,7 @@ fn near_candidates(size: usize) -> impl Iterator<Item = usize> {
 
 /// An address in the program's text, near the helpers that stubs call.
 fn text_address() -> usize {
-    map_code as *const () as usize
+    reserve_code as *const () as usize
 }
 
 /// The error of a reservation that is larger than any address space.

@@ -119,7 +119,6 @@ impl ForeignRegion {
         if published.iter().any(|p| p.start < taken.end && taken.start < p.end) {
             return Err(refuse("it shares a granule of 64 bytes with code published before"));
         }
-        published.push(taken);
         let publication = Publication {
             start: range.start,
             len: range.len(),
@@ -129,7 +128,9 @@ impl ForeignRegion {
             signature: None,
             user_data: 0,
         };
-        Ok(ForeignCode { id: self.region.publish(&publication, annotations) })
+        let id = self.region.publish(&publication, annotations)?;
+        published.push(taken);
+        Ok(ForeignCode { id })
     }
 }
 

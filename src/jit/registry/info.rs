@@ -62,7 +62,7 @@ impl StubInfo {
     }
 
     fn descriptor(&self) -> Descriptor {
-        protocol::descriptor(self.region.slots, self.word)
+        protocol::descriptor(&self.region.slots, self.word)
     }
 
     /// Address of the first byte.

@@ -3,6 +3,8 @@
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::atomic::AtomicPtr;
 
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,5 +28,35 @@ impl<D: Copy> Slot<D> {
     pub(crate) unsafe fn read(&self) -> D {
         // SAFETY: the caller's promise.
         unsafe { (*self.0.get()).assume_init() }
+    }
+}
+
+/// The first block of descriptors has as many; each further block is twice as large.
+pub(crate) const FIRST_BLOCK: usize = 512;
+/// How many blocks there can be: enough for all numbers of 32 bits.
+pub(crate) const BLOCKS: usize = 33 - FIRST_BLOCK.ilog2() as usize;
+
+/// Where a block of descriptors is. It is set once, before a word refers to a slot in it.
+pub(crate) struct BlockCell<D>(AtomicPtr<Slot<D>>);
+
+impl<D> BlockCell<D> {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicPtr::new(ptr::null_mut()))
+    }
+
+    pub(crate) fn set(&self, block: &'static [Slot<D>]) {
+        self.0.store(block.as_ptr().cast_mut(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        !self.0.load(Ordering::Relaxed).is_null()
+    }
+
+    /// # Safety
+    /// 1. The block was set, which happens before this, and has a slot at `index`.
+    #[inline(always)]
+    pub(crate) unsafe fn slot(&self, index: usize) -> &'static Slot<D> {
+        // SAFETY: 1. is the caller's promise.
+        unsafe { &*self.0.load(Ordering::Relaxed).add(index) }
     }
 }

@@ -4,9 +4,13 @@
 //! One word stands for each granule of code. Zero means that no code is there. Otherwise it holds
 //! the number of the descriptor, the way back to the first granule of the same code, and flags.
 //!
+//! Descriptors are numbered in the order of publication. They are in blocks that double in size, so
+//! that memory is as much as is used, and a slot is found by arithmetic and one load.
+//!
 //! The story of a stub, in time order:
 //!
-//! 1. the writer (one at a time: the registry's lock) writes the descriptor;
+//! 1. the writer (one at a time: the registry's lock) adds a block where the descriptor is the
+//!    first of one, and writes the descriptor;
 //! 2. it stores the granule words from the last to the first with Release;
 //! 3. only then does the address leave, so that a thread that runs the code, or meets its address
 //!    on a stack, finds the words;
@@ -18,7 +22,7 @@
 //!
 //! The primitives come from `super`: the crate hands in the real ones, the model test loom's.
 
-use super::primitive::{AtomicU64, Ordering, Slot};
+use super::primitive::{AtomicU64, BLOCKS, BlockCell, FIRST_BLOCK, Ordering, Slot};
 
 /// Low bits of a word: flags.
 pub(crate) const FLAG_BITS: u32 = 18;
@@ -57,23 +61,61 @@ pub(crate) fn back_of(word: u64) -> usize {
     (word >> FLAG_BITS & BACK_MAX) as usize
 }
 
+/// The descriptors of a region.
+pub(crate) struct Slots<D: 'static>([BlockCell<D>; BLOCKS]);
+
+impl<D> Slots<D> {
+    pub(crate) fn new() -> Self {
+        Self(std::array::from_fn(|_| BlockCell::new()))
+    }
+
+    /// The block of a slot, and its place in it. Block `k` has `FIRST_BLOCK << k` slots.
+    #[inline(always)]
+    fn place(slot: usize) -> (usize, usize) {
+        let at = slot + FIRST_BLOCK;
+        let block = (at.ilog2() - FIRST_BLOCK.ilog2()) as usize;
+        (block, at - (FIRST_BLOCK << block))
+    }
+
+    /// How many slots the block has that must be added before `slot` is used. `None`: it is there.
+    pub(crate) fn missing_block(&self, slot: u32) -> Option<usize> {
+        let (block, _) = Self::place(slot as usize);
+        (!self.0[block].is_set()).then_some(FIRST_BLOCK << block)
+    }
+
+    /// Adds the block that [`Self::missing_block`] has told of. The caller holds the lock.
+    pub(crate) fn add_block(&self, slot: u32, block: &'static [Slot<D>]) {
+        self.0[Self::place(slot as usize).0].set(block);
+    }
+
+    /// # Safety
+    /// 1. The block of the slot was added, which happens before this.
+    #[inline(always)]
+    unsafe fn slot(&self, slot: usize) -> &'static Slot<D> {
+        let (block, index) = Self::place(slot);
+        // SAFETY: 1. is the caller's promise; `place` returns an index within the block.
+        unsafe { self.0[block].slot(index) }
+    }
+}
+
 /// Publishes code that covers `count` granules from `first` on.
 ///
 /// # Safety
 ///
 /// 1. The caller holds the registry's lock.
 /// 2. The granules are zero and descriptor `slot` was never published.
+/// 3. The block of the slot was added, by this thread or before the lock was taken.
 pub(crate) unsafe fn publish<D: Copy>(
     words: &[AtomicU64],
-    slots: &[Slot<D>],
+    slots: &Slots<D>,
     slot: u32,
     descriptor: D,
     (first, count): (usize, usize),
     flags: u64,
     orders: Orders,
 ) {
-    // SAFETY: by 1 and 2 no other writer and no reader of this slot exists.
-    unsafe { slots[slot as usize].write(descriptor) };
+    // SAFETY: by 1 and 2 no other writer and no reader of this slot exists. By 3 its block does.
+    unsafe { slots.slot(slot as usize).write(descriptor) };
     for back in (0..count).rev() {
         words[first + back].store(word(slot, back as u64, flags), orders.store);
     }
@@ -119,8 +161,8 @@ fn far_head(words: &[AtomicU64], mut head: usize, orders: Orders) -> Option<usiz
 }
 
 /// Copies the descriptor of a word that a lookup returned.
-pub(crate) fn descriptor<D: Copy>(slots: &[Slot<D>], word: u64) -> D {
+pub(crate) fn descriptor<D: Copy>(slots: &Slots<D>, word: u64) -> D {
     // SAFETY: the word was loaded with Acquire after its Release store, which follows the write
-    // of the descriptor; nothing writes to the slot again.
-    unsafe { slots[slot_of(word)].read() }
+    // of the descriptor, and of the address of its block; nothing writes to the slot again.
+    unsafe { slots.slot(slot_of(word)).read() }
 }

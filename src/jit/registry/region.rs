@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::kind::{Flags, HAS_STACK_MAP, HAS_UNSAFE_POINTS, PREEMPTIBLE};
-use super::primitive::{AtomicU64, Slot};
-use super::protocol;
+use super::primitive::AtomicU64;
+use super::protocol::{self, Slots};
 use crate::abi::Signature;
 use crate::jit::annotations::Checked;
 use crate::jit::error::JitError;
@@ -43,9 +43,50 @@ pub(crate) struct Region {
     pub(super) base: usize,
     pub(super) size: usize,
     words: &'static [AtomicU64],
-    pub(super) slots: &'static [Slot<Descriptor>],
-    /// Number of the next descriptor; the lock makes publish and retire one at a time.
-    next_slot: Mutex<u32>,
+    pub(super) slots: Slots<Descriptor>,
+    /// The lock makes publish and retire one at a time.
+    writer: Mutex<Writer>,
+}
+
+/// What only publish and retire need.
+struct Writer {
+    /// Number of the next descriptor.
+    next_slot: u32,
+    /// Bytes of the table of words that become writable at once.
+    unit_bytes: usize,
+    /// Which units are writable. The others read as zeroes and take no memory.
+    writable: Box<[bool]>,
+}
+
+/// The least that becomes writable of a table of words at once.
+const MIN_UNIT_BYTES: usize = 64 << 10;
+/// How many units a table has at most: each may become a mapping of its own.
+const MAX_UNITS: usize = 1024;
+
+impl Writer {
+    fn new(words: &'static [AtomicU64]) -> Self {
+        let bytes = size_of_val(words);
+        let unit_bytes = bytes.div_ceil(MAX_UNITS).next_power_of_two().max(MIN_UNIT_BYTES);
+        let writable = vec![false; bytes.div_ceil(unit_bytes)].into_boxed_slice();
+        Self { next_slot: 0, unit_bytes, writable }
+    }
+
+    /// Makes the words of granules writable.
+    fn prepare(
+        &mut self,
+        words: &'static [AtomicU64],
+        (first, count): (usize, usize),
+    ) -> Result<(), JitError> {
+        let unit_of = |granule: usize| granule * size_of::<AtomicU64>() / self.unit_bytes;
+        for unit in unit_of(first)..=unit_of(first + count - 1) {
+            if !self.writable[unit] {
+                // SAFETY: `Region::add` has reserved the table.
+                unsafe { mem::make_writable(words, unit * self.unit_bytes, self.unit_bytes)? };
+                self.writable[unit] = true;
+            }
+        }
+        Ok(())
+    }
 }
 
 // A panic while the lock is held leaves the tables whole: the words are stored last.
@@ -132,14 +173,10 @@ impl Region {
         }
         let granules = size.div_ceil(GRANULE_BYTES);
         // SAFETY: an atomic word is valid when zero.
-        let words = unsafe { mem::zeroed_table::<AtomicU64>(granules)? };
-        // SAFETY: a cell of possibly uninitialised data is valid when zero.
-        let slots = unsafe { mem::zeroed_table(granules) }.inspect_err(|_| {
-            // SAFETY: the table was just made, and nothing else refers to it.
-            unsafe { mem::discard_table(words) };
-        })?;
+        let words = unsafe { mem::reserve_table::<AtomicU64>(granules)? };
+        let writer = Mutex::new(Writer::new(words));
         let region: &'static Self =
-            Box::leak(Box::new(Self { base, size, words, slots, next_slot: Mutex::new(0) }));
+            Box::leak(Box::new(Self { base, size, words, slots: Slots::new(), writer }));
         let entry = &REGIONS[count];
         entry.base.store(base, Ordering::Relaxed);
         entry.region.store(ptr::from_ref(region).cast_mut(), Ordering::Relaxed);
@@ -164,12 +201,22 @@ impl Region {
     }
 
     /// Publishes code whose bytes are in place. The range is this region's and unpublished.
-    pub(crate) fn publish(&'static self, new: &Publication, annotations: Checked) -> StubId {
+    pub(crate) fn publish(
+        &'static self,
+        new: &Publication,
+        annotations: Checked,
+    ) -> Result<StubId, JitError> {
         debug_assert!(new.start.is_multiple_of(GRANULE_BYTES) && new.len > 0);
         debug_assert!(new.start >= self.base && new.start + new.len <= self.base + self.size);
-        let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = *next;
-        *next += 1;
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let range = self.granules(new.start, new.len);
+        writer.prepare(self.words, range)?;
+        let slot = writer.next_slot;
+        if let Some(len) = self.slots.missing_block(slot) {
+            // SAFETY: a cell of possibly uninitialised data is valid when zero.
+            self.slots.add_block(slot, unsafe { mem::zeroed_block(len)? });
+        }
+        writer.next_slot += 1;
         let Publication { start, len, report, flags, name, signature, user_data } = *new;
         if annotations.preemptible.is_some() {
             HAS_PREEMPTIBLE_CODE.store(true, Ordering::Relaxed);
@@ -185,14 +232,13 @@ impl Region {
         let annotations = needs_annotations.then(|| &*Box::leak(Box::new(annotations)));
         let len32 = u32::try_from(len).expect("every publisher refuses longer code");
         let descriptor = Descriptor { len: len32, report, name, signature, user_data, annotations };
-        let range = self.granules(start, len);
-        // SAFETY: 1. the lock is held. 2. The caller owns the range, which is unpublished, and
-        // the slot is new; there are as many slots as granules, and code takes at least one.
+        // SAFETY: 1. the lock is held. 2. The caller owns the range, which is unpublished, and the
+        // slot is new. 3. Its block was added under this lock.
         unsafe {
             let orders = protocol::ORDERS;
-            protocol::publish(self.words, self.slots, slot, descriptor, range, flags, orders);
+            protocol::publish(self.words, &self.slots, slot, descriptor, range, flags, orders);
         }
-        StubId { region: self, start, len }
+        Ok(StubId { region: self, start, len })
     }
 
     /// The word of the granule at an address of this region, and the start of the code there.
@@ -250,7 +296,7 @@ impl fmt::Debug for StubId {
 impl StubId {
     /// Marks the code as retired. Its range stays recognisable for ever.
     pub(crate) fn retire(self) {
-        let _lock = self.region.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = self.region.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let range = self.region.granules(self.start, self.len);
         protocol::retire(self.region.words, range, protocol::ORDERS);
     }

@@ -14,7 +14,7 @@
 //! | `save_area` | which machine state a preemption saves, and whether there is preemption |
 //! | `frame_rules` | the step from a frame of emitted code to its caller |
 //! | `native_frames` | the step from a native frame to its caller, by unwind tables |
-//! | `mod` | `enter_signal_handler` |
+//! | `mod` | `handler_entry`, `enter_signal_handler` |
 //!
 //! The stubs themselves are emitted by `jit/stubs/switch`, which has a file for each machine too.
 //! What a machine lacks is refused with an error where it is requested (`save_area`,
@@ -45,7 +45,7 @@ pub(crate) use gobuf::Gobuf;
 #[cfg(feature = "traceback")]
 pub(crate) use machine::native_frames;
 pub(crate) use machine::registers::registers_here;
-pub(crate) use machine::{enter_signal_handler, fp_control, frame_rules, save_area};
+pub(crate) use machine::{enter_signal_handler, fp_control, frame_rules, handler_entry, save_area};
 pub(crate) use registers::Interrupted;
 pub use registers::Registers;
 pub use vector_state::VectorState;

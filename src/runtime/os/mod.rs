@@ -13,9 +13,9 @@
 //! | file | what it must provide |
 //! | --- | --- |
 //! | `futex` | `wait`, `wake`, `wake_all`: sleep on a word while it has a value (WaitOnAddress, ulock). `probe_fences`, `light_fence`, `heavy_fence`: a fence whose cost is on one side (FlushProcessWriteBuffers), or full fences on both |
-//! | `memory` | `reserve_stacks`: address space that is committed where it is touched. `decommit`. `install_guard_markers`, `forbid_access`: two ways to make a guard. The limits that errors name: `address_space_limit`, `address_space_used`, `is_overcommit_strict`, `max_mappings`, `mappings` |
+//! | `memory` | `reserve_stacks`: address space. `commit_stacks`: it becomes usable, and is committed where it is touched. `decommit`, `probe_decommit`. `install_guard_markers`, `forbid_access`: two ways to make a guard. `answers_impossible_advice`, `is_guarded`: whether the first one works |
 //! | `signals` | `install`, `Signal`, `Handler`: handlers in front of the program's own, for `SEGMENT`, `BUS` and `PREEMPT`. `AltStack`: room for a handler where a goroutine has none. `unblock`, `block_as_before`, `block_all`, `SignalMask`. `handlers_without_alternate_stack` for `environment()`. A system without signals provides the faults by its exception handlers, and refuses `PREEMPT` |
-//! | `threads` | `current_tid`, `send_preempt_signal`, `count`, `stack_bounds` |
+//! | `threads` | `current_tid`, `send_preempt_signal`, `can_signal`, `count`, `stack_bounds` |
 //! | `stderr` | `RawStderr`: standard error without a lock or a buffer |
 //! | `modules` | `loaded_modules`: the loaded modules and their unwind tables, for framehop. Feature `traceback` |
 //! | `symbols` | `with_symbol`: the name of a native function, callable in a signal handler. Feature `traceback` |

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::runtime::os::memory;
+use crate::jit::Shortage;
 
 /// Why there is no stack for a goroutine.
 ///
@@ -25,11 +25,11 @@ pub enum StackError {
         /// Bytes that were requested.
         requested: usize,
     },
-    /// The kernel refused more address space.
+    /// The kernel refused more memory or address space.
     Reserve {
-        /// Bytes that the kernel was requested to reserve.
+        /// Bytes that the kernel was requested to reserve or to commit.
         bytes: usize,
-        /// The value of `errno` after mmap(2).
+        /// The value of `errno`.
         errno: i32,
         /// Which limit was met, as far as the kernel tells.
         shortage: Shortage,
@@ -39,43 +39,13 @@ pub enum StackError {
         /// The value of `errno` after mprotect(2).
         errno: i32,
     },
-    /// On this kernel each guard is a mapping, and the process has nearly as many as it may have.
+    /// Each guard is a mapping here, and the process has nearly as many as it may have.
     MapCount {
         /// Mappings that the process has.
         mappings: usize,
         /// The value of vm.max_map_count.
         limit: usize,
     },
-}
-
-/// Why the kernel refuses address space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Shortage {
-    /// The process would exceed its limit of address space, RLIMIT_AS.
-    AddressSpace {
-        /// Bytes that it uses.
-        used: usize,
-        /// The limit in bytes.
-        limit: usize,
-    },
-    /// vm.overcommit_memory is 2: the kernel counts address space as if all of it were touched.
-    StrictOvercommit,
-    /// None of these.
-    Unknown,
-}
-
-impl Shortage {
-    /// Reads the limits after the kernel has refused to reserve `bytes`.
-    pub(crate) fn of_reserving(bytes: usize) -> Self {
-        if let Some(limit) = memory::address_space_limit() {
-            let used = memory::address_space_used();
-            if used.saturating_add(bytes) > limit {
-                return Self::AddressSpace { used, limit };
-            }
-        }
-        if memory::is_overcommit_strict() { Self::StrictOvercommit } else { Self::Unknown }
-    }
 }
 
 impl fmt::Display for StackError {
@@ -89,32 +59,21 @@ impl fmt::Display for StackError {
             ),
             Self::Reserve { bytes, errno, shortage } => {
                 let errno = text(errno);
-                write!(f, "no address space for {bytes} bytes of goroutine stacks: {errno}; ")?;
-                match shortage {
-                    Shortage::AddressSpace { used, limit } => write!(
-                        f,
-                        "RLIMIT_AS is {limit} bytes and {used} are used: raise it (ulimit -v)"
-                    ),
-                    Shortage::StrictOvercommit => f.write_str(
-                        "vm.overcommit_memory is 2, so that untouched stacks count as used: set it \
-                         to 0, or raise vm.overcommit_ratio",
-                    ),
-                    Shortage::Unknown => f.write_str(
-                        "RLIMIT_AS and vm.overcommit_memory allow it: check vm.max_map_count and \
-                         the limits of the container",
-                    ),
-                }
+                write!(
+                    f,
+                    "no address space for {bytes} bytes of goroutine stacks: {errno}; {shortage}"
+                )
             }
             Self::Guard { errno } => write!(
                 f,
-                "no guard page for a goroutine stack: {}; this kernel has no MADV_GUARD_INSTALL, \
-                 so that each guard is a mapping: raise vm.max_map_count",
+                "no guard page for a goroutine stack: {}; there is no MADV_GUARD_INSTALL here, so \
+                 that each guard is a mapping: raise vm.max_map_count",
                 text(errno)
             ),
             Self::MapCount { mappings, limit } => write!(
                 f,
                 "no guard page for a goroutine stack: the process has {mappings} mappings, and \
-                 vm.max_map_count is {limit}; this kernel has no MADV_GUARD_INSTALL, so that each \
+                 vm.max_map_count is {limit}; there is no MADV_GUARD_INSTALL here, so that each \
                  stack takes two: raise vm.max_map_count (sysctl -w vm.max_map_count={})",
                 limit.saturating_mul(4)
             ),

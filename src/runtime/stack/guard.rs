@@ -3,15 +3,17 @@
 //!
 //! A guard is a range of page table markers (`MADV_GUARD_INSTALL`, Linux 6.13), which cost no
 //! mapping of their own and stay when the memory around them is decommitted. Older kernels get
-//! `PROT_NONE` pages, each of which splits the segment. The mappings are counted then, and a stack
-//! is refused at 90 % of vm.max_map_count: the rest of the process needs some, too.
+//! `PROT_NONE` pages, each of which splits the segment, and so does memory that the process locks
+//! (mlockall), where markers are refused. The mappings are counted then, and a stack is refused at
+//! 90 % of vm.max_map_count: the rest of the process needs some, too.
 //!
-//! The first guard of the process is probed. An emulator (qemu-user) answers advice that it does
+//! Markers are believed only after two probes. An emulator (qemu-user) answers advice that it does
 //! not know with success, and a stack without a guard overflows into the next one.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::jit::{mappings, max_mappings};
 use crate::runtime::os::memory;
 use crate::runtime::stack::error::StackError;
 
@@ -19,8 +21,10 @@ use crate::runtime::stack::error::StackError;
 const UNPROBED: u8 = 0;
 /// By markers, which were seen to work.
 const MARKERS: u8 = 1;
-/// By `PROT_NONE` pages: the kernel refused markers once, or they did not work.
+/// By `PROT_NONE` pages: the host refused markers once.
 const PAGES: u8 = 2;
+/// By `PROT_NONE` pages: the host said that it made a marker, and made none.
+const PAGES_FOR_AN_EMULATOR: u8 = 3;
 
 /// Goes from `UNPROBED` to one of the others, and from `MARKERS` to `PAGES`. Two threads that both
 /// probe find the same.
@@ -29,14 +33,16 @@ static HOW: AtomicU8 = AtomicU8::new(UNPROBED);
 /// Makes a guard of whole pages: the lowest ones of a slot that is not used yet.
 pub(crate) fn install_guard(at: usize, bytes: usize) -> Result<(), StackError> {
     let how = HOW.load(Ordering::Relaxed);
-    if how != PAGES {
+    if how < PAGES {
         // SAFETY: the lowest pages of a slot that is not used yet (1).
         let is_marked = unsafe { memory::install_guard_markers(at, bytes) };
-        if is_marked && (how == MARKERS || memory::is_guarded(at)) {
+        // SAFETY: one of these pages (1).
+        let works = || !memory::answers_impossible_advice() && unsafe { memory::is_guarded(at) };
+        if is_marked && (how == MARKERS || works()) {
             HOW.store(MARKERS, Ordering::Relaxed);
             return Ok(());
         }
-        HOW.store(PAGES, Ordering::Relaxed);
+        HOW.store(if is_marked { PAGES_FOR_AN_EMULATOR } else { PAGES }, Ordering::Relaxed);
     }
     MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner).take_two()?;
     // SAFETY: the lowest pages of a slot that is not used yet (1).
@@ -67,8 +73,8 @@ impl Mappings {
     fn take_two(&mut self) -> Result<(), StackError> {
         let is_full = |mappings: &Self| mappings.estimate + 2 > mappings.limit / 10 * 9;
         if is_full(self) {
-            self.limit = memory::max_mappings().unwrap_or(Self::USUAL_LIMIT);
-            self.estimate = memory::mappings();
+            self.limit = max_mappings().unwrap_or(Self::USUAL_LIMIT);
+            self.estimate = mappings();
             if is_full(self) {
                 return Err(StackError::MapCount { mappings: self.estimate, limit: self.limit });
             }
@@ -81,15 +87,27 @@ impl Mappings {
 /// How guards are made here, as a sentence for `environment()`. It is known once a slot was
 /// allocated.
 pub(crate) fn guards_report() -> String {
-    if HOW.load(Ordering::Relaxed) != PAGES {
-        return "MADV_GUARD_INSTALL".into();
-    }
-    let limit = memory::max_mappings().unwrap_or(Mappings::USUAL_LIMIT);
+    let why = match HOW.load(Ordering::Relaxed) {
+        PAGES => "no MADV_GUARD_INSTALL",
+        PAGES_FOR_AN_EMULATOR => "MADV_GUARD_INSTALL is answered and does nothing (an emulator)",
+        _ => return "MADV_GUARD_INSTALL".into(),
+    };
+    let limit = max_mappings().unwrap_or(Mappings::USUAL_LIMIT);
     let stacks = limit / 10 * 9 / 2;
     format!(
-        "no MADV_GUARD_INSTALL: guards are PROT_NONE pages, {stacks} stacks at most \
-         (vm.max_map_count is {limit})"
+        "{why}: guards are PROT_NONE pages, {stacks} stacks at most (vm.max_map_count is {limit})"
     )
+}
+
+/// What becomes of the memory of dead goroutines' stacks here, as a sentence for `environment()`.
+pub(crate) fn memory_report() -> String {
+    match memory::probe_decommit() {
+        Ok(()) => "decommitted after use".into(),
+        Err(errno) => format!(
+            "stays committed after use: madvise(2) MADV_DONTNEED failed: {}",
+            std::io::Error::from_raw_os_error(errno)
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -102,10 +120,14 @@ mod tests {
     #[test]
     fn markers_are_believed_only_where_they_work() {
         let pages = memory::reserve_stacks(4 * PAGE_BYTES).expect("address space");
-        assert!(!memory::is_guarded(pages), "a page that can be read");
+        // SAFETY: the reservation was just made.
+        unsafe { memory::commit_stacks(pages, 4 * PAGE_BYTES) }.expect("memory");
+        // SAFETY: nothing uses the pages of this test.
+        let is_guarded = |page: usize| unsafe { memory::is_guarded(page) };
+        assert!(!is_guarded(pages), "a page that can be written to");
         install_guard(pages, PAGE_BYTES).expect("a mapping");
-        assert!(!memory::is_guarded(pages + PAGE_BYTES), "the page above the guard");
-        assert_eq!(memory::is_guarded(pages), guards_report() == "MADV_GUARD_INSTALL");
+        assert!(!is_guarded(pages + PAGE_BYTES), "the page above the guard");
+        assert!(is_guarded(pages), "an access to the guard faults");
         let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
         let is_forbidden = maps.lines().any(|line| {
             let (from, rest) = line.split_once('-').expect("a range");
@@ -114,5 +136,9 @@ mod tests {
             (address(from)..address(to)).contains(&pages) && rest.starts_with("---p")
         });
         assert_eq!(is_forbidden, guards_report() != "MADV_GUARD_INSTALL");
+        // An emulator answers both of these with success, and this kernel none.
+        if !is_forbidden {
+            assert!(!memory::answers_impossible_advice());
+        }
     }
 }

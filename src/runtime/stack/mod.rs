@@ -15,7 +15,7 @@ mod guard;
 mod size_class;
 mod slots;
 
-pub use error::{Shortage, StackError};
-pub(crate) use guard::guards_report;
+pub use error::StackError;
+pub(crate) use guard::{guards_report, memory_report};
 pub(crate) use size_class::{LARGEST_BYTES, SizeClass};
 pub(crate) use slots::{Stack, allocate_slot, allocated_slots, decommit};

@@ -1,11 +1,16 @@
-#![allow(unsafe_code, reason = "decommits memory of stacks")]
+#![allow(unsafe_code, reason = "commits and decommits memory of stacks")]
 //! Address space for goroutine stacks: segments, and slots in them.
 //!
 //! # Layout
 //!
 //! Each size class has segments of its own. A segment is one `NORESERVE` mapping, from which slots
 //! are allocated in order of their addresses. When the newest segment has no room for another slot,
-//! the next one is reserved, twice as large, up to 16 GiB.
+//! the next one is reserved, twice as large, up to 16 GiB. Where address space is limited
+//! (RLIMIT_AS) a segment takes a quarter of what is left at most.
+//!
+//! A segment is inaccessible at first, and becomes usable in steps that double. What is
+//! inaccessible does not count against RLIMIT_DATA or strict overcommit, and takes no memory where
+//! the process locks all of it (mlockall).
 //!
 //! ```text
 //!              ^ addresses
@@ -39,9 +44,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::jit::PAGE_BYTES;
+use crate::jit::{PAGE_BYTES, Shortage, address_space_left};
 use crate::runtime::os::memory;
-use crate::runtime::stack::error::{Shortage, StackError};
+use crate::runtime::stack::error::StackError;
 use crate::runtime::stack::guard::install_guard;
 use crate::runtime::stack::size_class::SizeClass;
 
@@ -50,6 +55,9 @@ const FIRST_SEGMENT_BYTES: usize = 16 << 20;
 
 /// Bytes of the largest segments.
 const MAX_SEGMENT_BYTES: usize = 1 << 34;
+
+/// The least and the most of a segment that becomes usable at once, unless a slot is larger.
+const USABLE_STEP_BYTES: (usize, usize) = (1 << 20, 64 << 20);
 
 /// What stays committed of a stack that was used deeply, for the next goroutine.
 const KEPT_BYTES: usize = 4 * PAGE_BYTES;
@@ -106,8 +114,12 @@ pub(crate) fn decommit(from: usize, to: usize) {
 
 /// The segments of a class, of which only the newest one has free room.
 struct Segments {
+    /// Where the newest segment begins.
+    start: usize,
     /// Where the next slot goes in the newest segment.
     at: usize,
+    /// End of what is usable of the newest segment.
+    usable: usize,
     /// End of the newest segment.
     end: usize,
     /// Bytes of the next segment.
@@ -116,11 +128,11 @@ struct Segments {
 
 /// The segments of each class.
 ///
-/// Invariant: `at..end` is reserved and no part of a slot. Slots lie before `at`, in this segment
-/// and in older ones, and are never taken back.
-static SEGMENTS: [Mutex<Segments>; SizeClass::COUNT] =
-    [const { Mutex::new(Segments { at: 0, end: 0, next_bytes: FIRST_SEGMENT_BYTES }) };
-        SizeClass::COUNT];
+/// Invariant: `at..end` is reserved and no part of a slot, `at..usable` can be accessed. Slots lie
+/// before `at`, in this segment and in older ones, and are never taken back.
+static SEGMENTS: [Mutex<Segments>; SizeClass::COUNT] = [const {
+    Mutex::new(Segments { start: 0, at: 0, usable: 0, end: 0, next_bytes: FIRST_SEGMENT_BYTES })
+}; SizeClass::COUNT];
 
 /// How many slots were allocated of each class. It only grows, after the slot is usable.
 static ALLOCATED_SLOTS: [AtomicUsize; SizeClass::COUNT] =
@@ -133,6 +145,9 @@ pub(crate) fn allocate_slot(class: SizeClass) -> Result<Stack, StackError> {
         let mut segments = SEGMENTS[class.index()].lock().unwrap_or_else(PoisonError::into_inner);
         if segments.end - segments.at < stride {
             grow(&mut segments, stride)?;
+        }
+        if segments.usable - segments.at < stride {
+            make_usable(&mut segments, stride)?;
         }
         // The guard comes first: a slot that is refused one is there for the next attempt.
         install_guard(segments.at, class.guard_bytes())?;
@@ -152,22 +167,47 @@ pub(crate) fn allocated_slots(class: SizeClass) -> usize {
 /// Reserves the next segment of a class, with room for one slot at least.
 fn grow(segments: &mut Segments, stride: usize) -> Result<(), StackError> {
     let mut bytes = segments.next_bytes.max(stride);
+    if let Some(left) = address_space_left() {
+        bytes = bytes.min((left / 4).next_multiple_of(PAGE_BYTES)).max(stride);
+    }
     loop {
         match memory::reserve_stacks(bytes) {
             Ok(at) => {
-                segments.at = at;
+                (segments.start, segments.at, segments.usable) = (at, at, at);
                 segments.end = at + bytes;
                 segments.next_bytes = (bytes * 2).min(MAX_SEGMENT_BYTES);
                 return Ok(());
             }
             // Where address space is limited, a smaller segment may fit.
-            Err(_) if bytes / 2 >= stride => bytes /= 2,
-            Err(errno) => {
-                let shortage = Shortage::of_reserving(bytes);
-                return Err(StackError::Reserve { bytes, errno, shortage });
-            }
+            Err(_) if bytes / 2 >= stride => bytes = (bytes / 2).next_multiple_of(PAGE_BYTES),
+            Err(errno) => return Err(refused(bytes, errno, false)),
         }
     }
+}
+
+/// Makes room for one slot at least usable, in a segment that has it.
+fn make_usable(segments: &mut Segments, stride: usize) -> Result<(), StackError> {
+    let (least, most) = USABLE_STEP_BYTES;
+    let needed = segments.at + stride - segments.usable;
+    let step = (segments.usable - segments.start).clamp(least, most);
+    let mut bytes = step.max(needed).min(segments.end - segments.usable);
+    loop {
+        // SAFETY: 1. the range is in the newest segment, and slots, with guards, lie before it.
+        match unsafe { memory::commit_stacks(segments.usable, bytes) } {
+            Ok(()) => {
+                segments.usable += bytes;
+                return Ok(());
+            }
+            // Where memory is limited, as much as one slot needs may fit.
+            Err(_) if bytes > needed => bytes = needed,
+            Err(errno) => return Err(refused(bytes, errno, true)),
+        }
+    }
+}
+
+/// The error of memory that the kernel has refused. `is_writable`: it would have become writable.
+fn refused(bytes: usize, errno: i32, is_writable: bool) -> StackError {
+    StackError::Reserve { bytes, errno, shortage: Shortage::of(errno, bytes, is_writable) }
 }
 
 #[cfg(test)]

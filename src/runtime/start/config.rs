@@ -288,8 +288,9 @@ impl fmt::Display for RunError {
             Self::Stack(error) => write!(f, "no stack for the main goroutine: {error}"),
             Self::Thread { errno } => write!(
                 f,
-                "a thread could not be created: {}; check RLIMIT_NPROC, lower Config::processors, or \
-                 set Config::time_slice to None, which needs one thread less",
+                "a thread could not be created: {}; check RLIMIT_NPROC and the pids limit of the \
+                 container, or, for its stack, RLIMIT_AS, RLIMIT_DATA and RLIMIT_MEMLOCK; lower \
+                 Config::processors, or set Config::time_slice to None, which needs one thread less",
                 std::io::Error::from_raw_os_error(*errno)
             ),
         }

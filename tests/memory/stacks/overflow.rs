@@ -5,13 +5,13 @@ use std::hint::black_box;
 use dynasmrt::{DynasmLabelApi, dynasm};
 use footbridge::jit::{Code, FrameClass, Jit};
 use footbridge::runtime::{Builder, Chan, go};
-use support::child::{self, mask, overflow};
+use support::child::{self, mask, overflow, refuse};
 use support::code::caller;
 use support::gcc::{self, Library, has_gcc};
 use support::runs::{alone, config};
 
 use super::{GO, KIB, MIB, lowest};
-use crate::sink;
+use crate::{refuse_guard_markers, sink};
 
 /// Compares `text` with a file of tests/data/overflow. `BLESS=1` writes the file.
 #[track_caller]
@@ -141,16 +141,19 @@ fn a_large_frame_of_c_code_does_not_step_over_the_guard() {
         return;
     }
     let test = "a_large_frame_of_c_code_does_not_step_over_the_guard";
-    for (case, (class, size, next)) in [
+    let classes = [
         (16 * KIB, "16 KiB", "64 KiB"),
         (64 * KIB, "64 KiB", "256 KiB"),
         (256 * KIB, "256 KiB", "1 MiB"),
         (MIB, "1 MiB", "8 MiB"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    ];
+    // With guard markers where the host has them, and with guards that are pages.
+    let all = [false, true].into_iter().flat_map(|pages| classes.map(|class| (class, pages)));
+    for (case, ((class, size, next), are_pages)) in all.enumerate() {
         let outcome = child::run_case(test, case, || {
+            if are_pages {
+                refuse(&[refuse_guard_markers()]);
+            }
             alone(|| {
                 let body = || c_function("c_large_frames", c"c_large_frames")(1);
                 let builder = Builder::new().stack_bytes(class);

@@ -37,8 +37,8 @@ fn guards_that_are_mappings_leave_a_tenth_of_the_limit() {
                 refused.to_string(),
                 format!(
                     "a goroutine could not be started: no guard page for a goroutine stack: the \
-                     process has {mappings} mappings, and vm.max_map_count is {limit}; this kernel \
-                     has no MADV_GUARD_INSTALL, so that each stack takes two: raise \
+                     process has {mappings} mappings, and vm.max_map_count is {limit}; there is \
+                     no MADV_GUARD_INSTALL here, so that each stack takes two: raise \
                      vm.max_map_count (sysctl -w vm.max_map_count={})",
                     limit * 4
                 )
@@ -91,14 +91,14 @@ fn the_reason_for_a_refused_reservation_is_reported() {
         (
             "2\n",
             Shortage::StrictOvercommit,
-            "vm.overcommit_memory is 2, so that untouched stacks count as used: set it to 0, or \
+            "vm.overcommit_memory is 2, so that untouched memory counts as used: set it to 0, or \
              raise vm.overcommit_ratio",
         ),
         (
             "0\n",
             Shortage::Unknown,
-            "RLIMIT_AS and vm.overcommit_memory allow it: check vm.max_map_count and the limits of \
-             the container",
+            "RLIMIT_AS, RLIMIT_DATA, vm.max_map_count and vm.overcommit_memory allow it: check the \
+             limits of the container and its seccomp filter",
         ),
     ];
     for (case, (mode, shortage, advice)) in cases.into_iter().enumerate() {

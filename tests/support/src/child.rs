@@ -278,6 +278,15 @@ pub struct Refusal {
 /// Installs a seccomp(2) filter on this thread and the threads that it starts later: the calls fail
 /// with their errno.
 pub fn refuse(refusals: &[Refusal]) {
+    install_filter(refusals, 0);
+}
+
+/// Like [`refuse`], on all threads of the process.
+pub fn refuse_on_all_threads(refusals: &[Refusal]) {
+    install_filter(refusals, libc::SECCOMP_FILTER_FLAG_TSYNC);
+}
+
+fn install_filter(refusals: &[Refusal], flags: libc::c_ulong) {
     const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
     const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
     const IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
@@ -306,7 +315,8 @@ pub fn refuse(refusals: &[Refusal]) {
     // SAFETY: a valid program of that length, copied by the kernel.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let set = libc::prctl(libc::PR_SET_SECCOMP, 2, &raw const filter, 0, 0);
+        let mode = libc::SECCOMP_SET_MODE_FILTER;
+        let set = libc::syscall(libc::SYS_seccomp, mode, flags, &raw const filter);
         assert_eq!(set, 0, "seccomp: {}", std::io::Error::last_os_error());
     }
 }

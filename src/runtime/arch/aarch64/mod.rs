@@ -25,3 +25,10 @@ pub(crate) mod tls;
 #[cfg(target_arch = "aarch64")]
 #[inline(always)]
 pub(crate) fn enter_signal_handler() {}
+
+/// The address to install as the handler of signals: that of `handler`. The stack pointer is always
+/// aligned.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn handler_entry(handler: usize) -> usize {
+    handler
+}

@@ -4,42 +4,49 @@
 //! Calls only: which memory is reserved when, and what is done about a refusal, is decided in
 //! `stack/`. Errors are values of `errno`.
 
-use std::{io, ptr};
+use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
 
-use crate::jit::PAGE_BYTES;
+use crate::jit::reserve_private;
 
 /// madvise(2), Linux 6.13; from asm-generic/mman-common.h.
 const MADV_GUARD_INSTALL: libc::c_int = 102;
 
-/// madvise(2), Linux 5.14; from asm-generic/mman-common.h.
-const MADV_POPULATE_READ: libc::c_int = 22;
+/// madvise(2), Linux 5.18; from asm-generic/mman-common.h.
+const MADV_DONTNEED_LOCKED: libc::c_int = 24;
+
+/// An advice that no kernel has.
+const IMPOSSIBLE_ADVICE: libc::c_int = 0x7fff_fff1;
 
 fn errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-/// Reserves address space for stacks, which is committed page by page where it is touched.
+/// Reserves address space for stacks, which is inaccessible until [`commit_stacks`].
 pub(crate) fn reserve_stacks(bytes: usize) -> Result<usize, i32> {
-    // SAFETY: a fresh anonymous mapping.
-    let at = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK,
-            -1,
-            0,
-        )
-    };
-    if at == libc::MAP_FAILED {
-        return Err(errno());
-    }
+    let at = reserve_private(bytes, libc::MAP_STACK)?;
     // A huge page under a stack would cost 2 MiB for a few bytes. MAP_STACK keeps them away since
     // Linux 6.7. On a kernel without huge pages the call fails, and has nothing to do.
     // SAFETY: the range is the mapping that was just made.
-    unsafe { libc::madvise(at, bytes, libc::MADV_NOHUGEPAGE) };
-    Ok(at as usize)
+    unsafe { libc::madvise(at as *mut _, bytes, libc::MADV_NOHUGEPAGE) };
+    Ok(at)
 }
+
+/// Makes a part of a reservation usable. Its memory is committed page by page where it is touched.
+///
+/// # Safety
+/// 1. The range lies in a mapping of [`reserve_stacks`], and holds no guard.
+pub(crate) unsafe fn commit_stacks(at: usize, bytes: usize) -> Result<(), i32> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: 1. is the caller's promise.
+    match unsafe { libc::mprotect(at as *mut _, bytes, access) } {
+        0 => Ok(()),
+        _ => Err(errno()),
+    }
+}
+
+/// The value of errno when memory could not be decommitted the last time. 0: it always could.
+static DECOMMIT_ERRNO: AtomicI32 = AtomicI32::new(0);
 
 /// Decommits a range: it reads as zeroes afterwards, and its guards stay. A failure costs memory,
 /// nothing else. (`stack/slots.rs` says why this is not MADV_FREE.)
@@ -48,13 +55,32 @@ pub(crate) fn reserve_stacks(bytes: usize) -> Result<usize, i32> {
 /// 1. The range lies in mappings of [`reserve_stacks`].
 /// 2. Its contents are not needed.
 pub(crate) unsafe fn decommit(at: usize, bytes: usize) {
-    // SAFETY: 1. and 2. are the caller's promises.
-    unsafe { libc::madvise(at as *mut _, bytes, libc::MADV_DONTNEED) };
+    // Memory that is locked (mlockall) needs the second one.
+    for advice in [libc::MADV_DONTNEED, MADV_DONTNEED_LOCKED] {
+        // SAFETY: 1. and 2. are the caller's promises.
+        if unsafe { libc::madvise(at as *mut _, bytes, advice) } == 0 {
+            return;
+        }
+    }
+    DECOMMIT_ERRNO.store(errno(), Ordering::Relaxed);
+}
+
+/// Whether memory can be decommitted, as far as is known and by a probe of madvise(2). Otherwise
+/// the value of errno.
+pub(crate) fn probe_decommit() -> Result<(), i32> {
+    match DECOMMIT_ERRNO.load(Ordering::Relaxed) {
+        // SAFETY: an empty range: no memory is involved.
+        0 => match unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_DONTNEED) } {
+            0 => Ok(()),
+            _ => Err(errno()),
+        },
+        errno => Err(errno),
+    }
 }
 
 /// Makes accesses to a range fault, by page table markers, which cost no mapping (Linux 6.13).
 /// Returns whether the kernel says that it did. An emulator may say so and do nothing: see
-/// [`is_guarded`].
+/// [`answers_impossible_advice`] and [`is_guarded`].
 ///
 /// # Safety
 /// 1. The range lies in a mapping of [`reserve_stacks`].
@@ -64,15 +90,23 @@ pub(crate) unsafe fn install_guard_markers(at: usize, bytes: usize) -> bool {
     unsafe { libc::madvise(at as *mut _, bytes, MADV_GUARD_INSTALL) == 0 }
 }
 
-/// Whether an access to the page at this address would fault for a guard marker.
+/// Whether madvise(2) succeeds with an advice that does not exist: an emulator (qemu-user) that
+/// answers what it does not know with success.
+pub(crate) fn answers_impossible_advice() -> bool {
+    // SAFETY: an empty range: no memory is involved.
+    unsafe { libc::madvise(std::ptr::null_mut(), 0, IMPOSSIBLE_ADVICE) == 0 }
+}
+
+/// Whether an access to this page faults, found out without a fault: the kernel is told to write
+/// the time there, and refuses that with EFAULT. No file descriptor is needed, and no sandbox
+/// forbids the call. Any other answer is `false`.
 ///
-/// The kernel is asked to populate the page as a read access would. Over a guard marker that fails
-/// with EFAULT. qemu-user, which knows neither call, answers both with success. A probe that cannot
-/// be made (no such call before Linux 5.14, a seccomp filter) answers `false`. write(2) from the
-/// page would tell as much and needs a file descriptor.
-pub(crate) fn is_guarded(page: usize) -> bool {
-    // SAFETY: reads at most: no contents change.
-    let result = unsafe { libc::madvise(page as *mut _, PAGE_BYTES, MADV_POPULATE_READ) };
+/// # Safety
+/// 1. Nothing uses the page. What it holds is overwritten if it is accessible.
+pub(crate) unsafe fn is_guarded(page: usize) -> bool {
+    // The function of libc reads the clock without a system call, and would itself fault.
+    // SAFETY: 1. the kernel writes a timespec there, or nothing.
+    let result = unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, page) };
     result != 0 && errno() == libc::EFAULT
 }
 
@@ -87,38 +121,4 @@ pub(crate) unsafe fn forbid_access(at: usize, bytes: usize) -> Result<(), i32> {
         0 => Ok(()),
         _ => Err(errno()),
     }
-}
-
-/// RLIMIT_AS in bytes, if it limits the process.
-pub(crate) fn address_space_limit() -> Option<usize> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the address of a local.
-    let is_known = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) } == 0;
-    (is_known && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur as usize)
-}
-
-/// Bytes of address space that the process uses.
-pub(crate) fn address_space_used() -> usize {
-    read_number("/proc/self/statm").unwrap_or(0) * PAGE_BYTES
-}
-
-/// Whether the kernel counts untouched memory as used (vm.overcommit_memory is 2).
-pub(crate) fn is_overcommit_strict() -> bool {
-    read_number("/proc/sys/vm/overcommit_memory") == Some(2)
-}
-
-/// How many mappings a process may have: vm.max_map_count. `None`: /proc does not tell.
-pub(crate) fn max_mappings() -> Option<usize> {
-    read_number("/proc/sys/vm/max_map_count")
-}
-
-/// How many mappings this process has. It reads all of /proc/self/maps, which takes long.
-pub(crate) fn mappings() -> usize {
-    let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
-    maps.iter().filter(|&&byte| byte == b'\n').count()
-}
-
-/// The number that a file begins with.
-fn read_number(path: &str) -> Option<usize> {
-    std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
 }

@@ -33,7 +33,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::context;
-use crate::jit::PAGE_BYTES;
 use crate::runtime::arch;
 use crate::runtime::arch::Registers;
 
@@ -50,6 +49,10 @@ pub(crate) const PREEMPT: libc::c_int = libc::SIGURG;
 /// Bytes of an M's alternate stack: the frame that the kernel writes (with AVX-512 about 3 KiB),
 /// and room to read a symbol table.
 const ALT_STACK_BYTES: usize = 128 << 10;
+
+/// Bytes of its guard: handlers of the program run there, too, and may call C functions whose
+/// frames step over a page.
+const ALT_GUARD_BYTES: usize = 64 << 10;
 
 /// The signals that the crate handles. The tables below are in this order.
 const SIGNALS: [libc::c_int; 3] = [SEGMENT, BUS, PREEMPT];
@@ -145,7 +148,7 @@ fn replace(signal: libc::c_int) {
         let previous = (*PREVIOUS.0.get())[index_of(signal)].as_mut_ptr();
         libc::sigaction(signal, ptr::null(), previous);
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_signal as *const () as usize;
+        action.sa_sigaction = arch::handler_entry(on_signal as *const () as usize);
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         libc::sigemptyset(&raw mut action.sa_mask);
         if signal == PREEMPT {
@@ -287,7 +290,7 @@ impl AltStack {
         unsafe {
             let memory = libc::mmap(
                 ptr::null_mut(),
-                ALT_STACK_BYTES + PAGE_BYTES,
+                ALT_STACK_BYTES + ALT_GUARD_BYTES,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
                 -1,
@@ -296,9 +299,9 @@ impl AltStack {
             if memory == libc::MAP_FAILED {
                 return None;
             }
-            libc::mprotect(memory, PAGE_BYTES, libc::PROT_NONE);
+            libc::mprotect(memory, ALT_GUARD_BYTES, libc::PROT_NONE);
             let stack = libc::stack_t {
-                ss_sp: memory.byte_add(PAGE_BYTES),
+                ss_sp: memory.byte_add(ALT_GUARD_BYTES),
                 ss_flags: 0,
                 ss_size: ALT_STACK_BYTES,
             };
@@ -315,7 +318,7 @@ impl Drop for AltStack {
         // handler, and the thread has another one from the first call on.
         unsafe {
             libc::sigaltstack(&raw const self.previous, ptr::null_mut());
-            libc::munmap(self.memory, ALT_STACK_BYTES + PAGE_BYTES);
+            libc::munmap(self.memory, ALT_STACK_BYTES + ALT_GUARD_BYTES);
         }
     }
 }

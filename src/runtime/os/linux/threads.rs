@@ -21,6 +21,15 @@ pub(crate) fn send_preempt_signal(tid: Tid) -> bool {
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, PREEMPT) == 0 }
 }
 
+/// Whether the host lets threads of this process signal each other: tgkill(2) without a signal.
+pub(crate) fn can_signal() -> std::io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    match unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), current_tid(), 0) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 /// How many threads the process has. `usize::MAX`: /proc does not tell.
 pub(crate) fn count() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(usize::MAX, Iterator::count)
