@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use crate::runtime::arch::Gobuf;
 use crate::runtime::gmp::g::G;
-use crate::runtime::gmp::p::{Counts, P, Ticks};
+use crate::runtime::gmp::p::{Counts, P, Round, Ticks};
 use crate::runtime::gmp::pools::Pools;
 use crate::runtime::gmp::preempt_state::PreemptState;
 use crate::runtime::gmp::queues::GQueue;
@@ -110,6 +110,7 @@ impl M {
                     runq: RunQueue::new(),
                     run_next: Cell::new(ptr::null_mut()),
                     ticks: Ticks::new(),
+                    round: Round::new(),
                     timers: Timers::new(),
                     pools: Pools::new(),
                     ids: Cell::new((0, 0)),
@@ -139,6 +140,7 @@ impl M {
         self.p.run_next.set(ptr::null_mut());
         // Ticks begin at zero, so that each run checks queues and timers at the same ticks.
         self.p.ticks.reset();
+        self.p.round.reset();
         self.p.timers.clear();
         self.p.counts.reset();
         self.remote.inbox.clear();
@@ -148,11 +150,12 @@ impl M {
         FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).push(self);
     }
 
-    /// The number of the current time slice, as another thread sees it. `None` if the M runs no
-    /// goroutine.
+    /// The number of the current time slice, as another thread sees it. `None` if the M sleeps.
+    ///
+    /// An M that is between two goroutines is in the time slice of the first one: goroutines that
+    /// ready each other by way of the system stack share one, and most moments are between them.
     pub(crate) fn time_slice(&self) -> Option<u64> {
-        let runs_one = !self.curg.load(Ordering::Acquire).is_null();
-        runs_one.then(|| self.p.ticks.time_slice())
+        (!self.is_parked()).then(|| self.p.ticks.time_slice())
     }
 
     /// Hands a runnable goroutine to the M that it belongs to. Called by other threads.

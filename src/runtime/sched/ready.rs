@@ -19,7 +19,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::runtime::gmp::current::{getm, sched_of};
-use crate::runtime::gmp::g::G;
+use crate::runtime::gmp::g::{Backlog, G};
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::p::{RUNQ, bump};
 use crate::runtime::gmp::parker::Parker;
@@ -125,6 +125,43 @@ fn belongs_to_thread(g: &G) -> bool {
 #[cold]
 pub(crate) fn displace_run_next(m: &M) {
     enqueue_and_wake(m, m.p.run_next.replace(ptr::null_mut()));
+}
+
+/// Puts a goroutine that this M has run, and that yields or whose time slice is over, after
+/// everything that is runnable here. From here on another M may run it, if any may.
+///
+/// In `local` a goroutine of this thread would run before most of what waits in the run queue and
+/// the global queue: a producer that starts many goroutines and yields after each batch would run
+/// ahead of all of them. So it goes to `yielded`, with the position of what must run before it.
+///
+/// Rejected: a queue for all Ms that also holds goroutines of one thread. A spill reorders it, so
+/// that it does not keep the order either. Positions do, over spills, too.
+#[inline(never)]
+pub(crate) fn enqueue_last(m: &M, sched: &Sched, g: &G) {
+    let p = &m.p;
+    if !p.run_next.get().is_null() && !p.ticks.may_inherit() {
+        displace_run_next(m);
+    }
+    let is_global = sched.global_len.load(Ordering::Relaxed) != 0;
+    let queued = ptr::from_ref(g).cast_mut();
+    if !belongs_to_thread(g) {
+        if is_global {
+            let only = GQueue::new();
+            only.push(queued);
+            sched.push_global(&only, 1);
+        } else {
+            enqueue(m, queued);
+        }
+    } else if is_global || !p.runq.is_empty() || !m.yielded.is_empty() {
+        let before = match is_global {
+            true => sched.global_pushed.load(Ordering::Relaxed),
+            false => p.runq.tail_position(),
+        };
+        g.backlog.set(Backlog { is_global, moved: 0, spills: m.spills.get().0, before });
+        m.yielded.push(queued);
+    } else {
+        m.local.push(queued);
+    }
 }
 
 /// Readies the goroutines of `owner` whose timers are due. `m` is the M of this thread. A goroutine

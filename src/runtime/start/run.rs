@@ -60,6 +60,7 @@ use crate::runtime::gmp::status::Status;
 use crate::runtime::gmp::{g, join_state, pools};
 use crate::runtime::os::signals::AltStack;
 use crate::runtime::os::{futex, threads};
+use crate::runtime::sched::find::max_inherited;
 use crate::runtime::sched::lifecycle::{NewError, newproc};
 use crate::runtime::sched::ready::goready;
 use crate::runtime::sched::schedule::schedule0;
@@ -124,6 +125,8 @@ fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
     let by_signal = config.is_preempted_by_signal()?;
     let stubs = PreemptStubs::new(config.wanted_vector_state(), by_signal)?;
     let sched = new_sched(processors, class);
+    let max_inherited = max_inherited(slice.is_some());
+    sched.ms().for_each(|m| m.p.ticks.max_inherited.set(max_inherited));
     let (threads, failed) = start_threads(sched, &stubs, slice);
     sched.has_sysmon.store(threads.sysmon.is_some(), Ordering::Relaxed);
     let result = match failed {
