@@ -31,6 +31,7 @@ use crate::runtime::gmp::pools::Pools;
 use crate::runtime::gmp::preempt_state::PreemptState;
 use crate::runtime::gmp::queues::GQueue;
 use crate::runtime::gmp::sched::Sched;
+use crate::runtime::gmp::slab_set::SlabSet;
 use crate::runtime::gmp::timers::{self, Timers};
 use crate::runtime::os::futex;
 use crate::runtime::sync::idle::Parking;
@@ -113,6 +114,7 @@ impl M {
                     round: Round::new(),
                     timers: Timers::new(),
                     pools: Pools::new(),
+                    slabs: SlabSet::new(),
                     ids: Cell::new((0, 0)),
                     counts: Counts::default(),
                 },
@@ -142,6 +144,7 @@ impl M {
         self.p.ticks.reset();
         self.p.round.reset();
         self.p.timers.clear();
+        self.p.slabs.clear();
         self.p.counts.reset();
         self.remote.inbox.clear();
         self.remote.parking.end();

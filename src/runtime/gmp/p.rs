@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::pools::Pools;
+use crate::runtime::gmp::slab_set::SlabSet;
 use crate::runtime::gmp::timers::Timers;
 use crate::runtime::sync::runq::RunQueue;
 
@@ -31,6 +32,8 @@ pub(crate) struct P {
     pub(crate) timers: Timers,
     /// Dead goroutines with their stacks.
     pub(crate) pools: Pools,
+    /// The slabs of the goroutines that were started here in this run.
+    pub(crate) slabs: SlabSet,
     /// The rest of a batch of goroutine numbers: the next one, and the end of the batch.
     pub(crate) ids: Cell<(u64, u64)>,
     pub(crate) counts: Counts,
