@@ -225,6 +225,14 @@ impl G {
         Status::from_u32(self.status.load(Ordering::Acquire))
     }
 
+    /// Whether the goroutine has started, and has left its M.
+    #[inline(always)]
+    pub(crate) fn is_suspended(&self) -> bool {
+        let status = self.status.load(Ordering::Relaxed);
+        let has_left = status == status::RUNNABLE || status == status::WAITING;
+        has_left && !self.m.load(Ordering::Relaxed).is_null()
+    }
+
     pub(crate) fn wait_reason(&self) -> WaitReason {
         let reason = usize::from(self.wait_reason.load(Ordering::Relaxed));
         WaitReason::ALL.get(reason).copied().unwrap_or(WaitReason::None)

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use crate::runtime::arch::Gobuf;
 use crate::runtime::gmp::g::G;
-use crate::runtime::gmp::p::{Counts, P, Round, Ticks};
+use crate::runtime::gmp::p::{Burst, Counts, P, Round, Ticks};
 use crate::runtime::gmp::pools::Pools;
 use crate::runtime::gmp::preempt_state::PreemptState;
 use crate::runtime::gmp::queues::GQueue;
@@ -112,6 +112,7 @@ impl M {
                     run_next: Cell::new(ptr::null_mut()),
                     ticks: Ticks::new(),
                     round: Round::new(),
+                    burst: Burst::new(),
                     timers: Timers::new(),
                     pools: Pools::new(),
                     slabs: SlabSet::new(),
@@ -143,6 +144,7 @@ impl M {
         // Ticks begin at zero, so that each run checks queues and timers at the same ticks.
         self.p.ticks.reset();
         self.p.round.reset();
+        self.p.burst.reset();
         self.p.timers.clear();
         self.p.slabs.clear();
         self.p.counts.reset();
@@ -167,6 +169,11 @@ impl M {
         // SAFETY: the caller has readied the goroutine, and owns it until it is queued; a G is
         // never freed. Goroutines leave an inbox by `drain` only.
         unsafe { park::push_remote(inbox, parking, g, futex::wake) };
+    }
+
+    /// Whether the M runs no goroutine and has none that could start, as another thread sees it.
+    pub(crate) fn is_without_work(&self) -> bool {
+        self.curg.load(Ordering::Relaxed).is_null() && !self.has_remote() && self.p.runq.is_empty()
     }
 
     /// Whether other threads have pushed goroutines.

@@ -29,6 +29,7 @@ pub(crate) struct P {
     pub(crate) run_next: Cell<*mut G>,
     pub(crate) ticks: Ticks,
     pub(crate) round: Round,
+    pub(crate) burst: Burst,
     pub(crate) timers: Timers,
     /// Dead goroutines with their stacks.
     pub(crate) pools: Pools,
@@ -175,19 +176,50 @@ impl Round {
     }
 }
 
+/// The goroutines that this P starts one after the other, while more wait to be started.
+pub(crate) struct Burst {
+    /// The goroutine that was started last.
+    last: Cell<Option<&'static G>>,
+    /// How many in a row were still there when the next one was started.
+    settled: Cell<u32>,
+}
+
+impl Burst {
+    pub(crate) const fn new() -> Self {
+        Self { last: Cell::new(None), settled: Cell::new(0) }
+    }
+
+    /// The next goroutine is started. Returns how many of those before it, in a row, have suspended
+    /// themselves since they were started.
+    #[inline(always)]
+    pub(crate) fn start_next(&self, g: &'static G) -> u32 {
+        // The last G may be another goroutine's by now. Then the count is wrong by one.
+        let is_suspended = self.last.replace(Some(g)).is_some_and(G::is_suspended);
+        let settled = if is_suspended { self.settled.get() + 1 } else { 0 };
+        self.settled.set(settled);
+        settled
+    }
+
+    pub(crate) fn reset(&self) {
+        self.last.set(None);
+        self.settled.set(0);
+    }
+}
+
 /// What happened on one P, for `stats`. Its thread alone writes.
 #[derive(Default)]
 pub(crate) struct Counts {
     pub(crate) steals: AtomicU64,
     pub(crate) stolen: AtomicU64,
+    pub(crate) sent: AtomicU64,
     pub(crate) timers: AtomicU64,
     pub(crate) sleeps: AtomicU64,
 }
 
 impl Counts {
     pub(crate) fn reset(&self) {
-        let Self { steals, stolen, timers, sleeps } = self;
-        let all = [steals, stolen, timers, sleeps];
+        let Self { steals, stolen, sent, timers, sleeps } = self;
+        let all = [steals, stolen, sent, timers, sleeps];
         all.into_iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
     }
 }

@@ -8,17 +8,29 @@
 use std::cell::Cell;
 
 /// A set of slabs, by number. One thread owns it.
-pub(crate) struct SlabSet(Cell<&'static [Cell<u64>]>);
+pub(crate) struct SlabSet {
+    words: Cell<&'static [Cell<u64>]>,
+    /// The slab that was inserted last: mostly the next one, too. `u32::MAX`: none.
+    last: Cell<u32>,
+}
 
 impl SlabSet {
     pub(crate) const fn new() -> Self {
-        Self(Cell::new(&[]))
+        Self { words: Cell::new(&[]), last: Cell::new(u32::MAX) }
     }
 
     #[inline(always)]
     pub(crate) fn insert(&self, slab: u32) {
+        if self.last.get() != slab {
+            self.insert_another(slab);
+        }
+    }
+
+    #[inline(never)]
+    fn insert_another(&self, slab: u32) {
+        self.last.set(slab);
         let (word, bit) = place(slab);
-        match self.0.get().get(word) {
+        match self.words.get().get(word) {
             Some(bits) => bits.set(bits.get() | bit),
             None => self.grow_for(slab),
         }
@@ -26,20 +38,19 @@ impl SlabSet {
 
     /// The old words are leaked, which are fewer than the new ones: the owner is never freed.
     #[cold]
-    #[inline(never)]
     fn grow_for(&self, slab: u32) {
         let (word, bit) = place(slab);
-        let old = self.0.get();
+        let old = self.words.get();
         let words: Box<[Cell<u64>]> = (0..(word + 1).next_power_of_two())
             .map(|at| Cell::new(old.get(at).map_or(0, Cell::get)))
             .collect();
         words[word].set(words[word].get() | bit);
-        self.0.set(Box::leak(words));
+        self.words.set(Box::leak(words));
     }
 
     /// The slabs in the set, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = u32> {
-        self.0.get().iter().enumerate().flat_map(|(word, bits)| {
+        self.words.get().iter().enumerate().flat_map(|(word, bits)| {
             let bits = bits.get();
             let set = (0..u64::BITS).filter(move |bit| bits >> bit & 1 != 0);
             set.map(move |bit| word as u32 * u64::BITS + bit)
@@ -47,7 +58,8 @@ impl SlabSet {
     }
 
     pub(crate) fn clear(&self) {
-        self.0.get().iter().for_each(|bits| bits.set(0));
+        self.last.set(u32::MAX);
+        self.words.get().iter().for_each(|bits| bits.set(0));
     }
 }
 

@@ -48,6 +48,10 @@ const TIMERS_EVERY: u64 = 16;
 /// The local queue goes before the run queue at one time slice in this many.
 const LOCAL_EVERY: u64 = 8;
 
+/// How many goroutines that were started one after the other must have suspended themselves before
+/// others are sent to an M without work. Two that exchange messages stay together.
+const SETTLED: u32 = 2;
+
 /// How many goroutines in a row inherit a time slice at most, in runs without a sysmon: nothing else
 /// ends the time slice there.
 const MAX_INHERITED_UNTIMED: u64 = 128;
@@ -120,13 +124,18 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     let time_slice = p.ticks.time_slice();
     let mut g = ptr::null_mut();
     if time_slice.is_multiple_of(LOCAL_EVERY) | p.round.is_due() {
-        g = serve_round(m, sched);
-        if g.is_null() && time_slice.is_multiple_of(LOCAL_EVERY) {
-            g = pick_others_first(m, sched, time_slice);
-        }
+        g = pick_others_first(m, sched, time_slice);
     }
     if g.is_null() {
         g = p.runq.pop();
+        // SAFETY: null, or a G, which is never freed.
+        if sched.idle.sleeping() != 0
+            && !p.runq.is_empty()
+            && let Some(next) = unsafe { g.as_ref() }
+            && p.burst.start_next(next) >= SETTLED
+        {
+            spread(m, sched);
+        }
     }
     if g.is_null() {
         g = m.local.pop();
@@ -141,7 +150,36 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     g
 }
 
+/// Sends half of the run queue to an M that has no work.
+///
+/// Called where an M sleeps, and the goroutines that were started last have suspended themselves instead of ending:
+/// a pool of workers that wait for jobs, or handlers that wait for their peers. From then on they
+/// stay here, and those that start next probably will, too. An M that was woken when the first one
+/// was queued comes too late to steal any: a thread takes some 50 us to wake, and in one of them
+/// this M starts ten goroutines.
+///
+/// Goroutines that end at once are not sent: here they end before another thread has woken. Nor
+/// are the first ones, so that a few that exchange messages stay together.
+#[cold]
+#[inline(never)]
+fn spread(m: &M, sched: &Sched) {
+    let Some(idle) = others(m, sched).find(|other| other.is_without_work()) else {
+        return;
+    };
+    let waiting = RUNQ - m.p.runq.room();
+    for _ in 0..waiting.div_ceil(2) {
+        let g = m.p.runq.pop();
+        if g.is_null() {
+            break; // Thieves have come.
+        }
+        bump(&m.p.counts.sent, 1);
+        // It is not this M's: the other one drains it into its run queue, where any M may take it.
+        idle.push_remote(g);
+    }
+}
+
 /// The goroutine whose turn it is in the current round, if there is one.
+#[cold]
 fn serve_round(m: &M, sched: &Sched) -> *mut G {
     while let Some(turn) = m.p.round.take_turn() {
         let g = match turn {
@@ -159,8 +197,16 @@ fn serve_round(m: &M, sched: &Sched) -> *mut G {
     ptr::null_mut()
 }
 
-/// The goroutine that goes before the run queue, at one time slice in [`LOCAL_EVERY`].
+/// The goroutine that goes before the run queue, when a round is due and at one time slice in
+/// [`LOCAL_EVERY`].
+#[inline(never)]
 fn pick_others_first(m: &M, sched: &Sched, time_slice: u64) -> *mut G {
+    if m.p.round.is_due() {
+        let g = serve_round(m, sched);
+        if !g.is_null() || !time_slice.is_multiple_of(LOCAL_EVERY) {
+            return g;
+        }
+    }
     if !m.yielded.is_empty() {
         readmit_yielded(m, sched);
     }
