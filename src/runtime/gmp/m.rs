@@ -10,10 +10,11 @@
 //! Where a runnable goroutine waits:
 //!
 //! * `local`: goroutines that belong to this thread. Only this thread touches it.
-//! * `yielded`: goroutines of this thread that called `gosched` while the run queue or the global
-//!   queue had a backlog. Each joins `local` when its backlog has left those queues.
-//! * `remote.inbox`: goroutines of this thread that other threads have readied. Many push, and this
-//!   thread drains all at once.
+//! * `yielded`: goroutines of this thread that yielded, or whose time slice ended, while the run
+//!   queue or the global queue had a backlog. Each joins `local` when its backlog has left those
+//!   queues.
+//! * `remote.inbox`: goroutines of this thread that other threads have readied, and goroutines that
+//!   another M has sent here before they started. Many push, and this thread drains all at once.
 //! * `P::run_next`: one goroutine that the running one has readied.
 //! * `P::runq`: goroutines that any thread may run: not started yet, or migratable. Other Ms steal.
 //! * `Sched::global`: the overflow of the run queues.
@@ -164,11 +165,13 @@ impl M {
     }
 
     /// Hands a runnable goroutine to the M that it belongs to. Called by other threads.
-    pub(crate) fn push_remote(&self, g: *mut G) {
+    /// Returns whether the M has yet to leave its sleep: then it drains its inbox before it runs
+    /// anything.
+    pub(crate) fn push_remote(&self, g: *mut G) -> bool {
         let Remote { inbox, parking } = &self.remote;
         // SAFETY: the caller has readied the goroutine, and owns it until it is queued; a G is
         // never freed. Goroutines leave an inbox by `drain` only.
-        unsafe { park::push_remote(inbox, parking, g, futex::wake) };
+        unsafe { park::push_remote(inbox, parking, g, futex::wake) }
     }
 
     /// Whether the M runs no goroutine and has none that could start, as another thread sees it.

@@ -35,7 +35,7 @@ use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::p::{RUNQ, Turn, bump};
 use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::timers;
-use crate::runtime::sched::ready::{displace_run_next, drain_inbox, run_timers};
+use crate::runtime::sched::ready::{displace_run_next, drain_inbox, run_timers, send_to_sleeper};
 use crate::runtime::sync::runq::Stolen;
 
 /// The global queue is checked first at one time slice in this many: a multiple of
@@ -49,7 +49,7 @@ const TIMERS_EVERY: u64 = 16;
 const LOCAL_EVERY: u64 = 8;
 
 /// How many goroutines that were started one after the other must have suspended themselves before
-/// others are sent to an M without work. Two that exchange messages stay together.
+/// others are sent to an M that sleeps. Two that exchange messages stay together.
 const SETTLED: u32 = 2;
 
 /// How many goroutines in a row inherit a time slice at most, in runs without a sysmon: nothing else
@@ -150,31 +150,25 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     g
 }
 
-/// Sends half of the run queue to an M that has no work.
+/// Sends half of the run queue to an M that sleeps.
 ///
-/// Called where an M sleeps, and the goroutines that were started last have suspended themselves instead of ending:
-/// a pool of workers that wait for jobs, or handlers that wait for their peers. From then on they
-/// stay here, and those that start next probably will, too. An M that was woken when the first one
-/// was queued comes too late to steal any: a thread takes some 50 us to wake, and in one of them
-/// this M starts ten goroutines.
+/// Called where an M sleeps, and the goroutines that were started last have suspended themselves
+/// instead of ending: a pool of workers that wait for jobs, or handlers that wait for their peers.
+/// From then on they stay here, and those that start next probably will, too. An M that was woken
+/// when the first one was queued comes too late to steal any: a thread takes some 50 us to wake, and
+/// in one of them this M starts ten goroutines.
 ///
 /// Goroutines that end at once are not sent: here they end before another thread has woken. Nor
 /// are the first ones, so that a few that exchange messages stay together.
 #[cold]
 #[inline(never)]
 fn spread(m: &M, sched: &Sched) {
-    let Some(idle) = others(m, sched).find(|other| other.is_without_work()) else {
+    let waiting = RUNQ - m.p.runq.room();
+    let Some(sleeper) = others(m, sched).find(|other| other.is_without_work()) else {
         return;
     };
-    let waiting = RUNQ - m.p.runq.room();
-    for _ in 0..waiting.div_ceil(2) {
-        let g = m.p.runq.pop();
-        if g.is_null() {
-            break; // Thieves have come.
-        }
-        bump(&m.p.counts.sent, 1);
-        // It is not this M's: the other one drains it into its run queue, where any M may take it.
-        idle.push_remote(g);
+    if !send_to_sleeper(m, sleeper, waiting.div_ceil(2)) {
+        m.p.burst.reset(); // It searches, and steals by itself.
     }
 }
 

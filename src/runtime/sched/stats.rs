@@ -21,7 +21,7 @@ pub struct Stats {
     pub steals: u64,
     /// Goroutines that were stolen.
     pub stolen: u64,
-    /// Goroutines that were sent to a processor without work, before they started.
+    /// Goroutines that were sent to a processor that slept, before they started.
     pub sent: u64,
     /// Goroutines whose `sleep`, or whose limit of time for a channel, ended.
     pub timers: u64,
