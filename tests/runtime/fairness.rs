@@ -600,8 +600,7 @@ fn a_goroutine_of_an_earlier_run_is_not_readied_on_its_m() {
                 ready(sticky);
                 ready(migratable);
                 let rest = [by_this[1], by_thread[1]];
-                let foreign =
-                    std::thread::spawn(move || rest.map(|parker| unsafe { goready(parker) }));
+                let foreign = std::thread::spawn(move || rest.map(ready));
                 foreign.join().expect("no panic");
                 for _ in 0..100 {
                     gosched();

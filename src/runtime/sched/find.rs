@@ -128,9 +128,9 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     }
     if g.is_null() {
         g = p.runq.pop();
-        // SAFETY: null, or a G, which is never freed.
         if sched.idle.sleeping() != 0
             && !p.runq.is_empty()
+            // SAFETY: null, or a G, which is never freed.
             && let Some(next) = unsafe { g.as_ref() }
             && p.burst.start_next(next) >= SETTLED
         {
