@@ -573,7 +573,8 @@ fn a_goroutine_of_an_earlier_run_is_not_readied_on_its_m() {
                 let park = || {
                     let (parked, resumed) = (Arc::clone(&parked), Arc::clone(&resumed));
                     move || {
-                        let publish = || parked.lock().expect("whole").push(current());
+                        let me = current();
+                        let publish = || parked.lock().expect("whole").push(me);
                         // SAFETY: the later run readies it once.
                         unsafe { gopark(WaitReason::Other, publish) };
                         resumed.fetch_add(1, Ordering::SeqCst);
