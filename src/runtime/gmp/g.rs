@@ -135,12 +135,14 @@ pub(crate) struct G {
     pub(crate) run_id: AtomicU64,
     /// Of a thread waiter: the word that the thread sleeps on.
     pub(crate) thread_wake: AtomicU32,
-    /// This is the waiter of a foreign thread, and no goroutine.
-    pub(crate) is_thread: Cell<bool>,
+    /// The number of the slab that this is in. It never changes.
+    pub(crate) slab: u32,
     /// Of the first G of a chain in a pool: the first G of the next chain.
     pub(crate) next_chain: Cell<*mut G>,
     /// Of the first G of a chain in a pool: how many Gs the chain has.
-    pub(crate) chain_len: Cell<u32>,
+    pub(crate) chain_len: Cell<u16>,
+    /// This is the waiter of a foreign thread, and no goroutine.
+    pub(crate) is_thread: Cell<bool>,
     /// While this is not zero the goroutine is not preempted.
     pub(crate) no_preempt: AtomicU32,
     /// Printed by panics and tracebacks.
@@ -187,7 +189,8 @@ pub(crate) const G_STACK_HI_OFF: i32 = (offset_of!(G, stack) + offset_of!(Stack,
 pub(crate) const G_ANCHOR_OFF: i32 = offset_of!(G, anchor) as i32;
 
 impl G {
-    fn new() -> Self {
+    /// A G of the slab with this number.
+    fn new(slab: u32) -> Self {
         Self {
             sched: Gobuf::new(),
             status: AtomicU32::new(Status::Idle as u32),
@@ -208,9 +211,10 @@ impl G {
             data: Cell::new(ptr::null_mut()),
             run_id: AtomicU64::new(0),
             thread_wake: AtomicU32::new(0),
-            is_thread: Cell::new(false),
+            slab,
             next_chain: Cell::new(ptr::null_mut()),
             chain_len: Cell::new(0),
+            is_thread: Cell::new(false),
             no_preempt: AtomicU32::new(0),
             backlog: Cell::new(Backlog { is_global: false, moved: 0, spills: 0, before: 0 }),
             name: NameCell::new(),
@@ -219,6 +223,14 @@ impl G {
 
     pub(crate) fn status(&self) -> Status {
         Status::from_u32(self.status.load(Ordering::Acquire))
+    }
+
+    /// Whether the goroutine has started, and has left its M.
+    #[inline(always)]
+    pub(crate) fn is_suspended(&self) -> bool {
+        let status = self.status.load(Ordering::Relaxed);
+        let has_left = status == status::RUNNABLE || status == status::WAITING;
+        has_left && !self.m.load(Ordering::Relaxed).is_null()
     }
 
     pub(crate) fn wait_reason(&self) -> WaitReason {
@@ -304,7 +316,8 @@ static SLABS: Mutex<Slabs> =
 pub(crate) fn allocate() -> &'static G {
     let mut slabs = SLABS.lock().unwrap_or_else(PoisonError::into_inner);
     if slabs.used_in_last == SLAB {
-        let slab: Box<[G]> = (0..SLAB).map(|_| G::new()).collect();
+        let number = slabs.slabs.len() as u32;
+        let slab: Box<[G]> = (0..SLAB).map(|_| G::new(number)).collect();
         slabs.slabs.push(Box::leak(slab));
         slabs.used_in_last = 0;
     }
@@ -312,6 +325,12 @@ pub(crate) fn allocate() -> &'static G {
     slabs.used_in_last += 1;
     let slab = slabs.slabs.last().expect("a slab was pushed above or stood there before");
     &slab[at]
+}
+
+/// The Gs of a slab, by its number.
+pub(crate) fn slab(number: u32) -> &'static [G] {
+    let slabs = SLABS.lock().unwrap_or_else(PoisonError::into_inner);
+    slabs.slabs[number as usize]
 }
 
 /// Every G of the process, used or not. Each may become another goroutine at any moment.

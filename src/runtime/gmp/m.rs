@@ -10,10 +10,11 @@
 //! Where a runnable goroutine waits:
 //!
 //! * `local`: goroutines that belong to this thread. Only this thread touches it.
-//! * `yielded`: goroutines of this thread that called `gosched` while the run queue or the global
-//!   queue had a backlog. Each joins `local` when its backlog has left those queues.
-//! * `remote.inbox`: goroutines of this thread that other threads have readied. Many push, and this
-//!   thread drains all at once.
+//! * `yielded`: goroutines of this thread that yielded, or whose time slice ended, while the run
+//!   queue or the global queue had a backlog. Each joins `local` when its backlog has left those
+//!   queues.
+//! * `remote.inbox`: goroutines of this thread that other threads have readied, and goroutines that
+//!   another M has sent here before they started. Many push, and this thread drains all at once.
 //! * `P::run_next`: one goroutine that the running one has readied.
 //! * `P::runq`: goroutines that any thread may run: not started yet, or migratable. Other Ms steal.
 //! * `Sched::global`: the overflow of the run queues.
@@ -26,11 +27,12 @@ use std::time::Duration;
 
 use crate::runtime::arch::Gobuf;
 use crate::runtime::gmp::g::G;
-use crate::runtime::gmp::p::{Counts, P, Ticks};
+use crate::runtime::gmp::p::{Burst, Counts, P, Round, Ticks};
 use crate::runtime::gmp::pools::Pools;
 use crate::runtime::gmp::preempt_state::PreemptState;
 use crate::runtime::gmp::queues::GQueue;
 use crate::runtime::gmp::sched::Sched;
+use crate::runtime::gmp::slab_set::SlabSet;
 use crate::runtime::gmp::timers::{self, Timers};
 use crate::runtime::os::futex;
 use crate::runtime::sync::idle::Parking;
@@ -110,8 +112,11 @@ impl M {
                     runq: RunQueue::new(),
                     run_next: Cell::new(ptr::null_mut()),
                     ticks: Ticks::new(),
+                    round: Round::new(),
+                    burst: Burst::new(),
                     timers: Timers::new(),
                     pools: Pools::new(),
+                    slabs: SlabSet::new(),
                     ids: Cell::new((0, 0)),
                     counts: Counts::default(),
                 },
@@ -139,7 +144,10 @@ impl M {
         self.p.run_next.set(ptr::null_mut());
         // Ticks begin at zero, so that each run checks queues and timers at the same ticks.
         self.p.ticks.reset();
+        self.p.round.reset();
+        self.p.burst.reset();
         self.p.timers.clear();
+        self.p.slabs.clear();
         self.p.counts.reset();
         self.remote.inbox.clear();
         self.remote.parking.end();
@@ -148,19 +156,27 @@ impl M {
         FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).push(self);
     }
 
-    /// The number of the current time slice, as another thread sees it. `None` if the M runs no
-    /// goroutine.
+    /// The number of the current time slice, as another thread sees it. `None` if the M sleeps.
+    ///
+    /// An M that is between two goroutines is in the time slice of the first one: goroutines that
+    /// ready each other by way of the system stack share one, and most moments are between them.
     pub(crate) fn time_slice(&self) -> Option<u64> {
-        let runs_one = !self.curg.load(Ordering::Acquire).is_null();
-        runs_one.then(|| self.p.ticks.time_slice())
+        (!self.is_parked()).then(|| self.p.ticks.time_slice())
     }
 
     /// Hands a runnable goroutine to the M that it belongs to. Called by other threads.
-    pub(crate) fn push_remote(&self, g: *mut G) {
+    /// Returns whether the M has yet to leave its sleep: then it drains its inbox before it runs
+    /// anything.
+    pub(crate) fn push_remote(&self, g: *mut G) -> bool {
         let Remote { inbox, parking } = &self.remote;
         // SAFETY: the caller has readied the goroutine, and owns it until it is queued; a G is
         // never freed. Goroutines leave an inbox by `drain` only.
-        unsafe { park::push_remote(inbox, parking, g, futex::wake) };
+        unsafe { park::push_remote(inbox, parking, g, futex::wake) }
+    }
+
+    /// Whether the M runs no goroutine and has none that could start, as another thread sees it.
+    pub(crate) fn is_without_work(&self) -> bool {
+        self.curg.load(Ordering::Relaxed).is_null() && !self.has_remote() && self.p.runq.is_empty()
     }
 
     /// Whether other threads have pushed goroutines.

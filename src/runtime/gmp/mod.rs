@@ -19,6 +19,7 @@ pub(crate) mod pools;
 pub(crate) mod preempt_state;
 pub(crate) mod queues;
 pub(crate) mod sched;
+pub(crate) mod slab_set;
 pub(crate) mod status;
 pub(crate) mod stub_env;
 pub(crate) mod timers;

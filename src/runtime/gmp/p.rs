@@ -3,16 +3,17 @@
 //!
 //! This file is data. Each M owns one P for good, so that no P is handed to another thread.
 //!
-//! Two words for time. A *tick* is one choice of a goroutine to run. A *time slice* is what the
+//! Three words for time. A *tick* is one choice of a goroutine to run. A *time slice* is what the
 //! fairness of the scheduler counts: a goroutine begins one, and a goroutine that it readies may
 //! run on in the same one (it *inherits* the time slice). sysmon ends a time slice that takes too
-//! long.
+//! long. A *round* serves each queue once, at least once in the time that a slice may take.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::pools::Pools;
+use crate::runtime::gmp::slab_set::SlabSet;
 use crate::runtime::gmp::timers::Timers;
 use crate::runtime::sync::runq::RunQueue;
 
@@ -27,9 +28,13 @@ pub(crate) struct P {
     /// cache, and inherits the time slice. Other Ms do not steal it. Null: none.
     pub(crate) run_next: Cell<*mut G>,
     pub(crate) ticks: Ticks,
+    pub(crate) round: Round,
+    pub(crate) burst: Burst,
     pub(crate) timers: Timers,
     /// Dead goroutines with their stacks.
     pub(crate) pools: Pools,
+    /// The slabs of the goroutines that were started here in this run.
+    pub(crate) slabs: SlabSet,
     /// The rest of a batch of goroutine numbers: the next one, and the end of the batch.
     pub(crate) ids: Cell<(u64, u64)>,
     pub(crate) counts: Counts,
@@ -52,6 +57,8 @@ pub(crate) struct Ticks {
     inherited_before: Cell<u64>,
     /// The number of the time slice that another thread has ended. `u64::MAX`: none.
     over: AtomicU64,
+    /// How many goroutines may inherit one time slice. Set before the run begins.
+    pub(crate) max_inherited: Cell<u64>,
 }
 
 impl Ticks {
@@ -61,6 +68,7 @@ impl Ticks {
             inherited: AtomicU64::new(0),
             inherited_before: Cell::new(0),
             over: AtomicU64::new(u64::MAX),
+            max_inherited: Cell::new(0),
         }
     }
 
@@ -90,17 +98,17 @@ impl Ticks {
     }
 
     /// Whether the next goroutine may inherit the current time slice: it is not over, and fewer
-    /// than `limit` goroutines have inherited it.
+    /// than `max_inherited` goroutines have inherited it.
     #[inline(always)]
-    pub(crate) fn may_inherit(&self, limit: u64) -> bool {
-        self.inherited() - self.inherited_before.get() < limit
+    pub(crate) fn may_inherit(&self) -> bool {
+        self.inherited() - self.inherited_before.get() < self.max_inherited.get()
             && self.over.load(Ordering::Relaxed) != self.time_slice()
     }
 
     /// Lets the next goroutine inherit the current time slice, if it may.
     #[inline(always)]
-    pub(crate) fn inherit_time_slice(&self, limit: u64) -> bool {
-        let may = self.may_inherit(limit);
+    pub(crate) fn inherit_time_slice(&self) -> bool {
+        let may = self.may_inherit();
         if may {
             bump(&self.inherited, 1);
         }
@@ -121,19 +129,97 @@ impl Ticks {
     }
 }
 
+/// One goroutine of each queue, one after the other, before the usual order of the queues goes on.
+pub(crate) struct Round(AtomicU8);
+
+/// The queues in the order in which a round serves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Global,
+    RunQueue,
+    Local,
+}
+
+impl Round {
+    const NONE: u8 = 0;
+    const TURNS: [Turn; 3] = [Turn::Global, Turn::RunQueue, Turn::Local];
+
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU8::new(Self::NONE))
+    }
+
+    /// Begins a round, unless one is under way. Any thread may call this. A round that the owner
+    /// ends at the same time may not be followed by the new one, or may begin anew.
+    pub(crate) fn begin(&self) {
+        if !self.is_due() {
+            self.0.store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a queue has its turn next.
+    #[inline(always)]
+    pub(crate) fn is_due(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != Self::NONE
+    }
+
+    /// The queue whose turn it is. The turn passes to the next one. Called by the owner only.
+    pub(crate) fn take_turn(&self) -> Option<Turn> {
+        let number = usize::from(self.0.load(Ordering::Relaxed));
+        let turn = *Self::TURNS.get(number.checked_sub(1)?)?;
+        let next = if number < Self::TURNS.len() { number as u8 + 1 } else { Self::NONE };
+        self.0.store(next, Ordering::Relaxed);
+        Some(turn)
+    }
+
+    pub(crate) fn reset(&self) {
+        self.0.store(Self::NONE, Ordering::Relaxed);
+    }
+}
+
+/// The goroutines that this P starts one after the other, while more wait to be started.
+pub(crate) struct Burst {
+    /// The goroutine that was started last.
+    last: Cell<Option<&'static G>>,
+    /// How many in a row were still there when the next one was started.
+    settled: Cell<u32>,
+}
+
+impl Burst {
+    pub(crate) const fn new() -> Self {
+        Self { last: Cell::new(None), settled: Cell::new(0) }
+    }
+
+    /// The next goroutine is started. Returns how many of those before it, in a row, have suspended
+    /// themselves since they were started.
+    #[inline(always)]
+    pub(crate) fn start_next(&self, g: &'static G) -> u32 {
+        // The last G may be another goroutine's by now. Then the count is wrong by one.
+        let is_suspended = self.last.replace(Some(g)).is_some_and(G::is_suspended);
+        let settled = if is_suspended { self.settled.get() + 1 } else { 0 };
+        self.settled.set(settled);
+        settled
+    }
+
+    pub(crate) fn reset(&self) {
+        self.last.set(None);
+        self.settled.set(0);
+    }
+}
+
 /// What happened on one P, for `stats`. Its thread alone writes.
 #[derive(Default)]
 pub(crate) struct Counts {
     pub(crate) steals: AtomicU64,
     pub(crate) stolen: AtomicU64,
+    pub(crate) sent: AtomicU64,
     pub(crate) timers: AtomicU64,
     pub(crate) sleeps: AtomicU64,
 }
 
 impl Counts {
     pub(crate) fn reset(&self) {
-        let Self { steals, stolen, timers, sleeps } = self;
-        let all = [steals, stolen, timers, sleeps];
+        let Self { steals, stolen, sent, timers, sleeps } = self;
+        let all = [steals, stolen, sent, timers, sleeps];
         all.into_iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
     }
 }

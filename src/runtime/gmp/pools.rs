@@ -191,7 +191,7 @@ impl Chains {
             return;
         };
         first.next_chain.set(self.head);
-        first.chain_len.set(chain.len as u32);
+        first.chain_len.set(chain.len as u16);
         *self = Self { head: chain.head, len: self.len + chain.len };
     }
 

@@ -10,14 +10,20 @@
 //! 3. *Run-next slot.* A goroutine that the running one has readied runs next, and inherits the
 //!    time slice: two goroutines that ready each other have one time slice between them, and not
 //!    two. When that time slice is over, the goroutine goes to the end of a queue.
-//! 4. *Yielded goroutines*, whose backlog has left the queues, join the local queue.
-//! 5. *Global queue*, at one time slice in 61, so that the Ms' own queues do not starve it. (A
-//!    prime: a program whose own period divides it would meet the same goroutine each time.)
-//! 6. *Run queue and local queue.* Goroutines of the run queue go first, which have mostly not
+//! 4. *A round*, when one is due: one goroutine of the global queue, one of the run queue, and one
+//!    of the local queue.
+//! 5. *Yielded goroutines*, whose backlog has left the queues, join the local queue.
+//! 6. *Global queue*, at one time slice in 64, so that the Ms' own queues do not starve it.
+//! 7. *Run queue and local queue.* Goroutines of the run queue go first, which have mostly not
 //!    started: a goroutine that waits for many of them is woken once. At one time slice in 8 the
 //!    local queue goes first.
 //!
 //! All queues are first in, first out.
+//!
+//! Steps 5 to 7 count time slices, which may be long: 64 of them are most of a second. Rounds bound
+//! the wait by time. One is due when a goroutine was descheduled at the end of its time slice, and
+//! whenever as much time has passed (sysmon). So a goroutine that has come to the front of its
+//! queue waits for the rest of the current time slice, and for one goroutine of each other queue.
 
 use std::ptr;
 use std::sync::PoisonError;
@@ -26,10 +32,10 @@ use std::sync::atomic::Ordering;
 use crate::runtime::gmp::current::sched_of;
 use crate::runtime::gmp::g::{Backlog, G};
 use crate::runtime::gmp::m::M;
-use crate::runtime::gmp::p::{RUNQ, bump};
+use crate::runtime::gmp::p::{RUNQ, Turn, bump};
 use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::timers;
-use crate::runtime::sched::ready::{displace_run_next, drain_inbox, run_timers};
+use crate::runtime::sched::ready::{displace_run_next, drain_inbox, run_timers, send_to_sleeper};
 use crate::runtime::sync::runq::Stolen;
 
 /// The global queue is checked first at one time slice in this many: a multiple of
@@ -42,9 +48,25 @@ const TIMERS_EVERY: u64 = 16;
 /// The local queue goes before the run queue at one time slice in this many.
 const LOCAL_EVERY: u64 = 8;
 
-/// How many goroutines in a row inherit a time slice at most. It bounds the run-next slot where
-/// ticks are too short for sysmon to see, and in runs without a sysmon.
-pub(crate) const RUN_NEXT_STREAK: u64 = 128;
+/// How many goroutines that were started one after the other must have suspended themselves before
+/// others are sent to an M that sleeps. Two that exchange messages stay together.
+const SETTLED: u32 = 2;
+
+/// How many goroutines in a row inherit a time slice at most, in runs without a sysmon: nothing else
+/// ends the time slice there.
+const MAX_INHERITED_UNTIMED: u64 = 128;
+
+/// The same where sysmon ends time slices.
+///
+/// So large that the time is up first. With a small one a pair that exchanges messages would have
+/// some microseconds, and a loop on the same thread a whole time slice, in turn. It bounds time
+/// slices that are set to be very long.
+const MAX_INHERITED: u64 = 1 << 20;
+
+/// How many goroutines in a row inherit a time slice at most.
+pub(crate) fn max_inherited(has_time_slices: bool) -> u64 {
+    if has_time_slices { MAX_INHERITED } else { MAX_INHERITED_UNTIMED }
+}
 
 impl Sched {
     /// Takes one goroutine from the global queue, and moves a fair share of the others to the M's
@@ -93,7 +115,7 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     }
     let next = p.run_next.get();
     if !next.is_null() {
-        if p.ticks.inherit_time_slice(RUN_NEXT_STREAK) {
+        if p.ticks.inherit_time_slice() {
             p.run_next.set(ptr::null_mut());
             return next;
         }
@@ -101,19 +123,19 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
     }
     let time_slice = p.ticks.time_slice();
     let mut g = ptr::null_mut();
-    if time_slice.is_multiple_of(LOCAL_EVERY) {
-        if !m.yielded.is_empty() {
-            readmit_yielded(m, sched);
-        }
-        if time_slice.is_multiple_of(GLOBAL_EVERY) {
-            g = sched.pop_global(m);
-        }
-        if g.is_null() {
-            g = m.local.pop();
-        }
+    if time_slice.is_multiple_of(LOCAL_EVERY) | p.round.is_due() {
+        g = pick_others_first(m, sched, time_slice);
     }
     if g.is_null() {
         g = p.runq.pop();
+        if sched.idle.sleeping() != 0
+            && !p.runq.is_empty()
+            // SAFETY: null, or a G, which is never freed.
+            && let Some(next) = unsafe { g.as_ref() }
+            && p.burst.start_next(next) >= SETTLED
+        {
+            spread(m, sched);
+        }
     }
     if g.is_null() {
         g = m.local.pop();
@@ -126,6 +148,67 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
         p.ticks.begin_time_slice();
     }
     g
+}
+
+/// Sends half of the run queue to an M that sleeps.
+///
+/// Called where an M sleeps, and the goroutines that were started last have suspended themselves
+/// instead of ending: a pool of workers that wait for jobs, or handlers that wait for their peers.
+/// From then on they stay here, and those that start next probably will, too. An M that was woken
+/// when the first one was queued comes too late to steal any: a thread takes some 50 us to wake, and
+/// in one of them this M starts ten goroutines.
+///
+/// Goroutines that end at once are not sent: here they end before another thread has woken. Nor
+/// are the first ones, so that a few that exchange messages stay together.
+#[cold]
+#[inline(never)]
+fn spread(m: &M, sched: &Sched) {
+    let waiting = RUNQ - m.p.runq.room();
+    let Some(sleeper) = others(m, sched).find(|other| other.is_without_work()) else {
+        return;
+    };
+    if !send_to_sleeper(m, sleeper, waiting.div_ceil(2)) {
+        m.p.burst.reset(); // It searches, and steals by itself.
+    }
+}
+
+/// The goroutine whose turn it is in the current round, if there is one.
+#[cold]
+fn serve_round(m: &M, sched: &Sched) -> *mut G {
+    while let Some(turn) = m.p.round.take_turn() {
+        let g = match turn {
+            Turn::Global => sched.pop_global(m),
+            Turn::RunQueue => m.p.runq.pop(),
+            Turn::Local => {
+                readmit_yielded(m, sched);
+                m.local.pop()
+            }
+        };
+        if !g.is_null() {
+            return g;
+        }
+    }
+    ptr::null_mut()
+}
+
+/// The goroutine that goes before the run queue, when a round is due and at one time slice in
+/// [`LOCAL_EVERY`].
+#[inline(never)]
+fn pick_others_first(m: &M, sched: &Sched, time_slice: u64) -> *mut G {
+    if m.p.round.is_due() {
+        let g = serve_round(m, sched);
+        if !g.is_null() || !time_slice.is_multiple_of(LOCAL_EVERY) {
+            return g;
+        }
+    }
+    if !m.yielded.is_empty() {
+        readmit_yielded(m, sched);
+    }
+    let mut g = ptr::null_mut();
+    if time_slice.is_multiple_of(GLOBAL_EVERY) {
+        g = sched.pop_global(m);
+    }
+    if g.is_null() { m.local.pop() } else { g }
 }
 
 /// Whether the local queue is all that [`pick_next`] would have to check.

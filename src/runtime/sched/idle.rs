@@ -44,11 +44,6 @@ pub(crate) fn sleep(m: &M, sched: &Sched, sleeping: usize) -> bool {
 /// Ends the process if no goroutine can ever run again. Called by the M that went to sleep last.
 /// With no timer set, and no foreign thread in the process, nothing can ready a goroutine any more.
 fn check_deadlock(sched: &Sched) {
-    // The Ms are checked one after the other, and each check is of another moment. They add up to
-    // one state only if no M has woken meanwhile, which the count of wakes tells. An M counts its
-    // wake before it drains its inbox, so that a goroutine which has just left an inbox is not
-    // missed.
-    let wakes = sched.idle.wakes();
     let is_quiet = || {
         let asleep = |m: &&M| m.is_parked() && !m.has_remote() && m.p.timers.next().is_none();
         sched.all_idle()
@@ -56,14 +51,77 @@ fn check_deadlock(sched: &Sched) {
             && !work_exists(sched)
             && !sched.stopping.load(Ordering::SeqCst)
     };
-    if !is_quiet() {
-        return;
-    }
     let own_threads = sched.ms.len() + usize::from(sched.has_sysmon.load(Ordering::Relaxed));
-    let threads = threads::count();
-    // A foreign thread may have readied a goroutine just before it ended. So the second check comes
-    // after the threads are counted.
-    if threads == own_threads && is_quiet() && sched.idle.wakes() == wakes {
+    if is_dead(is_quiet, || sched.idle.wakes(), || threads::count() == own_threads) {
         (sched.on_deadlock)();
+    }
+}
+
+/// Whether no M can ever run again: nothing wakes one from inside of the run (`is_quiet`) nor from
+/// outside (`is_alone`).
+///
+/// The Ms are checked one after the other, and each check is of another moment. They add up to one
+/// state only if no M has woken meanwhile, which the count of wakes tells. An M counts its wake
+/// before it drains its inbox, so that a goroutine which has just left an inbox is not missed.
+///
+/// A foreign thread may have readied a goroutine just before it ended. So the second check comes
+/// after the threads are counted.
+fn is_dead(
+    is_quiet: impl Fn() -> bool,
+    wakes: impl Fn() -> usize,
+    is_alone: impl FnOnce() -> bool,
+) -> bool {
+    let before = wakes();
+    is_quiet() && is_alone() && is_quiet() && wakes() == before
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// What happens while the check runs, step by step: a goroutine is in an inbox after `readied`
+    /// steps and in no queue any more after `drained`; its M counts its wake after `woken`; there
+    /// is a foreign thread until `ended`.
+    struct Events {
+        step: Cell<u32>,
+        readied: u32,
+        woken: u32,
+        drained: u32,
+        ended: u32,
+    }
+
+    impl Events {
+        fn step(&self) -> u32 {
+            self.step.replace(self.step.get() + 1)
+        }
+
+        fn is_dead(&self) -> bool {
+            let is_quiet = || {
+                let step = self.step();
+                !(self.readied..self.drained).contains(&step)
+            };
+            let wakes = || usize::from(self.step() >= self.woken);
+            is_dead(is_quiet, wakes, || self.step() >= self.ended)
+        }
+    }
+
+    #[test]
+    fn a_run_is_dead_only_if_both_checks_find_it_so() {
+        const NEVER: u32 = u32::MAX;
+        let check = |readied, woken, drained, ended| {
+            Events { step: Cell::new(0), readied, woken, drained, ended }.is_dead()
+        };
+        assert!(check(NEVER, NEVER, NEVER, 0), "nothing can happen");
+        assert!(!check(0, NEVER, NEVER, 0), "a goroutine is in an inbox");
+        assert!(!check(NEVER, NEVER, NEVER, NEVER), "a foreign thread may ready one");
+        // The thread readies a goroutine after the first check, and ends before it is counted. The
+        // M has not woken yet.
+        assert!(!check(2, NEVER, NEVER, 2), "the second check finds the goroutine");
+        // The M wakes and drains its inbox between the two checks.
+        assert!(!check(2, 2, 3, 2), "the count of wakes tells");
+        // It was already woken, and drains between the check of its own inbox and the last count.
+        assert!(!check(1, 2, 1, 0), "the count of wakes tells");
     }
 }

@@ -144,6 +144,8 @@ impl NewGoroutine {
         let home = if pinned { ptr::from_ref(m).cast_mut() } else { ptr::null_mut() };
         gr.m.store(home, Ordering::Relaxed);
         gr.run_id.store(m.run_id.load(Ordering::Relaxed), Ordering::Relaxed);
+        // The end of the run finds the goroutine by this.
+        m.p.slabs.insert(gr.slab);
         // The number changes between the names: `gmp/name.rs` says why.
         gr.name.clear();
         gr.id.store(next_id(m), Ordering::Relaxed);

@@ -17,20 +17,17 @@
 
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::Ordering;
 
 use crate::runtime::arch::switch::{goswitch, mcall};
 use crate::runtime::gmp::current::{getg, getm, sched_of, set_g_and_stack_limit, this_m};
-use crate::runtime::gmp::g::{self, Backlog, G};
+use crate::runtime::gmp::g::{self, G};
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::parker::Parker;
-use crate::runtime::gmp::queues::GQueue;
-use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::status::{Status, WaitReason};
 use crate::runtime::os::futex;
-use crate::runtime::sched::find::{RUN_NEXT_STREAK, is_local_only, pick_local, pick_next};
+use crate::runtime::sched::find::{is_local_only, pick_local, pick_next};
 use crate::runtime::sched::fp_control::with_thread_fp_control;
-use crate::runtime::sched::ready::{displace_run_next, enqueue, ready};
+use crate::runtime::sched::ready::{enqueue_last, ready};
 use crate::runtime::sched::schedule::{make_current, schedule, schedule0, switch_away};
 use crate::runtime::sync::park;
 
@@ -106,7 +103,7 @@ fn prepare_gosched() -> (*const G, *const G) {
         m.local.push(g);
         pick_local(m)
     } else {
-        enqueue_yielded(m, sched, gr);
+        enqueue_last(m, sched, gr);
         pick_next(m)
     };
     if next.is_null() {
@@ -130,50 +127,10 @@ unsafe extern "C" fn gosched0(g: *const G) -> ! {
         set_g_and_stack_limit(ptr::null_mut(), 0);
         (*g).transition(Status::Running, Status::Runnable);
         let sched = sched_of(m);
-        if sched.global_len.load(Ordering::Relaxed) == 0 {
-            enqueue(m, g.cast_mut());
-        } else {
-            // What waits in the global queue runs first.
-            let only = GQueue::new();
-            only.push(g.cast_mut());
-            sched.push_global(&only, 1);
-        }
+        enqueue_last(m, sched, &*g);
         sched.wake_one();
         schedule(m)
     }
-}
-
-/// Queues the running goroutine, which yields and stays on its thread, after everything that is
-/// runnable here.
-#[inline(never)]
-fn enqueue_yielded(m: &M, sched: &Sched, g: &G) {
-    let p = &m.p;
-    if !p.run_next.get().is_null() && !p.ticks.may_inherit(RUN_NEXT_STREAK) {
-        displace_run_next(m);
-    }
-    let has_backlog = !p.runq.is_empty() || sched.global_len.load(Ordering::Relaxed) != 0;
-    if has_backlog || !m.yielded.is_empty() {
-        yield_after_backlog(m, sched, g);
-    } else {
-        m.local.push(ptr::from_ref(g).cast_mut());
-    }
-}
-
-/// Queues the goroutine with the position of what must run before it.
-///
-/// In `local` it would run before most of what waits in the run queue and the global queue: a
-/// producer that starts many goroutines and yields after each batch would run ahead of all of them.
-///
-/// Rejected: a queue for all Ms that also holds goroutines of one thread. A spill reorders it, so
-/// that it does not keep the order either. Positions do, over spills, too.
-fn yield_after_backlog(m: &M, sched: &Sched, g: &G) {
-    let is_global = sched.global_len.load(Ordering::Relaxed) != 0;
-    let before = match is_global {
-        true => sched.global_pushed.load(Ordering::Relaxed),
-        false => m.p.runq.tail_position(),
-    };
-    g.backlog.set(Backlog { is_global, moved: 0, spills: m.spills.get().0, before });
-    m.yielded.push(ptr::from_ref(g).cast_mut());
 }
 
 /// Parks the running goroutine until [`goready`](crate::runtime::goready). `unlock` is called when

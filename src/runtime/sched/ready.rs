@@ -19,7 +19,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::runtime::gmp::current::{getm, sched_of};
-use crate::runtime::gmp::g::G;
+use crate::runtime::gmp::g::{Backlog, G};
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::p::{RUNQ, bump};
 use crate::runtime::gmp::parker::Parker;
@@ -127,6 +127,43 @@ pub(crate) fn displace_run_next(m: &M) {
     enqueue_and_wake(m, m.p.run_next.replace(ptr::null_mut()));
 }
 
+/// Puts a goroutine that this M has run, and that yields or whose time slice is over, after
+/// everything that is runnable here. From here on another M may run it, if any may.
+///
+/// In `local` a goroutine of this thread would run before most of what waits in the run queue and
+/// the global queue: a producer that starts many goroutines and yields after each batch would run
+/// ahead of all of them. So it goes to `yielded`, with the position of what must run before it.
+///
+/// Rejected: a queue for all Ms that also holds goroutines of one thread. A spill reorders it, so
+/// that it does not keep the order either. Positions do, over spills, too.
+#[inline(never)]
+pub(crate) fn enqueue_last(m: &M, sched: &Sched, g: &G) {
+    let p = &m.p;
+    if !p.run_next.get().is_null() && !p.ticks.may_inherit() {
+        displace_run_next(m);
+    }
+    let is_global = sched.global_len.load(Ordering::Relaxed) != 0;
+    let queued = ptr::from_ref(g).cast_mut();
+    if !belongs_to_thread(g) {
+        if is_global {
+            let only = GQueue::new();
+            only.push(queued);
+            sched.push_global(&only, 1);
+        } else {
+            enqueue(m, queued);
+        }
+    } else if is_global || !p.runq.is_empty() || !m.yielded.is_empty() {
+        let before = match is_global {
+            true => sched.global_pushed.load(Ordering::Relaxed),
+            false => p.runq.tail_position(),
+        };
+        g.backlog.set(Backlog { is_global, moved: 0, spills: m.spills.get().0, before });
+        m.yielded.push(queued);
+    } else {
+        m.local.push(queued);
+    }
+}
+
 /// Readies the goroutines of `owner` whose timers are due. `m` is the M of this thread. A goroutine
 /// that belongs to another thread goes there.
 #[cold]
@@ -196,7 +233,8 @@ pub(crate) unsafe fn ready(parker: Parker, next: bool) {
     // SAFETY: an M is never freed, and the goroutine has had one since it started.
     let home = unsafe { &*home };
     if !g.migratable.get() {
-        return home.push_remote(parker.0);
+        home.push_remote(parker.0);
+        return;
     }
     // SAFETY: null, or this thread's M, which is never freed.
     match unsafe { m.as_ref() } {
@@ -206,8 +244,57 @@ pub(crate) unsafe fn ready(parker: Parker, next: bool) {
             unsafe { sched_of(m) }.wake_one();
         }
         // From outside of the run: the M that it parked on takes it in.
-        _ => home.push_remote(parker.0),
+        _ => {
+            home.push_remote(parker.0);
+        }
     }
+}
+
+/// Sends `count` goroutines of this M's run queue, or as many as there are, to another M, which
+/// probably sleeps: any M may run them. Returns false where it does not sleep.
+///
+/// An inbox is its owner's: what is in it waits while the owner runs a goroutine that does not
+/// yield. Nothing that another M could start may wait for that. An M that leaves its sleep drains its
+/// inbox before it runs anything. One that has left it may have begun to run something. So what it
+/// has not drained is taken back, by the same exchange, which gives each goroutine to one of the
+/// two.
+pub(crate) fn send_to_sleeper(m: &M, sleeper: &M, count: usize) -> bool {
+    let mut last = m.p.runq.pop();
+    let mut sent = u64::from(!last.is_null());
+    for _ in 1..count {
+        let next = m.p.runq.pop();
+        if next.is_null() {
+            break; // Thieves have come.
+        }
+        // SAFETY: a G is never freed; this one was taken from this M's queue, and is given up here.
+        unsafe { sleeper.remote.inbox.push(last) };
+        sent += 1;
+        last = next;
+    }
+    if last.is_null() {
+        return false;
+    }
+    let sleeps = sleeper.push_remote(last);
+    if sleeps {
+        bump(&m.p.counts.sent, sent);
+    } else {
+        take_back(m, sleeper);
+    }
+    sleeps
+}
+
+/// Takes the goroutines that have not started from the inbox of another M, and queues them here.
+#[cold]
+fn take_back(m: &M, other: &M) {
+    other.remote.inbox.drain(|g| {
+        // SAFETY: a G is never freed, and this one is this thread's since it was drained.
+        let has_started = unsafe { !(*g).m.load(Ordering::Relaxed).is_null() };
+        if has_started {
+            other.push_remote(g);
+        } else {
+            enqueue(m, g);
+        }
+    });
 }
 
 /// Whether a queue that all Ms take from has something.

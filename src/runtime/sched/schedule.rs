@@ -36,9 +36,11 @@ use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::status::Status;
 use crate::runtime::gmp::timers;
 use crate::runtime::os::futex;
-use crate::runtime::sched::find::{find_without_sleep, pick_next, readmit_yielded, steal};
+use crate::runtime::sched::find::{find_without_sleep, pick_next, steal};
 use crate::runtime::sched::idle;
-use crate::runtime::sched::ready::{displace_run_next, enqueue, run_timers};
+use crate::runtime::sched::ready::{
+    displace_run_next, drain_inbox, enqueue, enqueue_last, run_timers,
+};
 use crate::runtime::sync::idle::{Parking, Searcher, search};
 use crate::runtime::sync::{preempt_request, suspend};
 
@@ -85,9 +87,10 @@ fn yield_to_suspender(m: &M, g: &G) {
 
 /// Deschedules the goroutine at the end of its time slice, on the system stack.
 ///
-/// That time slice was long. So everything that is checked only at some ticks is checked now:
-/// timers, the global queue, and other Ms, which may keep goroutines waiting for Rust code that
-/// cannot be preempted.
+/// That time slice was long. So everything that is checked only at some ticks is checked now: the
+/// inbox, timers, and other Ms, which may keep goroutines waiting for Rust code that cannot be
+/// preempted. All that comes from there is queued before `g`. Then a round begins, so that no queue
+/// waits for another one.
 ///
 /// # Safety
 /// 1. Called by `mcall` on the system stack of this thread's M.
@@ -98,15 +101,14 @@ pub(crate) unsafe extern "C" fn deschedule0(g: *const G) -> ! {
         let m = this_m();
         let sched = sched_of(m);
         set_g_and_stack_limit(ptr::null_mut(), 0);
-        // A goroutine that yielded before `g` began to run must run before `g` does again.
-        readmit_yielded(m, sched);
+        if m.has_remote() {
+            drain_inbox(m);
+        }
         if m.p.timers.any() {
             run_timers(m, m);
         }
-        let waiting_for_all = sched.pop_global(m);
-        if !waiting_for_all.is_null() {
-            enqueue(m, waiting_for_all);
-        } else if m.p.runq.is_empty() && !sched.stopping.load(Ordering::Relaxed) {
+        let is_global_empty = sched.global_len.load(Ordering::Relaxed) == 0;
+        if is_global_empty && m.p.runq.is_empty() && !sched.stopping.load(Ordering::Relaxed) {
             let waiting_for_other = steal(m, sched);
             if !waiting_for_other.is_null() {
                 enqueue(m, waiting_for_other);
@@ -118,7 +120,8 @@ pub(crate) unsafe extern "C" fn deschedule0(g: *const G) -> ! {
             displace_run_next(m);
         }
         (*g).transition(Status::Running, Status::Runnable);
-        enqueue(m, g.cast_mut());
+        enqueue_last(m, sched, &*g);
+        m.p.round.begin();
         sched.wake_one();
         schedule(m)
     }

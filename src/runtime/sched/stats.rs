@@ -21,6 +21,8 @@ pub struct Stats {
     pub steals: u64,
     /// Goroutines that were stolen.
     pub stolen: u64,
+    /// Goroutines that were sent to a processor that slept, before they started.
+    pub sent: u64,
     /// Goroutines whose `sleep`, or whose limit of time for a channel, ended.
     pub timers: u64,
     /// How often a thread found nothing to run, and slept.
@@ -100,6 +102,7 @@ pub fn stats() -> Stats {
         stats.inherited += ticks.inherited();
         add(&mut stats.steals, &counts.steals);
         add(&mut stats.stolen, &counts.stolen);
+        add(&mut stats.sent, &counts.sent);
         add(&mut stats.timers, &counts.timers);
         add(&mut stats.sleeps, &counts.sleeps);
         stats.add(&m.preempt.counters);

@@ -6,12 +6,13 @@
 //! 1. It checks every M often at first (every 20 us), and then less and less often, down to once a
 //!    time slice or in 10 ms. An M that is in the same time slice for too long gets a request
 //!    (`preempt::request`).
-//! 2. An M whose timers are late is told so. If its goroutine keeps it from firing them, another M
+//! 2. Once a time slice it begins a round on every M (`find.rs`).
+//! 3. An M whose timers are late is told so. If its goroutine keeps it from firing them, another M
 //!    that is woken does.
-//! 3. It decommits stacks of dead goroutines that no goroutine needs (`gmp/pools.rs`).
-//! 4. When every M is idle it sleeps until one is not: an idle process is not woken. The protocol
+//! 4. It decommits stacks of dead goroutines that no goroutine needs (`gmp/pools.rs`).
+//! 5. When every M is idle it sleeps until one is not: an idle process is not woken. The protocol
 //!    is `sync/sysmon_sleep.rs`.
-//! 5. It ends when all Ms have left the run. It must not end before: a goroutine that computes
+//! 6. It ends when all Ms have left the run. It must not end before: a goroutine that computes
 //!    comes to the scheduler because sysmon requests it.
 //!
 //! It runs no goroutine and must not: it has no P, and nothing would watch it.
@@ -60,6 +61,7 @@ pub(crate) fn run(sched: &Sched, time_slice: Duration) {
     let longest = time_slice.min(MAX_DELAY).max(FIRST_DELAY);
     let mut seen: Vec<Option<Seen>> = vec![None; sched.ms().count()];
     let (mut delay, mut checks) = (FIRST_DELAY, 0);
+    let mut next_round = Instant::now() + time_slice;
     let mut scavenger = Scavenger::new(Instant::now());
     let word = &sched.sysmon().0;
     let sleep = |word: &_, value| futex::wait(word, value, None);
@@ -71,6 +73,10 @@ pub(crate) fn run(sched: &Sched, time_slice: Duration) {
             continue;
         }
         let now = Instant::now();
+        if now >= next_round {
+            next_round = now + time_slice;
+            sched.ms().for_each(|m| m.p.round.begin());
+        }
         for (m, seen) in sched.ms().zip(&mut seen) {
             let Some(current) = m.time_slice() else {
                 *seen = None;

@@ -39,6 +39,7 @@
 //!    next run, and the `Sched` is freed: no M refers to it any more.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -51,7 +52,7 @@ use crate::runtime::arch::switch::{mcall, stack_pointer};
 use crate::runtime::fault;
 use crate::runtime::fault::report_deadlock;
 use crate::runtime::gmp::current::{getm, setm};
-use crate::runtime::gmp::g::TaskType;
+use crate::runtime::gmp::g::{G, TaskType};
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::parker::Parker;
 use crate::runtime::gmp::queues::{GQueue, GlobalQueue};
@@ -60,6 +61,7 @@ use crate::runtime::gmp::status::Status;
 use crate::runtime::gmp::{g, join_state, pools};
 use crate::runtime::os::signals::AltStack;
 use crate::runtime::os::{futex, threads};
+use crate::runtime::sched::find::max_inherited;
 use crate::runtime::sched::lifecycle::{NewError, newproc};
 use crate::runtime::sched::ready::goready;
 use crate::runtime::sched::schedule::schedule0;
@@ -124,6 +126,8 @@ fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
     let by_signal = config.is_preempted_by_signal()?;
     let stubs = PreemptStubs::new(config.wanted_vector_state(), by_signal)?;
     let sched = new_sched(processors, class);
+    let max_inherited = max_inherited(slice.is_some());
+    sched.ms().for_each(|m| m.p.ticks.max_inherited.set(max_inherited));
     let (threads, failed) = start_threads(sched, &stubs, slice);
     sched.has_sysmon.store(threads.sysmon.is_some(), Ordering::Relaxed);
     let result = match failed {
@@ -141,7 +145,7 @@ fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
         sched.sysmon.end();
         sysmon.join().expect("sysmon does not panic");
     }
-    abandon_goroutines(sched.run_id);
+    abandon_goroutines(sched);
     pools::close(sched.ms().map(|m| &m.p.pools));
     for &m in &sched.ms {
         m.sched.store(ptr::null_mut(), Ordering::Relaxed);
@@ -301,10 +305,17 @@ fn mstart(m: &'static M, stubs: &PreemptStubs) {
     setm(ptr::null_mut());
 }
 
+/// The Gs that a run may have used.
+fn used_gs(sched: &Sched) -> impl Iterator<Item = &'static G> {
+    let slabs: BTreeSet<u32> = sched.ms().flat_map(|m| m.p.slabs.iter()).collect();
+    slabs.into_iter().flat_map(g::slab)
+}
+
 /// Marks the goroutines that a run leaves, and readies those of other runs, and threads, that wait
 /// for one of them.
-fn abandon_goroutines(run_id: u64) {
-    for g in g::all() {
+fn abandon_goroutines(sched: &Sched) {
+    let run_id = sched.run_id;
+    for g in used_gs(sched) {
         // The status first: another run may take a dead G, and sets the run before the status.
         let live = !matches!(g.status(), Status::Idle | Status::Dead);
         let left = live && g.run_id.load(Ordering::Relaxed) == run_id;
@@ -321,6 +332,42 @@ fn abandon_goroutines(run_id: u64) {
                     unsafe { goready(waiter) };
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::gmp::current::this_sched;
+    use crate::runtime::{Chan, go, gosched};
+
+    /// The end of a run inspects what the run has used, and not what the process ever had.
+    #[test]
+    fn a_run_uses_few_gs_after_one_that_used_many() {
+        const MANY: usize = 5000;
+        let config = Config::new().processors(1).stack_bytes(16 << 10);
+        let used = || used_gs(this_sched().expect("on a goroutine")).count();
+        let (many, left) = config
+            .run(|| {
+                let never = Chan::<()>::new(0);
+                let handles: Vec<_> = (0..MANY)
+                    .map(|_| {
+                        let never = never.clone();
+                        go(move || never.recv())
+                    })
+                    .collect();
+                gosched();
+                (used(), handles)
+            })
+            .expect("the run starts");
+        assert!(many >= MANY, "{many}");
+        let one = config.run(used).expect("the run starts");
+        let slab = g::slab(0).len();
+        assert_eq!(one, slab, "the main goroutine alone");
+        for handle in left {
+            let payload = handle.join().expect_err("abandoned");
+            assert!(payload.is::<crate::runtime::Abandoned>());
         }
     }
 }

@@ -104,21 +104,28 @@ impl Parking {
 
     /// Ends the sleep, or the announcement, of this M. `wake` wakes the thread that sleeps on the
     /// word; one thread at most calls it for a sleep.
-    pub(crate) fn unpark(&self, wake: impl FnOnce(&AtomicU32)) {
-        if self.exchange(NOTIFIED) {
+    ///
+    /// Returns whether the M has yet to leave its sleep, which another thread may have ended. When
+    /// it leaves it reads what this call has exchanged, and so sees what the caller did before.
+    pub(crate) fn unpark(&self, wake: impl FnOnce(&AtomicU32)) -> bool {
+        if self.is_parked() && self.exchange(PARKED, NOTIFIED) {
             wake(&self.0);
+            return true;
+        }
+        match self.0.load(Ordering::Relaxed) {
+            AWAKE | PARKED => false,
+            notified => self.exchange(notified, notified),
         }
     }
 
     /// Ends the sleep of an M that the caller has counted as spinning. If this returns true, the
     /// thread must be woken.
     fn notify_spinning(&self) -> bool {
-        self.exchange(NOTIFIED_SPINNING)
+        self.is_parked() && self.exchange(PARKED, NOTIFIED_SPINNING)
     }
 
-    fn exchange(&self, state: u32) -> bool {
-        self.is_parked()
-            && self.0.compare_exchange(PARKED, state, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    fn exchange(&self, from: u32, to: u32) -> bool {
+        self.0.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 }
 

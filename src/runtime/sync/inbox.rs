@@ -56,7 +56,8 @@ impl<T: Linked> Inbox<T> {
         self.0.load(Ordering::Relaxed).is_null()
     }
 
-    /// Takes everything out, and hands it over oldest first. Called by the owner only.
+    /// Takes everything out, and hands it over oldest first: it belongs to the calling thread then.
+    /// Another thread than the owner must hand on what is the owner's.
     pub(crate) fn drain(&self, mut each: impl FnMut(*mut T)) {
         let mut newest = self.0.swap(ptr::null_mut(), Ordering::Acquire);
         let mut oldest: *mut T = ptr::null_mut();

@@ -59,7 +59,8 @@ pub(crate) fn publish(
 }
 
 /// Hands a runnable goroutine to the M that it belongs to, from another thread. `wake` wakes the
-/// thread that sleeps on the word.
+/// thread that sleeps on the word. Returns whether that M has yet to leave its sleep: then it drains
+/// the inbox before it runs anything.
 ///
 /// The fence stands against the one of an M that announces its sleep: either that M sees the
 /// goroutine in its inbox, or this thread sees the announcement.
@@ -73,11 +74,11 @@ pub(crate) unsafe fn push_remote<T: Linked>(
     parking: &Parking,
     item: *mut T,
     wake: impl FnOnce(&AtomicU32),
-) {
+) -> bool {
     // SAFETY: contract (1).
     unsafe { inbox.push(item) };
     light_fence();
-    parking.unpark(wake);
+    parking.unpark(wake)
 }
 
 /// Parks a foreign thread on its word. `unlock` makes it visible to its waker; `sleep(word, value)`
