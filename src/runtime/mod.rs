@@ -83,6 +83,7 @@ pub(crate) use arch::save_area::saved_state;
 pub(crate) use gmp::pools::probe_guards;
 pub(crate) use os::futex::probe_fences;
 pub(crate) use os::signals::handlers_without_alternate_stack;
+pub(crate) use sched::panic_probe::describe_panic_state;
 
 /// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].
 ///

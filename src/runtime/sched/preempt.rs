@@ -53,6 +53,7 @@ use crate::runtime::gmp::preempt_state::{PreemptState, Refusal, Thread, count};
 use crate::runtime::gmp::status::Status;
 use crate::runtime::os::threads;
 use crate::runtime::sched::fp_control::with_thread_fp_control;
+use crate::runtime::sched::panic_state::{is_panicking, with_calm_words};
 use crate::runtime::sched::schedule::deschedule0;
 use crate::runtime::sync::preempt_request::{self, REQUESTED, is_requested};
 
@@ -122,14 +123,15 @@ fn yield_if_requested() {
 /// thread.
 #[inline(never)]
 pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
-    // std counts panics by thread. A count may be this goroutine's, which then must resume here. Or
-    // it is that of a goroutine which has parked while it unwinds, and which waits for this one to
-    // yield: so this one must not refuse to.
-    let stays = g.migratable.get() && std::thread::panicking();
-    if stays {
-        g.migratable.set(false);
-    }
     count(counter);
+    if is_panicking(g, m) {
+        with_calm_words(g, m, || deschedule(g, m));
+    } else {
+        deschedule(g, m);
+    }
+}
+
+fn deschedule(g: &G, m: &M) {
     let suspend = || {
         // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
         unsafe { mcall(&g.sched, m.system_sp.get(), deschedule0, ptr::from_ref(g)) };
@@ -140,9 +142,6 @@ pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
         with_thread_fp_control(g, suspend);
     } else {
         suspend();
-    }
-    if stays {
-        g.migratable.set(true);
     }
 }
 

@@ -12,3 +12,4 @@ pub(crate) mod stderr;
 #[cfg(feature = "traceback")]
 pub(crate) mod symbols;
 pub(crate) mod threads;
+pub(crate) mod tls_blocks;
