@@ -45,6 +45,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/gmp/queues.rs",
     "src/runtime/gmp/stub_env.rs",
     "src/runtime/gmp/timers.rs",
+    "src/runtime/os/linux/errno.rs",
     "src/runtime/os/linux/futex.rs",
     "src/runtime/os/linux/memory.rs",
     "src/runtime/os/linux/modules.rs",

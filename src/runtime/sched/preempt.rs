@@ -51,7 +51,7 @@ use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::preempt_state::{PreemptState, Refusal, Thread, count};
 use crate::runtime::gmp::status::Status;
-use crate::runtime::os::threads;
+use crate::runtime::os::{errno, threads};
 use crate::runtime::sched::fp_control::with_thread_fp_control;
 use crate::runtime::sched::panic_state::{is_panicking, with_calm_words};
 use crate::runtime::sched::schedule::deschedule0;
@@ -124,11 +124,14 @@ fn yield_if_requested() {
 #[inline(never)]
 pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
     count(counter);
+    // Code that does not yield by itself relies on errno over any of its instructions.
+    let errno = errno::get();
     if is_panicking(g, m) {
         with_calm_words(g, m, || deschedule(g, m));
     } else {
         deschedule(g, m);
     }
+    errno::set(errno);
 }
 
 fn deschedule(g: &G, m: &M) {
