@@ -24,7 +24,7 @@
 //!    else it does nothing: the request stands, and the next poll sees it.
 //! 4. Either stub (`jit/stubs/preempt`) saves the whole machine state, and calls
 //!    [`yield_to_request`]. It puts the goroutine at the end of its queue, and schedules
-//!    (`schedule::deschedule0`).
+//!    (`schedule::deschedule0`). It keeps errno, which the interrupted code may be about to read.
 //! 5. `schedule::make_current` sets the stack limits of the next goroutine anew.
 //!
 //! Rust and C code are never preempted: an interrupted `malloc`, `Mutex`, `RefCell` or lazy
@@ -153,6 +153,9 @@ fn deschedule(g: &G, m: &M) {
 ///
 /// Rust code is never preempted, so that a long loop without channels, goroutine functions and the
 /// like should call this from time to time. On a thread that runs no goroutine it does nothing.
+///
+/// `errno` is the same afterwards, as after each preemption of JIT code. Functions that suspend the
+/// goroutine at its own wish, such as [`gosched`](crate::runtime::gosched), do not preserve it.
 ///
 /// ```
 /// use footbridge::runtime::{self, checkpoint};
