@@ -35,7 +35,7 @@ use crate::runtime::gmp::panic_words::{NO_WORDS, PanicWords};
 use crate::runtime::os::tls_blocks::visit_blocks;
 
 /// Where [`PanicWords`] lie, on every thread.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Place {
     /// The module, as `os/tls_blocks` numbers it.
     module: usize,
@@ -44,7 +44,7 @@ struct Place {
 }
 
 /// Why the place is not known.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Unknown {
     /// Nothing unwinds in this process.
     PanicsAbort,
@@ -204,4 +204,97 @@ fn while_panicking(f: impl FnOnce()) {
         resume_unwind(Box::new(()));
     }));
     debug_assert!(caught.is_err());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic;
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::runtime::gmp::panic_words::PanicState;
+
+    /// The words of this thread.
+    fn contents() -> PanicState {
+        let words = words_of_this_thread();
+        assert!(!std::ptr::eq(words, &raw const NO_WORDS));
+        // SAFETY: words of this thread.
+        let words = unsafe { &*words };
+        PanicState {
+            count: words.count.load(Ordering::Relaxed),
+            in_hook: words.in_hook.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The search does not see a hook. This test does.
+    #[test]
+    fn the_words_are_those_of_std_in_a_hook_and_in_destructors() {
+        struct Watched;
+        static IN_HOOK: Mutex<Vec<PanicState>> = Mutex::new(Vec::new());
+        let previous = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if info.payload().is::<Watched>() {
+                IN_HOOK.lock().expect("no panic").push(contents());
+            } else {
+                previous(info);
+            }
+        }));
+        let state = |count, in_hook| PanicState { count, in_hook };
+        let watch = move || {
+            assert_eq!(contents(), PanicState::CALM);
+            while_panicking(|| {
+                assert_eq!(contents(), state(1, 0));
+                let caught = catch_unwind(|| panic::panic_any(Watched));
+                assert!(caught.is_err());
+                assert_eq!(contents(), state(1, 0));
+                while_panicking(|| assert_eq!(contents(), state(2, 0)));
+            });
+            assert!(catch_unwind(|| panic::panic_any(Watched)).is_err());
+            assert_eq!(contents(), PanicState::CALM);
+        };
+        for _ in 0..3 {
+            // Each thread has words of its own.
+            thread::spawn(watch).join().expect("assertions hold");
+        }
+        let in_hook = IN_HOOK.lock().expect("no panic");
+        assert_eq!(*in_hook, [state(2, 1), state(1, 1)].repeat(3));
+    }
+
+    #[test]
+    fn each_search_finds_the_same_place_while_other_threads_panic() {
+        let stop = AtomicBool::new(false);
+        let known = place();
+        assert!(known.is_ok(), "{known:?}");
+        thread::scope(|s| {
+            for _ in 0..2 {
+                s.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        while_panicking(|| while_panicking(|| {}));
+                    }
+                });
+            }
+            let searches: Vec<_> = (0..2)
+                .map(|_| s.spawn(|| (0..200).map(|_| search()).collect::<Vec<_>>()))
+                .collect();
+            let searches: Vec<_> =
+                searches.into_iter().map(thread::ScopedJoinHandle::join).collect();
+            stop.store(true, Ordering::Relaxed);
+            for found in searches {
+                let found = found.expect("no panic");
+                assert!(found.iter().all(|found| *found == known), "{known:?}: {found:?}");
+            }
+        });
+    }
+
+    /// A thread that panics itself has no word that is 0 when it should be: nothing is found, and
+    /// nothing is changed.
+    #[test]
+    fn a_search_on_a_thread_that_panics_finds_nothing() {
+        while_panicking(|| {
+            assert_eq!(search(), Err(Unknown::Count(0)));
+            assert_eq!(contents(), PanicState { count: 1, in_hook: 0 });
+        });
+        assert_eq!(contents(), PanicState::CALM);
+    }
 }
