@@ -103,7 +103,8 @@ impl ThreadPanicState {
 
 impl Drop for ThreadPanicState {
     fn drop(&mut self) {
-        exchange(self.0, self.0.thread_panic_state.get());
+        let left = exchange(self.0, self.0.thread_panic_state.get());
+        debug_assert_eq!(left, PanicState::CALM);
         self.0.panic_words.set(&raw const NO_WORDS);
     }
 }
