@@ -13,9 +13,9 @@
 //!    panic hook. The state is the main goroutine's ([`with_state_of_thread`]). From here on the
 //!    words are calm whenever the M is in the scheduler.
 //! 3. A goroutine that panics is suspended in a destructor, or in the panic hook: it parks, yields,
-//!    or is preempted. Each of these ways tests the count ([`is_panicking`]), which costs a load. If
-//!    it is not zero, [`with_calm_words`] takes the state into its frame, and suspends as if the
-//!    count were zero.
+//!    or is preempted. Each of these ways tests the count ([`is_panicking`]), which costs two loads
+//!    and a branch. If it is not zero, [`with_calm_words`] takes the state into its frame, and
+//!    suspends as if the count were zero.
 //! 4. When the goroutine resumes, it puts its state back.
 //! 5. When the run has ended, the thread gets back the state of step 2. A goroutine that was
 //!    abandoned while it unwinds has its state in its own frame, which is never left.
@@ -60,8 +60,8 @@ pub(crate) fn is_panicking(g: &G, m: &M) -> bool {
     count.load(Ordering::Relaxed) != 0 || g.migratable.get() && std::thread::panicking()
 }
 
-/// Suspends the running goroutine `g` of this M, which panics, by `suspend`. Until it resumes, no panic is
-/// under way on its thread, and it stays on the thread.
+/// Suspends the running goroutine `g` of this M, which panics, by `suspend`. Until it resumes, no
+/// panic is under way on its thread, and it stays on the thread.
 ///
 /// `suspend` does not unwind. The caller has checked that the goroutine may be suspended here, and
 /// the `unlock` of `gopark` does not unwind by contract.

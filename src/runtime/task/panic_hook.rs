@@ -17,7 +17,7 @@ static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// Called before a goroutine with a name starts.
 pub(super) fn install() {
-    // In a panic hooks cannot be replaced, nor while a hook is suspended: a later goroutine does it.
+    // In a panic hooks cannot be replaced, nor while one is suspended: a later goroutine does it.
     if INSTALLED.load(Ordering::Relaxed)
         || std::thread::panicking()
         || is_hook_suspended()
