@@ -24,6 +24,10 @@ pub struct Environment {
     pub unwinder: String,
     /// The signal that preempts, and the machine state that is saved when JIT code is interrupted.
     pub preemption: String,
+    /// Whether `std::thread::panicking` and the poisoning of std's locks follow goroutines. Where
+    /// they do not, all goroutines of a thread are panicking while one of them is suspended that
+    /// unwinds, up to the end of the thread if it is abandoned; and a panic hook must not park.
+    pub panic_state: String,
     /// Handlers of signals that run on goroutine stacks, because they were installed without
     /// SA_ONSTACK.
     pub signal_handlers: String,
@@ -59,6 +63,7 @@ pub fn environment() -> Environment {
             Unwinder::Llvm => "LLVM libunwind".into(),
         },
         preemption: describe_preemption(),
+        panic_state: runtime::describe_panic_state(),
         signal_handlers: describe_handlers(&runtime::handlers_without_alternate_stack()),
     }
 }
@@ -93,6 +98,7 @@ impl fmt::Display for Environment {
         writeln!(f, "fences:       {}", self.fences)?;
         writeln!(f, "unwinder:     {}", self.unwinder)?;
         writeln!(f, "preemption:   {}", self.preemption)?;
+        writeln!(f, "panic state:  {}", self.panic_state)?;
         writeln!(f, "handlers:     {}", self.signal_handlers)
     }
 }

@@ -86,6 +86,7 @@ pub(crate) use os::futex::probe_fences;
 pub(crate) use os::signals::handlers_without_alternate_stack;
 pub(crate) use os::threads::can_signal;
 pub(crate) use stack::memory_report;
+pub(crate) use sched::panic_probe::describe_panic_state;
 
 /// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].
 ///

@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "calls emitted code and installs signal handlers")]
 
 mod annotations;
+mod errno;
 mod runs;
 mod signals;
 mod unwinding;

@@ -9,6 +9,7 @@ mod fairness;
 #[cfg(target_arch = "x86_64")]
 mod fp_control;
 mod inspect;
+mod panics;
 mod refused;
 mod runs;
 mod scheduler;

@@ -28,6 +28,7 @@ use std::time::Duration;
 use crate::runtime::arch::Gobuf;
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::p::{Burst, Counts, P, Round, Ticks};
+use crate::runtime::gmp::panic_words::{NO_WORDS, PanicState, PanicWords};
 use crate::runtime::gmp::pools::Pools;
 use crate::runtime::gmp::preempt_state::PreemptState;
 use crate::runtime::gmp::queues::GQueue;
@@ -62,6 +63,10 @@ pub(crate) struct M {
     /// The running goroutine has called to the system stack, where it must neither park nor be
     /// preempted: the next goroutine would overwrite its frames there.
     pub(crate) on_system_stack: Cell<bool>,
+    /// std's panic state of the thread, or [`NO_WORDS`].
+    pub(crate) panic_words: Cell<*const PanicWords>,
+    /// The panic state that the thread came with.
+    pub(crate) thread_panic_state: Cell<PanicState>,
     pub(crate) p: P,
     pub(crate) local: GQueue,
     pub(crate) yielded: GQueue,
@@ -108,6 +113,8 @@ impl M {
                 system_sp: Cell::new(0),
                 system_stack: Cell::new((0, 0)),
                 on_system_stack: Cell::new(false),
+                panic_words: Cell::new(&raw const NO_WORDS),
+                thread_panic_state: Cell::new(PanicState::CALM),
                 p: P {
                     runq: RunQueue::new(),
                     run_next: Cell::new(ptr::null_mut()),

@@ -14,6 +14,7 @@ pub(crate) mod join_state;
 pub(crate) mod m;
 pub(crate) mod name;
 pub(crate) mod p;
+pub(crate) mod panic_words;
 pub(crate) mod parker;
 pub(crate) mod pools;
 pub(crate) mod preempt_state;

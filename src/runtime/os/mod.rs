@@ -16,6 +16,8 @@
 //! | `memory` | `reserve_stacks`: address space. `commit_stacks`: it becomes usable, and is committed where it is touched. `decommit`, `probe_decommit`. `install_guard_markers`, `forbid_access`: two ways to make a guard. `answers_impossible_advice`, `is_guarded`: whether the first one works |
 //! | `signals` | `install`, `Signal`, `Handler`: handlers in front of the program's own, for `SEGMENT`, `BUS` and `PREEMPT`. `AltStack`: room for a handler where a goroutine has none. `unblock`, `block_as_before`, `block_all`, `SignalMask`. `handlers_without_alternate_stack` for `environment()`. A system without signals provides the faults by its exception handlers, and refuses `PREEMPT` |
 //! | `threads` | `current_tid`, `send_preempt_signal`, `can_signal`, `count`, `stack_bounds` |
+//! | `errno` | `get`, `set`: the error code of the calling thread (GetLastError) |
+//! | `tls_blocks` | `visit_blocks`: the thread-local storage of the calling thread. With none, goroutines share std's panic state |
 //! | `stderr` | `RawStderr`: standard error without a lock or a buffer |
 //! | `modules` | `loaded_modules`: the loaded modules and their unwind tables, for framehop. Feature `traceback` |
 //! | `symbols` | `with_symbol`: the name of a native function, callable in a signal handler. Feature `traceback` |
@@ -30,7 +32,7 @@
 mod linux;
 mod throw;
 
-pub(crate) use linux::{futex, memory, signals, stderr, threads};
+pub(crate) use linux::{errno, futex, memory, signals, stderr, threads, tls_blocks};
 #[cfg(feature = "traceback")]
 pub(crate) use linux::{modules, symbols};
 pub(crate) use throw::throw;

@@ -11,6 +11,7 @@
 //! | `idle` | what an M does while it sleeps |
 //! | `schedule` | how an M goes to the next goroutine, and how long it searches for one |
 //! | `fp_control` | which FP control state a goroutine runs in |
+//! | `panic_probe`, `panic_state` | whose panics std counts on a thread |
 //! | `park` | how a goroutine suspends itself |
 //! | `preempt`, `async_preempt` | how it is suspended when its time slice is over |
 //! | `lifecycle` | how it begins and ends |
@@ -52,6 +53,8 @@ pub(crate) mod find;
 pub(crate) mod fp_control;
 pub(crate) mod idle;
 pub(crate) mod lifecycle;
+pub(crate) mod panic_probe;
+pub(crate) mod panic_state;
 pub(crate) mod park;
 pub(crate) mod preempt;
 pub(crate) mod ready;

@@ -9,11 +9,10 @@
 //! * A migratable goroutine could be resumed by another thread before its context is saved. So it
 //!   leaves for the system stack first (`mcall` saves the context), and is made visible there.
 //!
-//! A migratable goroutine that unwinds stays on its thread for the suspension: std counts panics by
-//! thread. So it is treated as one that belongs to its thread, until it resumes.
-//!
 //! A goroutine that keeps an FP control state of its own goes through `with_thread_fp_control`,
-//! which calls these functions again with the flag cleared.
+//! which calls these functions again with the flag cleared. One that panics goes through
+//! `with_calm_words`, which calls them again as for a goroutine that does not panic, and that
+//! belongs to its thread.
 
 use std::cell::Cell;
 use std::ptr;
@@ -27,7 +26,8 @@ use crate::runtime::gmp::status::{Status, WaitReason};
 use crate::runtime::os::futex;
 use crate::runtime::sched::find::{is_local_only, pick_local, pick_next};
 use crate::runtime::sched::fp_control::with_thread_fp_control;
-use crate::runtime::sched::ready::{enqueue_last, ready};
+use crate::runtime::sched::panic_state::{is_panicking, with_calm_words};
+use crate::runtime::sched::ready::enqueue_last;
 use crate::runtime::sched::schedule::{make_current, schedule, schedule0, switch_away};
 use crate::runtime::sync::park;
 
@@ -85,13 +85,11 @@ fn prepare_gosched() -> (*const G, *const G) {
         with_thread_fp_control(gr, gosched);
         return none;
     }
+    if is_panicking(gr, m) {
+        with_calm_words(gr, m, gosched);
+        return none;
+    }
     if gr.migratable.get() {
-        if std::thread::panicking() {
-            // `gopark` keeps a goroutine that unwinds on its thread.
-            // SAFETY: `unlock` readies it, once, and neither parks nor unwinds.
-            unsafe { gopark(WaitReason::None, || ready(Parker(g), false)) };
-            return none;
-        }
         // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
         unsafe { mcall(&gr.sched, m.system_sp.get(), gosched0, g.cast_const()) };
         return none;
@@ -160,18 +158,14 @@ pub unsafe fn gopark(reason: WaitReason, unlock: impl FnOnce()) {
         // SAFETY: the contract of this function.
         return with_thread_fp_control(gr, || unsafe { gopark(reason, unlock) });
     }
+    if is_panicking(gr, m) {
+        // SAFETY: the contract of this function.
+        return with_calm_words(gr, m, || unsafe { gopark(reason, unlock) });
+    }
     gr.set_wait_reason(reason);
     if gr.migratable.get() {
-        if !std::thread::panicking() {
-            // SAFETY: the contract of this function.
-            return unsafe { park_migratable(gr, m, unlock) };
-        }
-        gr.migratable.set(false);
-        park::park(gr, unlock);
-        // SAFETY: on `gr`; it is not migratable now, so that only this thread resumes it.
-        unsafe { switch_away(m, gr) };
-        gr.migratable.set(true);
-        return;
+        // SAFETY: the contract of this function.
+        return unsafe { park_migratable(gr, m, unlock) };
     }
     park::park(gr, unlock);
     // SAFETY: on `gr`; the thread that readies it queues it on this M.

@@ -24,7 +24,7 @@
 //!    else it does nothing: the request stands, and the next poll sees it.
 //! 4. Either stub (`jit/stubs/preempt`) saves the whole machine state, and calls
 //!    [`yield_to_request`]. It puts the goroutine at the end of its queue, and schedules
-//!    (`schedule::deschedule0`).
+//!    (`schedule::deschedule0`). It keeps errno, which the interrupted code may be about to read.
 //! 5. `schedule::make_current` sets the stack limits of the next goroutine anew.
 //!
 //! Rust and C code are never preempted: an interrupted `malloc`, `Mutex`, `RefCell` or lazy
@@ -51,8 +51,9 @@ use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::preempt_state::{PreemptState, Refusal, Thread, count};
 use crate::runtime::gmp::status::Status;
-use crate::runtime::os::threads;
+use crate::runtime::os::{errno, threads};
 use crate::runtime::sched::fp_control::with_thread_fp_control;
+use crate::runtime::sched::panic_state::{is_panicking, with_calm_words};
 use crate::runtime::sched::schedule::deschedule0;
 use crate::runtime::sync::preempt_request::{self, REQUESTED, is_requested};
 
@@ -122,14 +123,18 @@ fn yield_if_requested() {
 /// thread.
 #[inline(never)]
 pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
-    // std counts panics by thread. A count may be this goroutine's, which then must resume here. Or
-    // it is that of a goroutine which has parked while it unwinds, and which waits for this one to
-    // yield: so this one must not refuse to.
-    let stays = g.migratable.get() && std::thread::panicking();
-    if stays {
-        g.migratable.set(false);
-    }
     count(counter);
+    // Code that does not yield by itself relies on errno over any of its instructions.
+    let errno = errno::get();
+    if is_panicking(g, m) {
+        with_calm_words(g, m, || deschedule(g, m));
+    } else {
+        deschedule(g, m);
+    }
+    errno::set(errno);
+}
+
+fn deschedule(g: &G, m: &M) {
     let suspend = || {
         // SAFETY: on the goroutine's stack; the system stack is free below its saved rsp.
         unsafe { mcall(&g.sched, m.system_sp.get(), deschedule0, ptr::from_ref(g)) };
@@ -141,9 +146,6 @@ pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
     } else {
         suspend();
     }
-    if stays {
-        g.migratable.set(true);
-    }
 }
 
 /// Yields to other goroutines if this one has run for its time slice. Without a request this costs
@@ -151,6 +153,9 @@ pub(crate) fn yield_to_request(g: &G, m: &M, counter: &AtomicU64) {
 ///
 /// Rust code is never preempted, so that a long loop without channels, goroutine functions and the
 /// like should call this from time to time. On a thread that runs no goroutine it does nothing.
+///
+/// `errno` is the same afterwards, as after each preemption of JIT code. Functions that suspend the
+/// goroutine at its own wish, such as [`gosched`](crate::runtime::gosched), do not preserve it.
 ///
 /// ```
 /// use footbridge::runtime::{self, checkpoint};

@@ -14,7 +14,7 @@
 //! 2. It allocates the Ms and makes the `Sched`, leaked, so that all threads can refer to it.
 //! 3. `start_threads` starts a thread for every M but the first, and one for sysmon. Each M's
 //!    thread calls `mstart`: alternate stack, bounds of the system stack, `SignalRegistration`,
-//!    scheduler.
+//!    `ThreadPanicState`, scheduler.
 //! 4. `run_main` queues the main goroutine on the first M, which the calling thread becomes: it
 //!    calls `mstart` itself. The main goroutine is bound to this thread, since `f` need not be
 //!    `Send`.
@@ -63,6 +63,7 @@ use crate::runtime::os::signals::AltStack;
 use crate::runtime::os::{futex, threads};
 use crate::runtime::sched::find::max_inherited;
 use crate::runtime::sched::lifecycle::{NewError, newproc};
+use crate::runtime::sched::panic_state::{ThreadPanicState, with_state_of_thread};
 use crate::runtime::sched::ready::goready;
 use crate::runtime::sched::schedule::schedule0;
 use crate::runtime::sched::{preempt, sysmon};
@@ -243,7 +244,8 @@ fn run_main<R>(
         // the frame of `run_main` stays until the run has stopped.
         let main = unsafe { &mut *data.cast::<*mut Main<'_, F, R>>().read() };
         let f = main.f.take().expect("a goroutine runs its task once");
-        *main.result = Some(panic::catch_unwind(AssertUnwindSafe(f)));
+        let f = AssertUnwindSafe(f);
+        *main.result = Some(with_state_of_thread(|| panic::catch_unwind(f)));
         stop(main.sched);
     }
     unsafe fn drop_nothing(_: *mut u8) {}
@@ -297,6 +299,7 @@ fn mstart(m: &'static M, stubs: &PreemptStubs) {
     // Without an alternate stack the handler of a signal would need more room than a goroutine may
     // have, so the thread gets no signal then.
     let _registration = SignalRegistration::new(m, stubs, alt_stack.is_some());
+    let _panic_state = ThreadPanicState::take(m);
     // The frame of this function stays. The scheduler uses the stack below it and its red zone.
     m.system_sp.set((stack_pointer() - RED_ZONE_BYTES) & !15);
     // SAFETY: `g0` is the Gobuf of this stack. Below system_sp nothing is alive while the scheduler

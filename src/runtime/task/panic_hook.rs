@@ -11,14 +11,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::runtime::gmp::current::getg;
 use crate::runtime::gmp::name::Label;
+use crate::runtime::sched::panic_state::is_hook_suspended;
 
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// Called before a goroutine with a name starts.
 pub(super) fn install() {
-    // In a panic hooks cannot be replaced: a later goroutine does it.
+    // In a panic hooks cannot be replaced, nor while one is suspended: a later goroutine does it.
     if INSTALLED.load(Ordering::Relaxed)
         || std::thread::panicking()
+        || is_hook_suspended()
         || INSTALLED.swap(true, Ordering::Relaxed)
     {
         return;

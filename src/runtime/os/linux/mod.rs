@@ -3,6 +3,7 @@
 //! What each file must provide is listed in `os/mod.rs`.
 
 mod context;
+pub(crate) mod errno;
 pub(crate) mod futex;
 pub(crate) mod memory;
 #[cfg(feature = "traceback")]
@@ -12,3 +13,4 @@ pub(crate) mod stderr;
 #[cfg(feature = "traceback")]
 pub(crate) mod symbols;
 pub(crate) mod threads;
+pub(crate) mod tls_blocks;
