@@ -37,6 +37,7 @@ mod bridge;
 mod chan;
 mod fault;
 mod gmp;
+mod locks;
 mod os;
 mod sched;
 mod stack;
@@ -59,6 +60,10 @@ pub use chan::{
 pub use gmp::parker::Parker;
 pub use gmp::pools::{StackUsage, stack_usage};
 pub use gmp::status::{Status, WaitReason};
+pub use locks::{
+    Barrier, BarrierWaitResult, Condvar, Mutex, MutexGuard, Once, OnceLock, OnceState, RwLock,
+    RwLockReadGuard, RwLockWriteGuard, WaitGroup, WaitTimeoutResult,
+};
 pub use sched::fp_control::keep_fp_control;
 pub use sched::park::{current, gopark, gosched};
 pub use sched::preempt::{checkpoint, without_preemption};
