@@ -75,8 +75,8 @@ pub use start::{Config, MAX_PROCESSORS, RunError};
 #[doc(hidden)]
 pub use start::{measure_raw_switch, request_preemption};
 pub use task::{
-    Abandoned, Builder, JoinHandle, JoinResult, Scope, ScopedJoinHandle, SpawnError, SpawnFnError,
-    go, scope, sleep,
+    Abandoned, AccessError, Builder, JoinHandle, JoinResult, LocalKey, Scope, ScopedJoinHandle,
+    SpawnError, SpawnFnError, go, scope, sleep,
 };
 pub use walk::{
     Goroutine, JitFrame, ScanError, ScanFrame, TraceFrame, Traceback, WalkEnd, goroutines,

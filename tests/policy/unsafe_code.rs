@@ -73,6 +73,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/sync/park.rs",
     "src/runtime/task/builder.rs",
     "src/runtime/task/join.rs",
+    "src/runtime/task/local.rs",
     "src/runtime/task/panic_hook.rs",
     "src/runtime/task/scope.rs",
     "src/runtime/task/sleep.rs",

@@ -8,6 +8,7 @@ mod channels;
 #[cfg(target_arch = "x86_64")]
 mod fp_control;
 mod inspect;
+mod locals;
 mod locks;
 mod refused;
 mod runs;

@@ -50,7 +50,7 @@ use crate::jit::RED_ZONE_BYTES;
 use crate::runtime::arch::switch::{mcall, stack_pointer};
 use crate::runtime::fault;
 use crate::runtime::fault::report_deadlock;
-use crate::runtime::gmp::current::{getm, setm};
+use crate::runtime::gmp::current::{getg, getm, setm};
 use crate::runtime::gmp::g::TaskType;
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::parker::Parker;
@@ -60,7 +60,7 @@ use crate::runtime::gmp::status::Status;
 use crate::runtime::gmp::{g, join_state, pools};
 use crate::runtime::os::signals::AltStack;
 use crate::runtime::os::{futex, threads};
-use crate::runtime::sched::lifecycle::{NewError, newproc};
+use crate::runtime::sched::lifecycle::{NewError, end_locals, newproc};
 use crate::runtime::sched::ready::goready;
 use crate::runtime::sched::schedule::schedule0;
 use crate::runtime::sched::{preempt, sysmon};
@@ -240,6 +240,9 @@ fn run_main<R>(
         let main = unsafe { &mut *data.cast::<*mut Main<'_, F, R>>().read() };
         let f = main.f.take().expect("a goroutine runs its task once");
         *main.result = Some(panic::catch_unwind(AssertUnwindSafe(f)));
+        // While it may still park.
+        // SAFETY: on the main goroutine; a G is never freed.
+        unsafe { end_locals(&*getg()) };
         stop(main.sched);
     }
     unsafe fn drop_nothing(_: *mut u8) {}
