@@ -3,6 +3,7 @@
 
 mod bugs;
 mod channels;
+mod ending;
 // MXCSR, the x87 unit, and JIT code that is preempted. What is the same on every machine is in
 // `switch`.
 #[cfg(target_arch = "x86_64")]
