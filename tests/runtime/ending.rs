@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use footbridge::runtime::{
     Barrier, Builder, Case, Chan, Condvar, Mutex, Once, OnceLock, RwLock, WaitGroup, WaitReason,
@@ -17,11 +17,12 @@ use footbridge::runtime::{
 use footbridge::{environment, goroutine_local};
 use support::child;
 
+const SHORT: Duration = Duration::from_millis(1);
+
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 
 /// Everything that a thread may call which runs no goroutine, waits included.
 fn call_everything() {
-    const SHORT: Duration = Duration::from_millis(1);
     goroutine_local! {
         static LOCAL: RefCell<String> = RefCell::new(String::from("a value"));
     }
@@ -162,7 +163,6 @@ fn a_channel_may_end_with_abandoned_waiters() {
         static EMPTY: Chan<String> = Chan::new(0);
     }
     child::run("a_channel_may_end_with_abandoned_waiters", || {
-        // Each of the threads of the run is to have all kinds of waiters.
         let config = footbridge::runtime::Config::new().processors(3);
         let run = config.run(|| {
             let waiting = || {
@@ -172,6 +172,7 @@ fn a_channel_may_end_with_abandoned_waiters() {
                 };
                 [WaitReason::ChanSend, WaitReason::ChanReceive, WaitReason::Select].map(waits)
             };
+            // This goroutine keeps its thread, which does not end, so that the others have them all.
             for _ in 0..20 {
                 go(|| FULL.with(|channel| channel.send("never".into())));
                 go(|| EMPTY.with(|channel| channel.recv()));
@@ -189,7 +190,11 @@ fn a_channel_may_end_with_abandoned_waiters() {
                 });
             }
             // Senders and receivers of different kinds of a thread do not meet: a select does both.
-            support::runs::wait_for("they wait", || waiting().iter().sum::<usize>() >= 60);
+            let start = Instant::now();
+            while waiting() != [20, 40, 20] {
+                assert!(start.elapsed() < Duration::from_secs(15), "{:?}", waiting());
+                std::thread::sleep(SHORT);
+            }
         });
         run.expect("the run starts");
         std::thread::spawn(call_everything).join().expect("no panic");

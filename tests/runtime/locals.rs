@@ -166,6 +166,28 @@ fn destructors_may_park_and_use_locals() {
     assert_eq!(LATE_DROPS.load(Ordering::Relaxed), 1, "what a destructor makes is destroyed, too");
 }
 
+#[test]
+fn destructors_of_the_main_goroutine_may_park() {
+    static SENT: AtomicUsize = AtomicUsize::new(0);
+    struct Sends(Chan<()>);
+    impl Drop for Sends {
+        fn drop(&mut self) {
+            gosched();
+            self.0.send(()).expect("open");
+            SENT.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    goroutine_local! {
+        static SENDS: Cell<Option<Sends>> = const { Cell::new(None) };
+    }
+    on(1, || {
+        let gate = Chan::new(0);
+        SENDS.set(Some(Sends(gate.clone())));
+        go(move || gate.recv());
+    });
+    assert_eq!(SENT.load(Ordering::Relaxed), 1);
+}
+
 /// The result of a goroutine whose handle is gone is dropped by the goroutine, and may use locals.
 #[test]
 fn destructors_of_results_find_locals() {

@@ -129,6 +129,30 @@ fn waiters_get_a_mutex_in_the_order_in_which_they_came() {
             drop(guard);
         });
         assert_eq!(order.into_inner().expect("no panic"), (0..WAITERS).collect::<Vec<_>>());
+
+        // Also where each of them loses once: the mutex is locked whenever a waiter runs.
+        let (mutex, order, holds) = (Mutex::new(()), Mutex::new(Vec::new()), AtomicUsize::new(0));
+        scope(|s| {
+            let guard = mutex.lock().expect("no panic");
+            for n in 0..WAITERS {
+                let (mutex, order, holds) = (&mutex, &order, &holds);
+                s.go(move || {
+                    let _guard = mutex.lock().expect("no panic");
+                    order.lock().expect("no panic").push(n);
+                    // The waiters before it and this one have lost once each.
+                    let holds = holds.load(Ordering::Relaxed);
+                    assert!(holds <= 2 * (n + 1), "waiter {n} got it after {holds} holds");
+                });
+            }
+            gosched();
+            drop(guard);
+            while order.lock().expect("no panic").len() < WAITERS {
+                let _guard = mutex.lock().expect("no panic");
+                assert!(holds.fetch_add(1, Ordering::Relaxed) < 1000, "the waiters starve");
+                gosched();
+            }
+        });
+        assert_eq!(order.into_inner().expect("no panic"), (0..WAITERS).collect::<Vec<_>>());
     });
 }
 
