@@ -387,8 +387,8 @@ fn a_foreign_thread_can_wait_in_its_last_destructor() {
     woken.expect("the thread sleeps in its destructor");
 }
 
-/// A scope that was opened around a run waited for ever for goroutines that the run had abandoned. It
-/// cannot return instead: they may have lent what they borrowed.
+/// A scope that was opened around a run waited for ever for goroutines that the run had abandoned.
+/// It cannot return instead: they may have lent what they borrowed.
 #[test]
 fn a_scope_starts_goroutines_of_its_own_run_only() {
     let refused = |start: &dyn Fn()| {

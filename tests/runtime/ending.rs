@@ -172,7 +172,8 @@ fn a_channel_may_end_with_abandoned_waiters() {
                 };
                 [WaitReason::ChanSend, WaitReason::ChanReceive, WaitReason::Select].map(waits)
             };
-            // This goroutine keeps its thread, which does not end, so that the others have them all.
+            // This goroutine keeps its thread, which does not end, so that the others have them
+            // all.
             for _ in 0..20 {
                 go(|| FULL.with(|channel| channel.send("never".into())));
                 go(|| EMPTY.with(|channel| channel.recv()));

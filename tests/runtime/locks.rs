@@ -31,8 +31,8 @@ fn on_all_kinds(n: usize, body: impl Fn() + Send + Sync + 'static) {
     let threads: Vec<_> = (0..n).map(of).map(std::thread::spawn).collect();
     on(3, || {
         let sticky: Vec<_> = (0..n).map(of).map(go).collect();
-        // SAFETY: the bodies keep no thread-local over a park, and only guards, which do not depend on
-        // the thread.
+        // SAFETY: the bodies keep no thread-local over a park, and only guards, which do not depend
+        // on the thread.
         let migratable = |f| unsafe { Builder::new().go_migratable(f) }.expect("memory");
         let migratable: Vec<_> = (0..n).map(of).map(migratable).collect();
         sticky.into_iter().chain(migratable).for_each(|handle| handle.join().expect("no panic"));

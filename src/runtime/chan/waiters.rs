@@ -227,8 +227,8 @@ impl Waiters {
     }
 }
 
-/// Waiters that were taken together, oldest first. They are linked by themselves, so that nothing is
-/// allocated.
+/// Waiters that were taken together, oldest first. They are linked by themselves, so that nothing
+/// is allocated.
 pub(in crate::runtime) struct Taken {
     first: *const Waiter,
     last: *const Waiter,
@@ -258,8 +258,8 @@ impl Taken {
         self.last = waiter;
     }
 
-    /// Readies all of them. They run in their order: the run-next slot has room for the first one only,
-    /// and would hand each to a queue after the next one.
+    /// Readies all of them. They run in their order: the run-next slot has room for the first one
+    /// only, and would hand each to a queue after the next one.
     pub(in crate::runtime) fn fire(self, passed: bool) {
         let mut next = self.first;
         // SAFETY: taken waiters stay where they are until they are readied, which the contract of

@@ -30,8 +30,8 @@
 //! * `m`: the thread that makes the goroutine current.
 //! * `no_preempt`: the goroutine itself; a signal handler on its thread reads it.
 //! * `thread_wake`: the thread whose waiter this is, and the thread that readies it.
-//! * `chain_or_locals`, `chain_len`: the owner of the list of chains (`pools.rs`). While the G has a
-//!   goroutine, `chain_or_locals` is the goroutine's own (`task/local.rs`).
+//! * `chain_or_locals`, `chain_len`: the owner of the list of chains (`pools.rs`). While the G has
+//!   a goroutine, `chain_or_locals` is the goroutine's own (`task/local.rs`).
 //! * `backlog`: the M whose `yielded` queue the G is in.
 //! * `name`: as `name.rs` says.
 //! * the rest is set while one thread owns the G, before the goroutine is published.

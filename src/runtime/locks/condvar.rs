@@ -8,11 +8,11 @@ use crate::runtime::gmp::status::WaitReason;
 use crate::runtime::locks::mutex::MutexGuard;
 use crate::runtime::locks::queue::{Place, Queue};
 
-/// A condition variable for [`Mutex`](super::Mutex) that parks the goroutine that waits. On a foreign
-/// thread it blocks the thread.
+/// A condition variable for [`Mutex`](super::Mutex) that parks the goroutine that waits. On a
+/// foreign thread it blocks the thread.
 ///
-/// It has the shape of [`std::sync::Condvar`]. Waiters are notified in the order in which they came. A
-/// notification is for those that wait at that moment, and no wait ends without one.
+/// It has the shape of [`std::sync::Condvar`]. Waiters are notified in the order in which they
+/// came. A notification is for those that wait at that moment, and no wait ends without one.
 ///
 /// ```
 /// use footbridge::runtime::{self, Condvar, Mutex, go};
@@ -67,8 +67,8 @@ impl Condvar {
     #[track_caller]
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> LockResult<MutexGuard<'a, T>> {
         let mutex = guard.raw();
-        // The guard stays, and stands for the mutex again when that is locked. Nothing below unwinds
-        // in between.
+        // The guard stays, and stands for the mutex again when that is locked. Nothing below
+        // unwinds in between.
         self.queue.lock().park(0, Place::Back, WaitReason::CondvarWait, || mutex.unlock());
         mutex.lock();
         guard.checked()
@@ -93,7 +93,8 @@ impl Condvar {
         Ok(guard)
     }
 
-    /// [`Self::wait`], for `timeout` at most. Then the mutex is locked again, which may take longer.
+    /// [`Self::wait`], for `timeout` at most. Then the mutex is locked again, which may take
+    /// longer.
     ///
     /// ```
     /// use std::time::Duration;

@@ -11,9 +11,10 @@
 //! | `queue` | the queue that all of them have |
 //! | `poison` | how a panic marks what it left half-done |
 //!
-//! A goroutine that waits stands in a queue, by a [`Waiter`](super::chan::waiters::Waiter) in its own
-//! stack, so that nothing is allocated. Foreign threads wait in the same queues, and sleep. The words
-//! of mutex and reader-writer lock, and the rules by which they are passed on, are in `sync/`.
+//! A goroutine that waits stands in a queue, by a [`Waiter`](super::chan::waiters::Waiter) in its
+//! own stack, so that nothing is allocated. Foreign threads wait in the same queues, and sleep. The
+//! words of mutex and reader-writer lock, and the rules by which they are passed on, are in
+//! `sync/`.
 //!
 //! A goroutine that its run abandons while it holds a lock never releases it. The same holds if the
 //! lock was passed on to it and it has not run since: nothing can tell whether it has.

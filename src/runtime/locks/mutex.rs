@@ -94,11 +94,12 @@ impl RawMutex {
 /// It has the shape of [`std::sync::Mutex`], poisoning included, which blocks the *thread* and all
 /// goroutines that belong to it. So a guard of this mutex may be held over a park.
 ///
-/// Waiters get it in the order in which they came, but for goroutines that run while the first waiter
-/// is on its way: that one loses once at most, and is handed the mutex at the next release.
+/// Waiters get it in the order in which they came, but for goroutines that run while the first
+/// waiter is on its way: that one loses once at most, and is handed the mutex at the next release.
 ///
-/// A goroutine that is abandoned at the end of its run while it holds a mutex never releases it, like
-/// a guard that is forgotten: threads and goroutines of other runs that wait for it wait for ever.
+/// A goroutine that is abandoned at the end of its run while it holds a mutex never releases it,
+/// like a guard that is forgotten: threads and goroutines of other runs that wait for it wait for
+/// ever.
 ///
 /// ```
 /// use footbridge::runtime::{self, Mutex, gosched};

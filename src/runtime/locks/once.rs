@@ -67,8 +67,8 @@ impl Once {
         Self { state: AtomicU32::new(NEW), queue: Queue::new() }
     }
 
-    /// Runs `f` if no call has run its closure yet, or waits for the call that does. Then all that the
-    /// closure did is seen. [`Once`] has an example.
+    /// Runs `f` if no call has run its closure yet, or waits for the call that does. Then all that
+    /// the closure did is seen. [`Once`] has an example.
     ///
     /// A closure that calls this for the same `Once` waits for ever.
     ///
@@ -172,8 +172,8 @@ impl Once {
 #[track_caller]
 fn refuse_poisoned() -> ! {
     panic!(
-        "the closure of an earlier call of this Once has panicked, so that what it initialises may be \
-         half-done: use call_once_force to run another one"
+        "the closure of an earlier call of this Once has panicked, so that what it initialises may \
+         be half-done: use call_once_force to run another one"
     )
 }
 
@@ -244,11 +244,8 @@ impl<T> OnceLock<T> {
     /// assert_eq!(CELL.get(), None);
     /// ```
     pub const fn new() -> Self {
-        Self {
-            once: Once::new(),
-            value: UnsafeCell::new(MaybeUninit::uninit()),
-            owns: PhantomData,
-        }
+        let value = UnsafeCell::new(MaybeUninit::uninit());
+        Self { once: Once::new(), value, owns: PhantomData }
     }
 
     /// What is in the cell, if it is initialised.

@@ -47,8 +47,9 @@ impl Queue {
         Locked(self)
     }
 
-    /// Parks at the end of the queue for `timeout` at most. `release` is called when the caller is in
-    /// the queue. It neither parks nor unwinds. Returns whether the caller was taken out in time.
+    /// Parks at the end of the queue for `timeout` at most. `release` is called when the caller is
+    /// in the queue. It neither parks nor unwinds. Returns whether the caller was taken out in
+    /// time.
     ///
     /// # Panics
     /// In `systemstack`; `release` is not called then.
@@ -68,8 +69,9 @@ impl Queue {
         let limit = unsafe { Limit::set(&wait.park, timeout) };
         let waiter = Waiter::new(&wait, 0, ptr::null_mut());
         self.lock.lock();
-        // SAFETY: the lock is held, and its release makes the waiter visible. `Waiters::take` claims
-        // the wait, and `fire` readies. This frame stays until the waiter is out of the queue.
+        // SAFETY: the lock is held, and its release makes the waiter visible. `Waiters::take`
+        // claims the wait, and `fire` readies. This frame stays until the waiter is out of the
+        // queue.
         unsafe {
             self.waiters.push(&waiter);
             limit.park(reason, || {
@@ -138,8 +140,8 @@ impl<'a> Locked<'a> {
         self.0.waiters.is_empty()
     }
 
-    /// Takes the first waiter out, if `wanted` accepts what it waits for. The caller readies it after
-    /// it has unlocked the queue.
+    /// Takes the first waiter out, if `wanted` accepts what it waits for. The caller readies it
+    /// after it has unlocked the queue.
     pub(super) fn take_if(&self, wanted: impl Fn(usize) -> bool) -> Option<One<'a>> {
         // SAFETY: the lock is held; a `One` is readied once.
         unsafe { self.0.waiters.take_if(wanted) }.map(One)

@@ -1,5 +1,6 @@
 #![allow(unsafe_code, reason = "guards lead to the data of a lock")]
-//! The reader-writer lock. Its word, and the rule by which it is handed over: `sync/rwlock_word.rs`.
+//! The reader-writer lock. Its word, and the rule by which it is handed over:
+//! `sync/rwlock_word.rs`.
 
 use std::cell::UnsafeCell;
 use std::fmt;
@@ -101,15 +102,16 @@ impl RawRwLock {
     }
 }
 
-/// A reader-writer lock that parks the goroutine that waits for it. On a foreign thread it blocks the
-/// thread.
+/// A reader-writer lock that parks the goroutine that waits for it. On a foreign thread it blocks
+/// the thread.
 ///
 /// It has the shape of [`std::sync::RwLock`], poisoning by writers included. It is granted in the
 /// order in which readers and writers came, and readers that are next to one another in that order
-/// get it together: neither starve. So a goroutine that reads must not read again: a writer may wait
-/// in between, and neither would ever get it.
+/// get it together: neither starve. So a goroutine that reads must not read again: a writer may
+/// wait in between, and neither would ever get it.
 ///
-/// What [`Mutex`](super::Mutex) says of guards over a park and of abandoned holders holds here, too.
+/// What [`Mutex`](super::Mutex) says of guards over a park and of abandoned holders holds here,
+/// too.
 ///
 /// ```
 /// use footbridge::runtime::{self, RwLock};
@@ -221,7 +223,8 @@ impl<T: ?Sized> RwLock<T> {
         self.poison.check(self.write_guard())
     }
 
-    /// Locks it for reading if that is possible without waiting: no writer holds it or waits for it.
+    /// Locks it for reading if that is possible without waiting: no writer holds it or waits for
+    /// it.
     ///
     /// ```
     /// use footbridge::runtime::RwLock;

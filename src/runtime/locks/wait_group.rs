@@ -8,8 +8,8 @@ use crate::runtime::locks::queue::{Place, Queue};
 
 /// Waits for a number of goroutines to be done: Go's `sync.WaitGroup`.
 ///
-/// [`scope`](crate::runtime::scope()) and [`JoinHandle`](crate::runtime::JoinHandle) wait for the end
-/// of goroutines, and see their panics. A wait group waits for what they say, in any number of
+/// [`scope`](crate::runtime::scope()) and [`JoinHandle`](crate::runtime::JoinHandle) wait for the
+/// end of goroutines, and see their panics. A wait group waits for what they say, in any number of
 /// rounds. On a foreign thread it blocks the thread.
 ///
 /// ```

@@ -204,9 +204,9 @@ pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
     }
 }
 
-/// Destroys the goroutine-locals of the running goroutine, if it has any: after its closure, and after
-/// the destructor of its result, which may have made new ones. Before the end is published: the
-/// destructors may park.
+/// Destroys the goroutine-locals of the running goroutine, if it has any: after its closure, and
+/// after the destructor of its result, which may have made new ones. Before the end is published:
+/// the destructors may park.
 ///
 /// # Safety
 /// The goroutine of `g` calls it.

@@ -14,9 +14,9 @@
 //!    ([`lock_or_queue`]). Then it parks in the queue, which it unlocks.
 //! 2. The holder releases the mutex. Its exchange finds `QUEUED` ([`unlock`]), so it locks the
 //!    queue, takes the first waiter, and passes the mutex on ([`pass_on`]).
-//! 3. A waiter that is taken for the first time is readied while the mutex is free, and competes with
-//!    the goroutines that run. While one of these locks and
-//!    releases it again and again, that costs no switch.
+//! 3. A waiter that is taken for the first time is readied while the mutex is free, and competes
+//!    with the goroutines that run. While one of these locks and releases it again and again, that
+//!    costs no switch.
 //! 4. If it loses it parks again, in front. The next release hands the mutex over to it: the mutex
 //!    stays locked, and the waiter owns it when it runs.
 //!
@@ -61,8 +61,8 @@ pub(crate) fn lock_or_queue(word: &AtomicU32, was_woken: bool) -> bool {
     }
 }
 
-/// Releases the mutex, unless a waiter must be taken. Then it returns false, and the holder locks the
-/// queue and calls [`pass_on`].
+/// Releases the mutex, unless a waiter must be taken. Then it returns false, and the holder locks
+/// the queue and calls [`pass_on`].
 #[inline(always)]
 pub(crate) fn unlock(word: &AtomicU32) -> bool {
     let mut now = LOCKED;
@@ -88,9 +88,9 @@ pub(crate) enum Next {
     Owns,
 }
 
-/// Releases the mutex or hands it over. Called by its holder, with the queue locked, after [`unlock`]
-/// has returned false. `more`: the queue has other waiters. The caller readies the waiter
-/// afterwards.
+/// Releases the mutex or hands it over. Called by its holder, with the queue locked, after
+/// [`unlock`] has returned false. `more`: the queue has other waiters. The caller readies the
+/// waiter afterwards.
 ///
 /// A store does, since nothing else writes the word: it is locked, and so is the queue.
 pub(crate) fn pass_on(word: &AtomicU32, next: Next, more: bool) {

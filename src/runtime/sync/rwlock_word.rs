@@ -5,8 +5,8 @@
 //! waiter. `QUEUED` is written with the queue locked.
 //!
 //! **Fairness.** While there is a waiter, all others queue as well. The last holder hands the lock
-//! over: to the first waiter if that is a writer, else to all readers in front of the first writer. So
-//! the order of the queue is the order of the holders. Neither readers nor writers starve, and
+//! over: to the first waiter if that is a writer, else to all readers in front of the first writer.
+//! So the order of the queue is the order of the holders. Neither readers nor writers starve, and
 //! nothing is decided by a clock.
 //!
 //! Unlike in `mutex_word`, a waiter never competes: readers that keep coming would let a writer
@@ -72,8 +72,8 @@ pub(crate) fn write_or_queue(word: &AtomicU32) -> bool {
     }
 }
 
-/// Releases a reader. Returns false if it was the last one and something waits: then the caller locks
-/// the queue and calls [`hand_over`]. Until then `QUEUED` keeps all others from the lock.
+/// Releases a reader. Returns false if it was the last one and something waits: then the caller
+/// locks the queue and calls [`hand_over`]. Until then `QUEUED` keeps all others from the lock.
 ///
 /// Acquire: the last reader hands over what all readers have finished with.
 #[inline(always)]

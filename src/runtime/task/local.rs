@@ -1,14 +1,15 @@
 #![allow(unsafe_code, reason = "values whose types are erased")]
 //! Goroutine-locals: a value of its own for each goroutine, made when it is first used.
 //!
-//! A key has a number, which it takes at its first use. A goroutine has a table of addresses by these
-//! numbers, which it makes when it first uses a key, and a list of what it has made. Only the
+//! A key has a number, which it takes at its first use. A goroutine has a table of addresses by
+//! these numbers, which it makes when it first uses a key, and a list of what it has made. Only the
 //! goroutine itself touches either.
 //!
 //! The destructors run when the goroutine has run its closure, on its own stack and before its end
 //! is published, so that they may park: `lifecycle::end_locals` calls [`Locals::end`].
 //!
-//! Rejected: a map from keys to values in the goroutine's G. The G has no room for more than a word.
+//! Rejected: a map from keys to values in the goroutine's G. The G has no room for more than a
+//! word.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -71,14 +72,18 @@ impl Locals {
         // SAFETY: contract (2): made by `of`, and not freed before the end of this function. Only
         // this goroutine touches them, by contract (1).
         while let Some(made) = unsafe { (*locals).made.pop() } {
-            // SAFETY: the same; what was made has a place in the table.
-            let value = unsafe { std::mem::replace(&mut (&mut (*locals).values)[made.number], destroyed()) };
+            // SAFETY: the same.
+            let values = unsafe { &mut (*locals).values };
+            // What was made has a place in the table.
+            let value = std::mem::replace(&mut values[made.number], destroyed());
             // SAFETY: the value was made with this function, and is destroyed once. No reference is
             // left: the closures of `with` have returned.
             let dropped = panic::catch_unwind(AssertUnwindSafe(|| unsafe { (made.drop)(value) }));
             if dropped.is_err() {
                 let id = g.id.load(Ordering::Relaxed);
-                throw(format_args!("a goroutine-local of goroutine {id} panicked while it was dropped"));
+                throw(format_args!(
+                    "a goroutine-local of goroutine {id} panicked while it was dropped"
+                ));
             }
         }
         g.set_locals(ptr::null_mut());
@@ -87,12 +92,14 @@ impl Locals {
     }
 }
 
+/// Calls a function with the value of a thread. Returns false if that was destroyed.
+type OnThread<T> = fn(&mut dyn FnMut(&T)) -> bool;
+
 /// A goroutine-local, made by [`goroutine_local!`](crate::goroutine_local).
 pub struct LocalKey<T: 'static> {
     make: fn() -> T,
-    /// Calls the function with the value of a thread that runs no goroutine. Returns false if that
-    /// was destroyed.
-    on_thread: fn(&mut dyn FnMut(&T)) -> bool,
+    /// For a thread that runs no goroutine.
+    on_thread: OnThread<T>,
     /// 0 before the first use.
     number: AtomicUsize,
 }
@@ -113,12 +120,12 @@ impl std::error::Error for AccessError {}
 impl<T: 'static> LocalKey<T> {
     /// For [`goroutine_local!`](crate::goroutine_local).
     #[doc(hidden)]
-    pub const fn new(make: fn() -> T, on_thread: fn(&mut dyn FnMut(&T)) -> bool) -> Self {
+    pub const fn new(make: fn() -> T, on_thread: OnThread<T>) -> Self {
         Self { make, on_thread, number: AtomicUsize::new(0) }
     }
 
-    /// Calls `f` with the value of this goroutine, which is made first if it was not used before. `f`
-    /// may park.
+    /// Calls `f` with the value of this goroutine, which is made first if it was not used before.
+    /// `f` may park.
     ///
     /// ```
     /// use std::cell::Cell;
@@ -187,8 +194,8 @@ impl<T: 'static> LocalKey<T> {
         let locals: *const Locals = g.locals().cast();
         if !locals.is_null() {
             // SAFETY: only this goroutine touches its locals, and nothing runs meanwhile.
-            let value = unsafe { (&(*locals).values).get(number) };
-            if let Some(&value) = value
+            let values = unsafe { &(*locals).values };
+            if let Some(&value) = values.get(number)
                 && !value.is_null()
             {
                 return if value == destroyed() { Err(AccessError) } else { Ok(value.cast()) };
@@ -322,8 +329,8 @@ impl<T: 'static> fmt::Debug for LocalKey<T> {
     }
 }
 
-/// Declares goroutine-locals, in the shape of [`std::thread_local!`]: statics of which each goroutine
-/// has a value of its own.
+/// Declares goroutine-locals, in the shape of [`std::thread_local!`]: statics of which each
+/// goroutine has a value of its own.
 ///
 /// A `thread_local!` belongs to the *thread*: all goroutines of the thread share it, and what one
 /// leaves there over a park another one finds. What is to follow the goroutine belongs into a
@@ -353,17 +360,21 @@ impl<T: 'static> fmt::Debug for LocalKey<T> {
 ///
 /// * A value is made when its goroutine first uses it. It need not be `Send`, unless the goroutine
 ///   may migrate ([`Builder::go_migratable`](crate::runtime::Builder::go_migratable)).
-/// * The values of a goroutine are destroyed when its closure has returned or panicked, the youngest
-///   first, before a join returns. Destructors may park, and may use other goroutine-locals: one that
-///   was destroyed already is an [`AccessError`](crate::runtime::AccessError). The destructor of the
-///   goroutine's result, where that is dropped without a join, may find new values.
+/// * The values of a goroutine are destroyed when its closure has returned or panicked, the
+///   youngest first, before a join returns. Destructors may park, and may use other
+///   goroutine-locals: one that was destroyed already is an
+///   [`AccessError`](crate::runtime::AccessError). The destructor of the goroutine's result, where
+///   that is dropped without a join, may find new values.
 /// * A destructor that panics ends the process, as that of a thread-local does.
 /// * Values of an abandoned goroutine are never destroyed.
 /// * On a thread that runs no goroutine it is a thread-local.
 #[macro_export]
 macro_rules! goroutine_local {
     () => {};
-    ($(#[$attribute:meta])* $visibility:vis static $name:ident: $type:ty = $value:expr; $($rest:tt)*) => {
+    (
+        $(#[$attribute:meta])* $visibility:vis static $name:ident: $type:ty = $value:expr;
+        $($rest:tt)*
+    ) => {
         $crate::goroutine_local! { $(#[$attribute])* $visibility static $name: $type = $value }
         $crate::goroutine_local! { $($rest)* }
     };

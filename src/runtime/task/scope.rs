@@ -1,12 +1,12 @@
 #![allow(unsafe_code, reason = "goroutines that borrow")]
 //! Scopes: goroutines that borrow from their surroundings, and end before these do.
 //!
-//! A scope belongs to the run that it was opened in, and starts goroutines of that run only. The end
-//! of a run abandons goroutines. If they belonged to a scope that outlives the run, that scope could
-//! neither wait for them, since they never end, nor return: an abandoned goroutine may have lent what
-//! it borrowed to a thread that still runs, by `std::thread::scope` for example. Within its run a
-//! scope ends before `run` returns if the main goroutine owns it, since that one waits; any other
-//! owner is abandoned together with its goroutines.
+//! A scope belongs to the run that it was opened in, and starts goroutines of that run only. The
+//! end of a run abandons goroutines. If they belonged to a scope that outlives the run, that scope
+//! could neither wait for them, since they never end, nor return: an abandoned goroutine may have
+//! lent what it borrowed to a thread that still runs, by `std::thread::scope` for example. Within
+//! its run a scope ends before `run` returns if the main goroutine owns it, since that one waits;
+//! any other owner is abandoned together with its goroutines.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -310,8 +310,8 @@ impl<'scope> Scope<'scope, '_> {
 
 /// Runs `f` with a [`Scope`], then waits for every goroutine that was started in it.
 ///
-/// All goroutines of a scope belong to the run that it was opened in. So a scope is opened inside of
-/// a run: around one it cannot start any.
+/// All goroutines of a scope belong to the run that it was opened in. So a scope is opened inside
+/// of a run: around one it cannot start any.
 ///
 /// ```
 /// use footbridge::runtime;

@@ -224,7 +224,8 @@ fn all(lock: &Arc<Lock>, body: impl Fn(&Lock, usize) + Copy + 'static) {
     together((0..THREADS).map(thread).collect());
 }
 
-/// Each thread locks the mutex once, and the first one twice: its second lock competes with waiters.
+/// Each thread locks the mutex once, and the first one twice: its second lock competes with
+/// waiters.
 fn mutex_in(steps: Steps) {
     let lock = Lock::new(steps);
     all(&lock, |lock, thread| {
