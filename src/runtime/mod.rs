@@ -60,6 +60,12 @@
 //!   thread that locks it blocks the thread, and with it the holder: a deadlock. (A guard that is
 //!   not `Send` still cannot be moved into another goroutine: the compiler refuses that.) Instead:
 //!   [`Mutex`] and [`RwLock`]. A std lock that is not held over a park is as good here as anywhere.
+//! * **A borrow of a thread-local that is lent to another thread**, by `std::thread::scope` for
+//!   example, over a park that the run does not outlive. The end of a run abandons goroutines, and
+//!   a call that is abandoned never returns: it does not wait for the threads that it has started.
+//!   The thread of the run ends, and destroys what it lent. So a goroutine that lends its thread's
+//!   locals is joined before the run ends. (What lies on the goroutine's own stack or on the heap
+//!   stays.)
 //! * **What blocks the thread**: `Condvar`, `Barrier`, `mpsc`, `thread::sleep`, `thread::park` of
 //!   std, or a system call that waits. All goroutines of the thread wait as well, perhaps those
 //!   that it waits for. Instead: this module's, [`Chan`] and [`sleep`].

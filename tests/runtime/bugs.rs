@@ -391,6 +391,7 @@ fn a_foreign_thread_can_wait_in_its_last_destructor() {
 /// It cannot return instead: they may have lent what they borrowed.
 #[test]
 fn a_scope_starts_goroutines_of_its_own_run_only() {
+    let _watch = support::watchdog::watch(Duration::from_secs(120));
     let refused = |start: &dyn Fn()| {
         let payload = catch_unwind(AssertUnwindSafe(start)).expect_err("refused");
         let text = payload.downcast_ref::<&str>().expect("a message");

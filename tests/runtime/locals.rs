@@ -12,9 +12,14 @@ use footbridge::runtime::{
 };
 use support::child;
 use support::runs::{on, wait_for};
+use support::watchdog::watch;
+
+/// A wait that never ends is a failure after this time.
+const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
 fn each_goroutine_has_its_own_value_over_parks() {
+    let _watch = watch(LIMIT);
     goroutine_local! {
         static COUNT: Cell<u64> = const { Cell::new(0) };
         static ID: u64 = this_goroutine().expect("on a goroutine").id();
@@ -61,6 +66,35 @@ fn each_goroutine_has_its_own_value_over_parks() {
     }
 }
 
+/// Pools of goroutines that have ended use the word in which a goroutine has its locals.
+#[test]
+fn a_goroutine_from_a_pool_has_no_values() {
+    let _watch = watch(LIMIT);
+    goroutine_local! {
+        static COUNT: Cell<u64> = const { Cell::new(0) };
+    }
+    for uses_locals in [false, true] {
+        on(1, || {
+            let body = |gate: Chan<()>| {
+                move || {
+                    assert!(gate.recv().is_err());
+                    if uses_locals {
+                        COUNT.set(COUNT.get() + 1);
+                        assert_eq!(COUNT.get(), 1);
+                    }
+                }
+            };
+            for _ in 0..2 {
+                let gate = Chan::<()>::new(0);
+                // Many chains of the pool.
+                let handles: Vec<_> = (0..3000).map(|_| go(body(gate.clone()))).collect();
+                gate.close();
+                handles.into_iter().for_each(|handle| handle.join().expect("no panic"));
+            }
+        });
+    }
+}
+
 /// Records its name when it is dropped.
 struct Recorded(&'static str, &'static Mutex<Vec<&'static str>>);
 
@@ -72,6 +106,7 @@ impl Drop for Recorded {
 
 #[test]
 fn values_are_destroyed_once_before_a_join_returns() {
+    let _watch = watch(LIMIT);
     static DROPPED: Mutex<Vec<&str>> = Mutex::new(Vec::new());
     goroutine_local! {
         static A: Recorded = Recorded("a", &DROPPED);
@@ -116,6 +151,7 @@ fn values_are_destroyed_once_before_a_join_returns() {
 
 #[test]
 fn destructors_may_park_and_use_locals() {
+    let _watch = watch(LIMIT);
     static RESULTS: Mutex<Vec<Result<u32, ()>>> = Mutex::new(Vec::new());
     struct Uses(Chan<u32>);
     impl Drop for Uses {
@@ -168,6 +204,7 @@ fn destructors_may_park_and_use_locals() {
 
 #[test]
 fn destructors_of_the_main_goroutine_may_park() {
+    let _watch = watch(LIMIT);
     static SENT: AtomicUsize = AtomicUsize::new(0);
     struct Sends(Chan<()>);
     impl Drop for Sends {
@@ -191,6 +228,7 @@ fn destructors_of_the_main_goroutine_may_park() {
 /// The result of a goroutine whose handle is gone is dropped by the goroutine, and may use locals.
 #[test]
 fn destructors_of_results_find_locals() {
+    let _watch = watch(LIMIT);
     static SEEN: Mutex<Vec<u32>> = Mutex::new(Vec::new());
     static DROPS: AtomicUsize = AtomicUsize::new(0);
     struct Counted(Cell<u32>);
@@ -224,6 +262,7 @@ fn destructors_of_results_find_locals() {
 
 #[test]
 fn a_value_that_needs_itself_is_made_once() {
+    let _watch = watch(LIMIT);
     goroutine_local! {
         static DEPTH: Cell<u32> = const { Cell::new(0) };
         static VALUE: u32 = {
@@ -247,6 +286,7 @@ fn a_value_that_needs_itself_is_made_once() {
 
 #[test]
 fn values_of_abandoned_goroutines_stay() {
+    let _watch = watch(LIMIT);
     static DROPPED: Mutex<Vec<&str>> = Mutex::new(Vec::new());
     goroutine_local! {
         static VALUE: Recorded = Recorded("value", &DROPPED);

@@ -12,8 +12,12 @@ use footbridge::runtime::{
     systemstack,
 };
 use support::runs::{on, wait_for};
+use support::watchdog::watch;
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(600);
+
+/// A wait that never ends is a failure after this time.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// How many goroutines wait for this reason.
 fn waiting(reason: WaitReason) -> usize {
@@ -63,6 +67,7 @@ fn bounds_are_those_of_std() {
 
 #[test]
 fn a_mutex_has_one_holder_among_goroutines_and_threads() {
+    let _watch = watch(LIMIT);
     const EACH: usize = 2000;
     static COUNT: Mutex<usize> = Mutex::new(0);
     static HOLDERS: AtomicUsize = AtomicUsize::new(0);
@@ -84,6 +89,7 @@ fn a_mutex_has_one_holder_among_goroutines_and_threads() {
 /// The mutex is always held when the other goroutine runs, so that it never gets it by competing.
 #[test]
 fn a_waiter_loses_a_mutex_once_at_most() {
+    let _watch = watch(LIMIT);
     on(1, || {
         let (mutex, got) = (Mutex::new(()), AtomicBool::new(false));
         let holds = scope(|s| {
@@ -111,6 +117,7 @@ fn a_waiter_loses_a_mutex_once_at_most() {
 
 #[test]
 fn waiters_get_a_mutex_in_the_order_in_which_they_came() {
+    let _watch = watch(LIMIT);
     const WAITERS: usize = 20;
     on(1, || {
         let order = Mutex::new(Vec::new());
@@ -158,6 +165,7 @@ fn waiters_get_a_mutex_in_the_order_in_which_they_came() {
 
 #[test]
 fn a_holder_that_panics_poisons_a_mutex() {
+    let _watch = watch(LIMIT);
     run(|| {
         let mutex = Arc::new(Mutex::new(1));
         let inner = Arc::clone(&mutex);
@@ -205,6 +213,7 @@ fn a_holder_that_panics_poisons_a_mutex() {
 
 #[test]
 fn a_lock_has_readers_or_one_writer() {
+    let _watch = watch(LIMIT);
     const EACH: usize = 1500;
     static LOCK: RwLock<[usize; 2]> = RwLock::new([0; 2]);
     static READERS: AtomicUsize = AtomicUsize::new(0);
@@ -238,6 +247,7 @@ fn a_lock_has_readers_or_one_writer() {
 
 #[test]
 fn readers_and_writers_hold_a_lock_in_the_order_in_which_they_came() {
+    let _watch = watch(LIMIT);
     on(1, || {
         let lock = RwLock::new(());
         let held = std::sync::Mutex::new(Vec::new());
@@ -275,6 +285,7 @@ fn readers_and_writers_hold_a_lock_in_the_order_in_which_they_came() {
 
 #[test]
 fn a_writer_that_panics_poisons_a_lock_and_a_reader_does_not() {
+    let _watch = watch(LIMIT);
     run(|| {
         let lock = Arc::new(RwLock::new(1));
         let inner = Arc::clone(&lock);
@@ -305,6 +316,7 @@ fn a_writer_that_panics_poisons_a_lock_and_a_reader_does_not() {
 /// A queue with room for one value, by a mutex and two condition variables.
 #[test]
 fn no_notification_is_lost_between_goroutines_and_threads() {
+    let _watch = watch(LIMIT);
     const EACH: usize = 1500;
     struct Slot {
         value: Mutex<Option<usize>>,
@@ -338,6 +350,7 @@ fn no_notification_is_lost_between_goroutines_and_threads() {
 
 #[test]
 fn a_notification_ends_one_wait_or_all() {
+    let _watch = watch(LIMIT);
     on(1, || {
         let (mutex, condvar, woken) = (Mutex::new(()), Condvar::new(), AtomicUsize::new(0));
         let order = std::sync::Mutex::new(Vec::new());
@@ -366,6 +379,7 @@ fn a_notification_ends_one_wait_or_all() {
 
 #[test]
 fn a_wait_for_a_notification_has_a_limit_of_time() {
+    let _watch = watch(LIMIT);
     let body = || {
         let (mutex, condvar) = (Mutex::new(0), Condvar::new());
         let guard = mutex.lock().expect("no panic");
@@ -410,6 +424,7 @@ fn a_wait_for_a_notification_has_a_limit_of_time() {
 
 #[test]
 fn a_wait_group_is_used_again() {
+    let _watch = watch(LIMIT);
     on(2, || {
         let (group, done) = (WaitGroup::new(), AtomicUsize::new(0));
         scope(|s| {
@@ -442,6 +457,7 @@ fn a_wait_group_is_used_again() {
 
 #[test]
 fn a_closure_runs_once() {
+    let _watch = watch(LIMIT);
     static ONCE: Once = Once::new();
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     static CELL: OnceLock<String> = OnceLock::new();
@@ -459,6 +475,7 @@ fn a_closure_runs_once() {
 
 #[test]
 fn a_closure_that_panics_poisons_a_once_and_leaves_a_cell_empty() {
+    let _watch = watch(LIMIT);
     on(1, || {
         let (once, gate) = (Once::new(), Chan::new(0));
         scope(|s| {
@@ -508,6 +525,7 @@ fn a_closure_that_panics_poisons_a_once_and_leaves_a_cell_empty() {
 
 #[test]
 fn a_barrier_has_rounds() {
+    let _watch = watch(LIMIT);
     static BARRIER: Barrier = Barrier::new(12);
     static COME: AtomicUsize = AtomicUsize::new(0);
     static LEADERS: AtomicUsize = AtomicUsize::new(0);
@@ -526,6 +544,7 @@ fn a_barrier_has_rounds() {
 
 #[test]
 fn a_lock_that_would_park_on_the_system_stack_is_refused_and_unharmed() {
+    let _watch = watch(LIMIT);
     fn refuses(f: impl FnOnce()) {
         let payload = catch_unwind(AssertUnwindSafe(|| systemstack(f))).expect_err("refused");
         let text = payload.downcast_ref::<&str>().expect("a message");
@@ -559,6 +578,7 @@ fn a_lock_that_would_park_on_the_system_stack_is_refused_and_unharmed() {
 /// A run ends while goroutines stand in the queue of a mutex, and while one holds a lock.
 #[test]
 fn waiters_that_a_run_abandons_are_skipped() {
+    let _watch = watch(LIMIT);
     static MUTEX: Mutex<u32> = Mutex::new(0);
     static LOCK: RwLock<u32> = RwLock::new(0);
     static CONDVAR: Condvar = Condvar::new();
