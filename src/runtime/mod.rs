@@ -15,7 +15,7 @@
 //! Things that Go's runtime has, too, have Go's names. Safe code stays sound on a goroutine: after
 //! its first instruction it stays on one thread (unless
 //! [`Builder::go_migratable`] started it), so that values that are not `Send` may live over a park.
-//! [What is shared on a thread](#what-is-shared-on-a-thread) has the one exception.
+//! [What is shared on a thread](#what-is-shared-on-a-thread) has the exceptions.
 //!
 //! ```
 //! use footbridge::runtime::{self, Chan, go};
@@ -74,7 +74,7 @@
 //!   change `errno`, like any call: read it before. What was set for the thread is set for its
 //!   goroutines.
 //!
-//! *Caught:*
+//! *Caught, or sound:*
 //!
 //! * **A `RefCell` of a thread-local that is borrowed over a park.** The `borrow_mut` of another
 //!   goroutine panics. The same goes for any `Cell` or `RefCell` pattern that takes the value out

@@ -66,6 +66,37 @@ fn each_goroutine_has_its_own_value_over_parks() {
     }
 }
 
+/// What the goroutines of a thread share, as the documentation of `runtime` says.
+#[test]
+fn goroutines_of_a_thread_share_its_thread_locals() {
+    let _watch = watch(LIMIT);
+    thread_local! {
+        static SHARED: RefCell<u32> = const { RefCell::new(0) };
+    }
+    goroutine_local! {
+        static OWN: RefCell<u32> = const { RefCell::new(0) };
+    }
+    on(1, || {
+        let gate = Chan::<()>::new(0);
+        let waits = gate.clone();
+        let borrows = go(move || {
+            SHARED.with_borrow_mut(|shared| {
+                OWN.with_borrow_mut(|own| {
+                    assert!(waits.recv().is_err());
+                    (*shared, *own) = (1, 1);
+                });
+            });
+            std::thread::current().id()
+        });
+        gosched();
+        SHARED.with(|shared| assert!(shared.try_borrow_mut().is_err(), "it is borrowed"));
+        OWN.with_borrow_mut(|own| *own = 2);
+        gate.close();
+        assert_eq!(borrows.join().expect("no panic"), std::thread::current().id());
+        assert_eq!((SHARED.with_borrow(|n| *n), OWN.with_borrow(|n| *n)), (1, 2));
+    });
+}
+
 /// Pools of goroutines that have ended use the word in which a goroutine has its locals.
 #[test]
 fn a_goroutine_from_a_pool_has_no_values() {

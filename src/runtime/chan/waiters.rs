@@ -186,7 +186,6 @@ impl Waiters {
     ///
     /// # Safety
     /// The lock is held. The caller passes the value or not, and then calls [`fire`].
-    #[inline(always)]
     pub(in crate::runtime) unsafe fn take<'a>(&self) -> Option<&'a Waiter> {
         // SAFETY: the contract of this function.
         unsafe { self.take_if(|_| true) }
@@ -277,7 +276,6 @@ impl Taken {
 ///
 /// # Safety
 /// The caller took the waiter, and does not use it afterwards.
-#[inline(always)]
 pub(in crate::runtime) unsafe fn fire(waiter: &Waiter, passed: bool) {
     // SAFETY: the contract of this function.
     unsafe { fire_at(waiter, passed, true) };

@@ -99,7 +99,7 @@ impl RawMutex {
 ///
 /// A goroutine that is abandoned at the end of its run while it holds a mutex never releases it,
 /// like a guard that is forgotten: threads and goroutines of other runs that wait for it wait for
-/// ever.
+/// ever. So they do if it was abandoned after the mutex was passed on to it, and before it ran.
 ///
 /// ```
 /// use footbridge::runtime::{self, Mutex, gosched};
