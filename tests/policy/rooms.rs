@@ -45,8 +45,8 @@ const WINGS: &[(&str, &[&str])] = &[
     (
         "src/runtime/",
         &[
-            "arch/", "os/", "stack/", "sync/", "gmp/", "sched/", "task/", "chan/", "walk/",
-            "fault/", "bridge/", "start/", "mod.rs",
+            "arch/", "os/", "stack/", "sync/", "gmp/", "sched/", "task/", "chan/", "locks/",
+            "walk/", "fault/", "bridge/", "start/", "mod.rs",
         ],
     ),
     ("src/", &["environment.rs"]),

@@ -1,6 +1,7 @@
 //! Regression tests, one for each defect that was fixed.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -384,4 +385,44 @@ fn a_foreign_thread_can_wait_in_its_last_destructor() {
     });
     let woken = receiver.recv_timeout(Duration::from_secs(20));
     woken.expect("the thread sleeps in its destructor");
+}
+
+/// A scope that was opened around a run waited for ever for goroutines that the run had abandoned.
+/// It cannot return instead: they may have lent what they borrowed.
+#[test]
+fn a_scope_starts_goroutines_of_its_own_run_only() {
+    let _watch = support::watchdog::watch(Duration::from_secs(120));
+    let refused = |start: &dyn Fn()| {
+        let payload = catch_unwind(AssertUnwindSafe(start)).expect_err("refused");
+        let text = payload.downcast_ref::<&str>().expect("a message");
+        assert!(text.contains("open the scope inside of this run"), "{text}");
+    };
+    let data = Arc::new(());
+    // Around a run.
+    scope(|s| {
+        run(|| {
+            let [first, second] = [&data, &data].map(Arc::clone);
+            refused(&|| drop(s.go(|| drop(Arc::clone(&data)))));
+            refused(&|| drop(Builder::new().go_scoped(s, || ())));
+            let (first, second) = (Cell::new(Some(first)), Cell::new(Some(second)));
+            refused(&|| {
+                let first = first.take();
+                drop(s.go(move || drop(first)))
+            });
+            refused(&|| {
+                let second = second.take();
+                drop(Builder::new().go_scoped(s, move || drop(second)))
+            });
+        });
+    });
+    assert_eq!(Arc::strong_count(&data), 1, "closures that were refused are dropped");
+    // Of another run.
+    run(|| {
+        scope(|s| {
+            std::thread::scope(|t| {
+                t.spawn(|| run(|| refused(&|| drop(s.go(|| ())))));
+            });
+            s.go(|| ()).join().expect("no panic");
+        });
+    });
 }

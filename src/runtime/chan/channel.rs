@@ -20,6 +20,10 @@ use crate::runtime::sched::park::{gopark, may_park, refuse_park};
 use crate::runtime::sync::Claim;
 use crate::runtime::task::Limit;
 
+/// When a channel is dropped its queues may have waiters, all of abandoned goroutines: a goroutine
+/// borrows the channel while it waits, and one that is abandoned never returns that borrow. (The
+/// channel of a thread-local is dropped with its thread all the same.) Nothing reads such waiters
+/// any more, and what their senders wanted to send is leaked with their stacks.
 struct State<T> {
     buffer: VecDeque<T>,
     closed: bool,
@@ -42,7 +46,8 @@ unsafe impl<T: Send> Sync for Inner<T> {}
 /// A channel: any number of goroutines and threads send and receive. Clones are the same channel.
 ///
 /// It has no ends: a channel stays open until [`Self::close`] is called, however many clones there
-/// are.
+/// are. The end of a run closes no channel, either: a thread that waits for a value from goroutines
+/// that the run has abandoned waits for ever, or as long as [`Self::recv_timeout`] lets it.
 ///
 /// ```
 /// use footbridge::runtime::{self, Chan, go};
@@ -257,13 +262,6 @@ impl<T> Inner<T> {
             _ if wait.passed() => Ended::Passed,
             _ => Ended::Closed,
         }
-    }
-}
-
-impl<T> Drop for Inner<T> {
-    fn drop(&mut self) {
-        // A waiter borrows the channel, so there is none; abandoned goroutines hold it for ever.
-        debug_assert!(self.state.get_mut().senders.is_empty());
     }
 }
 

@@ -17,7 +17,7 @@
 mod channel;
 mod error;
 mod select;
-mod waiters;
+pub(super) mod waiters;
 pub use channel::{Chan, IntoIter, Iter, TryIter};
 pub use error::{
     RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError,

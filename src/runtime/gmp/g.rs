@@ -30,7 +30,8 @@
 //! * `m`: the thread that makes the goroutine current.
 //! * `no_preempt`: the goroutine itself; a signal handler on its thread reads it.
 //! * `thread_wake`: the thread whose waiter this is, and the thread that readies it.
-//! * `next_chain`, `chain_len`: the owner of the list of chains (`pools.rs`).
+//! * `chain_or_locals`, `chain_len`: the owner of the list of chains (`pools.rs`). While the G has
+//!   a goroutine, `chain_or_locals` is the goroutine's own (`task/local.rs`).
 //! * `backlog`: the M whose `yielded` queue the G is in.
 //! * `name`: as `name.rs` says.
 //! * the rest is set while one thread owns the G, before the goroutine is published.
@@ -92,6 +93,12 @@ pub(crate) struct TaskType {
     pub(crate) is_boxed: bool,
 }
 
+/// The beginning of the goroutine-locals of a goroutine.
+pub(crate) struct LocalsHeader {
+    /// Destroys them all. The goroutine itself calls it.
+    pub(crate) end: unsafe fn(&G),
+}
+
 /// A goroutine, or (without a stack) the waiter of a foreign thread.
 ///
 /// The first cache line has what a switch touches, the second what bridges, queues and joins touch.
@@ -137,8 +144,9 @@ pub(crate) struct G {
     pub(crate) thread_wake: AtomicU32,
     /// The number of the slab that this is in. It never changes.
     pub(crate) slab: u32,
-    /// Of the first G of a chain in a pool: the first G of the next chain.
-    pub(crate) next_chain: Cell<*mut G>,
+    /// Of the first G of a chain in a pool: the first G of the next chain. Of a goroutine: its
+    /// goroutine-locals, or null. The accessors say which.
+    chain_or_locals: Cell<*mut ()>,
     /// Of the first G of a chain in a pool: how many Gs the chain has.
     pub(crate) chain_len: Cell<u16>,
     /// This is the waiter of a foreign thread, and no goroutine.
@@ -212,13 +220,32 @@ impl G {
             run_id: AtomicU64::new(0),
             thread_wake: AtomicU32::new(0),
             slab,
-            next_chain: Cell::new(ptr::null_mut()),
+            chain_or_locals: Cell::new(ptr::null_mut()),
             chain_len: Cell::new(0),
             is_thread: Cell::new(false),
             no_preempt: AtomicU32::new(0),
             backlog: Cell::new(Backlog { is_global: false, moved: 0, spills: 0, before: 0 }),
             name: NameCell::new(),
         }
+    }
+
+    /// The first G of the next chain. The caller owns the list of chains that this G is in.
+    pub(crate) fn next_chain(&self) -> *mut Self {
+        self.chain_or_locals.get().cast()
+    }
+
+    pub(crate) fn set_next_chain(&self, next: *mut Self) {
+        self.chain_or_locals.set(next.cast());
+    }
+
+    /// The goroutine-locals, or null. The caller is the goroutine, or starts it.
+    #[inline(always)]
+    pub(crate) fn locals(&self) -> *mut LocalsHeader {
+        self.chain_or_locals.get().cast()
+    }
+
+    pub(crate) fn set_locals(&self, locals: *mut LocalsHeader) {
+        self.chain_or_locals.set(locals.cast());
     }
 
     pub(crate) fn status(&self) -> Status {

@@ -190,7 +190,7 @@ impl Chains {
         let Some(first) = (unsafe { chain.head.as_ref() }) else {
             return;
         };
-        first.next_chain.set(self.head);
+        first.set_next_chain(self.head);
         first.chain_len.set(chain.len as u16);
         *self = Self { head: chain.head, len: self.len + chain.len };
     }
@@ -201,7 +201,7 @@ impl Chains {
             return Chain::EMPTY;
         };
         let chain = Chain { head: self.head, len: first.chain_len.get() as usize };
-        *self = Self { head: first.next_chain.get(), len: self.len - chain.len };
+        *self = Self { head: first.next_chain(), len: self.len - chain.len };
         chain
     }
 }

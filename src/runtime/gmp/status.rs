@@ -99,12 +99,26 @@ pub enum WaitReason {
     Join,
     /// At the end of a `scope`.
     Scope,
+    /// In `Mutex::lock`.
+    MutexLock,
+    /// In `RwLock::read`.
+    RwLockRead,
+    /// In `RwLock::write`.
+    RwLockWrite,
+    /// In a wait of a `Condvar`.
+    CondvarWait,
+    /// In `WaitGroup::wait`.
+    WaitGroupWait,
+    /// In `Once` or `OnceLock`, while another goroutine initialises.
+    Once,
+    /// In `Barrier::wait`.
+    Barrier,
     /// In [`gopark`](crate::runtime::gopark), called by code outside of this crate.
     Other,
 }
 
 impl WaitReason {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::None,
         Self::ChanSend,
         Self::ChanReceive,
@@ -113,6 +127,13 @@ impl WaitReason {
         Self::Sleep,
         Self::Join,
         Self::Scope,
+        Self::MutexLock,
+        Self::RwLockRead,
+        Self::RwLockWrite,
+        Self::CondvarWait,
+        Self::WaitGroupWait,
+        Self::Once,
+        Self::Barrier,
         Self::Other,
     ];
 
@@ -132,6 +153,13 @@ impl WaitReason {
             Self::Sleep => "sleep",
             Self::Join => "join",
             Self::Scope => "scope",
+            Self::MutexLock => "sync.Mutex.Lock",
+            Self::RwLockRead => "sync.RWMutex.RLock",
+            Self::RwLockWrite => "sync.RWMutex.Lock",
+            Self::CondvarWait => "sync.Cond.Wait",
+            Self::WaitGroupWait => "sync.WaitGroup.Wait",
+            Self::Once => "once",
+            Self::Barrier => "barrier",
             Self::Other => "parked",
         }
     }

@@ -141,6 +141,7 @@ impl NewGoroutine {
         gr.migratable.set(migratable);
         gr.result_dropped.set(false);
         gr.no_preempt.store(0, Ordering::Relaxed);
+        gr.set_locals(ptr::null_mut());
         let home = if pinned { ptr::from_ref(m).cast_mut() } else { ptr::null_mut() };
         gr.m.store(home, Ordering::Relaxed);
         gr.run_id.store(m.run_id.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -193,6 +194,7 @@ pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
             drop_result(&*g, task);
         }
         loop {
+            end_locals(&*g);
             // After each destructor, and not only after the task: a destructor may keep an FP
             // control state of its own, too, which the next goroutine would run in.
             fp_control::end(&*g);
@@ -201,6 +203,20 @@ pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
             // Resumed by `goexit0`: the handle was dropped after the check above.
             drop_result(&*g, task);
         }
+    }
+}
+
+/// Destroys the goroutine-locals of the running goroutine, if it has any: after its closure, and
+/// after the destructor of its result, which may have made new ones. Before the end is published:
+/// the destructors may park.
+///
+/// # Safety
+/// The goroutine of `g` calls it.
+pub(crate) unsafe fn end_locals(g: &G) {
+    // SAFETY: null, or made by this goroutine, as it calls this: the contract.
+    if let Some(locals) = unsafe { g.locals().as_ref() } {
+        // SAFETY: this goroutine has locals, by the contract.
+        unsafe { (locals.end)(g) };
     }
 }
 

@@ -51,7 +51,7 @@ use crate::jit::RED_ZONE_BYTES;
 use crate::runtime::arch::switch::{mcall, stack_pointer};
 use crate::runtime::fault;
 use crate::runtime::fault::report_deadlock;
-use crate::runtime::gmp::current::{getm, setm};
+use crate::runtime::gmp::current::{getg, getm, setm};
 use crate::runtime::gmp::g::{G, TaskType};
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::parker::Parker;
@@ -62,7 +62,7 @@ use crate::runtime::gmp::{g, join_state, pools};
 use crate::runtime::os::signals::AltStack;
 use crate::runtime::os::{futex, threads};
 use crate::runtime::sched::find::max_inherited;
-use crate::runtime::sched::lifecycle::{NewError, newproc};
+use crate::runtime::sched::lifecycle::{NewError, end_locals, newproc};
 use crate::runtime::sched::panic_state::{ThreadPanicState, with_state_of_thread};
 use crate::runtime::sched::ready::goready;
 use crate::runtime::sched::schedule::schedule0;
@@ -244,8 +244,13 @@ fn run_main<R>(
         // the frame of `run_main` stays until the run has stopped.
         let main = unsafe { &mut *data.cast::<*mut Main<'_, F, R>>().read() };
         let f = main.f.take().expect("a goroutine runs its task once");
-        let f = AssertUnwindSafe(f);
-        *main.result = Some(with_state_of_thread(|| panic::catch_unwind(f)));
+        *main.result = Some(with_state_of_thread(|| {
+            let result = panic::catch_unwind(AssertUnwindSafe(f));
+            // While it may still park.
+            // SAFETY: on the main goroutine; a G is never freed.
+            unsafe { end_locals(&*getg()) };
+            result
+        }));
         stop(main.sched);
     }
     unsafe fn drop_nothing(_: *mut u8) {}

@@ -12,6 +12,8 @@
 //! | `sysmon_sleep` | sysmon that falls asleep and Ms that wake |
 //! | `latch` | the threads of a run that ends |
 //! | `claim` | the peers and the timer that may end one wait |
+//! | `mutex_word` | those that lock a mutex |
+//! | `rwlock_word` | those that lock a reader-writer lock |
 //!
 //! Nothing here knows what a goroutine or an M is. The steps of a protocol are functions that take
 //! its words, and closures for what lies in between: `sched/` calls them with futexes and queues,
@@ -31,10 +33,12 @@ mod claim;
 pub(crate) mod idle;
 pub(crate) mod inbox;
 pub(crate) mod latch;
+pub(crate) mod mutex_word;
 pub(crate) mod park;
 pub(crate) mod preempt_request;
 mod primitive;
 pub(crate) mod runq;
+pub(crate) mod rwlock_word;
 pub(crate) mod status;
 pub(crate) mod suspend;
 pub(crate) mod sysmon_sleep;

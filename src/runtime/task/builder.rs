@@ -154,7 +154,7 @@ impl Builder {
     /// closure.
     ///
     /// # Panics
-    /// On a thread that no run owns.
+    /// On a thread that no run owns; in another run than the one that the scope was opened in.
     #[track_caller]
     pub fn go_scoped<'scope, F, T>(
         self,
@@ -204,7 +204,8 @@ impl Builder {
     /// so does [`checkpoint`](crate::runtime::checkpoint). Therefore, in all that the goroutine
     /// calls:
     ///
-    /// 1. No value that is not `Send`, and no reference to a `thread_local!`, is alive over a park.
+    /// 1. No value that is not `Send`, and no reference to a `thread_local!`, is alive over a park;
+    ///    nor is a value that is not `Send` in a [`goroutine_local!`](crate::goroutine_local).
     /// 2. No function uses a `thread_local!` both before and after a park, unless by way of a
     ///    function that is never inlined: compilers keep the *address* of a thread-local in a
     ///    register over a call.

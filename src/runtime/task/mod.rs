@@ -8,12 +8,14 @@
 
 mod builder;
 mod join;
+mod local;
 mod panic_hook;
 mod scope;
 mod sleep;
 mod spawn;
 pub use builder::{Builder, SpawnFnError};
 pub use join::{Abandoned, JoinHandle, JoinResult};
+pub use local::{AccessError, LocalKey};
 pub use scope::{Scope, ScopedJoinHandle, scope};
 pub(super) use sleep::Limit;
 pub use sleep::sleep;

@@ -1,5 +1,12 @@
 #![allow(unsafe_code, reason = "goroutines that borrow")]
 //! Scopes: goroutines that borrow from their surroundings, and end before these do.
+//!
+//! A scope belongs to the run that it was opened in, and starts goroutines of that run only. The
+//! end of a run abandons goroutines. If they belonged to a scope that outlives the run, that scope
+//! could neither wait for them, since they never end, nor return: an abandoned goroutine may have
+//! lent what it borrowed to a thread that still runs, by `std::thread::scope` for example. Within
+//! its run a scope ends before `run` returns if the main goroutine owns it, since that one waits;
+//! any other owner is abandoned together with its goroutines.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,7 +18,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::spawn::spawn;
-use crate::runtime::gmp::current::getg;
+use crate::runtime::gmp::current::{getg, this_sched};
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::parker::Parker;
 use crate::runtime::gmp::status::WaitReason;
@@ -32,6 +39,8 @@ use crate::runtime::task::spawn::{Settings, SpawnError};
 struct ScopeData {
     /// The goroutine that runs the scope.
     owner: *const G,
+    /// The run that the scope was opened in. 0: none.
+    run_id: u64,
     /// How many the owner has started.
     started: CachePadded<AtomicUsize>,
     left: CachePadded<AtomicUsize>,
@@ -42,6 +51,11 @@ struct ScopeData {
 // SAFETY: the owner is an address that is compared.
 unsafe impl Sync for ScopeData {}
 
+/// The run of the calling thread. 0: none.
+fn this_run_id() -> u64 {
+    this_sched().map_or(0, |sched| sched.run_id())
+}
+
 /// No count of goroutines comes near it, from zero up or down.
 const ALL_LEFT: usize = 1 << (usize::BITS - 1);
 
@@ -49,6 +63,7 @@ impl ScopeData {
     fn new() -> Self {
         Self {
             owner: getg(),
+            run_id: this_run_id(),
             started: CachePadded::new(AtomicUsize::new(0)),
             left: CachePadded::new(AtomicUsize::new(0)),
             panicked: AtomicBool::new(false),
@@ -231,7 +246,8 @@ impl<'scope> Scope<'scope, '_> {
     /// ```
     ///
     /// # Panics
-    /// On a thread that no [`run`](crate::runtime::run) owns; when there is no memory for a stack
+    /// On a thread that no [`run`](crate::runtime::run) owns; in another run than the one that the
+    /// scope was opened in; when there is no memory for a stack
     /// ([`Builder::go_scoped`](super::Builder::go_scoped) returns an error then).
     #[track_caller]
     pub fn go<F, T>(&'scope self, f: F) -> ScopedJoinHandle<'scope, T>
@@ -246,6 +262,7 @@ impl<'scope> Scope<'scope, '_> {
     }
 
     /// As [`Self::go`], with these settings, but that the goroutine does not migrate.
+    #[track_caller]
     pub(super) fn go_with<F, T>(
         &'scope self,
         settings: Settings,
@@ -256,6 +273,12 @@ impl<'scope> Scope<'scope, '_> {
         T: Send + 'scope,
     {
         let settings = Settings { migratable: false, ..settings };
+        assert!(
+            self.data.run_id == this_run_id(),
+            "a scope starts goroutines of the run that it was opened in, and this is another run: \
+             open the scope inside of this run, since the end of the run would abandon goroutines \
+             that the scope waits for"
+        );
         self.data.start();
         let data = &self.data;
         // `body` owns the closure from here on. If it cannot be started it is forgotten, and this
@@ -286,6 +309,9 @@ impl<'scope> Scope<'scope, '_> {
 }
 
 /// Runs `f` with a [`Scope`], then waits for every goroutine that was started in it.
+///
+/// All goroutines of a scope belong to the run that it was opened in. So a scope is opened inside
+/// of a run: around one it cannot start any.
 ///
 /// ```
 /// use footbridge::runtime;

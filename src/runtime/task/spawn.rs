@@ -206,6 +206,11 @@ unsafe fn spawn_in_place<F: FnOnce() -> T, T>(
 
 /// Starts a goroutine. From its first instruction on it stays on one thread.
 ///
+/// It shares that thread, and what Rust and C keep for each thread, with other goroutines. So it
+/// must not park while a library has set a thread-local for the time of a call (`scoped-tls`), nor
+/// while it holds a lock of std: [what is shared on a
+/// thread](crate::runtime#what-is-shared-on-a-thread).
+///
 /// [`Builder`](super::Builder) gives it a name or another stack, and returns an error where this
 /// panics.
 ///

@@ -1,7 +1,8 @@
 //! Models under loom of what threads of the scheduler do to one another: run queues and inboxes
 //! (`queues`), parking and readying (`parking`), falling asleep and waking (`waking`), suspending a
 //! goroutine (`suspending`), requests to yield and sysmon's sleep (`requests`), waits that a timer
-//! or a peer ends (`limits`), the end of a run (`ending`).
+//! or a peer ends (`limits`), mutexes and reader-writer locks (`locking`), the end of a run
+//! (`ending`).
 //!
 //! The models run the crate's own files of `src/runtime/sync`, with loom's primitives in place of
 //! the real ones. The steps of a protocol are functions there, which `src/runtime/sched` calls,
@@ -27,7 +28,7 @@
 //! * `G::join`, on which the end of a goroutine meets its joiner: `parking` has an `Event` of its
 //!   own. Its exchanges are inside of `task/join.rs`, between reads of results of any type.
 //! * `check_deadlock`: it reads the state of all Ms, and counts the threads of the process.
-//! * The lock of a channel (`limits`), and that of the timers.
+//! * The lock of a channel (`limits`), of the queue of a lock (`locking`), and that of the timers.
 //! * The wait of `preempt_request::request` for the lock of its M's thread, which orders
 //!   preempters.
 //!
@@ -49,6 +50,9 @@ mod inbox;
 #[path = "../../../src/runtime/sync/latch.rs"]
 mod latch;
 mod limits;
+mod locking;
+#[path = "../../../src/runtime/sync/mutex_word.rs"]
+mod mutex_word;
 #[path = "../../../src/runtime/sync/park.rs"]
 mod park;
 mod parking;
@@ -59,6 +63,8 @@ mod queues;
 mod requests;
 #[path = "../../../src/runtime/sync/runq.rs"]
 mod runq;
+#[path = "../../../src/runtime/sync/rwlock_word.rs"]
+mod rwlock_word;
 #[path = "../../../src/runtime/sync/status.rs"]
 mod status;
 #[path = "../../../src/runtime/sync/suspend.rs"]
@@ -82,6 +88,7 @@ fn no_order_is_without_a_mutant_or_a_reason() {
         requests::MUTANTS,
         ending::MUTANTS,
         limits::MUTANTS,
+        locking::MUTANTS,
     ];
     let unseen = [
         queues::RUN_QUEUE_UNSEEN,

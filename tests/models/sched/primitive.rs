@@ -11,7 +11,7 @@ use std::panic::Location;
 pub(crate) use loom::sync::atomic::Ordering;
 
 /// The texts in which operations are found.
-const SOURCES: [(&str, &str); 17] = [
+const SOURCES: [(&str, &str); 20] = [
     ("runq.rs", include_str!("../../../src/runtime/sync/runq.rs")),
     ("inbox.rs", include_str!("../../../src/runtime/sync/inbox.rs")),
     ("idle.rs", include_str!("../../../src/runtime/sync/idle.rs")),
@@ -22,7 +22,10 @@ const SOURCES: [(&str, &str); 17] = [
     ("sysmon_sleep.rs", include_str!("../../../src/runtime/sync/sysmon_sleep.rs")),
     ("latch.rs", include_str!("../../../src/runtime/sync/latch.rs")),
     ("claim.rs", include_str!("../../../src/runtime/sync/claim.rs")),
+    ("mutex_word.rs", include_str!("../../../src/runtime/sync/mutex_word.rs")),
+    ("rwlock_word.rs", include_str!("../../../src/runtime/sync/rwlock_word.rs")),
     ("limits.rs", include_str!("limits.rs")),
+    ("locking.rs", include_str!("locking.rs")),
     ("gmp.rs", include_str!("gmp.rs")),
     ("parking.rs", include_str!("parking.rs")),
     ("waking.rs", include_str!("waking.rs")),
