@@ -81,6 +81,7 @@ impl Arena {
         checked: bool,
     ) -> Result<&'static Self, JitError> {
         mem::watch_forks();
+        mem::pin_module();
         // Root 1/64, leaf 2/16, entry and barrier 1/16 each, saved 4/16, standard the rest.
         let size = bytes.max(MIN_ARENA_BYTES).checked_next_multiple_of(64 * CHUNK_BYTES);
         let size = size.ok_or_else(mem::too_large)?;

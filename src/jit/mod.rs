@@ -78,6 +78,7 @@ crate::on_executing_host! {
 crate::for_runtime! {
     pub(crate) use arena::StubSpec;
     pub(crate) use code::{SharedStub, StubHandle, as_fn, name_of};
+    pub(crate) use mem::{is_bare_child, pin_module};
     pub(crate) use frame::{PAGE_BYTES, RED_ZONE_BYTES, entry_frame};
     pub(crate) use registry::{has_preemptible_code, lookup_return};
     pub(crate) use safe_point::SafePoint;
