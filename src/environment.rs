@@ -55,7 +55,7 @@ pub fn environment() -> Environment {
             Unwinder::Libgcc => "libgcc".into(),
             Unwinder::Llvm => "LLVM libunwind".into(),
         },
-        preemption: runtime::saved_state(),
+        preemption: runtime::describe_preemption(),
         signal_handlers: describe_handlers(&runtime::handlers_without_alternate_stack()),
     }
 }

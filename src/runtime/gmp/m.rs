@@ -29,7 +29,7 @@ use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::p::{Counts, P, Ticks};
 use crate::runtime::gmp::pools::Pools;
 use crate::runtime::gmp::preempt_state::PreemptState;
-use crate::runtime::gmp::queues::GQueue;
+use crate::runtime::gmp::queues::{GQueue, OwnedPtr};
 use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::timers::{self, Timers};
 use crate::runtime::os::futex;
@@ -108,7 +108,7 @@ impl M {
                 on_system_stack: Cell::new(false),
                 p: P {
                     runq: RunQueue::new(),
-                    run_next: Cell::new(ptr::null_mut()),
+                    run_next: OwnedPtr::null(),
                     ticks: Ticks::new(),
                     timers: Timers::new(),
                     pools: Pools::new(),

@@ -14,8 +14,8 @@
 //! | --- | --- |
 //! | `futex` | `wait`, `wake`, `wake_all`: sleep on a word while it has a value (WaitOnAddress, ulock). `probe_fences`, `light_fence`, `heavy_fence`: a fence whose cost is on one side (FlushProcessWriteBuffers), or full fences on both |
 //! | `memory` | `reserve_stacks`: address space that is committed where it is touched. `decommit`. `install_guard_markers`, `forbid_access`: two ways to make a guard. The limits that errors name: `address_space_limit`, `address_space_used`, `is_overcommit_strict`, `max_mappings`, `mappings` |
-//! | `signals` | `install`, `Signal`, `Handler`: handlers in front of the program's own, for `SEGMENT`, `BUS` and `PREEMPT`. `AltStack`: room for a handler where a goroutine has none. `unblock`, `block_as_before`, `block_all`, `SignalMask`. `handlers_without_alternate_stack` for `environment()`. A system without signals provides the faults by its exception handlers, and refuses `PREEMPT` |
-//! | `threads` | `current_tid`, `send_preempt_signal`, `count`, `stack_bounds` |
+//! | `signals` | `install`, `Signal`, `Handler`: handlers in front of the program's own, for `SEGMENT`, `BUS` and the signal that preempts: `URGENT`, or one of `real_time_signals`. `action_of`, `can_preempt`, `is_fatal_by_default`, `is_blocked`: what a signal is used for. `send_to_thread`. `AltStack`: room for a handler where a goroutine has none. `unblock`, `block_as_before`, `block_all`, `SignalMask`. `handlers_without_alternate_stack` for `environment()`, `without_alternate_stack` and `max_frame_bytes` for signals that cannot be delivered. A system without signals provides the faults by its exception handlers, and refuses to preempt by a signal |
+//! | `threads` | `current_tid`, `count`, `stack_bounds`; `ThreadStatus` and `cpu_time` of another thread, which may be unknown |
 //! | `stderr` | `RawStderr`: standard error without a lock or a buffer |
 //! | `modules` | `loaded_modules`: the loaded modules and their unwind tables, for framehop. Feature `traceback` |
 //! | `symbols` | `with_symbol`: the name of a native function, callable in a signal handler. Feature `traceback` |
