@@ -4,7 +4,9 @@
 
 mod code;
 mod faults;
+mod plugins;
 mod stacks;
+mod undeliverable;
 
 use support::child::Refusal;
 

@@ -7,6 +7,7 @@
 mod annotations;
 mod runs;
 mod signals;
+mod taken;
 mod unwinding;
 mod yielding;
 
