@@ -460,7 +460,8 @@ unsafe fn with_mask_of(
         let mut mask: libc::sigset_t = std::mem::zeroed();
         let interrupted = &raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask;
         (&raw mut mask).cast::<u64>().write(interrupted.cast::<u64>().read());
-        for blocked in (1..TABLE as Number).filter(|&n| libc::sigismember(&action.sa_mask, n) == 1) {
+        let is_in_action = |&signal: &Number| libc::sigismember(&action.sa_mask, signal) == 1;
+        for blocked in (1..TABLE as Number).filter(is_in_action) {
             libc::sigaddset(&raw mut mask, blocked);
         }
         if action.sa_flags & libc::SA_NODEFER == 0 {
