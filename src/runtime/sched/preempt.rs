@@ -86,7 +86,6 @@ fn request_if(m: &M, by_signal: bool, is_meant: impl Fn(&G) -> bool) -> Option<S
         // SAFETY: the thread has not ended: it removes the address first, under the lock.
         Some([&g.stack_limit, unsafe { &**stack_limit }])
     };
-    // Without preemptible code a signal could only disturb system calls of the program.
     let signal = signal.filter(|_| by_signal && has_preemptible_code());
     let send = signal.map(|signal| move || send(counters, *tid, signal));
     preempt_request::request(&m.curg, limits_of, pending, send)
@@ -107,11 +106,19 @@ pub(crate) fn send(counters: &Counters, tid: Tid, signal: Number) -> bool {
     is_sent
 }
 
-/// How long the thread of an M has had a processor. `None`: it has none, or the kernel does not
-/// tell.
+/// Whether requests of an M are made by a signal too. Without preemptible code one could only
+/// disturb system calls of the program.
+pub(crate) fn takes_signals(m: &M) -> bool {
+    let thread = m.preempt.thread.lock().unwrap_or_else(PoisonError::into_inner);
+    has_preemptible_code() && thread.as_ref().is_some_and(|thread| thread.signal.is_some())
+}
+
+/// How long the thread of an M that takes signals has had a processor. `None`: it takes none, or
+/// the kernel does not tell.
 pub(crate) fn thread_cpu_time(m: &M) -> Option<Duration> {
     let thread = m.preempt.thread.lock().unwrap_or_else(PoisonError::into_inner);
-    threads::cpu_time(thread.as_ref()?.tid)
+    let takes_signals = |thread: &&Thread| thread.signal.is_some() && has_preemptible_code();
+    threads::cpu_time(thread.as_ref().filter(takes_signals)?.tid)
 }
 
 /// What the kernel says about the thread of an M. `None`: it has none, or /proc does not tell.

@@ -142,7 +142,7 @@ impl Watch {
     /// * for a while where signals in this tick have found no preemptible code: each time for twice
     ///   as many time slices.
     fn wants_signal(&self, m: &M, sched: &Sched, time_slice: Duration) -> bool {
-        if !has_waiting(m, sched) {
+        if !preempt::takes_signals(m) || !has_waiting(m, sched) {
             return false;
         }
         let (ticks, ended) = self.signalled;
