@@ -69,7 +69,7 @@ pub fn environment() -> Environment {
 }
 
 fn describe_preemption() -> String {
-    let state = runtime::saved_state();
+    let state = runtime::describe_preemption();
     match runtime::can_signal() {
         Ok(()) => state,
         Err(error) => {

@@ -149,6 +149,7 @@ impl Arena {
         checked: bool,
     ) -> Result<&'static Self, JitError> {
         mem::watch_forks();
+        mem::pin_module();
         let (memory, region) = reserve.reserve(mode, placement)?;
         // Root 1/64, leaf 2/16, entry 1/16, barrier and win64 1/32 each, saved 4/16, standard the
         // rest.

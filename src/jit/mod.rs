@@ -101,7 +101,9 @@ crate::on_executing_host! {
 crate::for_runtime! {
     pub(crate) use arena::StubSpec;
     pub(crate) use code::{SharedStub, StubHandle, as_fn, name_of};
-    pub(crate) use mem::{address_space_left, mappings, max_mappings, reserve_private};
+    pub(crate) use mem::{
+        address_space_left, is_bare_child, mappings, max_mappings, pin_module, reserve_private,
+    };
     pub(crate) use frame::{PAGE_BYTES, RED_ZONE_BYTES, entry_frame};
     pub(crate) use registry::{StubId, has_preemptible_code, lookup_return};
     pub(crate) use safe_point::SafePoint;

@@ -11,7 +11,7 @@ use footbridge::environment;
 use footbridge::jit::{
     Code, FrameClass, GRANULE_BYTES, Jit, JitError, MemoryMode, Ops, Placement, lookup,
 };
-use footbridge::runtime::{self, Builder, Chan, Config, RunError, Shortage, StackError, scope};
+use footbridge::runtime::{self, Builder, Chan, Config, RunError, Shortage, StackError, go, scope};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, IntelFormatter, Register};
 use support::child::{
     NO_FRAMES, Refusal, limit_address_space, mask, overflow, refuse, unlimit_address_space,
@@ -414,6 +414,46 @@ fn a_forked_child_runs_existing_code_and_cannot_install() {
             assert_eq!(call(&code), 42);
             assert_eq!(call(&answer(&jit, "after", 43).expect("the parent may")), 43);
         }
+    })
+    .assert_success();
+}
+
+/// clone(2) and `_Fork` call no handlers of pthread_atfork(3).
+#[test]
+fn a_child_that_no_handler_of_forks_has_seen_gets_errors() {
+    child::run("a_child_that_no_handler_of_forks_has_seen_gets_errors", || {
+        let jit = Jit::new().expect("code memory");
+        let code = answer(&jit, "shared", 42).expect("installs");
+        let run = || Config::new().processors(2).run(|| go(|| 42).join().expect("no panic"));
+        assert_eq!(run(), Ok(42));
+        let is_refused = || {
+            call(&code) == 42
+                && answer(&jit, "from the child", 1).map(drop) == Err(JitError::ForkedChild)
+                && run() == Err(RunError::BareChild)
+                && RunError::BareChild.to_string().contains("clone(2) or _Fork")
+        };
+        // SAFETY: without a stack the child has a copy of this one, as fork(2) gives it.
+        let clone = || unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as i32 };
+        // SAFETY: this process has one thread again.
+        let fork = || unsafe { libc::fork() };
+        let ways: [&[&dyn Fn() -> i32]; 3] = [&[&clone], &[&fork, &clone], &[&clone, &clone]];
+        for way in ways {
+            let pid = way[0]();
+            if pid == 0 {
+                let pid = way.get(1).map_or(0, |fork| fork());
+                if pid != 0 {
+                    let status = child::wait(pid);
+                    // SAFETY: ends the process.
+                    unsafe { libc::_exit(libc::WEXITSTATUS(status)) }
+                }
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(if is_refused() { 7 } else { 8 }) }
+            }
+            let status = child::wait(pid);
+            assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7, "{status:#x}");
+        }
+        assert_eq!(run(), Ok(42));
+        assert_eq!(call(&answer(&jit, "after", 43).expect("the parent may")), 43);
     })
     .assert_success();
 }

@@ -386,7 +386,7 @@ const SANDBOXES: [Sandbox; 6] = [
         },
     ),
     (
-        || vec![all_of(libc::SYS_tgkill, libc::EPERM)],
+        || [libc::SYS_tgkill, libc::SYS_rt_tgsigqueueinfo].map(|n| all_of(n, libc::EPERM)).into(),
         Interrupted::AtPolls,
         |found| {
             let end = "; but tgkill(2) failed: Operation not permitted (os error 1): goroutines yield \

@@ -5,7 +5,9 @@
 mod code;
 mod faults;
 mod hosts;
+mod plugins;
 mod stacks;
+mod undeliverable;
 
 use support::child::Refusal;
 

@@ -38,6 +38,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/chan/select.rs",
     "src/runtime/chan/waiters.rs",
     "src/runtime/fault/overflow.rs",
+    "src/runtime/fault/undeliverable.rs",
     "src/runtime/gmp/current.rs",
     "src/runtime/gmp/g.rs",
     "src/runtime/gmp/m.rs",

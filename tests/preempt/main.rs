@@ -8,6 +8,7 @@ mod annotations;
 mod errno;
 mod runs;
 mod signals;
+mod taken;
 mod unwinding;
 mod yielding;
 

@@ -6,6 +6,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::sync::atomic::AtomicUsize;
 
 use region::Protection;
 
@@ -367,6 +368,45 @@ pub(super) fn page_bytes() -> usize {
 pub(super) fn too_large() -> JitError {
     let (errno, bytes) = (libc::ENOMEM, usize::MAX);
     JitError::NoMemory { what: "code memory", bytes, errno, shortage: Shortage::Unknown }
+}
+
+/// A zeroed word of its own page, which is zero again in every child that gets a copy of it:
+/// madvise(2), MADV_WIPEONFORK, since Linux 4.14. `None`: there is none.
+pub(super) fn word_wiped_in_children() -> Option<&'static AtomicUsize> {
+    let bytes = page_bytes();
+    // SAFETY: a fresh anonymous mapping, which is unmapped again or never.
+    unsafe {
+        let at = libc::mmap(
+            ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if at == libc::MAP_FAILED {
+            return None;
+        }
+        if libc::madvise(at, bytes, libc::MADV_WIPEONFORK) != 0 {
+            libc::munmap(at, bytes);
+            return None;
+        }
+        Some(&*at.cast::<AtomicUsize>())
+    }
+}
+
+/// Keeps the module at an address loaded: dlclose(3) does not unmap it any more. The executable
+/// itself is never unmapped, and has no name that dlopen(3) knows: for it this does nothing.
+pub(super) fn pin_module_of(address: usize) {
+    // SAFETY: a structure for dladdr(3) to fill in. Its name is one of a loaded module, which stays
+    // while its code runs here. RTLD_NOLOAD loads nothing.
+    unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        if libc::dladdr(address as *const _, &raw mut info) != 0 && !info.dli_fname.is_null() {
+            let flags = libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
+            libc::dlopen(info.dli_fname, flags);
+        }
+    }
 }
 
 /// Has forked children call the function, which only stores to an atomic.

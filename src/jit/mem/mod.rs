@@ -21,8 +21,8 @@ mod limits;
 mod linux;
 
 use std::ptr;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Once, OnceLock};
 
 use super::error::JitError;
 use super::frame::{CALL_REACH_BYTES, GRANULE_BYTES};
@@ -270,19 +270,43 @@ impl CodeMemory {
 /// Set in a child after fork(2): the code memory is the parent's too.
 static FORKED: AtomicBool = AtomicBool::new(false);
 
+/// A word that is 1 in this process, and 0 in every child that has a copy of its memory and has
+/// called no handler of pthread_atfork(3): of `_Fork` and clone(2). `None`: the kernel has no such
+/// memory.
+static WIPED_IN_CHILDREN: OnceLock<Option<&'static AtomicUsize>> = OnceLock::new();
+
 extern "C" fn after_fork_in_child() {
     FORKED.store(true, Ordering::Relaxed);
+    if let Some(Some(word)) = WIPED_IN_CHILDREN.get() {
+        word.store(1, Ordering::Relaxed);
+    }
 }
 
 /// From now on forked children are told apart.
 pub(crate) fn watch_forks() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| linux::call_in_forked_children(after_fork_in_child));
+    WIPED_IN_CHILDREN.get_or_init(|| {
+        linux::call_in_forked_children(after_fork_in_child);
+        let word = linux::word_wiped_in_children();
+        word.inspect(|word| word.store(1, Ordering::Relaxed))
+    });
 }
 
 /// Whether this process shares its code memory with its parent.
 pub(crate) fn is_forked_child() -> bool {
-    FORKED.load(Ordering::Relaxed)
+    FORKED.load(Ordering::Relaxed) || is_bare_child()
+}
+
+/// Whether this process is a child in which the C library did not run its handlers of forks.
+pub(crate) fn is_bare_child() -> bool {
+    let word = WIPED_IN_CHILDREN.get().copied().flatten();
+    word.is_some_and(|word| word.load(Ordering::Relaxed) == 0)
+}
+
+/// Keeps the module that this code is in loaded for good: a library that dlclose(3) unmaps must
+/// leave no signal handler, unwind section or thread-local behind.
+pub(crate) fn pin_module() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| linux::pin_module_of(pin_module as *const () as usize));
 }
 
 /// Reserves the view that runs. Returns its base and whether it is near.

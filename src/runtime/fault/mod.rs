@@ -7,10 +7,12 @@
 //! | file | |
 //! | --- | --- |
 //! | `overflow.rs` | an access to the guard below a goroutine's stack; a check of the stack that fails |
+//! | `undeliverable.rs` | no fault: a signal that the kernel could not deliver on a goroutine's stack |
 //! | `deadlock.rs` | all goroutines are parked, and nothing can ready one |
 
 mod deadlock;
 mod overflow;
+mod undeliverable;
 
 use crate::runtime::os::signals;
 use crate::runtime::os::signals::Signal;
@@ -25,6 +27,9 @@ pub(crate) fn install_handlers() {
 
 /// The handler of faults: see `os/linux/signals.rs` for what it may do.
 fn on_fault(signal: &mut Signal) {
+    if signal.is_failed_delivery() && undeliverable::report(signal.registers()) {
+        return;
+    }
     // A signal that was sent is no fault, and has no address.
     if let Some(address) = signal.fault_address() {
         overflow::check(address, signal.registers());

@@ -31,7 +31,7 @@ use crate::runtime::gmp::p::{Burst, Counts, P, Round, Ticks};
 use crate::runtime::gmp::panic_words::{NO_WORDS, PanicState, PanicWords};
 use crate::runtime::gmp::pools::Pools;
 use crate::runtime::gmp::preempt_state::PreemptState;
-use crate::runtime::gmp::queues::GQueue;
+use crate::runtime::gmp::queues::{GQueue, OwnedPtr};
 use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::slab_set::SlabSet;
 use crate::runtime::gmp::timers::{self, Timers};
@@ -117,7 +117,7 @@ impl M {
                 thread_panic_state: Cell::new(PanicState::CALM),
                 p: P {
                     runq: RunQueue::new(),
-                    run_next: Cell::new(ptr::null_mut()),
+                    run_next: OwnedPtr::null(),
                     ticks: Ticks::new(),
                     round: Round::new(),
                     burst: Burst::new(),

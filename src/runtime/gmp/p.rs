@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::pools::Pools;
+use crate::runtime::gmp::queues::OwnedPtr;
 use crate::runtime::gmp::slab_set::SlabSet;
 use crate::runtime::gmp::timers::Timers;
 use crate::runtime::sync::runq::RunQueue;
@@ -26,7 +27,7 @@ pub(crate) struct P {
     pub(crate) runq: RunQueue<G, RUNQ>,
     /// The goroutine that the running one has readied last. It runs next, while its data is in the
     /// cache, and inherits the time slice. Other Ms do not steal it. Null: none.
-    pub(crate) run_next: Cell<*mut G>,
+    pub(crate) run_next: OwnedPtr<G>,
     pub(crate) ticks: Ticks,
     pub(crate) round: Round,
     pub(crate) burst: Burst,

@@ -6,19 +6,17 @@
 //! `sched/preempt.rs`. A signal handler uses everything but `thread`, which it must not lock.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::runtime::gmp::g::G;
+use crate::runtime::os::signals::Number;
 use crate::runtime::os::threads::Tid;
-
-/// The process whose preemption signals are this crate's: its own number. 0 before the first run.
-/// Every start of a run stores it, so that a forked child which starts one has its own.
-pub(crate) static PID: AtomicI32 = AtomicI32::new(0);
 
 /// The thread of an M, for its preempters.
 pub(crate) struct Thread {
-    /// 0: the thread takes no preemption signals.
     pub(crate) tid: Tid,
+    /// The signal that preempts. `None`: the thread takes no preemption signals.
+    pub(crate) signal: Option<Number>,
     /// The thread's stack limit word. Valid while this value is in [`PreemptState::thread`].
     pub(crate) stack_limit: *const AtomicUsize,
 }
@@ -33,6 +31,9 @@ pub(crate) struct PreemptState {
     pub(crate) thread: Mutex<Option<Thread>>,
     /// A signal is on its way to the thread.
     pub(crate) pending: AtomicBool,
+    /// How many signals in a row have found the thread in code that is not preempted. Its handler
+    /// counts, and sysmon resets it.
+    pub(crate) in_vain: AtomicU32,
     /// The address of the async-preempt stub, in which the handler resumes the thread.
     pub(crate) async_stub: AtomicUsize,
     /// How far above the end of a goroutine's stack its stack limit lies.
@@ -40,12 +41,14 @@ pub(crate) struct PreemptState {
     pub(crate) counters: Counters,
 }
 
-/// What happened on one M. Its thread and the handler on it write all but `requested` and
-/// `signals`.
+/// What happened on one M. Its thread and the handler on it write `cooperative`, `asynchronous` and
+/// `refused`, and preempters the rest.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) requested: AtomicU64,
     pub(crate) signals: AtomicU64,
+    pub(crate) resent: AtomicU64,
+    pub(crate) lost_handlers: AtomicU64,
     pub(crate) cooperative: AtomicU64,
     pub(crate) asynchronous: AtomicU64,
     pub(crate) refused: [AtomicU64; Refusal::COUNT],
@@ -78,11 +81,14 @@ impl PreemptState {
         Self {
             thread: Mutex::new(None),
             pending: AtomicBool::new(false),
+            in_vain: AtomicU32::new(0),
             async_stub: AtomicUsize::new(0),
             headroom_bytes: AtomicUsize::new(0),
             counters: Counters {
                 requested: AtomicU64::new(0),
                 signals: AtomicU64::new(0),
+                resent: AtomicU64::new(0),
+                lost_handlers: AtomicU64::new(0),
                 cooperative: AtomicU64::new(0),
                 asynchronous: AtomicU64::new(0),
                 refused: [const { AtomicU64::new(0) }; Refusal::COUNT],
@@ -92,10 +98,26 @@ impl PreemptState {
 
     /// Resets what an earlier run has left.
     pub(crate) fn reset(&self) {
-        let Counters { requested, signals, cooperative, asynchronous, refused } = &self.counters;
-        let single = [requested, signals, cooperative, asynchronous];
+        let Counters {
+            requested,
+            signals,
+            resent,
+            lost_handlers,
+            cooperative,
+            asynchronous,
+            refused,
+        } = &self.counters;
+        let single = [requested, signals, resent, lost_handlers, cooperative, asynchronous];
         single.into_iter().chain(refused).for_each(|counter| counter.store(0, Ordering::Relaxed));
         self.pending.store(false, Ordering::Relaxed);
+        self.in_vain.store(0, Ordering::Relaxed);
+    }
+
+    /// A signal has found the thread in preemptible code, or in code that is not preempted.
+    pub(crate) fn found_by_signal(&self, in_preemptible_code: bool) {
+        let in_vain = self.in_vain.load(Ordering::Relaxed);
+        let in_vain = if in_preemptible_code { 0 } else { in_vain.saturating_add(1) };
+        self.in_vain.store(in_vain, Ordering::Relaxed);
     }
 
     pub(crate) fn refuse(&self, why: Refusal) {

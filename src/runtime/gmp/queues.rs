@@ -6,18 +6,47 @@
 
 use std::cell::Cell;
 use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::runtime::gmp::g::G;
 
+/// A pointer that one thread writes, as to a `Cell`, and that sysmon compares with null. On the
+/// machine its accesses are those of a `Cell`.
+pub(crate) struct OwnedPtr<T>(AtomicPtr<T>);
+
+impl<T> OwnedPtr<T> {
+    pub(crate) const fn null() -> Self {
+        Self(AtomicPtr::new(ptr::null_mut()))
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self) -> *mut T {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    pub(crate) fn set(&self, value: *mut T) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// A load and a store: only the owner writes.
+    #[inline(always)]
+    pub(crate) fn replace(&self, value: *mut T) -> *mut T {
+        let previous = self.get();
+        self.set(value);
+        previous
+    }
+}
+
 /// A first-in-first-out queue of goroutines. One thread owns it, or a lock guards it.
 pub(crate) struct GQueue {
-    head: Cell<*mut G>,
+    head: OwnedPtr<G>,
     tail: Cell<*mut G>,
 }
 
 impl GQueue {
     pub(crate) const fn new() -> Self {
-        Self { head: Cell::new(ptr::null_mut()), tail: Cell::new(ptr::null_mut()) }
+        Self { head: OwnedPtr::null(), tail: Cell::new(ptr::null_mut()) }
     }
 
     #[inline(always)]
@@ -47,6 +76,7 @@ impl GQueue {
         }
     }
 
+    /// Other threads may call this, too: what they learn may be over.
     #[inline(always)]
     pub(crate) fn is_empty(&self) -> bool {
         self.head.get().is_null()

@@ -14,8 +14,8 @@
 //! | --- | --- |
 //! | `futex` | `wait`, `wake`, `wake_all`: sleep on a word while it has a value (WaitOnAddress, ulock). `probe_fences`, `light_fence`, `heavy_fence`: a fence whose cost is on one side (FlushProcessWriteBuffers), or full fences on both |
 //! | `memory` | `reserve_stacks`: address space. `commit_stacks`: it becomes usable, and is committed where it is touched. `decommit`, `probe_decommit`. `install_guard_markers`, `forbid_access`: two ways to make a guard. `answers_impossible_advice`, `is_guarded`: whether the first one works |
-//! | `signals` | `install`, `Signal`, `Handler`: handlers in front of the program's own, for `SEGMENT`, `BUS` and `PREEMPT`. `AltStack`: room for a handler where a goroutine has none. `unblock`, `block_as_before`, `block_all`, `SignalMask`. `handlers_without_alternate_stack` for `environment()`. A system without signals provides the faults by its exception handlers, and refuses `PREEMPT` |
-//! | `threads` | `current_tid`, `send_preempt_signal`, `can_signal`, `count`, `stack_bounds` |
+//! | `signals` | `install`, `Signal`, `Handler`: handlers in front of the program's own, for `SEGMENT`, `BUS` and the signal that preempts: `URGENT`, or one of `real_time_signals`. `action_of`, `can_preempt`, `is_fatal_by_default`, `is_blocked`: what a signal is used for. `send_to_thread`, `can_signal`. `AltStack`: room for a handler where a goroutine has none. `unblock`, `block_as_before`, `block_all`, `SignalMask`. `handlers_without_alternate_stack` for `environment()`, `without_alternate_stack` and `max_frame_bytes` for signals that cannot be delivered. A system without signals provides the faults by its exception handlers, and refuses to preempt by a signal |
+//! | `threads` | `current_tid`, `count`, `stack_bounds`; `ThreadStatus` and `cpu_time` of another thread, which may be unknown |
 //! | `errno` | `get`, `set`: the error code of the calling thread (GetLastError) |
 //! | `tls_blocks` | `visit_blocks`: the thread-local storage of the calling thread. With none, goroutines share std's panic state |
 //! | `stderr` | `RawStderr`: standard error without a lock or a buffer |

@@ -12,14 +12,13 @@ use crate::jit::{RED_ZONE_BYTES, SafePoint, lookup};
 use crate::runtime::arch::Registers;
 use crate::runtime::gmp::current::{getg, getm};
 use crate::runtime::gmp::m::M;
-use crate::runtime::gmp::preempt_state::{PID, Refusal};
+use crate::runtime::gmp::preempt_state::Refusal;
 use crate::runtime::os::signals::Signal;
 use crate::runtime::sched::preempt::{may_preempt, yield_to_request};
 use crate::runtime::sync::preempt_request::{self, is_requested};
 
 /// The handler of the preemption signal.
 pub(crate) fn on_signal(signal: &mut Signal) {
-    let is_ours = signal.is_sent_by(PID.load(Ordering::Relaxed));
     // SAFETY: null, or this thread's M, which is never freed.
     let m = unsafe { getm().as_ref() };
     // Every signal is acknowledged, and before anything is inspected: `sync/preempt_request.rs`.
@@ -30,14 +29,27 @@ pub(crate) fn on_signal(signal: &mut Signal) {
     });
     let is_expected = inspected.is_some();
     match inspected {
-        // SAFETY: `inspect` has returned the pc for this signal.
-        Some((m, Ok(resume_pc))) => unsafe { redirect(m, signal, resume_pc) },
-        Some((m, Err(why))) => m.preempt.refuse(why),
+        Some((m, Ok(resume_pc))) => {
+            m.preempt.found_by_signal(true);
+            // SAFETY: `inspect` has returned the pc for this signal.
+            unsafe { redirect(m, signal, resume_pc) };
+        }
+        Some((m, Err(why))) => {
+            m.preempt.refuse(why);
+            match why {
+                // It says nothing about the code of the goroutine that was meant.
+                Refusal::Stale => {}
+                Refusal::UnsafePoint => m.preempt.found_by_signal(true),
+                _ => m.preempt.found_by_signal(false),
+            }
+        }
         None => {}
     }
     // The kernel merges signals: one of the program may have become one with this crate's. A
-    // program that uses SIGURG, too, can bear one too many.
-    if !(is_expected && is_ours) {
+    // program that uses this signal, too, can bear one too many.
+    // Without a mark, which a sandbox may refuse, one that is expected is taken for the crate's.
+    let is_ours = signal.is_marked() || is_expected && signal.is_sent_by_this_process();
+    if !is_ours {
         signal.chain();
     }
 }

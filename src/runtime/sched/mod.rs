@@ -16,6 +16,7 @@
 //! | `preempt`, `async_preempt` | how it is suspended when its time slice is over |
 //! | `lifecycle` | how it begins and ends |
 //! | `systemstack` | calls on the system stack |
+//! | `preempt_signal` | by which signal |
 //! | `sysmon` | when a time slice is over |
 //! | `stats` | what is counted |
 //!
@@ -57,6 +58,7 @@ pub(crate) mod panic_probe;
 pub(crate) mod panic_state;
 pub(crate) mod park;
 pub(crate) mod preempt;
+pub(crate) mod preempt_signal;
 pub(crate) mod ready;
 pub(crate) mod schedule;
 pub(crate) mod stats;

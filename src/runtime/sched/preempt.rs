@@ -14,8 +14,9 @@
 //!
 //! 1. sysmon (`sysmon.rs`) sees that an M has run one goroutine for a whole time slice. It makes a
 //!    request ([`request`]): it stores [`REQUESTED`], which is larger than any address, as the
-//!    stack limit of the goroutine and of the thread, and sends SIGURG to the thread, unless one is
-//!    on its way.
+//!    stack limit of the goroutine and of the thread. Where another goroutine waits for the
+//!    processor, it also sends SIGURG (`preempt_signal.rs`) to the thread, unless one is on its
+//!    way.
 //! 2. JIT code that polls finds its rsp below the stack limit, and calls the poll stub
 //!    ([`polled`]). Rust code does the same in [`checkpoint`], and goroutine functions when they
 //!    return.
@@ -42,6 +43,7 @@
 use std::ptr;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+use std::time::Duration;
 
 use crate::jit::has_preemptible_code;
 use crate::runtime::arch::switch::{mcall, stack_pointer};
@@ -49,45 +51,82 @@ use crate::runtime::arch::tls;
 use crate::runtime::gmp::current::{getg, getm};
 use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::m::M;
-use crate::runtime::gmp::preempt_state::{PreemptState, Refusal, Thread, count};
+use crate::runtime::gmp::preempt_state::{Counters, PreemptState, Refusal, Thread, count};
 use crate::runtime::gmp::status::Status;
-use crate::runtime::os::{errno, threads};
+use crate::runtime::os::errno;
+use crate::runtime::os::signals::{self, Action, Number};
+use crate::runtime::os::threads::{self, ThreadStatus, Tid};
 use crate::runtime::sched::fp_control::with_thread_fp_control;
 use crate::runtime::sched::panic_state::{is_panicking, with_calm_words};
 use crate::runtime::sched::schedule::deschedule0;
-use crate::runtime::sync::preempt_request::{self, REQUESTED, is_requested};
+use crate::runtime::sync::preempt_request::{self, REQUESTED, Signalled, is_requested};
 
 /// Requests that the goroutine which an M runs yields. Returns whether it runs one.
 pub(crate) fn request(m: &M) -> bool {
-    request_if(m, |_| true)
+    request_if(m, true, |_| true).is_some()
 }
 
 /// As [`request`], if the M runs this goroutine.
 pub(crate) fn request_of(m: &M, g: &G) -> bool {
-    request_if(m, |current| ptr::eq(current, g))
+    request_if(m, true, |current| ptr::eq(current, g)).is_some()
 }
 
-fn request_if(m: &M, is_meant: impl Fn(&G) -> bool) -> bool {
+/// As [`request`], by a signal too or at polls only. `None`: the M runs no goroutine.
+pub(crate) fn request_by(m: &M, by_signal: bool) -> Option<Signalled> {
+    request_if(m, by_signal, |_| true)
+}
+
+fn request_if(m: &M, by_signal: bool, is_meant: impl Fn(&G) -> bool) -> Option<Signalled> {
     let PreemptState { thread, pending, counters, .. } = &m.preempt;
     let thread = thread.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(Thread { tid, stack_limit }) = *thread else {
-        return false;
-    };
+    let Thread { tid, signal, stack_limit } = thread.as_ref()?;
     let limits_of = |g: *mut G| {
         // SAFETY: null, or a G, which is never freed.
         let g = unsafe { g.as_ref() }.filter(|g| is_meant(g))?;
         count(&counters.requested);
         m.p.ticks.end_time_slice();
         // SAFETY: the thread has not ended: it removes the address first, under the lock.
-        Some([&g.stack_limit, unsafe { &*stack_limit }])
+        Some([&g.stack_limit, unsafe { &**stack_limit }])
     };
-    let send = || {
-        count(&counters.signals);
-        threads::send_preempt_signal(tid)
-    };
-    // Without preemptible code a signal could only disturb system calls of the program.
-    let send = (tid != 0 && has_preemptible_code()).then_some(send);
+    let signal = signal.filter(|_| by_signal && has_preemptible_code());
+    let send = signal.map(|signal| move || send(counters, *tid, signal));
     preempt_request::request(&m.curg, limits_of, pending, send)
+}
+
+/// Sends the preemption signal to a thread. Returns whether that was possible.
+pub(crate) fn send(counters: &Counters, tid: Tid, signal: Number) -> bool {
+    // A program that has removed the handler must not be ended for that.
+    let ends_process =
+        signals::is_fatal_by_default(signal) && signals::action_of(signal) == Action::None;
+    // Counted first: the handler may run, and what it interrupts may read the counters, before the
+    // call returns.
+    count(&counters.signals);
+    let is_sent = !ends_process && signals::send_to_thread(tid, signal);
+    if !is_sent {
+        counters.signals.fetch_sub(1, Ordering::Relaxed);
+    }
+    is_sent
+}
+
+/// Whether requests of an M are made by a signal too. Without preemptible code one could only
+/// disturb system calls of the program.
+pub(crate) fn takes_signals(m: &M) -> bool {
+    let thread = m.preempt.thread.lock().unwrap_or_else(PoisonError::into_inner);
+    has_preemptible_code() && thread.as_ref().is_some_and(|thread| thread.signal.is_some())
+}
+
+/// How long the thread of an M that takes signals has had a processor. `None`: it takes none, or
+/// the kernel does not tell.
+pub(crate) fn thread_cpu_time(m: &M) -> Option<Duration> {
+    let thread = m.preempt.thread.lock().unwrap_or_else(PoisonError::into_inner);
+    let takes_signals = |thread: &&Thread| thread.signal.is_some() && has_preemptible_code();
+    threads::cpu_time(thread.as_ref().filter(takes_signals)?.tid)
+}
+
+/// What the kernel says about the thread of an M. `None`: it has none, or /proc does not tell.
+pub(crate) fn thread_status(m: &M) -> Option<ThreadStatus> {
+    let thread = m.preempt.thread.lock().unwrap_or_else(PoisonError::into_inner);
+    ThreadStatus::of(thread.as_ref()?.tid)
 }
 
 /// Whether the goroutine, which this thread runs, is in a state in which it can be preempted.

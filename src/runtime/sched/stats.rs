@@ -29,8 +29,14 @@ pub struct Stats {
     pub sleeps: u64,
     /// Requests that a goroutine yields.
     pub requested: u64,
-    /// Signals sent for them. At most one is on its way to a thread.
+    /// Signals sent for them. None is sent where no goroutine waits for the processor, or where the
+    /// thread waits in a system call.
     pub signals: u64,
+    /// Of these: signals that were sent again, since the one before was not answered.
+    pub resent: u64,
+    /// Threads whose preemption signal was changed, since the program had installed a handler of
+    /// its own that did not call the crate's. `environment()` says which signal is used.
+    pub lost_handlers: u64,
     /// Goroutines that yielded at a poll.
     pub cooperative: u64,
     /// Goroutines that were interrupted in JIT code.
@@ -62,10 +68,20 @@ pub struct Refused {
 impl Stats {
     /// Adds the counters of one M.
     fn add(&mut self, counters: &Counters) {
-        let Counters { requested, signals, cooperative, asynchronous, refused } = counters;
+        let Counters {
+            requested,
+            signals,
+            resent,
+            lost_handlers,
+            cooperative,
+            asynchronous,
+            refused,
+        } = counters;
         let add = |sum: &mut u64, counter: &AtomicU64| *sum += counter.load(Ordering::Relaxed);
         add(&mut self.requested, requested);
         add(&mut self.signals, signals);
+        add(&mut self.resent, resent);
+        add(&mut self.lost_handlers, lost_handlers);
         add(&mut self.cooperative, cooperative);
         add(&mut self.asynchronous, asynchronous);
         let sums = &mut self.refused;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::jit::JitError;
 use crate::runtime::arch::VectorState;
 use crate::runtime::arch::save_area::PREEMPTS_JIT_CODE;
+use crate::runtime::os::signals::{self, Number};
 use crate::runtime::stack::{SizeClass, StackError};
 
 /// The most processors that a run can have.
@@ -41,7 +42,16 @@ pub struct Config {
     stack_bytes: usize,
     time_slice: Option<Duration>,
     async_preemption: bool,
+    preempt_signal: Option<i32>,
     vector_state: VectorState,
+}
+
+/// Whether goroutines are also preempted by a signal.
+#[derive(Clone, Copy)]
+pub(crate) enum BySignal {
+    No,
+    /// By this signal, or by one that suits the program.
+    Yes(Option<Number>),
 }
 
 /// Shorter time slices are refused: sysmon could not keep them.
@@ -55,6 +65,7 @@ impl Default for Config {
             stack_bytes: 64 << 10,
             time_slice: Some(Duration::from_millis(10)),
             async_preemption: PREEMPTS_JIT_CODE,
+            preempt_signal: None,
             vector_state: VectorState::Auto,
         }
     }
@@ -137,15 +148,17 @@ impl Config {
         self
     }
 
-    /// Whether goroutines are also preempted by a signal (SIGURG), in JIT code that is registered
-    /// as preemptible ([`Annotations::preemptible`](crate::jit::Annotations::preemptible)). The
-    /// default is yes on x86-64. Otherwise they yield at polls only. On AArch64, which has no stubs
-    /// for it yet, the default is no, and `run` refuses `true`.
+    /// Whether goroutines are also preempted by a signal ([`Self::preempt_signal`]), in JIT code
+    /// that is registered as preemptible
+    /// ([`Annotations::preemptible`](crate::jit::Annotations::preemptible)). The default is yes on
+    /// x86-64. Otherwise they yield at polls only. On AArch64, which has no stubs for it yet, the
+    /// default is no, and `run` refuses `true`.
     ///
-    /// Once a program has such code, a thread whose goroutine runs for longer than its slice gets
-    /// the signal in native code too. There it changes nothing but that system calls may end with
-    /// EINTR which SA_RESTART does not cover (poll(2), nanosleep(2) and others of signal(7)).
-    /// Without such code no signal is sent.
+    /// A thread gets the signal when its goroutine has run for longer than its slice, another
+    /// goroutine waits for the processor, and the thread does not wait in a system call. In native
+    /// code, which it may find, it changes nothing. But a system call that begins at this moment
+    /// may end with EINTR if SA_RESTART does not cover it (poll(2), nanosleep(2) and others of
+    /// signal(7)). In a program without preemptible code no signal is sent.
     ///
     /// ```
     /// use footbridge::runtime::{Config, stats};
@@ -155,6 +168,32 @@ impl Config {
     /// ```
     pub fn async_preemption(mut self, on: bool) -> Self {
         self.async_preemption = on;
+        self
+    }
+
+    /// The signal that preempts. The default, `None`, is SIGURG. Where the program uses that (it
+    /// has a handler, or is blocked on the thread that calls `run`, as for sigwait(3) and
+    /// signalfd(2)), or takes it later, it is a real-time signal that is free: a program then gets
+    /// every SIGURG as it would without this crate. `environment()` says which one is used.
+    ///
+    /// Name one where the choice meets another library. The thread that calls `run`, and those of
+    /// the run, have it unblocked while the run lasts. A handler that the program has installed
+    /// before gets all signals that are not the crate's; its system calls are restarted.
+    ///
+    /// A real-time signal ends a process that has no handler for it, such as one that a thread of a
+    /// run becomes by execve(2) while a signal is on its way. SIGURG is ignored there.
+    ///
+    /// ```
+    /// use footbridge::runtime::{Config, RunError};
+    ///
+    /// # #[cfg(target_arch = "x86_64")]
+    /// assert_eq!(Config::new().preempt_signal(40).run(|| 42), Ok(42));
+    /// // SIGKILL has no handler.
+    /// let refused = Config::new().preempt_signal(9).run(|| ());
+    /// assert_eq!(refused, Err(RunError::PreemptSignal { requested: 9 }));
+    /// ```
+    pub fn preempt_signal(mut self, signal: impl Into<Option<i32>>) -> Self {
+        self.preempt_signal = signal.into();
         self
     }
 
@@ -173,11 +212,18 @@ impl Config {
     }
 
     /// Whether goroutines are also preempted by a signal. Without time slices none is.
-    pub(crate) fn is_preempted_by_signal(&self) -> Result<bool, RunError> {
+    pub(crate) fn by_signal(&self) -> Result<BySignal, RunError> {
         if self.async_preemption && !PREEMPTS_JIT_CODE {
             return Err(RunError::AsyncPreemption);
         }
-        Ok(self.async_preemption && self.time_slice.is_some())
+        if let Some(requested) = self.preempt_signal.filter(|&signal| !signals::can_preempt(signal))
+        {
+            return Err(RunError::PreemptSignal { requested });
+        }
+        match self.async_preemption && self.time_slice.is_some() {
+            true => Ok(BySignal::Yes(self.preempt_signal)),
+            false => Ok(BySignal::No),
+        }
     }
 
     /// The vector registers to save.
@@ -239,6 +285,14 @@ pub enum RunError {
     },
     /// [`Config::async_preemption`] is on, and this architecture has no stubs for it yet.
     AsyncPreemption,
+    /// This process was made by clone(2) or `_Fork`, which call no handler of pthread_atfork(3), by
+    /// a process that has used the crate. The C library cannot start threads in such a child.
+    BareChild,
+    /// [`Config::preempt_signal`] is no signal that a program can handle and leave at that.
+    PreemptSignal {
+        /// The value of the setting.
+        requested: i32,
+    },
     /// This CPU, or its operating system, has no such registers.
     VectorState {
         /// The value of the setting.
@@ -278,6 +332,15 @@ impl fmt::Display for RunError {
                 "Config::async_preemption is true, and goroutines are not preempted by a signal on \
                  AArch64 yet; leave it at its default, which is false there: goroutines yield where \
                  they park, in gosched and in checkpoint",
+            ),
+            Self::BareChild => f.write_str(
+                "this process is a child made by clone(2) or _Fork, in which the C library cannot \
+                 start threads; call execve(2) first, or make it by fork(2)",
+            ),
+            Self::PreemptSignal { requested } => write!(
+                f,
+                "Config::preempt_signal is {requested}, which is none, a fault of the thread itself, \
+                 or one that cannot be handled; SIGURG or a real-time signal suits, and None chooses"
             ),
             Self::VectorState { requested } => write!(
                 f,

@@ -16,13 +16,14 @@ use crate::runtime::arch::{VectorState, tls};
 use crate::runtime::fault::{PANIC_STACK_BYTES, overflowed};
 use crate::runtime::gmp::current::set_g_and_stack_limit;
 use crate::runtime::gmp::m::M;
-use crate::runtime::gmp::preempt_state::{PID, Thread};
+use crate::runtime::gmp::preempt_state::Thread;
 use crate::runtime::gmp::stub_env::stub_env;
-use crate::runtime::os::signals::SignalMask;
+use crate::runtime::os::signals::{Number, SignalMask};
 use crate::runtime::os::{signals, threads};
-use crate::runtime::sched::async_preempt::{interrupted, on_signal};
+use crate::runtime::sched::async_preempt::interrupted;
 use crate::runtime::sched::preempt::polled;
-use crate::runtime::start::config::RunError;
+use crate::runtime::sched::preempt_signal;
+use crate::runtime::start::config::{BySignal, RunError};
 
 /// Stack that the functions need which the stubs call, until they are on the system stack.
 const TARGET_STACK_BYTES: usize = 2048;
@@ -34,13 +35,13 @@ pub(crate) struct PreemptStubs {
     stubs: Option<StubAddresses>,
     /// What must be left of a stack where a goroutine is descheduled.
     headroom_bytes: usize,
-    /// Whether goroutines are also preempted by a signal. Otherwise they yield at polls only.
-    by_signal: bool,
+    /// The signal by which goroutines are also preempted. Otherwise they yield at polls only.
+    signal: Option<Number>,
 }
 
 impl PreemptStubs {
     /// Stubs that save this state. They are emitted once for each kind of save area.
-    pub(crate) fn new(state: VectorState, by_signal: bool) -> Result<Self, RunError> {
+    pub(crate) fn new(state: VectorState, by_signal: BySignal) -> Result<Self, RunError> {
         /// The stubs of each kind of save area, emitted so far. They are never freed.
         static EMITTED: Mutex<Vec<(SaveArea, StubAddresses)>> = Mutex::new(Vec::new());
         let area = match save_area(state) {
@@ -68,23 +69,24 @@ impl PreemptStubs {
             }
         };
         drop(emitted);
-        if by_signal {
-            signals::install(&[(signals::PREEMPT, on_signal)]);
-            PID.store(std::process::id() as i32, Ordering::Relaxed);
-        }
-        Ok(Self { stubs: Some(stubs), headroom_bytes, by_signal })
+        let signal = match by_signal {
+            BySignal::No => None,
+            BySignal::Yes(wanted) => Some(preempt_signal::install(wanted)),
+        };
+        Ok(Self { stubs: Some(stubs), headroom_bytes, signal })
     }
 
     /// What a machine without these stubs needs: goroutines yield in Rust code only.
     fn none() -> Self {
-        Self { stubs: None, headroom_bytes: PANIC_STACK_BYTES, by_signal: false }
+        Self { stubs: None, headroom_bytes: PANIC_STACK_BYTES, signal: None }
     }
 }
 
 /// Registers the calling thread for preemption as long as the value lives.
 pub(crate) struct SignalRegistration {
     m: &'static M,
-    previous_mask: Option<SignalMask>,
+    /// The signal that was unblocked, and the mask before.
+    unblocked: Option<(Number, SignalMask)>,
     /// The FP control state that the thread came with, in which goroutines run.
     modes: FpControl,
 }
@@ -93,7 +95,7 @@ impl SignalRegistration {
     /// Registers the calling thread, which is `m`. `takes_signals`: it has an alternate stack for
     /// handlers.
     pub(crate) fn new(m: &'static M, stubs: &PreemptStubs, takes_signals: bool) -> Self {
-        let by_signal = stubs.by_signal && takes_signals;
+        let signal = stubs.signal.filter(|_| takes_signals);
         let addresses =
             stubs.stubs.map(|stubs| [stubs.async_preempt, stubs.poll, stubs.stack_check]);
         let [async_preempt, poll, stack_check] = addresses.unwrap_or_default();
@@ -102,11 +104,11 @@ impl SignalRegistration {
         tls::set_poll_stubs(poll, stack_check);
         let modes = FpControl::current();
         tls::set_fp_control(modes);
-        let previous_mask = by_signal.then(|| signals::unblock(signals::PREEMPT));
-        let tid = if by_signal { threads::current_tid() } else { 0 };
-        let thread = Thread { tid, stack_limit: tls::stack_limit_word() };
+        let unblocked = signal.map(|signal| (signal, signals::unblock(signal)));
+        let tid = threads::current_tid();
+        let thread = Thread { tid, signal, stack_limit: tls::stack_limit_word() };
         *m.preempt.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
-        Self { m, previous_mask, modes }
+        Self { m, unblocked, modes }
     }
 }
 
@@ -120,8 +122,8 @@ impl Drop for SignalRegistration {
         if FpControl::current() != self.modes {
             self.modes.load();
         }
-        if let Some(mask) = &self.previous_mask {
-            signals::block_as_before(signals::PREEMPT, mask);
+        if let Some((signal, mask)) = &self.unblocked {
+            signals::block_as_before(*signal, mask);
         }
     }
 }

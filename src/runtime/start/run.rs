@@ -47,7 +47,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use std::{io, ptr};
 
-use crate::jit::RED_ZONE_BYTES;
+use crate::jit::{RED_ZONE_BYTES, is_bare_child};
 use crate::runtime::arch::switch::{mcall, stack_pointer};
 use crate::runtime::fault;
 use crate::runtime::fault::report_deadlock;
@@ -118,13 +118,16 @@ fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
     if !getm().is_null() {
         return Err(RunError::Nested);
     }
+    if is_bare_child() {
+        return Err(RunError::BareChild);
+    }
     let class = config.class()?;
     futex::probe_fences();
     emit_stubs().map_err(RunError::Code)?;
     fault::install_handlers();
     let processors = config.processor_count()?;
     let slice = config.slice()?;
-    let by_signal = config.is_preempted_by_signal()?;
+    let by_signal = config.by_signal()?;
     let stubs = PreemptStubs::new(config.wanted_vector_state(), by_signal)?;
     let sched = new_sched(processors, class);
     let max_inherited = max_inherited(slice.is_some());

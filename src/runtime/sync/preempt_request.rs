@@ -22,6 +22,13 @@
 //! So a request for which no signal is sent is seen by the handler of the signal that is on its
 //! way: the handler has not acknowledged when the request finds `pending` set. With the two steps
 //! of the handler in the other order, a request between them would be lost.
+//!
+//! **A signal that is lost.** Other code may eat a signal: it waits for it (sigwait(3)), or has
+//! replaced the handler. Then `pending` stays set, and requests are [`Signalled::Unanswered`].
+//! After some of these the preempter sends another signal ([`resend`]). `pending` stays set
+//! meanwhile: it says that a request waits for an answer, so that other requests still send no
+//! signal of their own. A signal that was late, and not lost, acknowledges for both. The second one
+//! finds nothing to acknowledge, and does nothing.
 
 use super::primitive::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
@@ -45,30 +52,51 @@ pub(crate) fn begin_tick<G>(
     current.store(g, Ordering::Release);
 }
 
-/// Requests that the goroutine which an M runs yields. Returns whether the request was made.
+/// What became of the signal of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signalled {
+    /// None was wanted.
+    No,
+    /// It is on its way.
+    Sent,
+    /// An earlier one has not been answered.
+    Unanswered,
+    /// It could not be sent.
+    Refused,
+}
+
+/// Requests that the goroutine which an M runs yields. `None`: the request was not made.
 ///
 /// `limits_of` gets the current goroutine, or null. It returns the stack limits of the goroutine
 /// and the thread, or `None` if the request is not meant for this goroutine. `send` sends a signal,
-/// and returns whether it could; `None`: the thread takes no signals.
+/// and returns whether it could; `None`: no signal is wanted.
 pub(crate) fn request<'a, G>(
     current: &AtomicPtr<G>,
     limits_of: impl FnOnce(*mut G) -> Option<[&'a AtomicUsize; 2]>,
     pending: &AtomicBool,
     send: Option<impl FnOnce() -> bool>,
-) -> bool {
-    let Some(limits) = limits_of(current.load(Ordering::Acquire)) else {
-        return false;
-    };
+) -> Option<Signalled> {
+    let limits = limits_of(current.load(Ordering::Acquire))?;
     for limit in limits {
         limit.store(REQUESTED, Ordering::Relaxed);
     }
-    if let Some(send) = send
-        && !pending.swap(true, Ordering::AcqRel)
-        && !send()
-    {
-        acknowledge(pending);
+    let Some(send) = send else {
+        return Some(Signalled::No);
+    };
+    if pending.swap(true, Ordering::AcqRel) {
+        return Some(Signalled::Unanswered);
     }
-    true
+    if send() {
+        return Some(Signalled::Sent);
+    }
+    acknowledge(pending);
+    Some(Signalled::Refused)
+}
+
+/// Sends another signal for requests whose signal seems to be lost. Returns whether it was sent:
+/// not if they were answered meanwhile.
+pub(crate) fn resend(pending: &AtomicBool, send: impl FnOnce() -> bool) -> bool {
+    pending.load(Ordering::Relaxed) && send()
 }
 
 /// The handler of a signal: acknowledges it, and inspects the interrupted thread. Every request

@@ -9,7 +9,7 @@ use super::explore::{
 };
 use super::gmp::Sleeper;
 use super::idle::{Idle, Parking};
-use super::preempt_request;
+use super::preempt_request::{self, Signalled};
 use super::primitive::How::{Missing, Relaxed, Torn};
 use super::primitive::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, How, Ordering, Weak};
 use super::sysmon_sleep::{self, ASLEEP, AWAKE};
@@ -203,6 +203,106 @@ fn unsent() {
     assert_eq!([request(false), request(true), request(true)], [true, true, false]);
 }
 
+/// What sysmon does when a signal was not answered for some time.
+#[derive(Clone, Copy, PartialEq)]
+enum Resend {
+    Right,
+    /// It takes back that a signal is on its way.
+    Acknowledges,
+    /// It sends a signal whether or not a request waits for an answer.
+    Always,
+}
+
+impl Resend {
+    fn resend(self, pending: &AtomicBool, send: impl FnOnce() -> bool) -> bool {
+        match self {
+            Self::Right => preempt_request::resend(pending, send),
+            Self::Acknowledges => {
+                let is_sent = preempt_request::resend(pending, send);
+                preempt_request::acknowledge(pending);
+                is_sent
+            }
+            Self::Always => send(),
+        }
+    }
+}
+
+/// Signals are lost: no handler runs for them. Each request waits for one more, and only a resend
+/// sends it, once each time. When one arrives, that was all.
+fn lost_in(steps: Resend) {
+    let limits = Arc::new([LIMIT; 2].map(AtomicUsize::new));
+    let current = AtomicPtr::new(ptr::null_mut::<u8>());
+    let pending = AtomicBool::new(false);
+    let request = || {
+        let limits_of = |_| Some([&limits[0], &limits[1]]);
+        preempt_request::request(&current, limits_of, &pending, Some(|| true))
+    };
+    let resend = || steps.resend(&pending, || true);
+    assert_eq!(request(), Some(Signalled::Sent));
+    for _ in 0..3 {
+        let signalled = request();
+        assert!(signalled == Some(Signalled::Unanswered), "signals pile up: {signalled:?}");
+        assert!(resend(), "a request is lost");
+        assert!(!preempt_request::resend(&pending, || false), "it could not be sent");
+    }
+    let seen = preempt_request::handle(&pending, || preempt_request::is_requested(&limits[0]));
+    assert_eq!(seen, Some(true), "the first signal that arrives");
+    // The others arrive, too.
+    assert_eq!(preempt_request::handle(&pending, || ()), None);
+    assert!(!resend(), "a signal is sent that answers no request");
+    assert_eq!(request(), Some(Signalled::Sent));
+}
+
+/// A signal was late, and not lost: its handler runs while another one is sent for it, and while
+/// the next request is made.
+fn late() {
+    let limits = Arc::new([LIMIT; 2].map(AtomicUsize::new));
+    let current = Arc::new(AtomicPtr::new(ptr::null_mut::<u8>()));
+    let pending = Arc::new(AtomicBool::new(true));
+    let sent = Arc::new(Mutex::new([0; 2]));
+    let seen = Arc::new(Mutex::new(false));
+    let requests: Body = {
+        let (limits, current) = (Arc::clone(&limits), Arc::clone(&current));
+        let (pending, sent) = (Arc::clone(&pending), Arc::clone(&sent));
+        Box::new(move || {
+            let send = || {
+                sent.lock().expect("one at a time")[0] += 1;
+                true
+            };
+            let limits_of = |_| Some([&limits[0], &limits[1]]);
+            preempt_request::request(&current, limits_of, &pending, Some(send));
+        })
+    };
+    let resends: Body = {
+        let (pending, sent) = (Arc::clone(&pending), Arc::clone(&sent));
+        Box::new(move || {
+            preempt_request::resend(&pending, || {
+                sent.lock().expect("one at a time")[1] += 1;
+                true
+            });
+        })
+    };
+    let handles: Body = {
+        let (limits, pending, seen) =
+            (Arc::clone(&limits), Arc::clone(&pending), Arc::clone(&seen));
+        Box::new(move || {
+            let inspect = || limits.iter().all(preempt_request::is_requested);
+            let inspected = preempt_request::handle(&pending, inspect);
+            *seen.lock().expect("one at a time") = inspected.expect("it was expected");
+        })
+    };
+    together(vec![requests, resends, handles]);
+    let ([first, again], seen) =
+        (*sent.lock().expect("one at a time"), *seen.lock().expect("one at a time"));
+    assert!(first + again > 0 || seen, "a request is lost");
+    assert!(first <= 1 && again <= 1, "signals pile up");
+    // A word that says that a signal is on its way, and none is, ends preemption for good.
+    let pending = preempt_request::acknowledge(&pending);
+    assert!(!pending || first + again > 0, "a signal is awaited that was not sent");
+    // The signal that was sent again finds its request, or nothing to do.
+    assert!(pending || first == 0, "an answer was taken for another signal's");
+}
+
 /// All of two Ms are idle, and sysmon falls asleep while both wake up.
 fn sysmon() {
     const MS: usize = 2;
@@ -268,6 +368,20 @@ const SIGNAL: Model = Model {
     least: 20,
     without: &[],
 };
+const LATE: Model = Model {
+    name: "a signal that is sent again",
+    body: late,
+    preemptions: Some(3),
+    least: 20,
+    without: &[],
+};
+const LOST: Model = Model {
+    name: "signals that are lost",
+    body: || lost_in(Resend::Right),
+    preemptions: None,
+    least: 1,
+    without: &[],
+};
 const SYSMON: Model =
     Model { name: "sysmon's sleep", body: sysmon, preemptions: Some(3), least: 100, without: &[] };
 const SYSMON_ENDS: Model =
@@ -291,6 +405,20 @@ fn a_request_sends_a_signal_or_is_seen_by_the_one_before() {
 #[test]
 fn a_signal_that_cannot_be_sent_is_not_on_its_way() {
     loom::model(unsent);
+}
+
+#[test]
+fn a_signal_that_is_sent_again_loses_no_request() {
+    explore(LATE);
+}
+
+#[test]
+fn a_request_whose_signal_is_lost_gets_another_one() {
+    explore(LOST);
+    let acknowledges = || lost_in(Resend::Acknowledges);
+    see_wrong(Model { body: acknowledges, ..LOST }, "signals pile up");
+    let always = || lost_in(Resend::Always);
+    see_wrong(Model { body: always, ..LOST }, "answers no request");
 }
 
 #[test]
@@ -344,6 +472,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     Mutant { weak: weak("request", "pending.swap", Relaxed), model: SIGNAL, says: "is lost" },
     Mutant { weak: weak("request", "pending.swap", Torn), model: SIGNAL, says: "is lost" },
     Mutant { weak: weak("acknowledge", "pending.swap", Relaxed), model: SIGNAL, says: "is lost" },
+    Mutant { weak: weak("request", "pending.swap", Torn), model: LATE, says: "is lost" },
+    Mutant { weak: weak("acknowledge", "pending.swap", Relaxed), model: LATE, says: "is lost" },
     Mutant { weak: sleep("announce_sleep", "fence", Missing), model: SYSMON, says: SLEEPS },
     Mutant { weak: sleep("wake", "fence", Missing), model: SYSMON, says: SLEEPS },
     Mutant {

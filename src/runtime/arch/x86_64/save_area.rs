@@ -44,9 +44,9 @@ pub(crate) fn saved_state() -> String {
         Some(SaveArea::Xsave { mask, bytes }) => {
             let vectors = if mask & AVX512 == AVX512 { "zmm, k" } else { "ymm" };
             let apx = if mask & APX != 0 { ", r16-r31" } else { "" };
-            format!("SIGURG; XSAVE of x87, {vectors}{apx} in {bytes} bytes")
+            format!("XSAVE of x87, {vectors}{apx} in {bytes} bytes")
         }
-        _ => "SIGURG; FXSAVE of x87, xmm in 512 bytes".into(),
+        _ => "FXSAVE of x87, xmm in 512 bytes".into(),
     }
 }
 

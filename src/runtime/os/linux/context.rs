@@ -16,6 +16,18 @@ mod machine {
         }
     }
 
+    /// Whether an exception other than a page fault was the thread's last one: an access to an
+    /// address that is none (#GP), or an instruction that traps (#OF, #BR). Intel SDM volume 3,
+    /// section 6.3.1 has the vectors. The kernel keeps the number of an earlier exception where the
+    /// signal is about none.
+    pub(crate) fn is_instruction_fault(context: &libc::ucontext_t) -> bool {
+        const OVERFLOW: i64 = 4;
+        const BOUND: i64 = 5;
+        const GENERAL_PROTECTION: i64 = 13;
+        let vector = context.uc_mcontext.gregs[libc::REG_TRAPNO as usize];
+        matches!(vector, OVERFLOW | BOUND | GENERAL_PROTECTION)
+    }
+
     pub(crate) fn resume_at(context: &mut libc::ucontext_t, pc: usize, sp: usize) {
         let gregs = &mut context.uc_mcontext.gregs;
         gregs[libc::REG_RIP as usize] = pc as i64;
@@ -36,10 +48,15 @@ mod machine {
         }
     }
 
+    /// Every exception has an address or a code of its own here.
+    pub(crate) fn is_instruction_fault(_: &libc::ucontext_t) -> bool {
+        false
+    }
+
     pub(crate) fn resume_at(context: &mut libc::ucontext_t, pc: usize, sp: usize) {
         context.uc_mcontext.pc = pc as u64;
         context.uc_mcontext.sp = sp as u64;
     }
 }
 
-pub(super) use machine::{registers, resume_at};
+pub(super) use machine::{is_instruction_fault, registers, resume_at};

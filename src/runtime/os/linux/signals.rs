@@ -24,15 +24,25 @@
 //!    what would have been done without the crate.
 //!
 //! Handlers are installed once and never removed: another library may have put its own in front
-//! meanwhile, and would call into nothing.
+//! meanwhile, and would call into nothing. For the same reason the module that has this code is
+//! never unloaded from then on (`jit::pin_module`).
+//!
+//! # What a chained handler finds
+//!
+//! A handler that the program installed before the crate's runs as its own action says: with the
+//! mask of the interrupted code, its `sa_mask` and the signal (unless it has SA_NODEFER) blocked;
+//! once only if it has SA_RESETHAND. System calls that faults interrupt are restarted if it has
+//! SA_RESTART. Two flags are the crate's: the handler runs on the thread's alternate stack where
+//! there is one, and a preemption signal restarts system calls.
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::context;
+use crate::jit::{RED_ZONE_BYTES, pin_module};
 use crate::runtime::arch;
 use crate::runtime::arch::Registers;
 
@@ -42,9 +52,11 @@ pub(crate) const SEGMENT: libc::c_int = libc::SIGSEGV;
 /// A fault of an access to memory that a file does not back.
 pub(crate) const BUS: libc::c_int = libc::SIGBUS;
 
-/// The signal that preempts. Go's choice: it is ignored by default, libc does not use it, and
-/// programs that do must expect spurious ones.
-pub(crate) const PREEMPT: libc::c_int = libc::SIGURG;
+/// A signal that is ignored by default, that libc does not use and hardly any program does.
+pub(crate) const URGENT: libc::c_int = libc::SIGURG;
+
+/// The number of a signal.
+pub(crate) type Number = libc::c_int;
 
 /// Bytes of an M's alternate stack: the frame that the kernel writes (with AVX-512 about 3 KiB),
 /// and room to read a symbol table.
@@ -54,10 +66,10 @@ const ALT_STACK_BYTES: usize = 128 << 10;
 /// frames step over a page.
 const ALT_GUARD_BYTES: usize = 64 << 10;
 
-/// The signals that the crate handles. The tables below are in this order.
-const SIGNALS: [libc::c_int; 3] = [SEGMENT, BUS, PREEMPT];
+/// The size of tables that a signal's number indexes: Linux has 64 signals, from 1 on.
+const TABLE: usize = 65;
 
-struct Previous(UnsafeCell<[MaybeUninit<libc::sigaction>; SIGNALS.len()]>);
+struct Previous(UnsafeCell<[MaybeUninit<libc::sigaction>; TABLE]>);
 
 // SAFETY: an element is written before the handler of its signal is installed, and only read
 // afterwards.
@@ -67,13 +79,16 @@ unsafe impl Sync for Previous {}
 ///
 /// Invariant: an element is initialised once the handler of its signal is installed, and does not
 /// change afterwards. `replace` writes it, under the lock of `install`; handlers read it.
-static PREVIOUS: Previous = Previous(UnsafeCell::new([MaybeUninit::uninit(); SIGNALS.len()]));
+static PREVIOUS: Previous = Previous(UnsafeCell::new([MaybeUninit::uninit(); TABLE]));
 
 /// The crate's handler of each signal: a [`Handler`], or 0.
 ///
 /// Invariant: an element is stored, once, before the handler of its signal is installed. So
 /// `on_signal` never finds 0.
-static HANDLERS: [AtomicUsize; SIGNALS.len()] = [const { AtomicUsize::new(0) }; SIGNALS.len()];
+static HANDLERS: [AtomicUsize; TABLE] = [const { AtomicUsize::new(0) }; TABLE];
+
+/// The signals whose previous handler was to run once, and has: a bit each.
+static RUN_ONCE: AtomicU64 = AtomicU64::new(0);
 
 /// A signal that arrived on this thread, as its handler sees it.
 pub(crate) struct Signal {
@@ -108,10 +123,31 @@ impl Signal {
         unsafe { ((*self.info).si_code > 0).then(|| (*self.info).si_addr() as usize) }
     }
 
-    /// Whether a thread of the process `pid` sent the signal to this thread.
-    pub(crate) fn is_sent_by(&self, pid: i32) -> bool {
+    /// Whether [`send_to_thread`] sent the signal.
+    pub(crate) fn is_marked(&self) -> bool {
         // SAFETY: the kernel passed a valid structure, and the handler has not returned.
-        unsafe { (*self.info).si_code == libc::SI_TKILL && (*self.info).si_pid() == pid }
+        unsafe {
+            (*self.info).si_code == libc::SI_QUEUE
+                && (*self.info).si_value().sival_ptr as usize == mark()
+        }
+    }
+
+    /// Whether a thread of this process sent the signal to this thread, without a mark.
+    pub(crate) fn is_sent_by_this_process(&self) -> bool {
+        // SAFETY: the kernel passed a valid structure, and the handler has not returned; getpid has
+        // no arguments.
+        unsafe { (*self.info).si_code == libc::SI_TKILL && (*self.info).si_pid() == libc::getpid() }
+    }
+
+    /// Whether the kernel sent the fault because it could not enter the handler of another signal:
+    /// the stack had no room for the frame of that. (Linux, kernel/signal.c `force_sigsegv`.)
+    pub(crate) fn is_failed_delivery(&self) -> bool {
+        // SAFETY: the kernel passed valid structures, and the handler has not returned.
+        unsafe {
+            self.number == SEGMENT
+                && (*self.info).si_code == libc::SI_KERNEL
+                && !context::is_instruction_fault(&*self.context.cast())
+        }
     }
 
     /// Does what would have been done without the crate's handler.
@@ -121,17 +157,69 @@ impl Signal {
     }
 }
 
+/// The value that signals of this crate carry: an address that no other code has.
+fn mark() -> usize {
+    &raw const HANDLERS as usize
+}
+
+/// Sends a signal to a thread of this process, with a mark that tells it from others where the
+/// kernel allows that. Returns whether that was possible: a thread that has ended gets none.
+pub(crate) fn send_to_thread(tid: libc::pid_t, signal: Number) -> bool {
+    /// The siginfo_t of a signal that is sent with a value: sigaction(2), and
+    /// include/uapi/asm-generic/siginfo.h of Linux.
+    #[repr(C)]
+    struct WithValue {
+        signo: libc::c_int,
+        errno: libc::c_int,
+        code: libc::c_int,
+        padding: libc::c_int,
+        pid: libc::pid_t,
+        uid: libc::uid_t,
+        value: usize,
+        rest: [u64; 12],
+    }
+    const { assert!(size_of::<WithValue>() == size_of::<libc::siginfo_t>()) };
+    // SAFETY: a valid structure; the other arguments are numbers.
+    unsafe {
+        let pid = libc::getpid();
+        let info = WithValue {
+            signo: signal,
+            errno: 0,
+            code: libc::SI_QUEUE,
+            padding: 0,
+            pid,
+            uid: libc::getuid(),
+            value: mark(),
+            rest: [0; 12],
+        };
+        libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, &raw const info) == 0
+            // A sandbox may know one of the two calls only.
+            || libc::syscall(libc::SYS_tgkill, pid, tid, signal) == 0
+    }
+}
+
+/// Whether the host lets threads of this process signal each other. Sends no signal.
+pub(crate) fn can_signal() -> std::io::Result<()> {
+    // SAFETY: the call takes nothing.
+    let own = unsafe { libc::gettid() };
+    match send_to_thread(own, 0) {
+        true => Ok(()),
+        false => Err(std::io::Error::last_os_error()),
+    }
+}
+
 /// Installs handlers in front of those that are there. A signal that has a handler of the crate's
 /// keeps it.
 ///
-/// While a handler of [`PREEMPT`] runs no other handler does on that thread, and system calls that
-/// it interrupts are restarted where the kernel can.
+/// While a handler of a signal that is no fault runs no other handler does on that thread, and
+/// system calls that it interrupts are restarted where the kernel can.
 pub(crate) fn install(handlers: &[(libc::c_int, Handler)]) {
     /// Held while `HANDLERS` and `PREVIOUS` are written.
     static INSTALLING: Mutex<()> = Mutex::new(());
+    pin_module();
     let _one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     for &(signal, handler) in handlers {
-        let installed = &HANDLERS[index_of(signal)];
+        let installed = &HANDLERS[signal as usize];
         if installed.load(Ordering::Relaxed) == 0 {
             installed.store(handler as usize, Ordering::Release);
             replace(signal);
@@ -145,13 +233,15 @@ fn replace(signal: libc::c_int) {
     // SAFETY: the previous action is stored before `on_signal` can run, which keeps the rules at
     // the head of this file. The lock is held, so no other thread writes the element.
     unsafe {
-        let previous = (*PREVIOUS.0.get())[index_of(signal)].as_mut_ptr();
+        let previous = (*PREVIOUS.0.get())[signal as usize].as_mut_ptr();
         libc::sigaction(signal, ptr::null(), previous);
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = arch::handler_entry(on_signal as *const () as usize);
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         libc::sigemptyset(&raw mut action.sa_mask);
-        if signal == PREEMPT {
+        if is_fault(signal) {
+            action.sa_flags |= (*previous).sa_flags & libc::SA_RESTART;
+        } else {
             action.sa_flags |= libc::SA_RESTART;
             libc::sigfillset(&raw mut action.sa_mask);
         }
@@ -168,7 +258,7 @@ unsafe extern "C" fn on_signal(
     arch::enter_signal_handler();
     // SAFETY: errno is a word of this thread.
     let errno = unsafe { *libc::__errno_location() };
-    let handler = HANDLERS[index_of(number)].load(Ordering::Acquire);
+    let handler = HANDLERS[number as usize].load(Ordering::Acquire);
     // SAFETY: a `Handler`, by the invariant of `HANDLERS`.
     let handler: Handler = unsafe { crate::jit::as_fn(handler) };
     handler(&mut Signal { number, info, context });
@@ -176,10 +266,68 @@ unsafe extern "C" fn on_signal(
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// The place of a signal in the tables.
-fn index_of(signal: libc::c_int) -> usize {
-    let known = SIGNALS.iter().position(|&known| known == signal);
-    known.expect("the crate handles these signals only")
+/// Whether the signal is a fault of the thread's own code, which comes again if nothing is done.
+fn is_fault(signal: Number) -> bool {
+    matches!(signal, SEGMENT | BUS)
+}
+
+/// What the process does with a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// What the kernel does by default, or nothing.
+    None,
+    /// The crate's handler runs.
+    Ours,
+    /// Another handler runs. It may call the crate's.
+    Other,
+}
+
+/// What the process does with a signal at this moment.
+pub(crate) fn action_of(signal: Number) -> Action {
+    // SAFETY: with a null action the call only reads; the address is that of a local.
+    let handler = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, ptr::null(), &raw mut action);
+        action.sa_sigaction
+    };
+    match handler {
+        libc::SIG_DFL | libc::SIG_IGN => Action::None,
+        handler if handler == arch::handler_entry(on_signal as *const () as usize) => Action::Ours,
+        _ => Action::Other,
+    }
+}
+
+/// The real-time signals, the least used first: libraries count from the lowest, and valgrind has
+/// the highest.
+pub(crate) fn real_time_signals() -> impl Iterator<Item = Number> {
+    (libc::SIGRTMIN()..libc::SIGRTMAX()).rev()
+}
+
+/// Whether a program can have this signal handled, and go on.
+pub(crate) fn can_preempt(signal: Number) -> bool {
+    let cannot_be_handled = [libc::SIGKILL, libc::SIGSTOP];
+    let is_of_a_thread_itself =
+        [SEGMENT, BUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGABRT, libc::SIGSYS];
+    let standard = 1..32;
+    let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
+    (standard.contains(&signal) || real_time.contains(&signal))
+        && !cannot_be_handled.contains(&signal)
+        && !is_of_a_thread_itself.contains(&signal)
+}
+
+/// Whether the signal ends the process where it has no handler.
+pub(crate) fn is_fatal_by_default(signal: Number) -> bool {
+    !matches!(signal, libc::SIGURG | libc::SIGCHLD | libc::SIGCONT | libc::SIGWINCH)
+}
+
+/// Whether the signal is blocked on the calling thread.
+pub(crate) fn is_blocked(signal: Number) -> bool {
+    // SAFETY: with a null set the call only reads; the address is that of a local.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut set);
+        libc::sigismember(&raw const set, signal) == 1
+    }
 }
 
 /// A set of blocked signals.
@@ -227,8 +375,8 @@ pub(crate) fn block_all() {
 }
 
 /// Signals whose handlers run on the stack that they interrupt: those without SA_ONSTACK. On a
-/// goroutine that stack may be small.
-pub(crate) fn handlers_without_alternate_stack() -> Vec<libc::c_int> {
+/// goroutine that stack may be small. A signal handler may call this.
+pub(crate) fn without_alternate_stack() -> impl Iterator<Item = Number> {
     let runs_on_any_stack = |signal: &libc::c_int| {
         // SAFETY: with a null action the call only reads; the address is that of a local.
         unsafe {
@@ -238,40 +386,105 @@ pub(crate) fn handlers_without_alternate_stack() -> Vec<libc::c_int> {
                 && action.sa_flags & libc::SA_ONSTACK == 0
         }
     };
-    (1..=libc::SIGRTMAX()).filter(runs_on_any_stack).collect()
+    (1..=libc::SIGRTMAX()).filter(runs_on_any_stack)
+}
+
+/// [`without_alternate_stack`], for `environment()`.
+pub(crate) fn handlers_without_alternate_stack() -> Vec<Number> {
+    without_alternate_stack().collect()
+}
+
+/// The most bytes of a stack that the kernel takes to enter a handler, with the red zone that it
+/// leaves alone. A signal handler may call this.
+pub(crate) fn max_frame_bytes() -> usize {
+    /// Of linux/auxvec.h, since Linux 5.14.
+    const AT_MINSIGSTKSZ: libc::c_ulong = 51;
+    /// With AMX, the largest state of today: linux/Documentation/arch/x86/elf_auxvec.rst.
+    const UNKNOWN_BYTES: usize = 11 << 10;
+    // SAFETY: the call reads memory of the process that never changes.
+    let frame = match unsafe { libc::getauxval(AT_MINSIGSTKSZ) } {
+        0 => UNKNOWN_BYTES,
+        bytes => bytes as usize,
+    };
+    frame + RED_ZONE_BYTES
 }
 
 /// Does what would have been done without the crate's handler.
 ///
 /// # Safety
 /// 1. It is called in the handler, with the handler's arguments.
-unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: by the invariant of `PREVIOUS` the element is initialised. By 1. the structures are
-    // valid, and a previous handler gets what the kernel would have passed to it.
-    unsafe {
-        let previous = (*PREVIOUS.0.get())[index_of(signal)].assume_init_ref();
-        match previous.sa_sigaction {
-            // The default action of SIGURG is to ignore it: signal(7).
-            libc::SIG_DFL | libc::SIG_IGN if signal == PREEMPT => {}
-            libc::SIG_DFL | libc::SIG_IGN => {
-                libc::sigaction(signal, previous, ptr::null_mut());
+unsafe fn chain(signal: Number, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: by the invariant of `PREVIOUS` the element is initialised.
+    let previous = unsafe { (*PREVIOUS.0.get())[signal as usize].assume_init_ref() };
+    // SAFETY: by 1. the structure is valid.
+    let is_sent = unsafe { (*info).si_code <= 0 };
+    let bit = 1 << (signal - 1);
+    let has_run = previous.sa_flags & libc::SA_RESETHAND != 0
+        && RUN_ONCE.fetch_or(bit, Ordering::Relaxed) & bit != 0;
+    let handler = if has_run { libc::SIG_DFL } else { previous.sa_sigaction };
+    match handler {
+        // A preemption signal that comes late must not end the process, and a signal that was sent
+        // can be ignored.
+        libc::SIG_DFL if !is_fault(signal) => {}
+        libc::SIG_IGN if !is_fault(signal) || is_sent => {}
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // SAFETY: the default action of a fault, which runs no code.
+            unsafe {
+                let mut default: libc::sigaction = std::mem::zeroed();
+                default.sa_sigaction = libc::SIG_DFL;
+                libc::sigaction(signal, &raw const default, ptr::null_mut());
                 // The instruction faults again, and the default action is taken then. A signal that
                 // was sent does not come again by itself.
-                if (*info).si_code <= 0 {
+                if is_sent {
                     libc::raise(signal);
                 }
             }
-            action if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-                type Action =
-                    unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
-                let action: Action = crate::jit::as_fn(action);
-                action(signal, info, context);
-            }
-            action => {
-                let action: unsafe extern "C" fn(libc::c_int) = crate::jit::as_fn(action);
-                action(signal);
-            }
         }
+        // SAFETY: the action of the program, which gets what the kernel would have passed to it.
+        handler => unsafe {
+            with_mask_of(signal, previous, context, || {
+                if previous.sa_flags & libc::SA_SIGINFO != 0 {
+                    type Action =
+                        unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+                    let action: Action = crate::jit::as_fn(handler);
+                    action(signal, info, context);
+                } else {
+                    let action: unsafe extern "C" fn(libc::c_int) = crate::jit::as_fn(handler);
+                    action(signal);
+                }
+            });
+        },
+    }
+}
+
+/// Calls `f` with the signals blocked that the kernel would have blocked for a handler of this
+/// action: those of the interrupted code, `sa_mask` and the signal itself.
+///
+/// # Safety
+/// 1. `context` is the one that the kernel passed to the handler, which has not returned.
+unsafe fn with_mask_of(
+    signal: Number,
+    action: &libc::sigaction,
+    context: *mut libc::c_void,
+    f: impl FnOnce(),
+) {
+    // SAFETY: by 1. the context is valid. Of its mask the kernel has written the first eight bytes,
+    // which are all of its signals; the other addresses are those of locals.
+    unsafe {
+        let mut mask: libc::sigset_t = std::mem::zeroed();
+        let interrupted = &raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask;
+        (&raw mut mask).cast::<u64>().write(interrupted.cast::<u64>().read());
+        let is_in_action = |&signal: &Number| libc::sigismember(&action.sa_mask, signal) == 1;
+        for blocked in (1..TABLE as Number).filter(is_in_action) {
+            libc::sigaddset(&raw mut mask, blocked);
+        }
+        if action.sa_flags & libc::SA_NODEFER == 0 {
+            libc::sigaddset(&raw mut mask, signal);
+        }
+        let mut ours: libc::sigset_t = std::mem::zeroed();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, &raw mut ours);
+        f();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const ours, ptr::null_mut());
     }
 }
 

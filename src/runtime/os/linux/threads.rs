@@ -1,9 +1,11 @@
 #![allow(unsafe_code, reason = "system calls about threads")]
 //! Threads of this process, as the kernel and pthreads see them: by number, not by M.
 
+use std::ffi::CString;
 use std::ptr;
+use std::time::Duration;
 
-use crate::runtime::os::signals::PREEMPT;
+use crate::runtime::os::signals::Number;
 
 /// The number that the kernel gives a thread.
 pub(crate) type Tid = libc::pid_t;
@@ -14,19 +16,69 @@ pub(crate) fn current_tid() -> Tid {
     unsafe { libc::gettid() }
 }
 
-/// Sends the preemption signal to a thread of this process. Returns whether that was possible: a
-/// thread that has ended gets none.
-pub(crate) fn send_preempt_signal(tid: Tid) -> bool {
-    // SAFETY: the call takes numbers only.
-    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, PREEMPT) == 0 }
+/// How long a thread of this process has had a processor. `None`: the kernel does not tell.
+pub(crate) fn cpu_time(tid: Tid) -> Option<Duration> {
+    // CPUCLOCK_PERTHREAD and CPUCLOCK_SCHED: include/linux/posix-timers.h of Linux, and
+    // pthread_getcpuclockid(3), which needs what pthreads calls the thread.
+    let clock = (!tid << 3) | 4 | 2;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the address of a local.
+    let told = unsafe { libc::clock_gettime(clock, &raw mut time) == 0 };
+    told.then(|| Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
-/// Whether the host lets threads of this process signal each other: tgkill(2) without a signal.
-pub(crate) fn can_signal() -> std::io::Result<()> {
-    // SAFETY: the call takes numbers only.
-    match unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), current_tid(), 0) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
+/// What the kernel says about a thread of this process: proc_pid_status(5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ThreadStatus {
+    /// It waits in a system call, or for a page: it executes no code.
+    pub(crate) waits: bool,
+    /// The signals that were sent to it and that it has not taken yet: a bit each.
+    pending: u64,
+    /// The signals that it blocks.
+    blocked: u64,
+}
+
+impl ThreadStatus {
+    /// The status of a thread. `None`: /proc does not tell.
+    pub(crate) fn of(tid: Tid) -> Option<Self> {
+        let path = CString::new(format!("/proc/self/task/{tid}/status")).ok()?;
+        // More than the longest status of Linux 6.12, whose lists of processors are last.
+        let mut text = [0_u8; 4096];
+        // SAFETY: a NUL-terminated path, and a buffer of that length; the file is closed again.
+        let len = unsafe {
+            let file = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+            if file < 0 {
+                return None;
+            }
+            let len = libc::read(file, text.as_mut_ptr().cast(), text.len());
+            libc::close(file);
+            usize::try_from(len).ok()?
+        };
+        Self::parse(&text[..len])
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(text);
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|rest| rest.strip_prefix(':')).map(str::trim_start)
+        };
+        let set = |name| field(name).and_then(|set| u64::from_str_radix(set, 16).ok());
+        Some(Self {
+            waits: field("State")?.starts_with(['S', 'D']),
+            pending: set("SigPnd")?,
+            blocked: set("SigBlk")?,
+        })
+    }
+
+    /// Whether a signal was sent to the thread that it has not taken yet.
+    pub(crate) fn has_pending(&self, signal: Number) -> bool {
+        self.pending >> (signal - 1) & 1 != 0
+    }
+
+    /// Whether the thread blocks a signal.
+    pub(crate) fn blocks(&self, signal: Number) -> bool {
+        self.blocked >> (signal - 1) & 1 != 0
     }
 }
 
@@ -47,5 +99,38 @@ pub(crate) fn stack_bounds() -> (usize, usize) {
         libc::pthread_attr_getstack(&raw const attributes, &raw mut lowest, &raw mut size);
         libc::pthread_attr_destroy(&raw mut attributes);
         (lowest as usize, lowest as usize + size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_says_whether_a_thread_waits_and_which_signals_it_blocks() {
+        let own = ThreadStatus::of(current_tid()).expect("/proc is there");
+        assert!(!own.waits && !own.has_pending(libc::SIGURG), "{own:?}");
+        let text = b"Name:\tx\nState:\tS (sleeping)\nTgid:\t7\nSigPnd:\t0000000000400000\n\
+                     ShdPnd:\tffffffffffffffff\nSigBlk:\t8000000000000001\nSigIgn:\t0\n";
+        let other = ThreadStatus::parse(text).expect("all of it is there");
+        assert!(other.waits);
+        let numbers = |is: &dyn Fn(Number) -> bool| (1..=64).filter(|&n| is(n)).collect::<Vec<_>>();
+        assert_eq!(numbers(&|n| other.has_pending(n)), [libc::SIGURG]);
+        assert_eq!(numbers(&|n| other.blocks(n)), [1, 64]);
+        assert_eq!(ThreadStatus::parse(b"State:\tS (sleeping)\n"), None);
+        assert_eq!(ThreadStatus::of(0), None, "no thread has this number");
+    }
+
+    #[test]
+    fn a_thread_that_computes_takes_processor_time_and_one_that_waits_takes_none() {
+        let (own, start) = (current_tid(), cpu_time(current_tid()).expect("of this thread"));
+        while cpu_time(own).expect("of this thread") < start + Duration::from_millis(5) {}
+        let wait = || std::thread::sleep(Duration::from_millis(20));
+        let before = cpu_time(own).expect("of this thread");
+        wait();
+        let waited = cpu_time(own).expect("of this thread") - before;
+        assert!(waited < Duration::from_millis(10), "{waited:?}");
+        // The largest pid_max of Linux: proc_sys_kernel(5).
+        assert_eq!(cpu_time(1 << 22), None, "no thread has this number");
     }
 }
