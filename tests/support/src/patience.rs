@@ -22,6 +22,11 @@ impl Patience {
         Self(Instant::now())
     }
 
+    /// The time since the wait began.
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+
     /// Whether the wait has taken longer than a busy machine explains.
     pub fn is_over(&self) -> bool {
         self.0.elapsed() >= LIMIT
