@@ -5,8 +5,10 @@
 #![allow(unsafe_code, reason = "calls emitted code and installs signal handlers")]
 
 mod annotations;
+mod native;
 mod runs;
 mod signals;
+mod stale;
 mod unwinding;
 mod yielding;
 

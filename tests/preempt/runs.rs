@@ -35,8 +35,8 @@ fn a_run_ends_while_goroutines_loop_for_ever() {
     }
 }
 
-/// The number of times that sysmon has gone to sleep.
-fn sysmon_sleeps() -> u64 {
+/// The number of times that sysmon has gone to sleep. `None`: it has not set its name yet.
+fn sleeps_of_sysmon() -> Option<u64> {
     let tasks = std::fs::read_dir("/proc/self/task").expect("procfs");
     let mut sleeps = None;
     for task in tasks {
@@ -49,7 +49,11 @@ fn sysmon_sleeps() -> u64 {
             sleeps = line.and_then(|n| n.trim().parse().ok());
         }
     }
-    sleeps.expect("a run with preemption has a sysmon")
+    sleeps
+}
+
+fn sysmon_sleeps() -> u64 {
+    sleeps_of_sysmon().expect("a run with preemption has a sysmon")
 }
 
 #[test]
@@ -59,6 +63,7 @@ fn an_idle_run_is_not_woken() {
             // A foreign thread counts while the only goroutine sleeps.
             let counter = std::thread::spawn(|| {
                 // On a busy machine it takes a while until all threads sleep.
+                block_until("sysmon starts", || sleeps_of_sysmon().is_some());
                 block_until("200 ms without a sleep of sysmon", || {
                     let before = sysmon_sleeps();
                     std::thread::sleep(Duration::from_millis(200));
