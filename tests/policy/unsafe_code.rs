@@ -6,6 +6,8 @@ use crate::tree::{File, Tree, has_word};
 
 /// Files that opt in to `unsafe` as a whole.
 const UNSAFE_FILES: &[&str] = &[
+    "src/instrument/valgrind/aarch64.rs",
+    "src/instrument/valgrind/x86_64.rs",
     "src/jit/code.rs",
     "src/jit/mem/linux.rs",
     "src/jit/mem/mod.rs",

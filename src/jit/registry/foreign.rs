@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::kind::{Flags, StubKind};
 use super::region::{CODE_LIMIT_BYTES, Publication, Region, StubId};
+use crate::instrument;
 use crate::jit::annotations::Annotations;
 use crate::jit::error::JitError;
 use crate::jit::frame::{FrameClass, FrameReport, GRANULE_BYTES};
@@ -117,6 +118,8 @@ impl ForeignRegion {
             return Err(refuse("it shares a granule of 64 bytes with code published before"));
         }
         published.push(taken);
+        // The program may have executed other code at these addresses.
+        instrument::new_code(range.start, range.len());
         let publication = Publication {
             start: range.start,
             len: range.len(),
