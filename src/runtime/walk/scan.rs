@@ -111,7 +111,7 @@ impl ScanFrame {
     ///
     /// ```
     /// use footbridge::abi::Convention;
-    /// use footbridge::dynasm::{DynasmApi, dynasm};
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
     /// use footbridge::jit::{FrameClass, Jit, StubKind};
     /// use footbridge::runtime::{self, scan_own_stack};
     /// use std::ops::ControlFlow;
