@@ -7,13 +7,18 @@
 //! | file | tool | cost without the tool |
 //! | --- | --- | --- |
 //! | `valgrind/` | valgrind, by client requests | a few instructions for a new stack, or for new foreign code; none for a switch |
+//! | `asan` | AddressSanitizer, by its functions, in a build with it | none: the calls are not compiled |
 
+#[cfg(all(feature = "runtime", footbridge_asan))]
+pub(crate) mod asan;
 mod valgrind;
 
 /// The memory from `lo` to `hi` is a stack from now on, for ever.
 #[cfg(feature = "runtime")]
 pub(crate) fn new_stack(lo: usize, hi: usize) {
     valgrind::register_stack(lo, hi);
+    #[cfg(footbridge_asan)]
+    asan::register_stack(lo, hi);
 }
 
 /// There is new code at an address where the program may have executed other code before.

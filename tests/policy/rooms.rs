@@ -27,7 +27,7 @@ const WINGS: &[(&str, &[&str])] = &[
         ],
     ),
     // Of what tools that watch the process are told. `jit` and `runtime` call it.
-    ("src/instrument/", &["valgrind/", "mod.rs"]),
+    ("src/instrument/", &["valgrind/ asan.rs", "mod.rs"]),
     (
         "src/jit/",
         &[

@@ -295,6 +295,11 @@ fn mstart(m: &'static M, stubs: &PreemptStubs) {
     let _registration = SignalRegistration::new(m, stubs, alt_stack.is_some());
     // The frame of this function stays. The scheduler uses the stack below it and its red zone.
     m.system_sp.set((stack_pointer() - RED_ZONE_BYTES) & !15);
+    #[cfg(footbridge_asan)]
+    {
+        let (lo, hi) = m.system_stack.get();
+        crate::instrument::asan::register_thread(lo, hi, m.system_sp.get());
+    }
     // SAFETY: `g0` is the Gobuf of this stack. Below system_sp nothing is alive while the scheduler
     // runs, since this frame only waits.
     unsafe { mcall(&m.g0, m.system_sp.get(), schedule0, ptr::from_ref(m)) };
