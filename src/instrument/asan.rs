@@ -2,8 +2,8 @@
 //! What AddressSanitizer is told of stacks: `sanitizer/common_interface_defs.h`,
 //! `__sanitizer_start_switch_fiber`. Compiled only in a build with `-Zsanitizer=address`.
 //!
-//! AddressSanitizer knows one stack a thread, and a *fake stack* that has the locals whose addresses
-//! are taken. Each switch has two halves: [`leave`] on the old stack, with the stack pointer of the
+//! AddressSanitizer knows one stack a thread, and a *fake stack* that has the locals whose
+//! addresses are taken. Each switch has two halves: [`leave`] on the old stack, with the stack pointer of the
 //! new one, and [`arrive`] on the new one. Both find the stack by the stack pointer. A stack keeps
 //! its fake stack when its goroutine ends, for the next one.
 //!

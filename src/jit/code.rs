@@ -499,7 +499,9 @@ impl Code {
     ///
     /// let jit = Jit::new()?;
     /// // SAFETY: a leaf.
-    /// let code = unsafe { jit.install("f", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret))? };
+    /// let code = unsafe {
+    ///     jit.install("f", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret))?
+    /// };
     /// assert!(!code.is_empty());
     /// // SAFETY: nothing is installed.
     /// let none = unsafe { jit.install("none", FrameClass::Leaf, |_| ()) };

@@ -52,7 +52,7 @@ struct Storm {
 
 /// What a storm must see before it ends.
 enum Enough {
-    /// So many preemptions in this counter, and a spin of every spinner.
+    /// This number of preemptions in this counter, and a spin of every spinner.
     Preemptions(u64, fn(&Stats) -> u64),
     /// A change of the machine state.
     Change,

@@ -531,8 +531,8 @@ fn small_program() {
     assert!(stats.cooperative >= 80, "one in four calls requests preemption: {stats:?}");
 }
 
-/// The command line of valgrind. `smc-check`: valgrind sees code memory as a file, which it need not
-/// check for changes, since published code never changes.
+/// The command line of valgrind. `smc-check`: valgrind sees code memory as a file, which it need
+/// not check for changes, since published code never changes.
 const VALGRIND: &[&str] = &[
     "valgrind",
     "--error-exitcode=99",

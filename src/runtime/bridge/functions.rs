@@ -162,7 +162,9 @@ impl SpawnFn {
     ///
     /// let jit = Jit::new()?;
     /// // SAFETY: a leaf.
-    /// let body = unsafe { jit.install("f", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret))? };
+    /// let body = unsafe {
+    ///     jit.install("f", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret))?
+    /// };
     /// let signature = "fn()".parse().expect("a signature");
     /// // SAFETY: its convention and types.
     /// let start = unsafe { jit.spawn_fn(Convention::SystemV, &signature, &body)? };

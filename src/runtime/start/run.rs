@@ -245,7 +245,8 @@ fn run_main<R>(
     unsafe fn drop_nothing(_: *mut u8) {}
     struct Type<F, R>(std::marker::PhantomData<(F, R)>);
     impl<F: FnOnce() -> R, R> Type<F, R> {
-        const TASK: TaskType = TaskType { run: run::<F, R>, drop_result: drop_nothing, is_boxed: false };
+        const TASK: TaskType =
+            TaskType { run: run::<F, R>, drop_result: drop_nothing, is_boxed: false };
     }
     let m = sched.ms[0];
     let mut result = None;
