@@ -3,9 +3,9 @@
 //! `__sanitizer_start_switch_fiber`. Compiled only in a build with `-Zsanitizer=address`.
 //!
 //! AddressSanitizer knows one stack a thread, and a *fake stack* that has the locals whose
-//! addresses are taken. Each switch has two halves: [`leave`] on the old stack, with the stack pointer of the
-//! new one, and [`arrive`] on the new one. Both find the stack by the stack pointer. A stack keeps
-//! its fake stack when its goroutine ends, for the next one.
+//! addresses are taken. Each switch has two halves: [`leave`] on the old stack, with the stack
+//! pointer of the new one, and [`arrive`] on the new one. Both find the stack by the stack pointer.
+//! A stack keeps its fake stack when its goroutine ends, for the next one.
 //!
 //! Frames that are abandoned leave poison: a goroutine's last frames, and those of the scheduler on
 //! the system stack. [`leave`] removes it before the next frames are made there.
