@@ -129,6 +129,10 @@ macro_rules! for_runtime {
 }
 pub(crate) use for_runtime;
 
+on_executing_host! {
+    mod instrument;
+}
+
 pub mod abi;
 pub mod jit;
 

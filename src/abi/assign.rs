@@ -256,6 +256,16 @@ impl Assignment {
     }
 
     /// The facts of the convention; `None` for a packed buffer.
+    ///
+    /// ```
+    /// use footbridge::abi::{Assignment, Convention};
+    ///
+    /// let signature = "fn(i64)".parse()?;
+    /// let win64 = Convention::Win64.assign(&signature)?;
+    /// assert_eq!(win64.spec().map(|spec| spec.name), Some(Convention::Win64.spec().name));
+    /// assert!(Assignment::packed(&signature).spec().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const fn spec(&self) -> Option<&'static ConvSpec> {
         self.spec
     }
@@ -331,6 +341,16 @@ impl Assignment {
 
     /// The alignment of the base, in bytes: the convention's stack alignment, or that of the most
     /// aligned parameter on the stack if it is larger.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    ///
+    /// let c = Convention::SystemV.assign(&"fn(f64)".parse()?)?;
+    /// assert_eq!(c.area_align_bytes(), 16);
+    /// let go = Convention::GoAbi0.assign(&"fn(f64)".parse()?)?;
+    /// assert_eq!(go.area_align_bytes(), 8);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const fn area_align_bytes(&self) -> u32 {
         self.area_align_bytes
     }

@@ -136,6 +136,12 @@ macro_rules! registers {
             }
 
             /// The hardware number.
+            ///
+            /// ```
+            #[doc = concat!("use footbridge::abi::", stringify!($type), ";")]
+            ///
+            #[doc = concat!("assert_eq!(", stringify!($type), "::new(7).index(), 7);")]
+            /// ```
             pub const fn index(self) -> u8 {
                 self.0
             }

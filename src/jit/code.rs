@@ -560,12 +560,44 @@ impl Code {
         self.stub.id.len()
     }
 
-    /// Never: see [`Self::len`].
+    /// Never: code has an instruction at least.
+    ///
+    /// ```
+    /// use footbridge::dynasm::dynasm;
+    /// use footbridge::jit::{FrameClass, Jit, JitError};
+    ///
+    /// let jit = Jit::new()?;
+    /// // SAFETY: a leaf.
+    /// let code = unsafe {
+    ///     jit.install("f", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret))?
+    /// };
+    /// assert!(!code.is_empty());
+    /// // SAFETY: nothing is installed.
+    /// let none = unsafe { jit.install("none", FrameClass::Leaf, |_| ()) };
+    /// assert!(matches!(none, Err(JitError::FrameContract { .. })));
+    /// # Ok::<(), JitError>(())
+    /// ```
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The code memory that this code is in: see [`Self::len`] for an example.
+    /// The code memory that this code is in.
+    ///
+    /// ```
+    /// use footbridge::dynasm::dynasm;
+    /// use footbridge::jit::{FrameClass, Jit};
+    ///
+    /// // SAFETY: a leaf.
+    /// let code = unsafe {
+    ///     Jit::new()?.install("f", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret))?
+    /// };
+    /// // SAFETY: a leaf. It is in the same memory.
+    /// let other = unsafe {
+    ///     code.jit().install("g", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret))?
+    /// };
+    /// assert_eq!(other.jit().memory_report(), code.jit().memory_report());
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     pub fn jit(&self) -> Jit {
         self.jit
     }

@@ -11,6 +11,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use footbridge::abi::{Convention, Signature};
 use footbridge::jit::{Bind, Code, FrameClass, Jit, JitError, StubKind, lookup};
 use footbridge::runtime::{self, Adapter, Chan, Entry, WalkEnd, go};
+use support::patience::Patience;
 use support::runs::alone as run;
 
 use crate::walk::{pass_on, walked};
@@ -180,8 +181,10 @@ fn a_native_target_parks_and_panics_and_leaves_no_anchor() {
         let entry = entry.clone();
         // SAFETY: on a goroutine.
         let receiver = go(move || unsafe { entry.call(RECEIVE) });
+        let patience = Patience::new();
         let trace = loop {
             runtime::gosched();
+            patience.check("it parks", runtime::stats);
             let all = runtime::traceback_all();
             let parked =
                 |t: &&runtime::Traceback| t.wait_reason == runtime::WaitReason::ChanReceive;

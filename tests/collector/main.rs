@@ -14,7 +14,7 @@ mod storm;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use LiveSlot::{Frame, Register};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -22,11 +22,12 @@ use footbridge::abi::{Convention, Gpr};
 use footbridge::jit::{Annotations, Code, FrameClass, Jit, LiveAt, LiveSlot, Ops, lookup};
 use footbridge::runtime::{self, Entry, ScanFrame, gosched, stats};
 use iced_x86::{Decoder, DecoderOptions};
+use support::patience::{self, Patience};
 use support::spinner::Preemptible;
 
 const SYSTEM_V: Convention = Convention::SystemV;
 const GO: Convention = Convention::GoAbiInternal;
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = patience::LIMIT;
 
 /// A value and the address of the next object, or 0.
 const OBJECT_WORDS: usize = 2;
@@ -247,9 +248,9 @@ fn walk(name: &'static str) -> Sample {
 
 /// Waits until the innermost JIT frame of the goroutine has this name.
 fn wait_for_parked(id: &AtomicU64, name: &str) -> runtime::Goroutine {
-    let start = Instant::now();
+    let patience = Patience::new();
     loop {
-        assert!(start.elapsed() < LONG, "it does not reach {name}");
+        patience.check("it parks", || name);
         let id = id.load(Ordering::Relaxed);
         let it = runtime::goroutines().into_iter().find(|it| id != 0 && it.id() == id);
         let mut is_there = false;

@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::LiveSlot::Frame;
 use footbridge::jit::{FrameClass, Jit, StubKind};
-use footbridge::runtime::{self, Config, Entry, WalkEnd, gosched, stats};
+use footbridge::runtime::{self, Config, Entry, WalkEnd, stats};
 use support::code::push_saved;
-use support::runs::AtEnd;
+use support::patience::Patience;
+use support::runs::{AtEnd, wait_for};
 use support::settings::stress_or;
 use support::spinner::Preemptible;
 
@@ -105,14 +106,19 @@ fn a_moving_collector_runs_concurrently_with_code() {
                 });
             }
             let stop_at_the_end = AtEnd(|| stop.store(true, Ordering::Relaxed));
-            let start = Instant::now();
-            while ready.load(Ordering::Relaxed) < heaps.len() {
-                assert!(start.elapsed() < LONG, "they do not start");
-                gosched();
-            }
+            wait_for("all start", || ready.load(Ordering::Relaxed) == heaps.len());
             let (mut pcs, mut depths) = (BTreeSet::new(), BTreeSet::new());
-            let start = Instant::now();
-            while start.elapsed() < time && !stop.load(Ordering::Relaxed) {
+            let patience = Patience::new();
+            let is_enough = |pcs: usize, depths: usize| {
+                let (moves, stats) =
+                    (heaps.iter().map(|(heap, _)| Heap::load(&heap.moves)), stats());
+                let preempted = stats.asynchronous > 20 && stats.cooperative > 20;
+                preempted && pcs > 12 && depths > 4 && moves.min() > Some(20)
+            };
+            while !stop.load(Ordering::Relaxed)
+                && (patience.elapsed() < time
+                    || !(is_enough(pcs.len(), depths.len()) || patience.is_over()))
+            {
                 for it in runtime::goroutines() {
                     let of = heaps.iter().find(|(_, id)| id.load(Ordering::Relaxed) == it.id());
                     let Some((heap, _)) = of else { continue };

@@ -6,6 +6,9 @@ use crate::tree::{File, Tree, has_word};
 
 /// Files that opt in to `unsafe` as a whole.
 const UNSAFE_FILES: &[&str] = &[
+    "src/instrument/asan.rs",
+    "src/instrument/valgrind/aarch64.rs",
+    "src/instrument/valgrind/x86_64.rs",
     "src/jit/arena/landing.rs",
     "src/jit/arena/personality.rs",
     "src/jit/code.rs",

@@ -6,8 +6,10 @@
 
 mod annotations;
 mod errno;
+mod native;
 mod runs;
 mod signals;
+mod stale;
 mod taken;
 mod unwinding;
 mod yielding;
@@ -19,7 +21,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{Annotations, Code, FrameClass, Jit, Ops};
 use footbridge::runtime::{Config, Entry, Stats, scope, stats};
-use support::runs::wait_for;
+use support::runs::{AtEnd, occupy_until, wait_for};
 
 const SYSTEM_V: Convention = Convention::SystemV;
 const GO: Convention = Convention::GoAbiInternal;
@@ -41,7 +43,22 @@ fn preemptions() -> u64 {
 
 /// Waits until a goroutine of this run was preempted.
 fn wait_for_preemption() {
-    wait_for("no goroutine was preempted", || preemptions() > 0);
+    wait_for("a goroutine is preempted", || preemptions() > 0);
+}
+
+/// Runs `looping` on a goroutine until this goroutine has seen `enough`, while another goroutine
+/// waits for the processor of the looping one: so its preemption is requested all the time. This
+/// goroutine occupies the other one of two processors. `flag` ends the loop.
+fn loop_until(looping: impl Fn() + Sync, flag: &AtomicU32, what: &str, enough: impl Fn() -> bool) {
+    scope(|s| {
+        let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
+        s.go(|| {
+            // It waits on this processor, since the other one is occupied.
+            s.go(|| ());
+            looping();
+        });
+        occupy_until(what, enough);
+    });
 }
 
 /// How a loop can be preempted.
@@ -105,8 +122,8 @@ fn end_loop(kind: Loop) -> Stats {
         scope(|s| {
             let looping = s.go(|| waiter.wait(&flag));
             s.go(|| {
+                let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
                 wait_for_preemption();
-                flag.store(1, Ordering::Relaxed);
             });
             assert!(looping.join().expect("no panic") > 0);
         });

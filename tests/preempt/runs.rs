@@ -1,10 +1,12 @@
 //! The settings of preemption, sysmon, and the end of a run with endless loops.
 
-use std::sync::atomic::AtomicU32;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use footbridge::runtime::{self, RunError, VectorState, go};
 use support::child;
+use support::patience::block_until;
+use support::runs::occupy_until;
 
 use super::{GO, Loop, SYSTEM_V, Waiter, config, run};
 
@@ -13,15 +15,19 @@ fn a_run_ends_while_goroutines_loop_for_ever() {
     for kind in [Loop::Preemptible, Loop::Polls(SYSTEM_V), Loop::Polls(GO)] {
         let waiter: &'static Waiter = Box::leak(Box::new(Waiter::new(kind)));
         static NEVER: AtomicU32 = AtomicU32::new(0);
-        let start = Instant::now();
         // The time slice is longer than the test: the end of the run requests preemption itself.
         let config = config(3).time_slice(Duration::from_secs(3600));
         let handles = config.run(|| {
-            let handles: Vec<_> = (0..2).map(|_| go(|| waiter.wait(&NEVER))).collect();
-            std::thread::sleep(Duration::from_millis(50));
+            static STARTED: AtomicU32 = AtomicU32::new(0);
+            STARTED.store(0, Ordering::Relaxed);
+            let body = || {
+                STARTED.fetch_add(1, Ordering::Relaxed);
+                waiter.wait(&NEVER)
+            };
+            let handles: Vec<_> = (0..2).map(|_| go(body)).collect();
+            occupy_until("both loop", || STARTED.load(Ordering::Relaxed) == 2);
             handles
         });
-        assert!(start.elapsed() < Duration::from_secs(10), "{kind:?}: {:?}", start.elapsed());
         for handle in handles.expect("the run starts") {
             let error = handle.join().expect_err("it cannot have ended");
             assert!(error.is::<runtime::Abandoned>(), "{kind:?}");
@@ -29,8 +35,8 @@ fn a_run_ends_while_goroutines_loop_for_ever() {
     }
 }
 
-/// The number of times that sysmon has gone to sleep.
-fn sysmon_sleeps() -> u64 {
+/// The number of times that sysmon has gone to sleep. `None`: it has not set its name yet.
+fn sleeps_of_sysmon() -> Option<u64> {
     let tasks = std::fs::read_dir("/proc/self/task").expect("procfs");
     let mut sleeps = None;
     for task in tasks {
@@ -43,35 +49,33 @@ fn sysmon_sleeps() -> u64 {
             sleeps = line.and_then(|n| n.trim().parse().ok());
         }
     }
-    sleeps.expect("a run with preemption has a sysmon")
+    sleeps
+}
+
+fn sysmon_sleeps() -> u64 {
+    sleeps_of_sysmon().expect("a run with preemption has a sysmon")
 }
 
 #[test]
 fn an_idle_run_is_not_woken() {
     child::run("an_idle_run_is_not_woken", || {
         run(2, || {
-            // A foreign thread counts while all goroutines sleep.
+            // A foreign thread counts while the only goroutine sleeps.
             let counter = std::thread::spawn(|| {
-                let wait = |ms| std::thread::sleep(Duration::from_millis(ms));
                 // On a busy machine it takes a while until all threads sleep.
-                let sleeps = (0..6).map(|_| {
-                    wait(100);
+                block_until("sysmon starts", || sleeps_of_sysmon().is_some());
+                block_until("200 ms without a sleep of sysmon", || {
                     let before = sysmon_sleeps();
-                    wait(200);
-                    sysmon_sleeps() - before
+                    std::thread::sleep(Duration::from_millis(200));
+                    sysmon_sleeps() - before <= 1
                 });
-                sleeps.min().expect("six")
             });
-            runtime::sleep(Duration::from_millis(2000));
-            let idle = counter.join().expect("no panic");
-            assert!(idle <= 1, "{idle} sleeps in an idle process");
-            let before = sysmon_sleeps();
-            let end = Instant::now() + Duration::from_millis(300);
-            while Instant::now() < end {
-                std::hint::spin_loop();
+            while !counter.is_finished() {
+                runtime::sleep(Duration::from_secs(1));
             }
-            let busy = sysmon_sleeps() - before;
-            assert!(busy > 50, "{busy} sleeps");
+            counter.join().expect("no panic");
+            let before = sysmon_sleeps();
+            occupy_until("sysmon wakes up again and again", || sysmon_sleeps() - before > 50);
         });
     })
     .assert_success();

@@ -2,11 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use footbridge::runtime::{Builder, Chan, go, gosched, scope, stats};
 use support::child;
-use support::runs::thread_number;
+use support::runs::{AtEnd, occupy_until, thread_number};
 
 use super::{Loop, SYSTEM_V, Waiter, preemptions, run};
 
@@ -52,15 +51,13 @@ fn a_migratable_goroutine_that_unwinds_stays_on_its_thread() {
                 };
                 // SAFETY: all values on its stack are `Send`.
                 let unwinds = unsafe { Builder::new().go_migratable(body).expect("memory") };
-                let end = Instant::now() + Duration::from_millis(100);
-                while Instant::now() < end || preemptions() < 3 {
-                    assert!(end.elapsed() < Duration::from_secs(20), "{kind:?}: {:?}", stats());
-                    std::hint::spin_loop();
-                }
-                flag.store(1, Ordering::Relaxed);
+                let end = AtEnd(|| flag.store(1, Ordering::Relaxed));
+                occupy_until("preemptions, and ticks of the other goroutine", || {
+                    preemptions() > 20 && ticks.load(Ordering::Relaxed) > 20
+                });
+                drop(end);
                 assert!(unwinds.join().expect("caught"));
                 assert!(stayed.load(Ordering::Relaxed), "{kind:?}: {:?}", stats());
-                assert!(ticks.load(Ordering::Relaxed) > 2, "{kind:?}: {:?}", stats());
                 assert_eq!(panicking.load(Ordering::Relaxed), 0, "{kind:?}: {:?}", stats());
             });
         }
@@ -90,6 +87,7 @@ fn a_goroutine_that_parks_while_it_unwinds_does_not_disable_preemption_of_others
                     let flag: &AtomicU32 = Box::leak(Box::default());
                     let channel = Chan::new(0);
                     scope(|s| {
+                        let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
                         let unwinds = s.go(|| {
                             let unwound = catch_unwind(AssertUnwindSafe(|| {
                                 let _receives = Receives(&channel);

@@ -1,16 +1,19 @@
 //! Loops that must not starve other goroutines, and code that must not yield.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::{Annotations, FrameClass, Jit};
 use footbridge::runtime::{
     self, checkpoint, gosched, scope, stats, systemstack, without_preemption,
 };
-use support::runs::wait_for;
+use support::patience::wait_by;
+use support::runs::{AtEnd, occupy_until, wait_for};
 
-use super::{GO, Loop, SYSTEM_V, Waiter, config, end_loop, run, wait_for_preemption};
+use super::{
+    GO, Loop, SYSTEM_V, Waiter, config, end_loop, loop_until, preemptions, run, wait_for_preemption,
+};
 
 #[test]
 fn a_loop_in_preemptible_code_does_not_starve_others() {
@@ -55,14 +58,10 @@ fn code_with_little_stack_left_is_not_interrupted() {
         let entry = unsafe { code.enter::<fn(*const AtomicU32)>(SYSTEM_V) }.expect("an entry");
         run(2, || {
             let flag = AtomicU32::new(0);
-            scope(|s| {
-                // SAFETY: on a goroutine; the flag outlives the scope.
-                s.go(|| unsafe { entry.call(&flag) });
-                let end = Instant::now() + Duration::from_millis(60);
-                while Instant::now() < end {
-                    std::hint::spin_loop();
-                }
-                flag.store(1, Ordering::Relaxed);
+            // SAFETY: on a goroutine; the flag outlives the loop.
+            let looping = || unsafe { entry.call(&flag) };
+            loop_until(looping, &flag, "a request is answered", || {
+                stats().asynchronous > 0 || stats().refused.stack > 0
             });
             let stats = stats();
             assert_eq!(stats.asynchronous > 0, expected, "{used} bytes used: {stats:?}");
@@ -78,9 +77,9 @@ fn polls_work_without_signals() {
     let stats = config.run(|| {
         let flag = AtomicU32::new(0);
         scope(|s| {
+            let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
             s.go(|| waiter.wait(&flag));
             wait_for_preemption();
-            flag.store(1, Ordering::Relaxed);
         });
         stats()
     });
@@ -92,27 +91,21 @@ fn polls_work_without_signals() {
 #[test]
 fn rust_code_yields_at_checkpoints_only() {
     run(1, || {
-        let (ticks, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (count, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let ticks = || count.load(Ordering::Relaxed);
         scope(|s| {
+            let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
             s.go(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    ticks.fetch_add(1, Ordering::Relaxed);
+                    count.fetch_add(1, Ordering::Relaxed);
                     gosched();
                 }
             });
-            wait_for("the other one", || ticks.load(Ordering::Relaxed) > 0);
-            let before = ticks.load(Ordering::Relaxed);
-            let spin = |how: &dyn Fn()| {
-                let end = Instant::now() + Duration::from_millis(60);
-                while Instant::now() < end {
-                    how();
-                }
-            };
-            spin(&std::hint::spin_loop);
-            assert_eq!(ticks.load(Ordering::Relaxed), before);
-            spin(&checkpoint);
-            assert!(ticks.load(Ordering::Relaxed) > before + 2, "{:?}", stats());
-            stop.store(true, Ordering::Relaxed);
+            wait_for("the other one runs", || ticks() > 0);
+            let (before, requested) = (ticks(), stats().requested);
+            occupy_until("time slices end", || stats().requested > requested);
+            assert_eq!(ticks(), before);
+            wait_by(checkpoint, "checkpoints yield", stats, || ticks() > before + 2);
         });
     });
     // Without a goroutine it does nothing.
@@ -157,10 +150,10 @@ fn goroutine_functions_poll_when_they_return() {
         let stats = run(1, || {
             let flag = AtomicU32::new(0);
             scope(|s| {
+                let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
                 // SAFETY: on a goroutine; the flag outlives the scope.
                 s.go(|| unsafe { entry.call(&flag) });
                 wait_for_preemption();
-                flag.store(1, Ordering::Relaxed);
             });
             stats()
         });
@@ -175,6 +168,7 @@ fn a_preempted_goroutine_stays_on_its_thread() {
     run(2, || {
         let (flag, moved) = (AtomicU32::new(0), AtomicUsize::new(0));
         scope(|s| {
+            let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
             for _ in 0..8 {
                 s.go(|| {
                     let thread = std::thread::current().id();
@@ -183,11 +177,9 @@ fn a_preempted_goroutine_stays_on_its_thread() {
                     moved.fetch_add(usize::from(!stayed), Ordering::Relaxed);
                 });
             }
-            runtime::sleep(Duration::from_millis(100));
-            flag.store(1, Ordering::Relaxed);
+            wait_for("preemptions", || stats().asynchronous > 30);
         });
         assert_eq!(moved.into_inner(), 0);
-        assert!(stats().asynchronous > 5, "{:?}", stats());
     });
 }
 
@@ -198,16 +190,12 @@ fn a_preempted_thread_steals_goroutines_that_wait_for_rust_code() {
     run(2, || {
         let (flag, ran) = (AtomicU32::new(0), AtomicUsize::new(0));
         scope(|s| {
+            let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
             s.go(|| waiter.wait(&flag));
             for _ in 0..5 {
                 s.go(|| ran.fetch_add(1, Ordering::Relaxed));
             }
-            let start = Instant::now();
-            while ran.load(Ordering::Relaxed) < 5 && start.elapsed() < Duration::from_secs(5) {
-                std::hint::spin_loop();
-            }
-            flag.store(1, Ordering::Relaxed);
-            assert_eq!(ran.load(Ordering::Relaxed), 5, "{:?}", stats());
+            occupy_until("all five run", || ran.load(Ordering::Relaxed) == 5);
         });
     });
 }
@@ -218,25 +206,26 @@ fn a_sleeper_is_woken_in_time_while_others_loop() {
     let waiter = Waiter::new(Loop::Preemptible);
     let slice = Duration::from_millis(2);
     let config = config(1).time_slice(slice);
-    let sleep = || {
+    const SLEEPS: u64 = 10;
+    let slices = config.run(|| {
         let flag = AtomicU32::new(0);
         scope(|s| {
+            let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
             for _ in 0..2 {
                 s.go(|| waiter.wait(&flag));
             }
-            let start = Instant::now();
-            for _ in 0..5 {
+            let before = preemptions();
+            for _ in 0..SLEEPS {
+                // Due before the time slice of either loop ends.
                 runtime::sleep(Duration::from_millis(1));
             }
-            flag.store(1, Ordering::Relaxed);
-            start.elapsed()
+            preemptions() - before
         })
-    };
-    // A time slice of each of the two loops, and a margin for a busy machine. With a check once in
-    // many ticks, it would be sixteen time slices, each of which may take twice as long.
-    let slept = (0..5).map(|_| config.run(sleep).expect("the run starts")).min();
-    let slept = slept.expect("five tries");
-    assert!(slept < 5 * 12 * slice, "{slept:?}");
+    });
+    // The slice in which it is due, and one of each loop before it. With a check once in many
+    // ticks, it would be sixteen.
+    let slices = slices.expect("the run starts");
+    assert!(slices < SLEEPS * 6, "{slices} time slices in {SLEEPS} sleeps");
 }
 
 #[test]
@@ -245,12 +234,14 @@ fn without_preemption_no_other_goroutine_runs_on_the_thread() {
     let polling = Waiter::new(Loop::Polls(SYSTEM_V));
     run(2, || {
         let (flag, ticks) = (AtomicU32::new(0), AtomicU64::new(0));
+        let over = AtomicBool::new(false);
         scope(|s| {
-            s.go(|| {
+            let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
+            let both = s.go(|| {
                 // This goroutine starts another one on the same thread.
-                let other = AtomicBool::new(false);
-                let (started, over) = (AtomicBool::new(false), AtomicBool::new(false));
+                let started = AtomicBool::new(false);
                 scope(|s| {
+                    let _over = AtEnd(|| over.store(true, Ordering::Relaxed));
                     s.go(|| {
                         started.store(true, Ordering::Relaxed);
                         while !over.load(Ordering::Relaxed) {
@@ -258,27 +249,22 @@ fn without_preemption_no_other_goroutine_runs_on_the_thread() {
                             gosched();
                         }
                     });
-                    wait_for("the other goroutine", || started.load(Ordering::Relaxed));
+                    wait_for("the other goroutine runs", || started.load(Ordering::Relaxed));
                     let before = ticks.load(Ordering::Relaxed);
                     without_preemption(|| {
                         waiter.wait(&flag);
                         polling.wait(&flag);
                         checkpoint();
                     });
-                    let during = ticks.load(Ordering::Relaxed) - before;
-                    over.store(true, Ordering::Relaxed);
-                    other.store(during != 0, Ordering::Relaxed);
-                });
-                assert!(!other.into_inner(), "the other goroutine ran: {:?}", stats());
+                    ticks.load(Ordering::Relaxed) - before
+                })
             });
             // The main goroutine occupies its thread, so that the two are on the other one.
-            let end = Instant::now() + Duration::from_millis(100);
-            while Instant::now() < end {
-                std::hint::spin_loop();
-            }
+            occupy_until("preemption is refused", || stats().refused.disabled > 2);
             flag.store(1, Ordering::Relaxed);
+            let during = both.join().expect("no panic");
+            assert_eq!(during, 0, "the other goroutine ran: {:?}", stats());
         });
-        assert!(stats().refused.disabled > 0, "{:?}", stats());
     });
 }
 
@@ -325,8 +311,8 @@ fn a_stack_check_preserves_the_red_zone() {
                 // SAFETY: on a goroutine; the flag outlives the scope.
                 let looping = s.go(|| unsafe { entry.call(&flag) });
                 s.go(|| {
-                    wait_for("no check yielded", || stats().cooperative > 20);
-                    flag.store(1, Ordering::Relaxed);
+                    let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
+                    wait_for("checks yield", || stats().cooperative > 20);
                 });
                 assert_eq!(looping.join().expect("no panic"), 0, "{frame_bytes}");
             });
@@ -340,21 +326,15 @@ fn code_on_the_system_stack_is_not_preempted() {
     for kind in [Loop::Preemptible, Loop::Polls(SYSTEM_V), Loop::Polls(GO)] {
         let waiter = Waiter::new(kind);
         run(2, || {
-            let flag = AtomicU32::new(0);
-            scope(|s| {
-                let looping = s.go(|| systemstack(|| waiter.wait(&flag)));
-                let start = Instant::now();
-                let is_enough =
-                    || stats().requested > 2 || start.elapsed() > Duration::from_secs(20);
-                while start.elapsed() < Duration::from_millis(60) || !is_enough() {
-                    std::hint::spin_loop();
-                }
-                flag.store(1, Ordering::Relaxed);
-                assert!(looping.join().expect("no panic") > 0);
-            });
+            let (flag, is_over) = (AtomicU32::new(0), AtomicBool::new(false));
+            let looping = || {
+                assert!(systemstack(|| waiter.wait(&flag)) > 0);
+                is_over.store(true, Ordering::Relaxed);
+            };
+            loop_until(looping, &flag, "preemption is requested", || stats().requested > 4);
+            assert!(is_over.into_inner());
             let stats = stats();
             assert_eq!((stats.asynchronous, stats.cooperative), (0, 0), "{kind:?}: {stats:?}");
-            assert!(stats.requested > 2, "{kind:?}: {stats:?}");
         });
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
-use support::runs::on;
+use support::patience::{self, Patience, wait_by};
+use support::runs::{AtEnd, on, wait_for};
 
 use footbridge::jit::{Jit, JitError};
 use footbridge::runtime::{
@@ -47,6 +48,9 @@ fn the_value_of_a_scoped_goroutine_is_dropped_when_the_scope_ends() {
 fn a_run_ends_with_full_queues() {
     static READY: AtomicUsize = AtomicUsize::new(0);
     static STOP: AtomicBool = AtomicBool::new(false);
+    let occupy = |condition: &dyn Fn() -> bool| {
+        wait_by(std::thread::yield_now, "three threads run", stats, condition);
+    };
     for combination in 0..9usize {
         READY.store(0, Ordering::SeqCst);
         STOP.store(false, Ordering::SeqCst);
@@ -55,20 +59,14 @@ fn a_run_ends_with_full_queues() {
                 go(move || {
                     (0..yields).for_each(|_| gosched());
                     READY.fetch_add(1, Ordering::SeqCst);
-                    while READY.load(Ordering::SeqCst) < 2 {
-                        std::thread::yield_now();
-                    }
+                    occupy(&|| READY.load(Ordering::SeqCst) >= 2);
                     (0..250).for_each(|_| drop(go(|| ())));
                     READY.fetch_add(1, Ordering::SeqCst);
-                    while !STOP.load(Ordering::SeqCst) {
-                        std::thread::yield_now();
-                    }
+                    occupy(&|| STOP.load(Ordering::SeqCst));
                     std::thread::sleep(Duration::from_millis(10 * (i as u64 + 1)));
                 });
             }
-            while READY.load(Ordering::SeqCst) < 4 {
-                std::thread::yield_now();
-            }
+            occupy(&|| READY.load(Ordering::SeqCst) >= 4);
             (0..250).for_each(|_| drop(go(|| ())));
             STOP.store(true, Ordering::SeqCst);
         });
@@ -99,9 +97,7 @@ fn runs_that_end_leave_the_goroutines_of_others_alone() {
         let send = send.clone();
         on(1, move || {
             let handles: Vec<_> = (0..64).map(|_| go(|| ())).collect();
-            while !handles.iter().all(JoinHandle::is_finished) {
-                gosched();
-            }
+            wait_for("all end", || handles.iter().all(JoinHandle::is_finished));
             send.send(handles).expect("the other run continues");
         });
     }
@@ -213,12 +209,9 @@ fn no_thread_of_a_run_ends_before_the_last_goroutine_has_stopped() {
     static READING: AtomicBool = AtomicBool::new(false);
     static WRONG: AtomicUsize = AtomicUsize::new(0);
     static READ_TO_THE_END: AtomicUsize = AtomicUsize::new(0);
-    let watchdog = Instant::now();
+    let patience = Patience::new();
     while READ_TO_THE_END.load(Ordering::SeqCst) < 3 {
-        assert!(
-            watchdog.elapsed() < Duration::from_secs(60),
-            "the goroutines never ran on different threads"
-        );
+        patience.check("the goroutines run on different threads", || ());
         READING.store(false, Ordering::SeqCst);
         on(4, || {
             let main_thread = std::thread::current().id();
@@ -281,11 +274,9 @@ fn a_loop_that_polls_does_not_starve_a_readied_goroutine() {
             });
             gosched();
             channel.send(1).expect("open");
-            let (start, before) = (Instant::now(), stats().cooperative);
-            while !has_run.load(Ordering::Relaxed) {
-                assert!(start.elapsed() < Duration::from_secs(30), "the receiver starves");
-                checkpoint();
-            }
+            let before = stats().cooperative;
+            let has_run = || has_run.load(Ordering::Relaxed);
+            wait_by(checkpoint, "the receiver runs", stats, has_run);
             stats().cooperative - before
         })
     });
@@ -316,12 +307,6 @@ fn goroutines_that_were_runnable_before_a_yield_run_first() {
 #[test]
 fn goroutines_that_yield_wait_for_their_own_backlog_only() {
     const BATCH: usize = 600;
-    struct Stops<'a>(&'a AtomicBool);
-    impl Drop for Stops<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
     on(1, || {
         let done = [const { AtomicUsize::new(0) }; 3];
         let stop = AtomicBool::new(false);
@@ -330,7 +315,8 @@ fn goroutines_that_yield_wait_for_their_own_backlog_only() {
                 let (done, stop) = (&done, &stop);
                 move || {
                     // Stops the other producer also if this one panics.
-                    let _stops = (number == 0).then(|| Stops(stop));
+                    let _stop =
+                        (number == 0).then(|| AtEnd(|| stop.store(true, Ordering::Relaxed)));
                     for i in 1..=20 {
                         for _ in 0..BATCH {
                             drop(s.go(move || done[number].fetch_add(1, Ordering::Relaxed)));
@@ -383,7 +369,7 @@ fn a_foreign_thread_can_wait_in_its_last_destructor() {
         LATE.set(Some(Late(sender)));
         current();
     });
-    let woken = receiver.recv_timeout(Duration::from_secs(20));
+    let woken = receiver.recv_timeout(patience::LIMIT);
     woken.expect("the thread sleeps in its destructor");
 }
 

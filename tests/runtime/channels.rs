@@ -18,7 +18,8 @@ use footbridge::runtime::{
 };
 
 use support::child;
-use support::runs::on;
+use support::patience::{Patience, block_until};
+use support::runs::{AtEnd, on};
 use support::watchdog::{self, Watch, beat};
 
 const SHORT: Duration = Duration::from_millis(2);
@@ -32,7 +33,7 @@ fn seconds() -> Duration {
 }
 
 fn watch() -> Watch {
-    watchdog::watch(Duration::from_secs(60))
+    watchdog::watch(Duration::from_secs(120))
 }
 
 /// A type that implements no trait.
@@ -424,17 +425,22 @@ impl Race {
         }
     }
 
+    /// Waits until each outcome was counted `enough` times, and lets the senders end.
+    fn wait(&self, enough: u64) {
+        let _stop = AtEnd(|| self.stop.store(true, Ordering::Relaxed));
+        let patience = Patience::new();
+        let counts = [&self.received, &self.late[0], &self.late[1]];
+        let counts = || counts.map(|count| count.load(Ordering::Relaxed));
+        while patience.elapsed() < seconds() || counts().iter().any(|count| *count < enough) {
+            patience.check("receives and timeouts of both sides", counts);
+            sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits until each outcome was counted `enough` times, ends the race, and compares the sums.
     fn finish(&self, ends: impl FnOnce() -> [Vec<JoinHandle<()>>; 2], enough: u64) {
         let [senders, receivers] = ends();
-        let start = Instant::now();
-        let counts = [&self.received, &self.late[0], &self.late[1]];
-        while start.elapsed() < seconds()
-            || counts.iter().any(|count| count.load(Ordering::Relaxed) < enough)
-        {
-            sleep(Duration::from_millis(1));
-        }
-        self.stop.store(true, Ordering::Relaxed);
+        self.wait(enough);
         senders.into_iter().for_each(|sender| sender.join().expect("no panic"));
         self.channels.iter().for_each(|channel| assert!(channel.close()));
         receivers.into_iter().for_each(|receiver| receiver.join().expect("no panic"));
@@ -503,20 +509,12 @@ fn no_value_is_lost_when_timeouts_race_with_foreign_threads() {
         .collect();
     on(2, || {
         let (sender, receiver) = (Arc::clone(&race), Arc::clone(&race));
-        let start = Instant::now();
         let members = [go(move || sender.send(7)), go(move || receiver.receive(9))];
-        let counts = [&race.received, &race.late[0], &race.late[1]];
-        while start.elapsed() < seconds()
-            || counts.iter().any(|count| count.load(Ordering::Relaxed) < 2_000)
-        {
-            sleep(Duration::from_millis(1));
-        }
-        race.stop.store(true, Ordering::Relaxed);
+        race.wait(2_000);
         // Senders end by themselves, since each of their waits has a timeout.
-        sleep(SHORT);
-        while threads.iter().filter(|thread| !thread.is_finished()).count() > 2 {
-            sleep(Duration::from_millis(1));
-        }
+        block_until("both senders end", || {
+            threads.iter().filter(|thread| !thread.is_finished()).count() <= 2
+        });
         let [sender, receiver] = members;
         sender.join().expect("no panic");
         race.channels.iter().for_each(|channel| assert!(channel.close()));
@@ -550,8 +548,9 @@ fn one_wait_is_ended_by_its_timer_or_by_its_peer() {
         })
     };
     on(1, || {
-        let (start, mut ends, mut n) = (Instant::now(), [0u64; 2], 0);
-        while start.elapsed() < seconds() || ends.iter().any(|count| *count < 200) {
+        let (patience, mut ends, mut n) = (Patience::new(), [0u64; 2], 0);
+        while patience.elapsed() < seconds() || ends.iter().any(|count| *count < 200) {
+            patience.check("both ends", || ends);
             n += 1;
             there.send(n).expect("open");
             match back.recv_timeout(Duration::from_nanos(n * 7919 % 60_000)) {

@@ -12,9 +12,10 @@ use std::hint;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use support::child;
-use support::runs::{thread_number, wait_for};
+use support::patience::Patience;
+use support::runs::{AtEnd, thread_number, wait_for};
 use support::settings::seed_or;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -130,11 +131,9 @@ fn preemptions() -> u64 {
     stats.asynchronous + stats.cooperative
 }
 
-/// Whether a test that began at `start` continues: for 400 ms, and on a busy machine longer, until
-/// it has seen enough.
-fn continues(start: Instant, seen_enough: bool) -> bool {
-    let elapsed = start.elapsed();
-    elapsed < Duration::from_millis(400) || !seen_enough && elapsed < Duration::from_secs(15)
+/// Whether a test continues: for 400 ms, and on a busy machine longer, until it has seen enough.
+fn continues(patience: Patience, seen_enough: bool) -> bool {
+    patience.elapsed() < Duration::from_millis(400) || !seen_enough && !patience.is_over()
 }
 
 /// How a loop can be preempted.
@@ -209,8 +208,10 @@ fn goroutines_run_in_the_fp_control_state_of_the_thread_that_started_the_run() {
         on_thread_with(UNUSUAL, || {
             let checks = run(processors, || {
                 let (stop, checks) = (AtomicBool::new(false), AtomicU64::new(0));
-                let start = Instant::now();
+                let patience = Patience::new();
+                let seen_enough = || preemptions() > 50 && checks.load(Ordering::Relaxed) > 100;
                 scope(|s| {
+                    let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
                     for n in 0..4 {
                         let (spinner, stop) = (&spinner, &stop);
                         s.go(move || {
@@ -224,7 +225,7 @@ fn goroutines_run_in_the_fp_control_state_of_the_thread_that_started_the_run() {
                     let checkers: Vec<_> = (0..4)
                         .map(|_| {
                             s.go(|| {
-                                while continues(start, preemptions() > 50) {
+                                while continues(patience, seen_enough()) {
                                     assert_eq!(fp_control(), UNUSUAL, "{preemptible:?}");
                                     systemstack(|| assert_eq!(fp_control(), UNUSUAL));
                                     checks.fetch_add(1, Ordering::Relaxed);
@@ -234,7 +235,6 @@ fn goroutines_run_in_the_fp_control_state_of_the_thread_that_started_the_run() {
                         })
                         .collect();
                     let ends: Vec<_> = checkers.into_iter().map(|c| c.join().is_ok()).collect();
-                    stop.store(true, Ordering::Relaxed);
                     assert_eq!(ends, [true; 4]);
                 });
                 assert!(preemptions() > 50, "{preemptible:?}: {:?}", stats());
@@ -320,9 +320,9 @@ fn yield_in(kind: Loop) {
     scope(|s| {
         s.go(|| {
             assert_eq!(fp_control(), UNUSUAL);
+            let _end = AtEnd(|| flag.store(1, Ordering::Relaxed));
             let before = preemptions();
-            wait_for("the waiter was not preempted", || preemptions() > before);
-            flag.store(1, Ordering::Relaxed);
+            wait_for("the waiter is preempted", || preemptions() > before);
         });
         waiter.wait(&flag);
     });
@@ -335,6 +335,7 @@ fn each_deschedule_keeps_the_fp_control_state_only_of_goroutines_that_opted_in()
             run(1, || {
                 let (stop, checks) = (AtomicBool::new(false), AtomicU64::new(0));
                 scope(|s| {
+                    let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
                     s.go(|| {
                         while !stop.load(Ordering::Relaxed) {
                             assert_eq!(fp_control(), UNUSUAL, "beside {what}");
@@ -358,7 +359,6 @@ fn each_deschedule_keeps_the_fp_control_state_only_of_goroutines_that_opted_in()
                         UNUSUAL,
                         "after {what}, and the end of that goroutine"
                     );
-                    stop.store(true, Ordering::Relaxed);
                     end.expect("no panic");
                 });
                 assert!(checks.into_inner() > 0, "{what}");
@@ -468,11 +468,12 @@ fn a_destructor_after_the_end_of_a_goroutine_leaves_no_fp_control_state_to_the_n
     }
     /// Yields only after 10 ms, in which another thread steals the goroutine if it has a processor.
     fn wait_while(condition: impl Fn() -> bool) {
-        let start = Instant::now();
+        let patience = Patience::new();
         while condition() {
-            if start.elapsed() > Duration::from_millis(10) {
+            if patience.elapsed() > Duration::from_millis(10) {
                 gosched();
             }
+            patience.check("the other goroutine", stats);
         }
     }
     fn spin(iterations: i32) {
@@ -487,9 +488,14 @@ fn a_destructor_after_the_end_of_a_goroutine_leaves_no_fp_control_state_to_the_n
     on_thread_with(UNUSUAL, || {
         run(2, || {
             assert!(!keep_fp_control(true));
-            let start = Instant::now();
+            let patience = Patience::new();
+            let seen_enough = || match RESUMED.load(Ordering::Relaxed) {
+                // On a busy machine the two threads rarely run at the same time.
+                resumed if patience.elapsed() > Duration::from_secs(10) => resumed > 0,
+                resumed => resumed > 20,
+            };
             let (mut tries, mut lead) = (0, 0);
-            while continues(start, RESUMED.load(Ordering::Relaxed) > 20) {
+            while continues(patience, seen_enough()) {
                 tries += 1;
                 // 0: not started; -1: may end; otherwise the number of the thread where it waits.
                 let state = Arc::new(AtomicI32::new(0));
@@ -571,13 +577,13 @@ fn a_panic_preserves_the_fp_control_state() {
         run(1, || {
             let stop = AtomicBool::new(false);
             scope(|s| {
+                let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
                 s.go(|| check_own_state(&stop));
                 let ends = [
                     s.go(body).join().is_ok(),
                     // SAFETY: the goroutine uses nothing that belongs to its thread.
                     unsafe { Builder::new().go_migratable(body).expect("memory") }.join().is_ok(),
                 ];
-                stop.store(true, Ordering::Relaxed);
                 assert_eq!(ends, [true, true]);
             });
         });
@@ -642,7 +648,7 @@ fn a_migratable_goroutine_carries_its_fp_control_state() {
     on_thread_with(UNUSUAL, || {
         let moved = run(2, || {
             static MOVED: AtomicU64 = AtomicU64::new(0);
-            let start = Instant::now();
+            let patience = Patience::new();
             let bodies = (0..8).map(|n| {
                 let body = move || {
                     let keeps = n < 5;
@@ -651,7 +657,7 @@ fn a_migratable_goroutine_carries_its_fp_control_state() {
                         set_fp_control(rounding(n));
                     }
                     let mut random = Random(seed() ^ n as u64);
-                    while continues(start, MOVED.load(Ordering::Relaxed) > 20) {
+                    while continues(patience, MOVED.load(Ordering::Relaxed) > 20) {
                         let before = thread_number();
                         match random.next_u64() % 3 {
                             0 => gosched(),
@@ -692,6 +698,7 @@ fn goroutines_with_all_rounding_modes_run_concurrently() {
         on_thread_with(UNUSUAL, || {
             let spinner = Spinner::new(Level::Sse, Preemptible::Anywhere);
             let polls = Spinner::new(Level::Sse, Preemptible::AtPolls);
+            let patience = Patience::new();
             run(processors, || {
                 let numbers = Chan::new(2);
                 scope(|s| {
@@ -705,7 +712,9 @@ fn goroutines_with_all_rounding_modes_run_concurrently() {
                                 }
                                 let mut random = Random(seed() ^ (n as u64) << 32);
                                 let mut own = 0;
-                                for step in 0..steps {
+                                let is_enough = || preemptions() > 5 || patience.is_over();
+                                let steps = (0..).take_while(|n| *n < steps || !is_enough());
+                                for step in steps {
                                     if keeps && random.next_u64().is_multiple_of(3) {
                                         own = random.next_u64() as usize % 4;
                                     }
@@ -746,7 +755,6 @@ fn goroutines_with_all_rounding_modes_run_concurrently() {
                     drain.join().expect("no panic");
                     ends.into_iter().for_each(|end| end.expect("no panic"));
                 });
-                // Fewer time slices end if other processes use the CPUs too.
                 assert!(preemptions() > 5, "on {processors}: {:?}", stats());
             });
         });

@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support::code::caller;
-use support::runs::{AtEnd, on as run};
+use support::patience::{self, Patience, block_until};
+use support::runs::{AtEnd, occupy_until, on as run, wait_for};
 use support::settings::stress_or;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
@@ -21,7 +22,7 @@ use footbridge::runtime::{
 };
 
 const SYSTEM_V: Convention = Convention::SystemV;
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = patience::LIMIT;
 
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
@@ -270,10 +271,7 @@ fn a_goroutine_does_not_run_while_it_is_inspected() {
             });
             let other = the_other();
             // The other thread steals it, since this one does not yield.
-            let start = Instant::now();
-            while !started.load(Ordering::Relaxed) {
-                assert!(start.elapsed() < LONG);
-            }
+            occupy_until("it starts", || started.load(Ordering::Relaxed));
             wait_for_receiver(other);
             let mut visited_frames = 0;
             let visited = other.scan_stack(LONG, |_| {
@@ -309,10 +307,7 @@ fn a_goroutine_alone_on_its_thread_is_suspended_between_two_ticks() {
                 }
             });
             // The other thread steals it, since this one does not yield.
-            let start = Instant::now();
-            while ticks.load(Ordering::Relaxed) == 0 {
-                assert!(start.elapsed() < LONG);
-            }
+            occupy_until("it starts", || ticks.load(Ordering::Relaxed) > 0);
             let other = the_other();
             let expected = Ok((vec![], WalkEnd::Complete));
             (0..50).for_each(|_| assert_eq!(scan(other), expected));
@@ -375,10 +370,7 @@ fn the_inspection_of_a_goroutine_that_does_not_yield_times_out() {
                     }
                 }
             });
-            let start = Instant::now();
-            while runs.load(Ordering::Relaxed) == 0 {
-                assert!(start.elapsed() < LONG);
-            }
+            occupy_until("it starts", || runs.load(Ordering::Relaxed) > 0);
             let other = the_other();
             let wait = Duration::from_millis(20);
             match other.scan_stack(wait, |_| panic!("it is running")) {
@@ -398,7 +390,7 @@ fn the_inspection_of_a_goroutine_that_does_not_yield_times_out() {
                 trace.contains("the_inspection_of_a_goroutine_that_does_not_yield_times_out"),
                 "{trace}"
             );
-            while runs.load(Ordering::Relaxed) == before {}
+            occupy_until("it resumes", || runs.load(Ordering::Relaxed) > before);
         });
     });
 }
@@ -407,10 +399,11 @@ fn the_inspection_of_a_goroutine_that_does_not_yield_times_out() {
 #[test]
 fn goroutines_can_inspect_each_other() {
     let entry = nested_loop(false);
-    let end = Instant::now() + stress_or(1.0);
+    let (patience, end) = (Patience::new(), Instant::now() + stress_or(1.0));
     let scans = AtomicUsize::new(0);
+    let is_enough = || scans.load(Ordering::Relaxed) > 100 || patience.is_over();
     let inspect = |targets: &dyn Fn() -> Vec<Goroutine>| {
-        while Instant::now() < end {
+        while Instant::now() < end || !is_enough() {
             for goroutine in targets() {
                 match scan(goroutine) {
                     Ok((_, WalkEnd::Complete)) => {
@@ -492,10 +485,7 @@ fn the_wait_for_another_inspection_times_out() {
             let _stop = AtEnd(|| words.stop());
             s.go(|| enter(&entry, &words));
             // It must run on the other thread, since its visitor waits for this one.
-            let start = Instant::now();
-            while words.count.load(Ordering::Relaxed) == 0 {
-                assert!(start.elapsed() < LONG);
-            }
+            occupy_until("it starts", || words.count.load(Ordering::Relaxed) > 0);
             let other = the_other();
             std::thread::scope(|threads| {
                 let _done = AtEnd(|| done.store(true, Ordering::Relaxed));
@@ -562,21 +552,19 @@ fn goroutines_in_all_states_can_be_inspected() {
         threads.spawn(|| {
             run(1, || {
                 ready.store(1, Ordering::Release);
-                while done.load(Ordering::Acquire) == 0 {
-                    gosched();
-                }
+                wait_for("the test ends", || done.load(Ordering::Acquire) != 0);
             })
         });
-        while ready.load(Ordering::Acquire) == 0 {
-            std::thread::yield_now();
-        }
-        let wait = Duration::from_secs(1);
+        let _done = AtEnd(|| done.store(1, Ordering::Release));
+        block_until("the run starts", || ready.load(Ordering::Acquire) != 0);
         assert!(traceback_all_within(LONG).iter().any(|trace| !trace.frames.is_empty()));
-        assert!(
+        // Goroutines of other tests may not yield.
+        let wait = Duration::from_millis(50);
+        block_until("one of them is inspected", || {
             goroutines()
                 .iter()
                 .any(|goroutine| goroutine.scan_stack(wait, |_| ControlFlow::Continue(())).is_ok())
-        );
+        });
         // An abandoned goroutine of an earlier run is not listed.
         let left = run(1, || {
             let left = go(|| Chan::<()>::new(0).recv());
@@ -587,7 +575,6 @@ fn goroutines_in_all_states_can_be_inspected() {
         });
         assert!(!goroutines().contains(&left), "{left:?}");
         assert_eq!((scan(left), left.status()), (Err(ScanError::Ended), None));
-        done.store(1, Ordering::Release);
     });
 }
 

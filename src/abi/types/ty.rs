@@ -487,6 +487,17 @@ impl Type {
 
     /// Whether C and Go place every part of the type at the same offset, and agree on its size. See
     /// [`Type::layout`] for a type of which they do not.
+    ///
+    /// ```
+    /// use footbridge::abi::Type;
+    ///
+    /// let alike: Type = "struct { i8, f64 }".parse()?;
+    /// assert!(alike.is_laid_out_alike());
+    /// // Go pads after a last field of no size.
+    /// let different: Type = "struct { i64, struct {} }".parse()?;
+    /// assert!(!different.is_laid_out_alike());
+    /// # Ok::<(), footbridge::abi::ParseError>(())
+    /// ```
     pub fn is_laid_out_alike(&self) -> bool {
         let same = self.layout(Language::C) == self.layout(Language::Go);
         same && match self {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::kind::{Flags, StubKind};
 use super::region::{CODE_LIMIT_BYTES, Publication, Region, StubId};
+use crate::instrument;
 use crate::jit::annotations::Annotations;
 use crate::jit::error::JitError;
 use crate::jit::frame::{FrameClass, FrameReport, GRANULE_BYTES};
@@ -22,7 +23,27 @@ pub struct ForeignRegion {
 }
 
 impl ForeignRegion {
-    /// Registers the range, and one unwind rule for all of it. [`Self::publish`] has an example.
+    /// Registers the range, and one unwind rule for all of it. [`Self::publish`] makes the code in
+    /// it known.
+    ///
+    /// ```
+    /// use footbridge::jit::{ForeignRegion, FrameClass, JitError, lookup};
+    ///
+    /// #[repr(align(64))]
+    /// struct Code([u8; 128]);
+    ///
+    /// static CODE: Code = Code([0xcc; 128]);
+    ///
+    /// let start = CODE.0.as_ptr() as usize;
+    /// // SAFETY: a static stays, and there is no code in it.
+    /// let region = unsafe { ForeignRegion::new(start..start + 128, FrameClass::Standard)? };
+    /// assert!(lookup(start).is_none(), "nothing is published");
+    /// // SAFETY: the same.
+    /// let refused = unsafe { ForeignRegion::new(start..start + 64, FrameClass::Standard) };
+    /// assert!(matches!(refused, Err(JitError::ForeignRange { .. })), "it is registered");
+    /// # drop(region);
+    /// # Ok::<(), JitError>(())
+    /// ```
     ///
     /// # Errors
     /// The range is empty, not aligned to 64 bytes, overlaps a region that is known, the class is
@@ -119,6 +140,8 @@ impl ForeignRegion {
         if published.iter().any(|p| p.start < taken.end && taken.start < p.end) {
             return Err(refuse("it shares a granule of 64 bytes with code published before"));
         }
+        // The program may have executed other code at these addresses.
+        instrument::new_code(range.start, range.len());
         let publication = Publication {
             start: range.start,
             len: range.len(),

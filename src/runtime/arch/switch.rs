@@ -31,6 +31,8 @@
 //!
 //! The machine's `switch.rs` has a picture of the stacks in each state.
 
+#[cfg(footbridge_asan)]
+use crate::instrument::asan;
 use crate::runtime::arch::gobuf::Gobuf;
 use crate::runtime::arch::machine::switch as machine;
 
@@ -41,8 +43,13 @@ use crate::runtime::arch::machine::switch as machine;
 /// 2. `to` holds a saved context that nothing else resumes.
 #[inline(always)]
 pub(crate) unsafe fn goswitch(from: *const Gobuf, to: *const Gobuf) {
+    #[cfg(footbridge_asan)]
+    // SAFETY: 2. says that `to` is valid.
+    asan::leave(stack_pointer(), unsafe { (*to).sp() });
     // SAFETY: the caller's promises (1, 2).
     unsafe { machine::goswitch(from, to) };
+    #[cfg(footbridge_asan)]
+    asan::arrive(stack_pointer());
 }
 
 /// Resumes `to` and forgets the running context.
@@ -52,6 +59,9 @@ pub(crate) unsafe fn goswitch(from: *const Gobuf, to: *const Gobuf) {
 /// 2. Nothing on the running stack is needed any more.
 #[inline(always)]
 pub(crate) unsafe fn gogo(to: *const Gobuf) -> ! {
+    #[cfg(footbridge_asan)]
+    // SAFETY: 1. says that `to` is valid.
+    asan::leave(stack_pointer(), unsafe { (*to).sp() });
     // SAFETY: the caller's promises (1, 2).
     unsafe { machine::gogo(to) }
 }
@@ -69,8 +79,35 @@ pub(crate) unsafe fn mcall<T>(
     f: unsafe extern "C" fn(*const T) -> !,
     argument: *const T,
 ) {
+    #[cfg(footbridge_asan)]
+    let call = {
+        asan::leave(stack_pointer(), system_sp);
+        Call { f, argument }
+    };
+    #[cfg(footbridge_asan)]
+    let (f, argument): (unsafe extern "C" fn(*const Call<T>) -> !, _) = (arrive, &raw const call);
     // SAFETY: the caller's promises (1, 2).
     unsafe { machine::mcall(from, system_sp, f, argument) };
+    #[cfg(footbridge_asan)]
+    asan::arrive(stack_pointer());
+}
+
+/// A call that AddressSanitizer hears of first, on the new stack.
+#[cfg(footbridge_asan)]
+struct Call<T> {
+    f: unsafe extern "C" fn(*const T) -> !,
+    argument: *const T,
+}
+
+/// # Safety
+/// 1. Called by `mcall`, with the call in its frame.
+#[cfg(footbridge_asan)]
+unsafe extern "C" fn arrive<T>(call: *const Call<T>) -> ! {
+    // SAFETY: 1.: the frame is there until the goroutine is resumed, which `f` lets happen.
+    let Call { f, argument } = unsafe { call.read() };
+    asan::arrive(stack_pointer());
+    // SAFETY: what the caller of `mcall` promises.
+    unsafe { f(argument) }
 }
 
 /// The stack pointer in the frame of the caller.

@@ -153,7 +153,25 @@ pub struct SpawnFn {
 }
 
 impl SpawnFn {
-    /// Address of the stub: what JIT code calls. [`Jit::spawn_fn`] has an example.
+    /// Address of the stub: what JIT code calls.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::dynasm::dynasm;
+    /// use footbridge::jit::{FrameClass, Jit, StubKind, lookup};
+    ///
+    /// let jit = Jit::new()?;
+    /// // SAFETY: a leaf.
+    /// let body = unsafe {
+    ///     jit.install("f", FrameClass::Leaf, |ops| dynasm!(ops; .arch x64; ret))?
+    /// };
+    /// let signature = "fn()".parse().expect("a signature");
+    /// // SAFETY: its convention and types.
+    /// let start = unsafe { jit.spawn_fn(Convention::SystemV, &signature, &body)? };
+    /// let stub = lookup(start.address()).expect("it is published");
+    /// assert_eq!((stub.name(), stub.kind()), ("f", StubKind::Spawn));
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     pub fn address(&self) -> usize {
         self.stub.start()
     }

@@ -232,7 +232,33 @@ pub fn poll_layout() -> Result<PollLayout, JitError> {
 }
 
 impl Jit {
-    /// What emits polls into code of this convention: see [`Polls`] for an example.
+    /// What emits polls into code of this convention.
+    ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit, JitError};
+    ///
+    /// let jit = Jit::new()?;
+    /// let mut polls = jit.polls(Convention::SystemV)?;
+    /// // SAFETY: a leaf, whose polls are no calls of its own.
+    /// let code = unsafe {
+    ///     jit.install("a thousand polls", FrameClass::Leaf, |ops| {
+    ///         dynasm!(ops; .arch x64; mov ecx, 1000; again:);
+    ///         polls.poll(ops);
+    ///         dynasm!(ops; .arch x64; dec ecx; jnz <again; ret);
+    ///         polls.finish(ops);
+    ///     })?
+    /// };
+    /// // SAFETY: its convention and types.
+    /// let code = unsafe { code.enter::<fn()>(Convention::SystemV)? };
+    /// // SAFETY: on a goroutine.
+    /// footbridge::runtime::run(|| unsafe { code.call() });
+    ///
+    /// let other = jit.polls(Convention::Aapcs64);
+    /// assert!(matches!(other, Err(JitError::Signature { .. })), "of another machine");
+    /// # Ok::<(), JitError>(())
+    /// ```
     ///
     /// # Errors
     /// The convention is one of another machine ([`JitError::Signature`]), or code of this machine

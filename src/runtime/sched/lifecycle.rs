@@ -185,6 +185,8 @@ fn next_id(m: &M) -> u64 {
 /// Where every goroutine starts. The entry stub calls it with the address of the G (a Gobuf is its
 /// first field).
 pub(crate) extern "C-unwind" fn goroutine_main(g: *const G) -> ! {
+    #[cfg(footbridge_asan)]
+    crate::instrument::asan::arrive(crate::runtime::arch::switch::stack_pointer());
     // SAFETY: `g` runs here, so that this thread is an M; `start` has set its task and data. The
     // system stack is free below its saved rsp.
     unsafe {

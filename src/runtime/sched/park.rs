@@ -134,7 +134,33 @@ unsafe extern "C" fn gosched0(g: *const G) -> ! {
 /// Parks the running goroutine until [`goready`](crate::runtime::goready). `unlock` is called when
 /// the goroutine can be readied: it makes visible what lets others call `goready`.
 ///
-/// On a foreign thread the thread sleeps. For an example see [`goready`](crate::runtime::goready).
+/// On a foreign thread the thread sleeps.
+///
+/// ```
+/// use std::sync::Mutex;
+/// use footbridge::runtime::{self, Parker, WaitReason, current, go, goready, gopark, gosched};
+///
+/// static WAITING: Mutex<Option<Parker>> = Mutex::new(None);
+///
+/// runtime::run(|| {
+///     let waiter = go(|| {
+///         let mut waiting = WAITING.lock().expect("not poisoned");
+///         *waiting = Some(current());
+///         // SAFETY: what takes the parker readies it, once. `unlock` only releases the lock.
+///         unsafe { gopark(WaitReason::Other, || drop(waiting)) };
+///         "resumed"
+///     });
+///     let parker = loop {
+///         gosched();
+///         if let Some(parker) = WAITING.lock().expect("not poisoned").take() {
+///             break parker;
+///         }
+///     };
+///     // SAFETY: it is in `gopark`, whose `unlock` has released the lock.
+///     unsafe { goready(parker) };
+///     assert_eq!(waiter.join().expect("no panic"), "resumed");
+/// });
+/// ```
 ///
 /// # Safety
 /// 1. Exactly one call of `goready` with what [`current`] returned follows for each `gopark`, at or

@@ -49,10 +49,14 @@ pub fn systemstack<R>(f: impl FnOnce() -> R) -> R {
     struct Call<F, R> {
         f: Option<F>,
         result: Option<R>,
+        #[cfg(footbridge_asan)]
+        sp: usize,
     }
     extern "C-unwind" fn run<F: FnOnce() -> R, R>(call: *mut Call<F, R>) {
         // SAFETY: the stub passes the address of the local below, which outlives the call.
         let call = unsafe { &mut *call };
+        #[cfg(footbridge_asan)]
+        let _leaves = asan_guards::There::arrive(call.sp);
         let f = call.f.take().expect("called once");
         call.result = Some(f());
     }
@@ -62,17 +66,63 @@ pub fn systemstack<R>(f: impl FnOnce() -> R) -> R {
     if g.is_null() || unsafe { (*m).on_system_stack.get() } {
         return f();
     }
-    let mut call = Call { f: Some(f), result: None };
+    let mut call = Call {
+        f: Some(f),
+        result: None,
+        #[cfg(footbridge_asan)]
+        sp: arch::switch::stack_pointer(),
+    };
     // SAFETY: the stub calls `run` with the address of `call` on the system stack. That stack is
     // free below its saved rsp while a goroutine runs, and is marked as used here. The stub has the
     // type of a function that takes these three arguments.
     unsafe {
         (*m).on_system_stack.set(true);
         let _busy = Busy(m);
+        #[cfg(footbridge_asan)]
+        let _back = asan_guards::Back::leave((*m).system_sp.get());
         type Stub<F, R> =
             extern "C-unwind" fn(*mut Call<F, R>, extern "C-unwind" fn(*mut Call<F, R>), usize);
         let stub: Stub<_, R> = crate::jit::as_fn(arch::stubs::systemstack());
         stub(&raw mut call, run, (*m).system_sp.get());
     }
     call.result.expect("the call returned, so it left its result")
+}
+
+/// The two halves of a switch for AddressSanitizer, also where a panic passes.
+#[cfg(footbridge_asan)]
+mod asan_guards {
+    use crate::instrument::asan;
+    use crate::runtime::arch::switch::stack_pointer;
+
+    /// On the goroutine's stack, to which the call comes back.
+    pub(super) struct Back;
+
+    impl Back {
+        pub(super) fn leave(to: usize) -> Self {
+            asan::leave(stack_pointer(), to);
+            Self
+        }
+    }
+
+    impl Drop for Back {
+        fn drop(&mut self) {
+            asan::arrive(stack_pointer());
+        }
+    }
+
+    /// On the system stack. Holds an address in the stack to return to.
+    pub(super) struct There(usize);
+
+    impl There {
+        pub(super) fn arrive(from: usize) -> Self {
+            asan::arrive(stack_pointer());
+            Self(from)
+        }
+    }
+
+    impl Drop for There {
+        fn drop(&mut self) {
+            asan::leave(stack_pointer(), self.0);
+        }
+    }
 }

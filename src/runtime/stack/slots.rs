@@ -44,6 +44,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::instrument;
 use crate::jit::{PAGE_BYTES, Shortage, address_space_left};
 use crate::runtime::os::memory;
 use crate::runtime::stack::error::StackError;
@@ -156,7 +157,9 @@ pub(crate) fn allocate_slot(class: SizeClass) -> Result<Stack, StackError> {
         slot
     };
     ALLOCATED_SLOTS[class.index()].fetch_add(1, Ordering::Relaxed);
-    Ok(Stack { lo: slot + class.guard_bytes(), hi: slot + stride })
+    let stack = Stack { lo: slot + class.guard_bytes(), hi: slot + stride };
+    instrument::new_stack(stack.lo, stack.hi);
+    Ok(stack)
 }
 
 /// How many stacks of a class there are, used or not.

@@ -259,7 +259,8 @@ fn run_main<R>(
     unsafe fn drop_nothing(_: *mut u8) {}
     struct Type<F, R>(std::marker::PhantomData<(F, R)>);
     impl<F: FnOnce() -> R, R> Type<F, R> {
-        const TASK: TaskType = TaskType { run: run::<F, R>, drop_result: drop_nothing, is_boxed: false };
+        const TASK: TaskType =
+            TaskType { run: run::<F, R>, drop_result: drop_nothing, is_boxed: false };
     }
     let m = sched.ms[0];
     let mut result = None;
@@ -310,6 +311,11 @@ fn mstart(m: &'static M, stubs: &PreemptStubs) {
     let _panic_state = ThreadPanicState::take(m);
     // The frame of this function stays. The scheduler uses the stack below it and its red zone.
     m.system_sp.set((stack_pointer() - RED_ZONE_BYTES) & !15);
+    #[cfg(footbridge_asan)]
+    {
+        let (lo, hi) = m.system_stack.get();
+        crate::instrument::asan::register_thread(lo, hi, m.system_sp.get());
+    }
     // SAFETY: `g0` is the Gobuf of this stack. Below system_sp nothing is alive while the scheduler
     // runs, since this frame only waits.
     unsafe { mcall(&m.g0, m.system_sp.get(), schedule0, ptr::from_ref(m)) };

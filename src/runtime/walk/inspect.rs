@@ -170,7 +170,18 @@ pub fn this_goroutine() -> Option<Goroutine> {
 
 impl Goroutine {
     /// Its number, as in tracebacks. No other goroutine of the process ever has it.
-    /// [`this_goroutine`] has an example.
+    ///
+    /// ```
+    /// use footbridge::runtime::{self, go, this_goroutine};
+    ///
+    /// runtime::run(|| {
+    ///     let id = || this_goroutine().expect("on a goroutine").id();
+    ///     let other = go(id);
+    ///     let expected = other.id();
+    ///     assert_eq!(other.join().expect("no panic"), expected);
+    ///     assert_ne!(id(), expected);
+    /// });
+    /// ```
     pub fn id(self) -> u64 {
         self.id
     }

@@ -109,6 +109,36 @@ impl ScanFrame {
     /// map, or it is an adapter, which may have copies of arguments and results. A visitor that
     /// must not miss a pointer reads all words of the frame then, and its registers.
     ///
+    /// ```
+    /// use footbridge::abi::Convention;
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{FrameClass, Jit, StubKind};
+    /// use footbridge::runtime::{self, scan_own_stack};
+    /// use std::ops::ControlFlow;
+    ///
+    /// let jit = Jit::new()?;
+    /// let scan = jit.goroutine_fn(Convention::SystemV, || {
+    ///     scan_own_stack(|frame| {
+    ///         let is_known = frame.live_slots().is_some();
+    ///         // The code below has no stack map; the stubs around it need none.
+    ///         assert_eq!(is_known, frame.stub.kind() != StubKind::User);
+    ///         ControlFlow::Continue(())
+    ///     });
+    /// })?;
+    /// let scan = scan.address();
+    /// // SAFETY: a standard frame around a call.
+    /// let code = unsafe {
+    ///     jit.install("no map", FrameClass::Standard, |ops| {
+    ///         dynasm!(ops; .arch x64; push rbp; mov rbp, rsp; call extern scan; pop rbp; ret)
+    ///     })?
+    /// };
+    /// // SAFETY: its convention and types.
+    /// let code = unsafe { code.enter::<fn()>(Convention::SystemV)? };
+    /// // SAFETY: on a goroutine.
+    /// runtime::run(|| unsafe { code.call() });
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
+    ///
     /// [`LiveAt`]: crate::jit::LiveAt
     pub fn live_slots(&self) -> Option<impl Iterator<Item = *mut usize> + use<'_>> {
         let place = |slot: &LiveSlot| self.place_of(*slot).map(|at| at as *mut usize);
@@ -118,7 +148,45 @@ impl ScanFrame {
     /// Where a general register of an interrupted frame is saved: the code resumes with what is
     /// there. `None` for rsp and rbp, and for a frame that calls.
     ///
-    /// [`scan_own_stack`] has an example of a visitor.
+    /// ```
+    /// use footbridge::abi::{Convention, Gpr};
+    /// use footbridge::dynasm::{DynasmApi, DynasmLabelApi, dynasm};
+    /// use footbridge::jit::{Annotations, FrameClass, Jit};
+    /// use footbridge::runtime::{self, go, goroutines, gosched, stats};
+    /// use std::ops::ControlFlow;
+    /// use std::time::Duration;
+    ///
+    /// // Loops until rax, which begins with 7, is something else.
+    /// // SAFETY: a leaf.
+    /// let code = unsafe {
+    ///     Jit::new()?.install("loop", FrameClass::Leaf, |ops| {
+    ///         dynasm!(ops; .arch x64; mov eax, 7; again:; cmp eax, 7; je <again; ret);
+    ///         Annotations::preemptible()
+    ///     })?
+    /// };
+    /// // SAFETY: its convention and types.
+    /// let code = unsafe { code.enter::<fn() -> u32>(Convention::SystemV)? };
+    /// let config = runtime::Config::new().processors(1).time_slice(Duration::from_millis(1));
+    /// let result = config.run(|| {
+    ///     // SAFETY: on a goroutine.
+    ///     let looping = go(move || unsafe { code.call() });
+    ///     while stats().asynchronous == 0 {
+    ///         gosched();
+    ///     }
+    ///     let other = goroutines()[1];
+    ///     let end = other.scan_stack(Duration::from_secs(60), |frame| {
+    ///         // SAFETY: the word is valid during the visit.
+    ///         if let Some(rax) = frame.saved_register(Gpr::RAX) {
+    ///             unsafe { *rax = 8 };
+    ///         }
+    ///         ControlFlow::Continue(())
+    ///     });
+    ///     end.expect("it was suspended");
+    ///     looping.join().expect("no panic")
+    /// });
+    /// assert_eq!(result, Ok(8));
+    /// # Ok::<(), footbridge::jit::JitError>(())
+    /// ```
     pub fn saved_register(&self, register: Gpr) -> Option<*mut usize> {
         Some(self.saved?.place_of(register)? as *mut usize)
     }

@@ -8,7 +8,7 @@ use footbridge::runtime::{
     self, Builder, Chan, RecvError, SpawnFnError, StackError, go, gosched, scope, stack_usage,
 };
 use support::child;
-use support::runs::{alone, config};
+use support::runs::{alone, config, wait_for};
 
 use super::{CLASSES, DESCEND_FACTOR, GO, KIB, MIB, descend, in_use};
 
@@ -169,9 +169,7 @@ fn jit_code_starts_goroutines_with_small_stacks() {
             }
             assert_eq!((in_use(16 * KIB), in_use(64 * KIB)), (COUNT, 1));
             (1..=COUNT as u64).for_each(|n| channel.send(n).expect("open"));
-            while in_use(16 * KIB) != 0 {
-                gosched();
-            }
+            wait_for("all end", || in_use(16 * KIB) == 0);
         });
         assert_eq!(SUM.load(Ordering::Relaxed), (1..=COUNT as u64).sum());
     })

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use footbridge::runtime::{self, Builder, Chan, go, gosched, scope, stack_usage};
 use support::child;
+use support::patience::wait_by;
 use support::random::Random;
-use support::runs::{alone, config};
+use support::runs::{AtEnd, alone, config, wait_for};
 use support::settings::{number_or, seed_or};
 
 use super::{CLASSES, DESCEND_FACTOR, KIB, MIB, PAGE, descend, in_use, lowest, made};
@@ -28,6 +29,12 @@ fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("procfs");
     let pages: usize = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a number");
     pages * PAGE
+}
+
+/// Lets this thread idle until `condition` holds.
+#[track_caller]
+fn idle_until(what: &str, seen: impl Fn() -> usize, condition: impl Fn() -> bool) {
+    wait_by(|| runtime::sleep(Duration::from_millis(20)), what, seen, condition);
 }
 
 #[test]
@@ -111,9 +118,7 @@ fn no_two_goroutines_ever_share_a_stack() {
             for (number, handle) in kept {
                 assert_eq!(handle.join().expect("no panic"), number);
             }
-            while ENDED.load(Ordering::Relaxed) != count {
-                gosched();
-            }
+            wait_for("all end", || ENDED.load(Ordering::Relaxed) == count);
             drop(to_thread);
             thread.join().expect("no panic");
         });
@@ -138,9 +143,7 @@ fn the_stack_of_a_deep_goroutine_is_decommitted_when_it_ends() {
                     (top, bottom, resident(bottom, top + class))
                 };
                 let handle = Builder::new().stack_bytes(class).go(body).expect("memory");
-                while !handle.is_finished() {
-                    gosched();
-                }
+                wait_for("it ends", || handle.is_finished());
                 let (stack, bottom, deep) = handle.join().expect("no panic");
                 assert!(deep > 6, "{class}: only {deep} pages were used");
                 assert!(bottom < stack + class - 4 * PAGE, "{class}");
@@ -175,8 +178,11 @@ fn a_stack_that_was_deep_between_two_switches_is_decommitted_when_its_thread_idl
                 assert!(pages() > COUNT * 8, "{}", pages());
                 let usage = |index: usize| stack_usage()[index];
                 assert_eq!((usage(2).pooled, usage(2).decommitted), (COUNT, 0));
-                runtime::sleep(Duration::from_millis(200));
-                assert_eq!((usage(2).pooled, usage(2).decommitted), (0, COUNT));
+                idle_until(
+                    "all are decommitted",
+                    || usage(2).decommitted,
+                    || (usage(2).pooled, usage(2).decommitted) == (0, COUNT),
+                );
                 assert_eq!(pages(), 0);
                 // The same stacks are used again.
                 let handles: Vec<_> = (0..COUNT).map(|_| start()).collect();
@@ -211,15 +217,11 @@ fn results_survive_the_decommit_of_their_stack() {
             assert_eq!(DROPPED.load(Ordering::Relaxed), 1);
             // The handle was dropped before the goroutine ended: the goroutine drops the result.
             drop(start());
-            while in_use(MIB) != 0 {
-                gosched();
-            }
+            wait_for("it ends", || in_use(MIB) == 0);
             assert_eq!(DROPPED.load(Ordering::Relaxed), 2);
             // The handle is dropped after the goroutine ended: this drops the result.
             let handle = start();
-            while !handle.is_finished() {
-                gosched();
-            }
+            wait_for("it ends", || handle.is_finished());
             drop(handle);
             assert_eq!((DROPPED.load(Ordering::Relaxed), in_use(MIB)), (3, 0));
         });
@@ -244,11 +246,10 @@ fn an_idle_process_decommits_the_stacks_of_a_burst() {
                             let _ = gate.recv();
                         });
                     }
-                    while waiting.load(Ordering::Relaxed) < count {
-                        gosched();
-                    }
+                    let close = AtEnd(|| assert!(gate.close()));
+                    wait_for("all wait", || waiting.load(Ordering::Relaxed) == count);
                     let peak = resident_bytes();
-                    gate.close();
+                    drop(close);
                     peak
                 })
             };
@@ -257,10 +258,9 @@ fn an_idle_process_decommits_the_stacks_of_a_burst() {
                 let grown = burst() - before;
                 assert!(grown > count * PAGE, "{grown} bytes for {count} stacks");
                 let stacks = made(64 * KIB);
-                runtime::sleep(Duration::from_millis(500));
-                let left = resident_bytes().saturating_sub(before);
-                println!("{} MiB, and {} MiB are left", grown >> 20, left >> 20);
-                assert!(left < grown / 8, "{left} of {grown} bytes are left");
+                let left = || resident_bytes().saturating_sub(before);
+                idle_until("the stacks are decommitted", left, || left() < grown / 8);
+                println!("{} MiB, and {} MiB are left", grown >> 20, left() >> 20);
                 // A second burst reuses the same stacks.
                 burst();
                 assert_eq!(made(64 * KIB), stacks);
@@ -305,19 +305,18 @@ fn a_busy_process_decommits_unused_stacks() {
             // never idle.
             let stop = AtomicU64::new(0);
             scope(|s| {
+                let _stop = AtEnd(|| stop.store(1, Ordering::Relaxed));
                 s.go(|| {
                     while stop.load(Ordering::Relaxed) == 0 {
                         gosched();
                     }
                 });
-                let begin = std::time::Instant::now();
-                while usage().pooled > 2 * 512 && begin.elapsed() < Duration::from_secs(15) {
-                    go(|| ()).join().expect("no panic");
-                }
-                stop.store(1, Ordering::Relaxed);
+                let start_one = || go(|| ()).join().expect("no panic");
+                let is_done = || usage().pooled <= 2 * 512;
+                wait_by(start_one, "unused stacks are decommitted", usage, is_done);
             });
             let left = usage();
-            assert!(left.pooled <= 2 * 512 && left.decommitted > COUNT - 2 * 512 - 3, "{left:?}");
+            assert!(left.decommitted > COUNT - 2 * 512 - 3, "{left:?}");
         });
         run.expect("the run starts");
     })

@@ -2,7 +2,8 @@
 //! each with one run or two concurrent runs. After each round the accounts must balance: no
 //! goroutine, value, handle or stack is lost or exists twice, and no thread or mapping is leaked.
 //!
-//! FOOTBRIDGE_SOAK_SECONDS is the duration (default 3), FOOTBRIDGE_SEED the seed. The seed
+//! FOOTBRIDGE_SOAK_SECONDS is the least duration (default 3); on a busy machine the soak continues
+//! until it has exercised everything. FOOTBRIDGE_SEED is the seed. The seed
 //! determines the steps of each goroutine, not the order in which they run.
 //!
 //! `steps.rs` has the steps of goroutines, `world.rs` the accounts. The soak runs in a process of
@@ -19,6 +20,7 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use support::patience::{self, Patience, block_until};
 use support::settings::{number_or, seed_or};
 use support::watchdog;
 
@@ -31,7 +33,7 @@ use support::spinner::{Level, Random};
 use world::{Balance, CLASSES, Running, STEPS, World, check, lock};
 
 /// The process is aborted after this time without progress. A busy machine is not that slow.
-const HANG_LIMIT: Duration = Duration::from_secs(15);
+const HANG_LIMIT: Duration = Duration::from_secs(60);
 /// Mappings that stacks and the heap may have added in the second half: each of the five classes of
 /// stacks maps ever larger segments.
 const SEGMENTS: usize = 16;
@@ -277,6 +279,18 @@ impl Total {
     }
 }
 
+impl Total {
+    /// Whether the soak has exercised everything.
+    fn is_enough(&self) -> bool {
+        let Self { rounds, balance, asynchronous, cooperative, .. } = self;
+        let counts =
+            [*asynchronous, *cooperative, balance.panicked as u64, balance.abandoned as u64];
+        let steps = STEPS.iter().all(|count| count.load(Ordering::Relaxed) > 0);
+        let scans = SCANS.load(Ordering::Relaxed);
+        *rounds >= 12 && steps && scans > 0 && counts.iter().all(|count| *count > 0)
+    }
+}
+
 /// Checks the number of stacks in use, by class, after the runs: those of abandoned goroutines.
 fn check_stacks(expected: &[usize; 5]) {
     let usage = stack_usage();
@@ -342,7 +356,8 @@ fn soak(time: Duration) {
     let mut total = Total::default();
     let (begin, mut middle) = (Instant::now(), None);
     let threads = watchdog::thread_count();
-    while begin.elapsed() < time || total.rounds < 12 {
+    let patience = Patience::new();
+    while begin.elapsed() < time || !(total.is_enough() || patience.is_over()) {
         total.round(&mut random);
         if middle.is_none() && begin.elapsed() >= time / 2 {
             middle = Some(Resources::now());
@@ -363,11 +378,7 @@ fn soak(time: Duration) {
     let Balance { started, finished, panicked, abandoned, .. } = balance;
     assert_eq!(started, finished + panicked + abandoned);
     // A joined thread may exist for a moment longer.
-    let patience = Instant::now();
-    while watchdog::thread_count() != threads && patience.elapsed() < Duration::from_secs(5) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    assert_eq!(watchdog::thread_count(), threads, "threads are leaked");
+    block_until("no thread is leaked", || watchdog::thread_count() == threads);
     assert!(
         after.mappings <= before.mappings + after.more_mappings(&before),
         "mappings are leaked: {} -> {}",
@@ -385,7 +396,8 @@ fn soak(time: Duration) {
 fn a_soak_loses_no_goroutine_value_handle_or_stack() {
     let seconds = number_or("FOOTBRIDGE_SOAK_SECONDS", 3);
     let test = "a_soak_loses_no_goroutine_value_handle_or_stack";
-    let outcome = Child::of(test).limit_seconds(seconds as u32 + 60).run(|| {
+    let limit = seconds as u32 + patience::LIMIT.as_secs() as u32 + 60;
+    let outcome = Child::of(test).limit_seconds(limit).run(|| {
         soak(Duration::from_secs(seconds));
     });
     print!("{}{}", outcome.stdout, outcome.stderr);
@@ -396,7 +408,7 @@ fn a_soak_loses_no_goroutine_value_handle_or_stack() {
 /// at once plus those that processors cache.
 #[test]
 fn a_steady_load_allocates_no_more_stacks_than_it_needs() {
-    let child = Child::of("a_steady_load_allocates_no_more_stacks_than_it_needs").limit_seconds(60);
+    let child = Child::of("a_steady_load_allocates_no_more_stacks_than_it_needs");
     let outcome = child.run(steady_load);
     print!("{}{}", outcome.stdout, outcome.stderr);
     outcome.assert_success();

@@ -11,8 +11,11 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 const VARIABLE: &str = "FOOTBRIDGE_TEST_CHILD";
-/// A child that takes longer is killed by SIGALRM.
-const LIMIT_SECONDS: u32 = 20;
+/// A child that takes longer is killed by SIGALRM. More than a wait in it takes ([`patience`]), so
+/// that the child can report what it has waited for; less than nextest's limit.
+///
+/// [`patience`]: crate::patience
+const LIMIT_SECONDS: u32 = 180;
 
 /// How a child ended.
 #[derive(Debug)]

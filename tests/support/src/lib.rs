@@ -6,6 +6,7 @@ pub mod code;
 pub mod gcc;
 #[cfg(target_arch = "x86_64")]
 pub mod native_unwind;
+pub mod patience;
 pub mod random;
 pub mod runs;
 pub mod settings;

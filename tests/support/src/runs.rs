@@ -1,9 +1,11 @@
 //! Runs for tests, by the number of processors and the time slice.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use footbridge::runtime::{Config, gosched, stats};
+
+use crate::patience;
 
 /// The default settings with `processors` processors.
 pub fn config(processors: usize) -> Config {
@@ -47,11 +49,15 @@ impl<F: Fn()> Drop for AtEnd<F> {
     }
 }
 
-/// Yields until `condition` holds. Panics after 20 seconds with the counters of the run.
+/// Yields until `condition` holds. Panics with the counters of the run if it takes too long.
+#[track_caller]
 pub fn wait_for(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what}: {:?}", stats());
-        gosched();
-    }
+    patience::wait_by(gosched, what, stats, condition);
+}
+
+/// Occupies this thread of a run until `condition` holds: this goroutine does not yield. Panics
+/// with the counters of the run if it takes too long.
+#[track_caller]
+pub fn occupy_until(what: &str, condition: impl Fn() -> bool) {
+    patience::wait_by(std::hint::spin_loop, what, stats, condition);
 }
