@@ -3,6 +3,7 @@
 //! Most tests here limit or crash their process, and therefore run in a child.
 
 mod code;
+mod crash;
 mod faults;
 mod stacks;
 

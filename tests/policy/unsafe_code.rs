@@ -34,6 +34,8 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/chan/channel.rs",
     "src/runtime/chan/select.rs",
     "src/runtime/chan/waiters.rs",
+    "src/runtime/fault/crash.rs",
+    "src/runtime/fault/mod.rs",
     "src/runtime/fault/overflow.rs",
     "src/runtime/gmp/current.rs",
     "src/runtime/gmp/g.rs",
@@ -45,6 +47,8 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/gmp/queues.rs",
     "src/runtime/gmp/stub_env.rs",
     "src/runtime/gmp/timers.rs",
+    "src/runtime/os/linux/context.rs",
+    "src/runtime/os/linux/fault.rs",
     "src/runtime/os/linux/futex.rs",
     "src/runtime/os/linux/memory.rs",
     "src/runtime/os/linux/modules.rs",
@@ -76,6 +80,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/runtime/walk/exact.rs",
     "src/runtime/walk/inspect.rs",
     "src/runtime/walk/scan.rs",
+    "src/runtime/walk/signal_safe.rs",
     "src/runtime/walk/traceback.rs",
 ];
 

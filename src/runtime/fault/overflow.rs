@@ -23,13 +23,12 @@
 
 use std::fmt::{self, Write};
 use std::ops::ControlFlow;
-use std::sync::atomic::Ordering;
 
+use super::{label, report_right};
 use crate::jit::{lookup, lookup_return};
 use crate::runtime::arch::Registers;
 use crate::runtime::gmp::current::getg;
 use crate::runtime::gmp::g::G;
-use crate::runtime::gmp::name::Label;
 use crate::runtime::os::stderr::RawStderr;
 use crate::runtime::sched::systemstack::systemstack;
 use crate::runtime::walk::{Bounds, Start, WalkEnd, exact_walk, write_native};
@@ -53,21 +52,24 @@ pub(super) fn check(fault: usize, at: Registers) {
     };
     let stack = g.stack.get();
     if (stack.guard()..stack.lo).contains(&fault) {
-        // A closed standard error leaves nothing to do.
-        let _ = report(g, fault, at);
+        if report_right::acquire() {
+            // A closed standard error leaves nothing to do.
+            let _ = report(g, fault, at);
+        }
+        report_right::finish();
         std::process::abort();
     }
 }
 
 fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
-    let mut out = RawStderr;
+    let mut out = RawStderr::new();
     let (stack, label) = (g.stack.get(), label(g));
     let class = stack.class();
     let size = Size(class.bytes());
     write!(out, "footbridge: fatal: {label} overflowed its {size} stack in ")?;
     match lookup(at.pc) {
         Some(stub) => writeln!(out, "{stub}")?,
-        None => write_native(&mut out, at.pc)?,
+        None => write_native(&mut out, at.pc, false)?,
     }
     let (Registers { pc, sp, .. }, lo, guard) = (at, stack.lo, stack.guard());
     writeln!(
@@ -90,7 +92,7 @@ fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
     let start = Start::Registers { at, anchor: g.anchor.get() };
     let end = exact_walk(start, &Bounds::of(g), &mut |frame| {
         frames += 1;
-        match frames > SHOWN_FRAMES || writeln!(RawStderr, "    {}", frame.stub).is_ok() {
+        match frames > SHOWN_FRAMES || writeln!(out, "    {}", frame.stub).is_ok() {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(()),
         }
@@ -132,12 +134,6 @@ pub(crate) extern "C-unwind" fn overflowed(
     let name = lookup_return(return_address).map_or("?", |stub| stub.name());
     // What a panic prints takes more stack than there is here.
     systemstack(|| panic!("{label} overflowed its {size} stack in JIT code {name}"))
-}
-
-/// How the goroutine that this thread runs is printed.
-fn label(g: &G) -> Label<'_> {
-    // SAFETY: the goroutine runs here, so it has not ended.
-    Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
 }
 
 /// The size of a stack, with its unit.

@@ -36,6 +36,8 @@ pub(crate) struct Sched {
     /// Whether the run has a sysmon.
     pub(crate) has_sysmon: AtomicBool,
     pub(crate) sysmon: Sysmon,
+    /// Whether faults on threads of the run are reported.
+    pub(crate) fault_reports: bool,
     /// Called when every goroutine is parked and nothing can ready one. A function pointer: the
     /// report walks stacks, which the scheduler knows nothing of.
     pub(crate) on_deadlock: fn() -> !,

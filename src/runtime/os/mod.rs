@@ -30,7 +30,7 @@
 mod linux;
 mod throw;
 
-pub(crate) use linux::{futex, memory, signals, stderr, threads};
+pub(crate) use linux::{fault, futex, memory, signals, stderr, threads};
 #[cfg(feature = "traceback")]
 pub(crate) use linux::{modules, symbols};
 pub(crate) use throw::throw;

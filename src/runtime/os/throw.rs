@@ -13,6 +13,6 @@ use crate::runtime::os::stderr::RawStderr;
 #[inline(never)]
 pub(crate) fn throw(message: fmt::Arguments<'_>) -> ! {
     // A closed standard error leaves nothing to do.
-    let _ = writeln!(RawStderr, "footbridge: fatal: {message}");
+    let _ = writeln!(RawStderr::new(), "footbridge: fatal: {message}");
     std::process::abort()
 }

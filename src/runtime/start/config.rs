@@ -42,6 +42,7 @@ pub struct Config {
     time_slice: Option<Duration>,
     async_preemption: bool,
     vector_state: VectorState,
+    fault_reports: bool,
 }
 
 /// Shorter time slices are refused: sysmon could not keep them.
@@ -56,6 +57,7 @@ impl Default for Config {
             time_slice: Some(Duration::from_millis(10)),
             async_preemption: PREEMPTS_JIT_CODE,
             vector_state: VectorState::Auto,
+            fault_reports: true,
         }
     }
 }
@@ -170,6 +172,37 @@ impl Config {
     pub fn vector_state(mut self, state: VectorState) -> Self {
         self.vector_state = state;
         self
+    }
+
+    /// Whether a fault (SIGSEGV, SIGBUS, SIGILL, SIGFPE, or SIGTRAP of a breakpoint) is reported to
+    /// standard error, if it happens in JIT code or on a thread of the run. The default is yes. The
+    /// environment variable `FOOTBRIDGE_FAULT_REPORTS=0` turns reports off for all runs.
+    ///
+    /// A report has the signal, the address, the instruction, the registers and a traceback of the
+    /// goroutine. After it the fault takes its course: the program's handler that was installed
+    /// before the run is called, or the process ends with the signal. So the exit status and core
+    /// dumps are as without reports. A fault on any other thread is not reported.
+    ///
+    /// A program that handles such faults of its own code, say to turn one into an exception,
+    /// installs its handler after the first run has started, or turns reports off: a report is
+    /// written before an earlier handler is called. (A program that handles SIGTRAP before the
+    /// first run gets no reports of breakpoints.) Faults on a thread that is of no run, in JIT code,
+    /// are reported as the last run that has started says.
+    ///
+    /// ```
+    /// use footbridge::runtime::Config;
+    ///
+    /// let quiet = Config::new().fault_reports(false);
+    /// assert_eq!(quiet.run(|| 6 * 7), Ok(42));
+    /// ```
+    pub fn fault_reports(mut self, on: bool) -> Self {
+        self.fault_reports = on;
+        self
+    }
+
+    /// Whether faults are reported.
+    pub(crate) fn reports_faults(&self) -> bool {
+        self.fault_reports && std::env::var_os("FOOTBRIDGE_FAULT_REPORTS").is_none_or(|v| v != "0")
     }
 
     /// Whether goroutines are also preempted by a signal. Without time slices none is.

@@ -118,12 +118,13 @@ fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
     let class = config.class()?;
     futex::probe_fences();
     emit_stubs().map_err(RunError::Code)?;
-    fault::install_handlers();
+    let fault_reports = config.reports_faults();
+    fault::install_handlers(fault_reports);
     let processors = config.processor_count()?;
     let slice = config.slice()?;
     let by_signal = config.is_preempted_by_signal()?;
     let stubs = PreemptStubs::new(config.wanted_vector_state(), by_signal)?;
-    let sched = new_sched(processors, class);
+    let sched = new_sched(processors, class, fault_reports);
     let (threads, failed) = start_threads(sched, &stubs, slice);
     sched.has_sysmon.store(threads.sysmon.is_some(), Ordering::Relaxed);
     let result = match failed {
@@ -156,7 +157,7 @@ fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
 }
 
 /// A new runtime instance, whose Ms refer to it.
-fn new_sched(processors: usize, class: SizeClass) -> &'static Sched {
+fn new_sched(processors: usize, class: SizeClass, fault_reports: bool) -> &'static Sched {
     let run_id = RUN_IDS.fetch_add(1, Ordering::Relaxed);
     let sched: &'static Sched = Box::leak(Box::new(Sched {
         run_id,
@@ -171,6 +172,7 @@ fn new_sched(processors: usize, class: SizeClass) -> &'static Sched {
         ms_running: CountLatch::new(processors as u32),
         has_sysmon: AtomicBool::new(false),
         sysmon: Sysmon::new(),
+        fault_reports,
         on_deadlock: report_deadlock,
     }));
     for (id, m) in sched.ms.iter().enumerate() {

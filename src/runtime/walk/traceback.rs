@@ -227,7 +227,7 @@ impl Tracer {
     fn walk(&mut self, at: Registers, anchor: (usize, usize), bounds: &Bounds) -> Vec<Frame> {
         systemstack(|| {
             let mut walked = Vec::new();
-            self.walker.walk(at, anchor, bounds, &mut |frame| walked.push(frame));
+            self.walker.walk(at, anchor, false, bounds, &mut |frame| walked.push(frame));
             walked
         })
     }
@@ -366,7 +366,7 @@ mod tests {
         let g = unsafe { &*getg() };
         let mut kinds = Vec::new();
         let visit = &mut |frame: Frame| kinds.push(frame.stub.map(|stub| stub.kind()));
-        FullWalker::new().walk(at, g.anchor.get(), &Bounds::of(g), visit);
+        FullWalker::new().walk(at, g.anchor.get(), false, &Bounds::of(g), visit);
         kinds.split_off(FullWalker::OWN_FRAMES)
     }
 

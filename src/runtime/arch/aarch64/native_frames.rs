@@ -6,18 +6,21 @@
 //! the walk steps by the frame record, if that leads to a stub.
 
 use framehop::aarch64::{CacheAarch64, UnwindRegsAarch64, UnwinderAarch64};
-use framehop::{FrameAddress, Module, Unwinder};
+use framehop::{FrameAddress, Module, MustNotAllocateDuringUnwind, Unwinder};
 
 use crate::jit::{FrameClass, lookup_return};
 use crate::runtime::arch::aarch64::frame_rules;
 use crate::runtime::arch::registers::Registers;
 
+/// Steps allocate nothing, so that reports of faults can make them in a signal handler.
+type Policy = MustNotAllocateDuringUnwind;
+
 /// The unwind tables of modules.
 #[derive(Clone)]
-pub(crate) struct NativeUnwinder(UnwinderAarch64<&'static [u8]>);
+pub(crate) struct NativeUnwinder(UnwinderAarch64<&'static [u8], Policy>);
 
 /// Rules that an unwinder has decoded before.
-pub(crate) struct NativeCache(Box<CacheAarch64>);
+pub(crate) struct NativeCache(Box<CacheAarch64<Policy>>);
 
 /// The registers that a walk carries from frame to frame.
 pub(crate) struct NativeRegisters(UnwindRegsAarch64);
@@ -34,7 +37,7 @@ impl NativeUnwinder {
 
 impl NativeCache {
     pub(crate) fn new() -> Self {
-        Self(Box::new(CacheAarch64::new()))
+        Self(Box::new(CacheAarch64::new_in()))
     }
 }
 

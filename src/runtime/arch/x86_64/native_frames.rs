@@ -2,18 +2,21 @@
 //! for x86-64.
 
 use framehop::x86_64::{CacheX86_64, Reg, UnwindRegsX86_64, UnwinderX86_64};
-use framehop::{FrameAddress, Module, Unwinder};
+use framehop::{FrameAddress, Module, MustNotAllocateDuringUnwind, Unwinder};
 
 use crate::jit::FrameClass;
 use crate::runtime::arch::registers::Registers;
 use crate::runtime::arch::x86_64::frame_rules::saved_registers;
 
+/// Steps allocate nothing, so that reports of faults can make them in a signal handler.
+type Policy = MustNotAllocateDuringUnwind;
+
 /// The unwind tables of modules.
 #[derive(Clone)]
-pub(crate) struct NativeUnwinder(UnwinderX86_64<&'static [u8]>);
+pub(crate) struct NativeUnwinder(UnwinderX86_64<&'static [u8], Policy>);
 
 /// Rules that an unwinder has decoded before.
-pub(crate) struct NativeCache(Box<CacheX86_64>);
+pub(crate) struct NativeCache(Box<CacheX86_64<Policy>>);
 
 /// The registers that a walk carries from frame to frame.
 pub(crate) struct NativeRegisters(UnwindRegsX86_64);
@@ -30,7 +33,7 @@ impl NativeUnwinder {
 
 impl NativeCache {
     pub(crate) fn new() -> Self {
-        Self(Box::new(CacheX86_64::new()))
+        Self(Box::new(CacheX86_64::new_in()))
     }
 }
 

@@ -3,6 +3,7 @@
 //! What each file must provide is listed in `os/mod.rs`.
 
 mod context;
+pub(crate) mod fault;
 pub(crate) mod futex;
 pub(crate) mod memory;
 #[cfg(feature = "traceback")]

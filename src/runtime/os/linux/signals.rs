@@ -43,6 +43,15 @@ pub(crate) const SEGMENT: libc::c_int = libc::SIGSEGV;
 /// A fault of an access to memory that a file does not back.
 pub(crate) const BUS: libc::c_int = libc::SIGBUS;
 
+/// An instruction that the CPU does not have, or that stands for a trap.
+pub(crate) const ILLEGAL: libc::c_int = libc::SIGILL;
+
+/// A fault of arithmetic: a division by zero or one that overflows.
+pub(crate) const ARITHMETIC: libc::c_int = libc::SIGFPE;
+
+/// A breakpoint instruction, a single step, or a watchpoint.
+pub(crate) const TRAP: libc::c_int = libc::SIGTRAP;
+
 /// The signal that preempts. Go's choice: it is ignored by default, libc does not use it, and
 /// programs that do must expect spurious ones.
 pub(crate) const PREEMPT: libc::c_int = libc::SIGURG;
@@ -52,7 +61,7 @@ pub(crate) const PREEMPT: libc::c_int = libc::SIGURG;
 const ALT_STACK_BYTES: usize = 128 << 10;
 
 /// The signals that the crate handles. The tables below are in this order.
-const SIGNALS: [libc::c_int; 3] = [SEGMENT, BUS, PREEMPT];
+const SIGNALS: [libc::c_int; 6] = [SEGMENT, BUS, PREEMPT, ILLEGAL, ARITHMETIC, TRAP];
 
 struct Previous(UnsafeCell<[MaybeUninit<libc::sigaction>; SIGNALS.len()]>);
 
@@ -74,9 +83,9 @@ static HANDLERS: [AtomicUsize; SIGNALS.len()] = [const { AtomicUsize::new(0) }; 
 
 /// A signal that arrived on this thread, as its handler sees it.
 pub(crate) struct Signal {
-    number: libc::c_int,
-    info: *mut libc::siginfo_t,
-    context: *mut libc::c_void,
+    pub(super) number: libc::c_int,
+    pub(super) info: *mut libc::siginfo_t,
+    pub(super) context: *mut libc::c_void,
 }
 
 /// Handles a signal. The head of this file says what it may do.

@@ -20,15 +20,21 @@ impl FullWalker {
         Self
     }
 
-    /// Visits the frames that can be told from `at` on. `anchor` is the goroutine's.
+    /// It depends on no module.
+    pub(in crate::runtime::walk) fn is_current(&self) -> bool {
+        true
+    }
+
+    /// Visits the frames that can be told from `at` on, whose pc may be a return address. `anchor` is
+    /// the goroutine's. It takes no lock and allocates nothing.
     pub(in crate::runtime::walk) fn walk(
         &mut self,
         mut at: Registers,
         mut anchor: (usize, usize),
+        mut is_return_address: bool,
         bounds: &Bounds,
         visit: &mut dyn FnMut(Frame),
     ) {
-        let mut is_return_address = false;
         for _ in 0..MAX_TRACED_FRAMES {
             let stub = if is_return_address { lookup_return(at.pc) } else { lookup(at.pc) };
             visit(Frame { pc: at.pc, is_return_address, stub });
