@@ -13,3 +13,4 @@ mod runs;
 mod scheduler;
 mod switch;
 mod tasks;
+mod watchdog;

@@ -25,12 +25,13 @@ use std::fmt::{self, Write};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-use super::{label, report_right};
+use super::overflow::label;
+use super::report_right;
 use crate::jit::lookup;
 use crate::runtime::arch::Registers;
 use crate::runtime::gmp::current::{getg, getm, sched_of};
 use crate::runtime::gmp::g::G;
-use crate::runtime::os::fault::{read_memory, stack_room};
+use crate::runtime::os::fault::{alternate_stack_room, read_memory};
 use crate::runtime::os::signals;
 use crate::runtime::os::signals::Signal;
 use crate::runtime::os::stderr::RawStderr;
@@ -106,9 +107,17 @@ pub(super) fn abandon(signal: &mut Signal) {
     let Some(outer) = (unsafe { outer.as_mut() }) else {
         std::process::abort(); // An overflow was being reported.
     };
-    super::end(outer);
+    end(outer);
     // SAFETY: 1. and 2. as for the reference above.
     unsafe { signal.resume_like(outer) };
+}
+
+/// Does what would have been done without the crate's handler.
+pub(super) fn end(signal: &mut Signal) {
+    if signal.is_breakpoint() {
+        signal.step_back();
+    }
+    signal.chain();
 }
 
 fn report(signal: &Signal) -> fmt::Result {
@@ -124,9 +133,8 @@ fn report(signal: &Signal) -> fmt::Result {
         None => write_native(&mut out, at.pc, true)?,
     }
     write_code(&mut out, at.pc)?;
-    // A thread of no run may have no more than a few KiB for its handlers, which are used up here.
-    if getm().is_null() && stack_room() < FULL_REPORT_BYTES {
-        return write_thread(&mut out, signal);
+    if room() < FULL_REPORT_BYTES {
+        return out.write_str("there is too little stack here for registers and a traceback\n");
     }
     write_registers(&mut out, signal)?;
     // SAFETY: null, or this thread's G, which is never freed.
@@ -134,6 +142,19 @@ fn report(signal: &Signal) -> fmt::Result {
         Some(g) => write_goroutine(&mut out, signal, g),
         None => write_thread(&mut out, signal),
     }
+}
+
+/// How many bytes of stack are left. An M has an alternate stack with enough of them, unless there
+/// was no memory for it. Other threads may have a few KiB.
+#[inline(never)]
+fn room() -> usize {
+    let local = 0_u8;
+    let here = (&raw const local).addr();
+    let on_alternate_stack = alternate_stack_room();
+    // SAFETY: null, or this thread's G, which is never freed.
+    let stack = unsafe { getg().as_ref() }.map(|g| g.stack.get());
+    let on_goroutine = stack.filter(|stack| (stack.lo..stack.hi).contains(&here));
+    on_alternate_stack.or(on_goroutine.map(|stack| here - stack.lo)).unwrap_or(usize::MAX)
 }
 
 fn write_registers(out: &mut RawStderr, signal: &Signal) -> fmt::Result {

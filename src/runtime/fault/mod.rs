@@ -1,4 +1,3 @@
-#![allow(unsafe_code, reason = "reads the name of the running goroutine")]
 //! Reports of what is wrong: overflows, other faults, deadlocks, and goroutines that keep their
 //! thread.
 //!
@@ -13,16 +12,16 @@
 //! | `crash.rs` | any other fault |
 //! | `report_right.rs` | one report at a time |
 //! | `deadlock.rs` | all goroutines are parked, and nothing can ready one |
+//! | `stall.rs` | a goroutine keeps its thread while others wait for that |
+//! | `running.rs` | the traceback of a goroutine that runs on another thread |
 
 mod crash;
 mod deadlock;
 mod overflow;
 mod report_right;
+mod running;
+mod stall;
 
-use std::sync::atomic::Ordering;
-
-use crate::runtime::gmp::g::G;
-use crate::runtime::gmp::name::Label;
 use crate::runtime::os::fault::has_default_action;
 use crate::runtime::os::signals;
 use crate::runtime::os::signals::Signal;
@@ -30,6 +29,7 @@ use crate::runtime::walk::prepare_signal_safe;
 
 pub(crate) use deadlock::report_deadlock;
 pub(crate) use overflow::{PANIC_STACK_BYTES, overflowed};
+pub(crate) use stall::report_stalls;
 
 /// Installs the handlers of faults, once for the process, and makes what reports need.
 /// `fault_reports`: faults other than overflows are reported.
@@ -59,19 +59,5 @@ fn on_fault(signal: &mut Signal) {
         }
         crash::check(signal);
     }
-    end(signal);
-}
-
-/// Does what would have been done without the crate's handler.
-fn end(signal: &mut Signal) {
-    if signal.is_breakpoint() {
-        signal.step_back();
-    }
-    signal.chain();
-}
-
-/// How a goroutine that this thread runs is printed.
-fn label(g: &G) -> Label<'_> {
-    // SAFETY: the goroutine runs here, so it has not ended.
-    Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
+    crash::end(signal);
 }

@@ -23,12 +23,14 @@
 
 use std::fmt::{self, Write};
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 
-use super::{label, report_right};
+use super::report_right;
 use crate::jit::{lookup, lookup_return};
 use crate::runtime::arch::Registers;
 use crate::runtime::gmp::current::getg;
 use crate::runtime::gmp::g::G;
+use crate::runtime::gmp::name::Label;
 use crate::runtime::os::stderr::RawStderr;
 use crate::runtime::sched::systemstack::systemstack;
 use crate::runtime::walk::{Bounds, Start, WalkEnd, exact_walk, write_native};
@@ -134,6 +136,12 @@ pub(crate) extern "C-unwind" fn overflowed(
     let name = lookup_return(return_address).map_or("?", |stub| stub.name());
     // What a panic prints takes more stack than there is here.
     systemstack(|| panic!("{label} overflowed its {size} stack in JIT code {name}"))
+}
+
+/// How a goroutine that this thread runs is printed.
+pub(super) fn label(g: &G) -> Label<'_> {
+    // SAFETY: the goroutine runs here, so it has not ended.
+    Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
 }
 
 /// The size of a stack, with its unit.

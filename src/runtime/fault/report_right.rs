@@ -44,8 +44,7 @@ pub(super) fn acquire() -> bool {
     REPORTS.fetch_add(1, Ordering::SeqCst);
     let this_thread = this_thread();
     (0..NAPS).any(|_| {
-        let taken =
-            REPORTER.compare_exchange(0, this_thread, Ordering::SeqCst, Ordering::Relaxed);
+        let taken = REPORTER.compare_exchange(0, this_thread, Ordering::SeqCst, Ordering::Relaxed);
         taken.is_ok() || {
             futex::wait(&REPORTER, taken.err().unwrap_or(0), Some(NAP));
             false

@@ -14,9 +14,10 @@
 //! | --- | --- |
 //! | `futex` | `wait`, `wake`, `wake_all`: sleep on a word while it has a value (WaitOnAddress, ulock). `probe_fences`, `light_fence`, `heavy_fence`: a fence whose cost is on one side (FlushProcessWriteBuffers), or full fences on both |
 //! | `memory` | `reserve_stacks`: address space that is committed where it is touched. `decommit`. `install_guard_markers`, `forbid_access`: two ways to make a guard. The limits that errors name: `address_space_limit`, `address_space_used`, `is_overcommit_strict`, `max_mappings`, `mappings` |
-//! | `signals` | `install`, `Signal`, `Handler`: handlers in front of the program's own, for `SEGMENT`, `BUS` and `PREEMPT`. `AltStack`: room for a handler where a goroutine has none. `unblock`, `block_as_before`, `block_all`, `SignalMask`. `handlers_without_alternate_stack` for `environment()`. A system without signals provides the faults by its exception handlers, and refuses `PREEMPT` |
-//! | `threads` | `current_tid`, `send_preempt_signal`, `count`, `stack_bounds` |
-//! | `stderr` | `RawStderr`: standard error without a lock or a buffer |
+//! | `signals` | `install`, `Signal`, `Handler`: handlers in front of the program's own, for `SEGMENT`, `BUS`, `ILLEGAL`, `ARITHMETIC`, `TRAP` and `PREEMPT`. `AltStack`: room for a handler where a goroutine has none. `unblock`, `block_as_before`, `block_all`, `SignalMask`. `handlers_without_alternate_stack` for `environment()`. A system without signals provides the faults by its exception handlers, and refuses `PREEMPT` |
+//! | `threads` | `current_tid`, `send_preempt_signal`, `count`, `stack_bounds`. `blocked`: where a thread is blocked in the kernel, and whether by a lock |
+//! | `fault` | `Signal` in words for reports of faults: names, the address, all registers. `read_memory` of what may not be readable. `alternate_stack_room` of a handler. `has_default_action`, `handles_signals`: what the program does about signals |
+//! | `stderr` | `RawStderr`: standard error without a lock or an allocation, line by line |
 //! | `modules` | `loaded_modules`: the loaded modules and their unwind tables, for framehop. Feature `traceback` |
 //! | `symbols` | `with_symbol`: the name of a native function, callable in a signal handler. Feature `traceback` |
 //!
@@ -33,4 +34,4 @@ mod throw;
 pub(crate) use linux::{fault, futex, memory, signals, stderr, threads};
 #[cfg(feature = "traceback")]
 pub(crate) use linux::{modules, symbols};
-pub(crate) use throw::throw;
+pub(crate) use throw::{exit_now, throw};

@@ -59,11 +59,10 @@ fn check_deadlock(sched: &Sched) {
     if !is_quiet() {
         return;
     }
-    let own_threads = sched.ms.len() + usize::from(sched.has_sysmon.load(Ordering::Relaxed));
     let threads = threads::count();
     // A foreign thread may have readied a goroutine just before it ended. So the second check comes
     // after the threads are counted.
-    if threads == own_threads && is_quiet() && sched.idle.wakes() == wakes {
+    if threads == sched.own_threads() && is_quiet() && sched.idle.wakes() == wakes {
         (sched.on_deadlock)();
     }
 }

@@ -15,6 +15,7 @@
 //! | `preempt`, `async_preempt` | how it is suspended when its time slice is over |
 //! | `lifecycle` | how it begins and ends |
 //! | `systemstack` | calls on the system stack |
+//! | `watchdog` | when a goroutine has kept its thread for too long |
 //! | `sysmon` | when a time slice is over |
 //! | `stats` | what is counted |
 //!
@@ -59,3 +60,4 @@ pub(crate) mod schedule;
 pub(crate) mod stats;
 pub(crate) mod sysmon;
 pub(crate) mod systemstack;
+pub(crate) mod watchdog;

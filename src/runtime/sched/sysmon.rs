@@ -9,9 +9,10 @@
 //! 2. An M whose timers are late is told so. If its goroutine keeps it from firing them, another M
 //!    that is woken does.
 //! 3. It decommits stacks of dead goroutines that no goroutine needs (`gmp/pools.rs`).
-//! 4. When every M is idle it sleeps until one is not: an idle process is not woken. The protocol
+//! 4. It lets the watchdog check the Ms (`watchdog.rs`).
+//! 5. When every M is idle it sleeps until one is not: an idle process is not woken. The protocol
 //!    is `sync/sysmon_sleep.rs`.
-//! 5. It ends when all Ms have left the run. It must not end before: a goroutine that computes
+//! 6. It ends when all Ms have left the run. It must not end before: a goroutine that computes
 //!    comes to the scheduler because sysmon requests it.
 //!
 //! It runs no goroutine and must not: it has no P, and nothing would watch it.
@@ -23,6 +24,7 @@ use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::timers;
 use crate::runtime::os::{futex, signals};
 use crate::runtime::sched::preempt;
+use crate::runtime::sched::watchdog::Watchdog;
 use crate::runtime::sync::sysmon_sleep;
 
 const FIRST_DELAY: Duration = Duration::from_micros(20);
@@ -61,6 +63,7 @@ pub(crate) fn run(sched: &Sched, time_slice: Duration) {
     let mut seen: Vec<Option<Seen>> = vec![None; sched.ms().count()];
     let (mut delay, mut checks) = (FIRST_DELAY, 0);
     let mut scavenger = Scavenger::new(Instant::now());
+    let mut watchdog = Watchdog::new(sched);
     let word = &sched.sysmon().0;
     let sleep = |word: &_, value| futex::wait(word, value, None);
     while !sysmon_sleep::has_ended(word) {
@@ -90,6 +93,9 @@ pub(crate) fn run(sched: &Sched, time_slice: Duration) {
             *seen = Some(if is_over { Seen { since: now, ended: true, ..known } } else { known });
         }
         scavenger.tick(now);
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.tick(sched, now);
+        }
         checks += 1;
         if checks > EAGER_CHECKS {
             delay = (delay * 2).min(longest);

@@ -43,7 +43,12 @@ pub struct Config {
     async_preemption: bool,
     vector_state: VectorState,
     fault_reports: bool,
+    /// The outer `None`: not set.
+    watchdog: Option<Option<Duration>>,
 }
+
+/// The watchdog's time, unless it is set.
+const DEFAULT_WATCHDOG: Duration = Duration::from_secs(5);
 
 /// Shorter time slices are refused: sysmon could not keep them.
 const MIN_TIME_SLICE: Duration = Duration::from_micros(20);
@@ -58,6 +63,7 @@ impl Default for Config {
             async_preemption: PREEMPTS_JIT_CODE,
             vector_state: VectorState::Auto,
             fault_reports: true,
+            watchdog: None,
         }
     }
 }
@@ -186,8 +192,8 @@ impl Config {
     /// A program that handles such faults of its own code, say to turn one into an exception,
     /// installs its handler after the first run has started, or turns reports off: a report is
     /// written before an earlier handler is called. (A program that handles SIGTRAP before the
-    /// first run gets no reports of breakpoints.) Faults on a thread that is of no run, in JIT code,
-    /// are reported as the last run that has started says.
+    /// first run gets no reports of breakpoints.) Faults in JIT code on a thread of no run are
+    /// reported as the last run that has started says.
     ///
     /// ```
     /// use footbridge::runtime::Config;
@@ -198,6 +204,65 @@ impl Config {
     pub fn fault_reports(mut self, on: bool) -> Self {
         self.fault_reports = on;
         self
+    }
+
+    /// How long a goroutine may stay on its thread without coming to the scheduler, while
+    /// goroutines wait for that thread or the run ends, before the watchdog says so on standard
+    /// error, with a traceback: it computes without a [`checkpoint`](crate::runtime::checkpoint),
+    /// or is blocked in native code. Each incident is reported once. The default is 5 s; `None` and
+    /// zero turn the watchdog off, and so does the environment variable `FOOTBRIDGE_WATCHDOG=0`,
+    /// for all runs. Another number in the variable is the time in seconds.
+    ///
+    /// ```text
+    /// footbridge: goroutine 7 "pump" has been in native code on its thread for 5 s; 8 goroutines
+    /// wait behind it
+    /// goroutine 7 "pump" [blocked in native code]:
+    ///     ...
+    /// ```
+    ///
+    /// A goroutine that computes or blocks while none waits for its thread is not reported, however
+    /// long it takes. A run without time slices has no thread that could watch. It has a watchdog,
+    /// and one thread more, only if this is called or the variable has a time.
+    ///
+    /// The watchdog also ends the process as for a deadlock, with status 2 and all tracebacks,
+    /// when no goroutine can run again because threads are blocked in locks (of the standard
+    /// library or others): if every thread of the process is one of the run's, each is blocked or
+    /// has nothing to run, no timer is set, and the program handles no signals.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use footbridge::runtime::{Config, go};
+    ///
+    /// // A thread that sleeps is blocked, and the goroutine that it started waits for it.
+    /// let config = Config::new().processors(1).watchdog(Duration::from_millis(20));
+    /// let result = config.run(|| {
+    ///     let waits = go(|| 42);
+    ///     std::thread::sleep(Duration::from_millis(100)); // Is reported.
+    ///     waits.join().expect("no panic")
+    /// });
+    /// assert_eq!(result, Ok(42));
+    /// ```
+    pub fn watchdog(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.watchdog = Some(limit.into());
+        self
+    }
+
+    /// The watchdog's time, if it is on.
+    pub(crate) fn watchdog_limit(&self) -> Option<Duration> {
+        let seconds = std::env::var("FOOTBRIDGE_WATCHDOG").ok().and_then(|v| v.parse().ok());
+        let by_default = self.time_slice.map(|_| DEFAULT_WATCHDOG);
+        let limit = match (seconds, self.watchdog) {
+            (Some(0), _) => None,
+            (Some(seconds), _) => Some(Duration::from_secs(seconds)),
+            (None, limit) => limit.unwrap_or(by_default),
+        };
+        limit.filter(|limit| !limit.is_zero())
+    }
+
+    /// Whether goroutines have time slices.
+    pub(crate) fn has_time_slices(&self) -> bool {
+        self.time_slice.is_some()
     }
 
     /// Whether faults are reported.

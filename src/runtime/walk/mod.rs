@@ -33,9 +33,11 @@ pub use exact::{JitFrame, WalkEnd};
 pub use inspect::{Goroutine, ScanError, goroutines, this_goroutine};
 pub(crate) use names::write_native;
 pub use scan::{ScanFrame, scan_own_stack};
-pub(crate) use signal_safe::{TraceStart, prepare as prepare_signal_safe, write_frames};
+pub(crate) use signal_safe::{
+    TraceStart, prepare as prepare_signal_safe, write_frames, write_jit_frames,
+};
 pub use trace_frame::TraceFrame;
-pub(crate) use traceback::all_from;
 pub use traceback::{
     Traceback, jit_frames, jit_frames_from, traceback, traceback_all, traceback_all_within,
 };
+pub(crate) use traceback::{each_of, traceback_within};

@@ -16,7 +16,7 @@ use crate::jit::stubs::preempt::POLL;
 use crate::jit::{FrameClass, StubInfo, StubKind};
 use crate::runtime::arch::Registers;
 use crate::runtime::walk::exact::{Bounds, Start, WalkEnd, exact_walk};
-use crate::runtime::walk::full::{Frame, FullWalker};
+use crate::runtime::walk::full::{Frame, FullWalker, caller_by_search};
 use crate::runtime::walk::names::write_native;
 
 /// How many frames are shown. Of the others the number is.
@@ -55,27 +55,62 @@ pub(crate) struct TraceStart {
 }
 
 /// Writes the frames of a stack, innermost first, a line each.
-pub(crate) fn write_frames(
-    out: &mut dyn Write,
-    start: TraceStart,
-    bounds: &Bounds,
-) -> fmt::Result {
-    let TraceStart { at, is_return_address, anchor } = start;
+pub(crate) fn write_frames(out: &mut dyn Write, start: TraceStart, bounds: &Bounds) -> fmt::Result {
     let mut shown = Shown { out, frames: 0, result: Ok(()) };
-    let (mut jit_frames, mut is_complete) = (0, false);
+    let mut walked = Walked { jit_frames: 0, is_complete: false, stopped_at: None };
+    walk(start, bounds, &mut shown, &mut walked);
+    // The frame pointer of a blocked thread is not known, and the last frame may need it.
+    if start.at.fp == 0
+        && !walked.is_complete
+        && let Some(at) = walked.stopped_at.and_then(|callee| caller_by_search(callee, bounds))
+    {
+        let rest = TraceStart { at, is_return_address: true, anchor: start.anchor };
+        walk(rest, bounds, &mut shown, &mut walked);
+    }
+    if !walked.is_complete {
+        shown.rest_by_exact_walk(start, bounds, walked.jit_frames);
+    }
+    shown.end()
+}
+
+/// What the full walk has met.
+struct Walked {
+    jit_frames: usize,
+    /// The last frame was the outermost one of a goroutine.
+    is_complete: bool,
+    /// A native frame whose caller could not be told.
+    stopped_at: Option<Registers>,
+}
+
+/// Shows the frames of the full walk. Without a walker there are none.
+fn walk(start: TraceStart, bounds: &Bounds, shown: &mut Shown, walked: &mut Walked) {
+    let TraceStart { at, is_return_address, anchor } = start;
     let walker = WALKER.swap(ptr::null_mut(), Ordering::AcqRel);
     // SAFETY: null, or by the invariant of `WALKER` this thread's.
     if let Some(walker) = unsafe { walker.as_mut() } {
-        walker.walk(at, anchor, is_return_address, bounds, &mut |frame| {
-            jit_frames += usize::from(frame.stub.is_some());
-            is_complete = frame.stub.is_some_and(|stub| stub.frame_class() == FrameClass::Root);
+        let visit = &mut |frame: Frame| {
+            walked.jit_frames += usize::from(frame.stub.is_some());
+            walked.is_complete =
+                frame.stub.is_some_and(|stub| stub.frame_class() == FrameClass::Root);
             shown.frame(&frame);
-        });
+        };
+        walked.stopped_at = walker.walk(at, anchor, is_return_address, bounds, visit);
         put_back(walker);
     }
-    if !is_complete {
-        shown.rest_by_exact_walk(start, bounds, jit_frames);
-    }
+}
+
+/// Writes the JIT frames of a goroutine that may be running on another thread: those from its
+/// anchor on, which change while it does. Then what is written is of no use, but harmless.
+pub(crate) fn write_jit_frames(
+    out: &mut dyn Write,
+    anchor: (usize, usize),
+    bounds: &Bounds,
+) -> fmt::Result {
+    let mut shown = Shown { out, frames: 0, result: Ok(()) };
+    let (fp, pc) = anchor;
+    let at = Registers { pc, sp: 0, fp };
+    let start = TraceStart { at, is_return_address: true, anchor };
+    shown.rest_by_exact_walk(start, bounds, 0);
     shown.end()
 }
 
@@ -94,7 +129,7 @@ impl Shown<'_> {
         }
     }
 
-    /// Shows the JIT frames that the full walk has not come to, which showed `known` of them.
+    /// Shows the JIT frames that the full walk has not come to, which met `known` of them.
     fn rest_by_exact_walk(&mut self, start: TraceStart, bounds: &Bounds, known: usize) {
         let TraceStart { at, is_return_address, anchor } = start;
         let from = match is_return_address {
@@ -103,7 +138,7 @@ impl Shown<'_> {
         };
         let mut jit_frames = 0;
         let end = exact_walk(from, bounds, &mut |frame| {
-            if jit_frames == known {
+            if jit_frames == known && self.frames > 0 {
                 self.note("(native frames that cannot be told; JIT frames follow)");
             }
             jit_frames += 1;

@@ -116,8 +116,8 @@ mod machine {
     }
 }
 
-/// Makes the thread resume as `from` says when the handler that has `to` returns: with all registers
-/// and the signal mask of that context.
+/// Makes the thread resume as `from` says when the handler that has `to` returns: with all
+/// registers and the signal mask of that context.
 pub(super) fn copy(from: &libc::ucontext_t, to: &mut libc::ucontext_t) {
     to.uc_mcontext = from.uc_mcontext;
     // The kernel's signal set is a word. That of the C library is longer, and what follows the

@@ -21,10 +21,7 @@ const CODES: &[(libc::c_int, &[&str])] = &[
         signals::SEGMENT,
         &["SEGV_MAPERR", "SEGV_ACCERR", "SEGV_BNDERR", "SEGV_PKUERR", "SEGV_ACCADI"],
     ),
-    (
-        signals::BUS,
-        &["BUS_ADRALN", "BUS_ADRERR", "BUS_OBJERR", "BUS_MCEERR_AR", "BUS_MCEERR_AO"],
-    ),
+    (signals::BUS, &["BUS_ADRALN", "BUS_ADRERR", "BUS_OBJERR", "BUS_MCEERR_AR", "BUS_MCEERR_AO"]),
     (
         signals::ILLEGAL,
         &[
@@ -163,19 +160,31 @@ pub(crate) fn has_default_action(signal: libc::c_int) -> bool {
     }
 }
 
-/// How many bytes are left of the alternate stack that a handler runs on. `usize::MAX`: it runs on
-/// no alternate stack.
+/// Whether the program has a handler of a signal that is no fault, other than this crate's.
+pub(crate) fn handles_signals() -> bool {
+    let faults = [
+        signals::SEGMENT,
+        signals::BUS,
+        signals::ILLEGAL,
+        signals::ARITHMETIC,
+        signals::TRAP,
+        libc::SIGABRT,
+    ];
+    let may_be_sent = |signal: &libc::c_int| !faults.contains(signal);
+    (1..=libc::SIGRTMAX()).filter(may_be_sent).any(signals::is_handled_by_program)
+}
+
+/// How many bytes are left of the alternate stack that a handler runs on. `None`: it runs on no
+/// alternate stack.
 #[inline(never)]
-pub(crate) fn stack_room() -> usize {
+pub(crate) fn alternate_stack_room() -> Option<usize> {
     let here = 0_u8;
     // SAFETY: with a null stack the call only reads; the address is that of a local.
     unsafe {
         let mut stack: libc::stack_t = std::mem::zeroed();
         let is_known = libc::sigaltstack(ptr::null(), &raw mut stack) == 0;
-        match is_known && stack.ss_flags & libc::SS_ONSTACK != 0 {
-            true => (&raw const here as usize).saturating_sub(stack.ss_sp as usize),
-            false => usize::MAX,
-        }
+        let is_used = is_known && stack.ss_flags & libc::SS_ONSTACK != 0;
+        is_used.then(|| (&raw const here).addr().saturating_sub(stack.ss_sp as usize))
     }
 }
 

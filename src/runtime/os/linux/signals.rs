@@ -182,6 +182,22 @@ unsafe extern "C" fn on_signal(
     unsafe { *libc::__errno_location() = errno };
 }
 
+/// Whether the program has installed a handler of the signal, before the crate's or after it.
+pub(super) fn is_handled_by_program(signal: libc::c_int) -> bool {
+    let is_handler =
+        |action: &libc::sigaction| !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN);
+    // SAFETY: with a null action the call only reads; the address is that of a local.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let is_known = libc::sigaction(signal, ptr::null(), &raw mut action) == 0;
+        if is_known && action.sa_sigaction == on_signal as *const () as usize {
+            // By the invariant of `PREVIOUS` the element is initialised.
+            return is_handler((*PREVIOUS.0.get())[index_of(signal)].assume_init_ref());
+        }
+        is_known && is_handler(&action)
+    }
+}
+
 /// The place of a signal in the tables.
 fn index_of(signal: libc::c_int) -> usize {
     let known = SIGNALS.iter().position(|&known| known == signal);

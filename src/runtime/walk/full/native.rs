@@ -49,8 +49,11 @@ impl FullWalker {
         self.loaded == load_counters()
     }
 
-    /// Visits all frames from `at` on, whose pc may be a return address. The anchor is of no interest
-    /// here: native frames lead from one JIT segment to the next.
+    /// Visits all frames from `at` on, whose pc may be a return address. The anchor is of no
+    /// interest here: native frames lead from one JIT segment to the next.
+    ///
+    /// Returns the registers in a native frame whose caller could not be told, if the walk ended at
+    /// one. Their pc is in the instruction that was interrupted or that calls.
     ///
     /// It takes no lock and allocates nothing, so that a signal handler may call it where `visit`
     /// may be called there, and no module of the walker was unloaded.
@@ -61,7 +64,7 @@ impl FullWalker {
         mut is_return_address: bool,
         bounds: &Bounds,
         visit: &mut dyn FnMut(Frame),
-    ) {
+    ) -> Option<Registers> {
         let mut registers = NativeRegisters::new(at);
         let mut pc = at.pc;
         for _ in 0..MAX_TRACED_FRAMES {
@@ -75,11 +78,15 @@ impl FullWalker {
                     .map(|pc| (pc, true)),
             };
             match next {
-                Some((0, _)) => return,
+                Some((0, _)) => return None,
                 Some(next) => (pc, is_return_address) = next,
-                None => return,
+                None => {
+                    let pc = pc - usize::from(is_return_address);
+                    return stub.is_none().then(|| registers.at(pc));
+                }
             }
         }
+        None
     }
 
     /// The pc of the caller of a native frame. `None`: there is none, or its tables do not tell.

@@ -22,11 +22,7 @@ pub(in crate::runtime::walk) fn native_frames(pc: usize) -> Vec<TraceFrame> {
 
 /// Writes a line about the native code at `pc`: its function, with the offset in it on request, and
 /// its module if that is not the program. Takes no lock and allocates nothing.
-pub(crate) fn write_native(
-    out: &mut dyn fmt::Write,
-    pc: usize,
-    with_offset: bool,
-) -> fmt::Result {
+pub(crate) fn write_native(out: &mut dyn fmt::Write, pc: usize, with_offset: bool) -> fmt::Result {
     with_symbol(pc, |symbol, module| {
         match symbol.map(|symbol| (symbol, try_demangle(symbol.name))) {
             Some((_, Ok(path))) => write!(out, "rust {path:#}")?,
