@@ -449,6 +449,11 @@ fn handle_segv(handler: usize, flags: libc::c_int) {
     }
 }
 
+/// Runs `body` as the crate ran it without reports of faults.
+fn quietly(body: fn()) {
+    config(1).fault_reports(false).run(body).expect("the run starts");
+}
+
 #[test]
 fn a_foreign_fault_goes_to_the_previous_handler() {
     extern "C" fn previous(
@@ -470,7 +475,7 @@ fn a_foreign_fault_goes_to_the_previous_handler() {
     }
     let outcome = child::run("a_foreign_fault_goes_to_the_previous_handler", || {
         handle_segv(previous as *const () as usize, libc::SA_SIGINFO | libc::SA_ONSTACK);
-        alone(fault);
+        quietly(fault);
     });
     assert_eq!(outcome.stderr, "previous handler\n");
     assert_eq!(outcome.code, Some(3));
@@ -483,7 +488,7 @@ fn a_handler_without_siginfo_is_chained_too() {
     }
     let outcome = child::run("a_handler_without_siginfo_is_chained_too", || {
         handle_segv(previous as *const () as usize, libc::SA_ONSTACK);
-        alone(fault);
+        quietly(fault);
     });
     assert_eq!(outcome.stderr, "plain handler\n");
     assert_eq!(outcome.code, Some(4));
@@ -493,7 +498,7 @@ fn a_handler_without_siginfo_is_chained_too() {
 fn without_a_previous_handler_a_fault_kills_the_process() {
     let outcome = child::run("without_a_previous_handler_a_fault_kills_the_process", || {
         handle_segv(libc::SIG_DFL, 0);
-        alone(fault);
+        quietly(fault);
     });
     assert_eq!(outcome.stderr, "");
     assert_eq!(outcome.signal, Some(libc::SIGSEGV));

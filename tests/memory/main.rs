@@ -3,6 +3,9 @@
 //! Most tests here limit or crash their process, and therefore run in a child.
 
 mod code;
+// JIT code that faults is x86-64's.
+#[cfg(target_arch = "x86_64")]
+mod crash;
 mod faults;
 mod hosts;
 mod plugins;

@@ -18,3 +18,4 @@ mod runs;
 mod scheduler;
 mod switch;
 mod tasks;
+mod watchdog;

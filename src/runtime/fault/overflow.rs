@@ -25,6 +25,7 @@ use std::fmt::{self, Write};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
+use super::report_right;
 use crate::jit::{lookup, lookup_return};
 use crate::runtime::arch::Registers;
 use crate::runtime::gmp::current::getg;
@@ -53,21 +54,24 @@ pub(super) fn check(fault: usize, at: Registers) {
     };
     let stack = g.stack.get();
     if (stack.guard()..stack.lo).contains(&fault) {
-        // A closed standard error leaves nothing to do.
-        let _ = report(g, fault, at);
+        if report_right::acquire() {
+            // A closed standard error leaves nothing to do.
+            let _ = report(g, fault, at);
+        }
+        report_right::finish();
         std::process::abort();
     }
 }
 
 fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
-    let mut out = RawStderr;
+    let mut out = RawStderr::new();
     let (stack, label) = (g.stack.get(), label(g));
     let class = stack.class();
     let size = Size(class.bytes());
     write!(out, "footbridge: fatal: {label} overflowed its {size} stack in ")?;
     match lookup(at.pc) {
         Some(stub) => writeln!(out, "{stub}")?,
-        None => write_native(&mut out, at.pc)?,
+        None => write_native(&mut out, at.pc, false)?,
     }
     let (Registers { pc, sp, .. }, lo, guard) = (at, stack.lo, stack.guard());
     writeln!(
@@ -90,7 +94,7 @@ fn report(g: &G, fault: usize, at: Registers) -> fmt::Result {
     let start = Start::Registers { at, anchor: g.anchor.get() };
     let end = exact_walk(start, &Bounds::of(g), &mut |frame| {
         frames += 1;
-        match frames > SHOWN_FRAMES || writeln!(RawStderr, "    {}", frame.stub).is_ok() {
+        match frames > SHOWN_FRAMES || writeln!(out, "    {}", frame.stub).is_ok() {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(()),
         }
@@ -134,8 +138,8 @@ pub(crate) extern "C-unwind" fn overflowed(
     systemstack(|| panic!("{label} overflowed its {size} stack in JIT code {name}"))
 }
 
-/// How the goroutine that this thread runs is printed.
-fn label(g: &G) -> Label<'_> {
+/// How a goroutine that this thread runs is printed.
+pub(super) fn label(g: &G) -> Label<'_> {
     // SAFETY: the goroutine runs here, so it has not ended.
     Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } }
 }

@@ -47,7 +47,7 @@ pub(super) fn report(at: Registers) -> bool {
         // A closed standard error leaves nothing to do.
         let _ = write_report(g, at.sp - stack.lo, frame_bytes);
         if reports + 1 == MAX_REPORTS {
-            let _ = writeln!(RawStderr, "footbridge: further lost signals are not reported");
+            let _ = writeln!(RawStderr::new(), "footbridge: further lost signals are not reported");
         }
     }
     // The number of reports never comes near to wrapping around.
@@ -58,7 +58,7 @@ pub(super) fn report(at: Registers) -> bool {
 }
 
 fn write_report(g: &G, left: usize, frame_bytes: usize) -> fmt::Result {
-    let mut out = RawStderr;
+    let mut out = RawStderr::new();
     // SAFETY: the goroutine runs here, so it has not ended.
     let label = Label { id: g.id.load(Ordering::Relaxed), name: unsafe { g.name.get() } };
     let is_single = signals::without_alternate_stack().nth(1).is_none();

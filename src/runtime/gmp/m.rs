@@ -21,7 +21,7 @@
 
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ use crate::runtime::sync::runq::RunQueue;
 pub(crate) struct M {
     /// The M's place in its run.
     pub(crate) id: Cell<usize>,
+    /// The number of the M's thread.
+    pub(crate) tid: AtomicI32,
     /// The runtime instance that the M serves. Null: none.
     pub(crate) sched: AtomicPtr<Sched>,
     /// The run that the M serves. It must not run a goroutine of another run, which may still be in
@@ -106,6 +108,7 @@ impl M {
         free.unwrap_or_else(|| {
             let m: &'static Self = Box::leak(Box::new(Self {
                 id: Cell::new(0),
+                tid: AtomicI32::new(0),
                 sched: AtomicPtr::new(ptr::null_mut()),
                 run_id: AtomicU64::new(0),
                 curg: AtomicPtr::new(ptr::null_mut()),
@@ -161,6 +164,12 @@ impl M {
         self.preempt.reset();
         self.run_id.store(0, Ordering::Release);
         FREE_MS.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+    }
+
+    /// The goroutine that the M runs, as another thread sees it.
+    pub(crate) fn current(&self) -> Option<&'static G> {
+        // SAFETY: null, or a G, which is never freed.
+        unsafe { self.curg.load(Ordering::Acquire).as_ref() }
     }
 
     /// The number of the current time slice, as another thread sees it. `None` if the M sleeps.

@@ -3,8 +3,10 @@
 //! This file is data. `start/run.rs` makes an instance and frees it when all Ms have left.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use crate::runtime::gmp::g::G;
 use crate::runtime::gmp::m::M;
 use crate::runtime::gmp::queues::GlobalQueue;
 use crate::runtime::os::futex;
@@ -33,12 +35,39 @@ pub(crate) struct Sched {
     pub(crate) stopping: AtomicBool,
     /// Ms that may still run goroutines. No thread of the run ends before all have left.
     pub(crate) ms_running: CountLatch,
-    /// Whether the run has a sysmon.
+    /// Whether the run has time slices, so that goroutines are preempted.
+    pub(crate) has_time_slices: bool,
+    /// Whether the run has a sysmon, or a thread for the watchdog alone.
     pub(crate) has_sysmon: AtomicBool,
     pub(crate) sysmon: Sysmon,
+    /// Whether faults on threads of the run are reported.
+    pub(crate) fault_reports: bool,
     /// Called when every goroutine is parked and nothing can ready one. A function pointer: the
     /// report walks stacks, which the scheduler knows nothing of.
     pub(crate) on_deadlock: fn() -> !,
+    /// How long a goroutine may keep its thread from others before that is reported. `None`: it is
+    /// not.
+    pub(crate) watchdog: Option<Duration>,
+    /// Called by the watchdog for such goroutines. Returns whether a report is written; it does not
+    /// wait for that.
+    pub(crate) on_stall: fn(Vec<Stall>) -> bool,
+}
+
+/// A goroutine that keeps its thread.
+pub(crate) struct Stall {
+    /// Its structure, in which another goroutine may be by now.
+    pub(crate) g: &'static G,
+    pub(crate) id: u64,
+    pub(crate) elapsed: Duration,
+    pub(crate) kind: StallKind,
+}
+
+/// What a goroutine that keeps its thread keeps from happening.
+pub(crate) enum StallKind {
+    /// Goroutines wait to run on the thread.
+    Waiting { goroutines: usize },
+    /// The run ends.
+    Ending,
 }
 
 impl Sched {
@@ -48,6 +77,11 @@ impl Sched {
 
     pub(crate) fn ms(&self) -> impl Iterator<Item = &'static M> {
         self.ms.iter().copied()
+    }
+
+    /// How many threads the run has: its Ms, and sysmon's.
+    pub(crate) fn own_threads(&self) -> usize {
+        self.ms.len() + usize::from(self.has_sysmon.load(Ordering::Relaxed))
     }
 
     pub(crate) fn sysmon(&self) -> &Sysmon {

@@ -107,6 +107,12 @@ impl Timers {
         self.next.load(Ordering::Relaxed) <= now
     }
 
+    /// How many timers are due.
+    pub(crate) fn count_due(&self, now: u64) -> usize {
+        let heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
+        heap.timers.keys().take_while(|key| key.at <= now).count()
+    }
+
     #[inline(always)]
     pub(crate) fn is_overdue(&self) -> bool {
         self.overdue.load(Ordering::Relaxed)

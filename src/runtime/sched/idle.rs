@@ -51,8 +51,7 @@ fn check_deadlock(sched: &Sched) {
             && !work_exists(sched)
             && !sched.stopping.load(Ordering::SeqCst)
     };
-    let own_threads = sched.ms.len() + usize::from(sched.has_sysmon.load(Ordering::Relaxed));
-    if is_dead(is_quiet, || sched.idle.wakes(), || threads::count() == own_threads) {
+    if is_dead(is_quiet, || sched.idle.wakes(), || threads::count() == sched.own_threads()) {
         (sched.on_deadlock)();
     }
 }

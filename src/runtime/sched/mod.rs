@@ -17,6 +17,7 @@
 //! | `lifecycle` | how it begins and ends |
 //! | `systemstack` | calls on the system stack |
 //! | `preempt_signal` | by which signal |
+//! | `watchdog` | when a goroutine has kept its thread for too long |
 //! | `sysmon` | when a time slice is over |
 //! | `stats` | what is counted |
 //!
@@ -64,3 +65,4 @@ pub(crate) mod schedule;
 pub(crate) mod stats;
 pub(crate) mod sysmon;
 pub(crate) mod systemstack;
+pub(crate) mod watchdog;

@@ -11,9 +11,10 @@
 //! 3. An M whose timers are late is told so. If its goroutine keeps it from firing them, another M
 //!    that is woken does.
 //! 4. It decommits stacks of dead goroutines that no goroutine needs (`gmp/pools.rs`).
-//! 5. When every M is idle it sleeps until one is not: an idle process is not woken. The protocol
+//! 5. It lets the watchdog check the Ms (`watchdog.rs`).
+//! 6. When every M is idle it sleeps until one is not: an idle process is not woken. The protocol
 //!    is `sync/sysmon_sleep.rs`.
-//! 6. It ends when all Ms have left the run. It must not end before: a goroutine that computes
+//! 7. It ends when all Ms have left the run. It must not end before: a goroutine that computes
 //!    comes to the scheduler because sysmon requests it.
 //!
 //! It runs no goroutine and must not: it has no P, and nothing would watch it.
@@ -26,6 +27,7 @@ use crate::runtime::gmp::pools::Scavenger;
 use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::timers;
 use crate::runtime::os::{futex, signals};
+use crate::runtime::sched::watchdog::Watchdog;
 use crate::runtime::sched::{preempt, preempt_signal};
 use crate::runtime::sync::preempt_request::Signalled;
 use crate::runtime::sync::sysmon_sleep;
@@ -183,6 +185,7 @@ pub(crate) fn run(sched: &Sched, time_slice: Duration) {
     let (mut delay, mut checks) = (FIRST_DELAY, 0);
     let mut next_round = Instant::now() + time_slice;
     let mut scavenger = Scavenger::new(Instant::now());
+    let mut watchdog = Watchdog::new(sched);
     let word = &sched.sysmon().0;
     let sleep = |word: &_, value| futex::wait(word, value, None);
     while !sysmon_sleep::has_ended(word) {
@@ -212,6 +215,9 @@ pub(crate) fn run(sched: &Sched, time_slice: Duration) {
             watch.check(m, sched, current, now, time_slice);
         }
         scavenger.tick(now);
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.tick(sched, now);
+        }
         checks += 1;
         if checks > EAGER_CHECKS {
             delay = (delay * 2).min(longest);

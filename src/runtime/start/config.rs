@@ -44,6 +44,9 @@ pub struct Config {
     async_preemption: bool,
     preempt_signal: Option<i32>,
     vector_state: VectorState,
+    fault_reports: bool,
+    /// The outer `None`: not set.
+    watchdog: Option<Option<Duration>>,
 }
 
 /// Whether goroutines are also preempted by a signal.
@@ -53,6 +56,9 @@ pub(crate) enum BySignal {
     /// By this signal, or by one that suits the program.
     Yes(Option<Number>),
 }
+
+/// The watchdog's time, unless it is set.
+const DEFAULT_WATCHDOG: Duration = Duration::from_secs(5);
 
 /// Shorter time slices are refused: sysmon could not keep them.
 const MIN_TIME_SLICE: Duration = Duration::from_micros(20);
@@ -67,6 +73,8 @@ impl Default for Config {
             async_preemption: PREEMPTS_JIT_CODE,
             preempt_signal: None,
             vector_state: VectorState::Auto,
+            fault_reports: true,
+            watchdog: None,
         }
     }
 }
@@ -209,6 +217,96 @@ impl Config {
     pub fn vector_state(mut self, state: VectorState) -> Self {
         self.vector_state = state;
         self
+    }
+
+    /// Whether a fault (SIGSEGV, SIGBUS, SIGILL, SIGFPE, or SIGTRAP of a breakpoint) is reported to
+    /// standard error, if it happens in JIT code or on a thread of the run. The default is yes. The
+    /// environment variable `FOOTBRIDGE_FAULT_REPORTS=0` turns reports off for all runs.
+    ///
+    /// A report has the signal, the address, the instruction, the registers and a traceback of the
+    /// goroutine. After it the fault takes its course: the program's handler that was installed
+    /// before the run is called, or the process ends with the signal. So the exit status and core
+    /// dumps are as without reports. A fault on any other thread is not reported.
+    ///
+    /// A program that handles such faults of its own code, say to turn one into an exception,
+    /// installs its handler after the first run has started, or turns reports off: a report is
+    /// written before an earlier handler is called. (A program that handles SIGTRAP before the
+    /// first run gets no reports of breakpoints.) Faults in JIT code on a thread of no run are
+    /// reported as the last run that has started says.
+    ///
+    /// ```
+    /// use footbridge::runtime::Config;
+    ///
+    /// let quiet = Config::new().fault_reports(false);
+    /// assert_eq!(quiet.run(|| 6 * 7), Ok(42));
+    /// ```
+    pub fn fault_reports(mut self, on: bool) -> Self {
+        self.fault_reports = on;
+        self
+    }
+
+    /// How long a goroutine may stay on its thread without coming to the scheduler, while
+    /// goroutines wait for that thread or the run ends, before the watchdog says so on standard
+    /// error, with a traceback: it computes without a [`checkpoint`](crate::runtime::checkpoint),
+    /// or is blocked in native code. Each incident is reported once. The default is 5 s; `None` and
+    /// zero turn the watchdog off, and so does the environment variable `FOOTBRIDGE_WATCHDOG=0`,
+    /// for all runs. Another number in the variable is the time in seconds.
+    ///
+    /// ```text
+    /// footbridge: goroutine 7 "pump" has been in native code on its thread for 5 s; 8 goroutines
+    /// wait behind it
+    /// goroutine 7 "pump" [blocked in native code]:
+    ///     ...
+    /// ```
+    ///
+    /// A goroutine that computes or blocks while none waits for its thread is not reported, however
+    /// long it takes. A run without time slices has no thread that could watch. It has a watchdog,
+    /// and one thread more, only if this is called or the variable has a time.
+    ///
+    /// The watchdog also ends the process as for a deadlock, with status 2 and all tracebacks,
+    /// when no goroutine can run again because threads are blocked in locks (of the standard
+    /// library or others): if every thread of the process is one of the run's, each is blocked or
+    /// has nothing to run, no timer is set, and the program handles no signals.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use footbridge::runtime::{Config, go};
+    ///
+    /// // A thread that sleeps is blocked, and the goroutine that it started waits for it.
+    /// let config = Config::new().processors(1).watchdog(Duration::from_millis(20));
+    /// let result = config.run(|| {
+    ///     let waits = go(|| 42);
+    ///     std::thread::sleep(Duration::from_millis(100)); // Is reported.
+    ///     waits.join().expect("no panic")
+    /// });
+    /// assert_eq!(result, Ok(42));
+    /// ```
+    pub fn watchdog(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.watchdog = Some(limit.into());
+        self
+    }
+
+    /// The watchdog's time, if it is on.
+    pub(crate) fn watchdog_limit(&self) -> Option<Duration> {
+        let seconds = std::env::var("FOOTBRIDGE_WATCHDOG").ok().and_then(|v| v.parse().ok());
+        let by_default = self.time_slice.map(|_| DEFAULT_WATCHDOG);
+        let limit = match (seconds, self.watchdog) {
+            (Some(0), _) => None,
+            (Some(seconds), _) => Some(Duration::from_secs(seconds)),
+            (None, limit) => limit.unwrap_or(by_default),
+        };
+        limit.filter(|limit| !limit.is_zero())
+    }
+
+    /// Whether goroutines have time slices.
+    pub(crate) fn has_time_slices(&self) -> bool {
+        self.time_slice.is_some()
+    }
+
+    /// Whether faults are reported.
+    pub(crate) fn reports_faults(&self) -> bool {
+        self.fault_reports && std::env::var_os("FOOTBRIDGE_FAULT_REPORTS").is_none_or(|v| v != "0")
     }
 
     /// Whether goroutines are also preempted by a signal. Without time slices none is.

@@ -50,7 +50,7 @@ use std::{io, ptr};
 use crate::jit::{RED_ZONE_BYTES, is_bare_child};
 use crate::runtime::arch::switch::{mcall, stack_pointer};
 use crate::runtime::fault;
-use crate::runtime::fault::report_deadlock;
+use crate::runtime::fault::{report_deadlock, report_stalls};
 use crate::runtime::gmp::current::{getg, getm, setm};
 use crate::runtime::gmp::g::{G, TaskType};
 use crate::runtime::gmp::m::M;
@@ -66,7 +66,7 @@ use crate::runtime::sched::lifecycle::{NewError, end_locals, newproc};
 use crate::runtime::sched::panic_state::{ThreadPanicState, with_state_of_thread};
 use crate::runtime::sched::ready::goready;
 use crate::runtime::sched::schedule::schedule0;
-use crate::runtime::sched::{preempt, sysmon};
+use crate::runtime::sched::{preempt, sysmon, watchdog};
 use crate::runtime::stack::SizeClass;
 use crate::runtime::start::config::{Config, RunError};
 use crate::runtime::start::preempt_setup::{PreemptStubs, SignalRegistration};
@@ -124,12 +124,13 @@ fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
     let class = config.class()?;
     futex::probe_fences();
     emit_stubs().map_err(RunError::Code)?;
-    fault::install_handlers();
+    let fault_reports = config.reports_faults();
+    fault::install_handlers(fault_reports);
     let processors = config.processor_count()?;
     let slice = config.slice()?;
     let by_signal = config.by_signal()?;
     let stubs = PreemptStubs::new(config.wanted_vector_state(), by_signal)?;
-    let sched = new_sched(processors, class);
+    let sched = new_sched(config, processors, class, fault_reports);
     let max_inherited = max_inherited(slice.is_some());
     sched.ms().for_each(|m| m.p.ticks.max_inherited.set(max_inherited));
     let (threads, failed) = start_threads(sched, &stubs, slice);
@@ -164,7 +165,12 @@ fn run<R>(config: &Config, f: impl FnOnce() -> R) -> Result<R, RunError> {
 }
 
 /// A new runtime instance, whose Ms refer to it.
-fn new_sched(processors: usize, class: SizeClass) -> &'static Sched {
+fn new_sched(
+    config: &Config,
+    processors: usize,
+    class: SizeClass,
+    fault_reports: bool,
+) -> &'static Sched {
     let run_id = RUN_IDS.fetch_add(1, Ordering::Relaxed);
     let sched: &'static Sched = Box::leak(Box::new(Sched {
         run_id,
@@ -177,9 +183,13 @@ fn new_sched(processors: usize, class: SizeClass) -> &'static Sched {
         idle: Idle::new(),
         stopping: AtomicBool::new(false),
         ms_running: CountLatch::new(processors as u32),
+        has_time_slices: config.has_time_slices(),
         has_sysmon: AtomicBool::new(false),
         sysmon: Sysmon::new(),
+        fault_reports,
         on_deadlock: report_deadlock,
+        watchdog: config.watchdog_limit(),
+        on_stall: report_stalls,
     }));
     for (id, m) in sched.ms.iter().enumerate() {
         m.id.set(id);
@@ -195,8 +205,8 @@ struct Threads {
     sysmon: Option<JoinHandle<()>>,
 }
 
-/// Starts the threads of all Ms but the first, and that of sysmon where there are time slices. Ends
-/// at the first thread that the system refuses, with the error.
+/// Starts the threads of all Ms but the first, and that of sysmon where there are time slices (else
+/// that of the watchdog). Ends at the first thread that the system refuses, with the error.
 fn start_threads(
     sched: &'static Sched,
     stubs: &PreemptStubs,
@@ -223,6 +233,10 @@ fn start_threads(
             Ok(thread) => threads.sysmon = Some(thread),
             Err(error) => return (threads, Some(refused(error))),
         }
+    } else if sched.watchdog.is_some() {
+        // A run can do without it.
+        let body = move || watchdog::run(sched);
+        threads.sysmon = thread::Builder::new().name("footbridge-watchdog".into()).spawn(body).ok();
     }
     (threads, None)
 }
@@ -292,7 +306,7 @@ fn run_main<R>(
 fn stop(sched: &Sched) {
     idle::stop(sched, |_, word| futex::wake(word));
     // A goroutine that computes does not enter the scheduler by itself.
-    if sched.has_sysmon.load(Ordering::Relaxed) {
+    if sched.has_time_slices {
         let others = sched.ms.iter().filter(|m| !ptr::eq(**m, getm()));
         others.for_each(|m| {
             preempt::request(m);
@@ -305,6 +319,7 @@ fn mstart(m: &'static M, stubs: &PreemptStubs) {
     let alt_stack = AltStack::install();
     setm(ptr::from_ref(m).cast_mut());
     m.system_stack.set(threads::stack_bounds());
+    m.tid.store(threads::current_tid(), Ordering::Relaxed);
     // Without an alternate stack the handler of a signal would need more room than a goroutine may
     // have, so the thread gets no signal then.
     let _registration = SignalRegistration::new(m, stubs, alt_stack.is_some());

@@ -5,12 +5,13 @@
 //! other place for a name than its hook, so the first goroutine that gets a name puts a hook in
 //! front of the one that is there. A program without names keeps its hook as it is.
 
-use std::io::Write;
+use std::fmt::Write;
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::runtime::gmp::current::getg;
 use crate::runtime::gmp::name::Label;
+use crate::runtime::os::stderr::RawStderr;
 use crate::runtime::sched::panic_state::is_hook_suspended;
 
 static INSTALLED: AtomicBool = AtomicBool::new(false);
@@ -40,7 +41,8 @@ fn print_name() {
     // SAFETY: the goroutine runs on this thread, so it has not ended, and its name stays.
     if let name @ Some(_) = unsafe { g.name.get() } {
         let label = Label { id: g.id.load(Ordering::Relaxed), name };
+        // Without the lock of standard error, which a goroutine may hold that waits for this one.
         // Nothing can be done about a standard error that is closed.
-        let _ = writeln!(std::io::stderr(), "in {label}:");
+        let _ = writeln!(RawStderr::new(), "in {label}:");
     }
 }

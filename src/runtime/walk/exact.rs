@@ -124,7 +124,7 @@ impl Bounds {
     }
 
     /// Reads a word of a stack. `None`: it is not in one.
-    pub(super) fn read(&self, at: usize) -> Option<usize> {
+    pub(crate) fn read(&self, at: usize) -> Option<usize> {
         if !self.holds(at) {
             return None;
         }

@@ -169,6 +169,24 @@ pub fn this_goroutine() -> Option<Goroutine> {
 }
 
 impl Goroutine {
+    /// The goroutine that is in `g` now.
+    pub(crate) fn of(g: &'static G) -> Self {
+        Self { g, id: g.id.load(Ordering::Relaxed) }
+    }
+
+    /// Its structure, in which another goroutine may be by now.
+    pub(crate) fn g(self) -> &'static G {
+        self.g
+    }
+
+    /// Whether the M that it ran on last runs it now.
+    pub(crate) fn is_current(self) -> bool {
+        // SAFETY: null, or an M, which is never freed.
+        let m = unsafe { self.g.m.load(Ordering::Relaxed).as_ref() };
+        let current = m.and_then(|m| m.current());
+        current.is_some_and(|g| ptr::eq(g, self.g) && g.id.load(Ordering::Relaxed) == self.id)
+    }
+
     /// Its number, as in tracebacks. No other goroutine of the process ever has it.
     ///
     /// ```
@@ -284,6 +302,18 @@ impl Goroutine {
         let (status, reason) = (g.status(), g.wait_reason());
         let lives = !matches!(status, Status::Idle | Status::Dead) && !is_abandoned(g);
         (lives && g.id.load(Ordering::Relaxed) == id).then_some((status, reason))
+    }
+
+    /// Where it resumes, its anchor and its stack, if it is parked; without suspending it. The
+    /// caller knows that no thread can run it meanwhile. Takes no lock.
+    pub(crate) fn parked_at(self) -> Option<(Registers, (usize, usize), Bounds)> {
+        let Self { g, id } = self;
+        let is_parked = suspend::found(g) == Found::Suspended && g.id.load(Ordering::Relaxed) == id;
+        let stack = g.stack.get();
+        let has_started = !g.m.load(Ordering::Relaxed).is_null();
+        (is_parked && has_started).then(|| {
+            (g.sched.registers(), g.anchor.get(), Bounds::new((stack.lo, stack.hi), (0, 0)))
+        })
     }
 
     /// Suspends the goroutine, which is not the calling one, as long as the value lives. Until the

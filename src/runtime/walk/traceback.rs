@@ -142,7 +142,7 @@ fn of_caller(here: Registers, tracer: &mut Tracer) -> Traceback {
 /// ```
 #[inline(never)]
 pub fn traceback_all() -> Vec<Traceback> {
-    all_from(Some(registers_here()), Duration::from_millis(200))
+    all_from(registers_here(), Duration::from_millis(200))
 }
 
 /// Where every goroutine is, by number: of this run on a thread of a run, and else of all runs.
@@ -164,25 +164,44 @@ pub fn traceback_all() -> Vec<Traceback> {
 /// ```
 #[inline(never)]
 pub fn traceback_all_within(wait: Duration) -> Vec<Traceback> {
-    all_from(Some(registers_here()), wait)
+    all_from(registers_here(), wait)
 }
 
-/// The tracebacks of all goroutines. `here`: registers in the function that was called for them;
-/// `None` where the calling goroutine, if there is one, is to be treated as all others.
-pub(crate) fn all_from(here: Option<Registers>, mut wait: Duration) -> Vec<Traceback> {
+/// The tracebacks of all goroutines. `here`: registers in the function that was called for them.
+fn all_from(here: Registers, mut wait: Duration) -> Vec<Traceback> {
     let own = this_goroutine();
     let mut tracer = Tracer::new();
     let mut all = Vec::new();
     for goroutine in goroutines() {
-        if own == Some(goroutine)
-            && let Some(here) = here
-        {
+        if own == Some(goroutine) {
             all.push(of_caller(here, &mut tracer));
             continue;
         }
         all.extend(of_other(goroutine, &mut wait, &mut tracer));
     }
     all
+}
+
+/// Hands over the tracebacks of goroutines one by one, until `visit` breaks. None of them is
+/// waited for. Called on a thread that runs none of them.
+pub(crate) fn each_of(
+    goroutines: &[Goroutine],
+    mut visit: impl FnMut(Goroutine, Traceback) -> ControlFlow<()>,
+) {
+    let mut tracer = Tracer::new();
+    for &goroutine in goroutines {
+        let mut no_wait = Duration::ZERO;
+        let traceback = of_other(goroutine, &mut no_wait, &mut tracer);
+        if traceback.is_some_and(|traceback| visit(goroutine, traceback).is_break()) {
+            return;
+        }
+    }
+}
+
+/// The traceback of a goroutine that is not the calling one, which is waited for within `wait`.
+/// `None` if it ends meanwhile.
+pub(crate) fn traceback_within(goroutine: Goroutine, mut wait: Duration) -> Option<Traceback> {
+    of_other(goroutine, &mut wait, &mut Tracer::new())
 }
 
 /// The traceback of a goroutine that is not the calling one. `None` if it ends meanwhile. The time
@@ -227,7 +246,7 @@ impl Tracer {
     fn walk(&mut self, at: Registers, anchor: (usize, usize), bounds: &Bounds) -> Vec<Frame> {
         systemstack(|| {
             let mut walked = Vec::new();
-            self.walker.walk(at, anchor, bounds, &mut |frame| walked.push(frame));
+            self.walker.walk(at, anchor, false, bounds, &mut |frame| walked.push(frame));
             walked
         })
     }
@@ -366,7 +385,7 @@ mod tests {
         let g = unsafe { &*getg() };
         let mut kinds = Vec::new();
         let visit = &mut |frame: Frame| kinds.push(frame.stub.map(|stub| stub.kind()));
-        FullWalker::new().walk(at, g.anchor.get(), &Bounds::of(g), visit);
+        FullWalker::new().walk(at, g.anchor.get(), false, &Bounds::of(g), visit);
         kinds.split_off(FullWalker::OWN_FRAMES)
     }
 

@@ -6,21 +6,52 @@
 //! the walk steps by the frame record, if that leads to a stub.
 
 use framehop::aarch64::{CacheAarch64, UnwindRegsAarch64, UnwinderAarch64};
-use framehop::{FrameAddress, Module, Unwinder};
+use framehop::{FrameAddress, Module, MustNotAllocateDuringUnwind, Unwinder};
 
 use crate::jit::{FrameClass, lookup_return};
 use crate::runtime::arch::aarch64::frame_rules;
 use crate::runtime::arch::registers::Registers;
 
+/// Steps allocate nothing, so that reports of faults can make them in a signal handler.
+type Policy = MustNotAllocateDuringUnwind;
+
 /// The unwind tables of modules.
 #[derive(Clone)]
-pub(crate) struct NativeUnwinder(UnwinderAarch64<&'static [u8]>);
+pub(crate) struct NativeUnwinder(UnwinderAarch64<&'static [u8], Policy>);
 
 /// Rules that an unwinder has decoded before.
-pub(crate) struct NativeCache(Box<CacheAarch64>);
+pub(crate) struct NativeCache(Box<CacheAarch64<Policy>>);
 
 /// The registers that a walk carries from frame to frame.
 pub(crate) struct NativeRegisters(UnwindRegsAarch64);
+
+/// A call instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Call {
+    /// To this address.
+    Known(usize),
+    /// To an address in a register.
+    Unknown,
+}
+
+/// How many bytes before a return address are needed to tell whether a call is there.
+pub(crate) const CALL_BYTES: usize = 4;
+
+/// The call instruction that ends at a return address, by the bytes before it: Arm ARM, BL and BLR.
+pub(crate) fn call_before(
+    return_address: usize,
+    bytes: [u8; CALL_BYTES],
+    _read: impl Fn(usize) -> Option<usize>,
+) -> Option<Call> {
+    let word = u32::from_le_bytes(bytes);
+    if word >> 26 == 0b10_0101 {
+        // The low 26 bits count words, with a sign.
+        let distance = (word << 6).cast_signed() >> 4;
+        let at = return_address.wrapping_sub(CALL_BYTES);
+        return Some(Call::Known(at.wrapping_add_signed(distance as isize)));
+    }
+    (word & 0xffff_fc1f == 0xd63f_0000).then_some(Call::Unknown)
+}
 
 impl NativeUnwinder {
     pub(crate) fn new() -> Self {
@@ -34,7 +65,7 @@ impl NativeUnwinder {
 
 impl NativeCache {
     pub(crate) fn new() -> Self {
-        Self(Box::new(CacheAarch64::new()))
+        Self(Box::new(CacheAarch64::new_in()))
     }
 }
 

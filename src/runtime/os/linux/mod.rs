@@ -4,6 +4,7 @@
 
 mod context;
 pub(crate) mod errno;
+pub(crate) mod fault;
 pub(crate) mod futex;
 pub(crate) mod memory;
 #[cfg(feature = "traceback")]

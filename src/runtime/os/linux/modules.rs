@@ -40,6 +40,24 @@ pub(crate) fn loaded_modules() -> Modules {
     modules
 }
 
+/// How many modules were ever loaded, and unloaded.
+pub(crate) fn load_counters() -> (u64, u64) {
+    unsafe extern "C" fn visit(
+        info: *mut libc::dl_phdr_info,
+        _size: libc::size_t,
+        counters: *mut libc::c_void,
+    ) -> libc::c_int {
+        // SAFETY: dl_iterate_phdr passes a valid description, and the pointer that it was given:
+        // the address of the local below.
+        unsafe { *counters.cast::<(u64, u64)>() = ((*info).dlpi_adds, (*info).dlpi_subs) };
+        1 // The counters are the same for each module.
+    }
+    let mut counters = (0, 0);
+    // SAFETY: the callback's contract: it gets the address of the local, which nothing else uses.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut counters).cast()) };
+    counters
+}
+
 /// What framehop must know of a module: its addresses and its unwind tables, read where they are
 /// loaded. `None`: it has no tables.
 ///

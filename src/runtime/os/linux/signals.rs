@@ -52,6 +52,15 @@ pub(crate) const SEGMENT: libc::c_int = libc::SIGSEGV;
 /// A fault of an access to memory that a file does not back.
 pub(crate) const BUS: libc::c_int = libc::SIGBUS;
 
+/// An instruction that the CPU does not have, or that stands for a trap.
+pub(crate) const ILLEGAL: libc::c_int = libc::SIGILL;
+
+/// A fault of arithmetic: a division by zero or one that overflows.
+pub(crate) const ARITHMETIC: libc::c_int = libc::SIGFPE;
+
+/// A breakpoint instruction, a single step, or a watchpoint.
+pub(crate) const TRAP: libc::c_int = libc::SIGTRAP;
+
 /// A signal that is ignored by default, that libc does not use and hardly any program does.
 pub(crate) const URGENT: libc::c_int = libc::SIGURG;
 
@@ -92,9 +101,9 @@ static RUN_ONCE: AtomicU64 = AtomicU64::new(0);
 
 /// A signal that arrived on this thread, as its handler sees it.
 pub(crate) struct Signal {
-    number: libc::c_int,
-    info: *mut libc::siginfo_t,
-    context: *mut libc::c_void,
+    pub(super) number: libc::c_int,
+    pub(super) info: *mut libc::siginfo_t,
+    pub(super) context: *mut libc::c_void,
 }
 
 /// Handles a signal. The head of this file says what it may do.
@@ -268,7 +277,7 @@ unsafe extern "C" fn on_signal(
 
 /// Whether the signal is a fault of the thread's own code, which comes again if nothing is done.
 fn is_fault(signal: Number) -> bool {
-    matches!(signal, SEGMENT | BUS)
+    matches!(signal, SEGMENT | BUS | ILLEGAL | ARITHMETIC | TRAP)
 }
 
 /// What the process does with a signal.
@@ -307,7 +316,7 @@ pub(crate) fn real_time_signals() -> impl Iterator<Item = Number> {
 pub(crate) fn can_preempt(signal: Number) -> bool {
     let cannot_be_handled = [libc::SIGKILL, libc::SIGSTOP];
     let is_of_a_thread_itself =
-        [SEGMENT, BUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGABRT, libc::SIGSYS];
+        [SEGMENT, BUS, ILLEGAL, ARITHMETIC, TRAP, libc::SIGABRT, libc::SIGSYS];
     let standard = 1..32;
     let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
     (standard.contains(&signal) || real_time.contains(&signal))
@@ -327,6 +336,22 @@ pub(crate) fn is_blocked(signal: Number) -> bool {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut set);
         libc::sigismember(&raw const set, signal) == 1
+    }
+}
+
+/// Whether the program has installed a handler of the signal, before the crate's or after it.
+pub(super) fn is_handled_by_program(signal: libc::c_int) -> bool {
+    let is_handler =
+        |action: &libc::sigaction| !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN);
+    // SAFETY: with a null action the call only reads; the address is that of a local.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let is_known = libc::sigaction(signal, ptr::null(), &raw mut action) == 0;
+        if is_known && action_of(signal) == Action::Ours {
+            // By the invariant of `PREVIOUS` the element is initialised.
+            return is_handler((*PREVIOUS.0.get())[signal as usize].assume_init_ref());
+        }
+        is_known && is_handler(&action)
     }
 }
 

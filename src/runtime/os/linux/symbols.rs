@@ -57,17 +57,25 @@ fn open(path: &CStr) -> Option<OwnedFd> {
     }
 }
 
-/// Calls `f` with the name of the function at `pc`, if there is a symbol, and with the file name of
-/// the module that it is in, if that is not the main program.
-pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>, Option<&str>) -> R) -> R {
+/// A function at a pc.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Symbol<'a> {
+    pub(crate) name: &'a str,
+    /// Bytes from its start to the pc.
+    pub(crate) offset_bytes: u64,
+}
+
+/// Calls `f` with the function at `pc`, if there is a symbol, and with the file name of the module
+/// that it is in, if that is not the main program.
+pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<Symbol>, Option<&str>) -> R) -> R {
     // By this name the program can be read even if its file was replaced by a newer one.
     if let Some(program) = Mapping::of(c"/proc/self/exe") {
         // SAFETY: the call reads a word that the kernel has left for the process.
         let headers = unsafe { libc::getauxval(libc::AT_PHDR) };
         let address = address_in_program(program.bytes(), pc as u64, headers);
-        let name = address.and_then(|address| symbol_name(program.bytes(), address));
-        if name.is_some() {
-            return f(name, None);
+        let symbol = address.and_then(|address| symbol_at(program.bytes(), address));
+        if symbol.is_some() {
+            return f(symbol, None);
         }
     }
     let mut path = [0; PATH_BYTES];
@@ -77,8 +85,8 @@ pub(crate) fn with_symbol<R>(pc: usize, f: impl FnOnce(Option<&str>, Option<&str
     let module = path.to_str().ok().and_then(|path| path.rsplit('/').next());
     let file = Mapping::of(path);
     let bytes = file.as_ref().map_or(&[][..], Mapping::bytes);
-    let name = address_of_offset(bytes, offset).and_then(|address| symbol_name(bytes, address));
-    f(name, module)
+    let symbol = address_of_offset(bytes, offset).and_then(|address| symbol_at(bytes, address));
+    f(symbol, module)
 }
 
 /// The address that the linker gave to the code at `pc`, if the program headers are at `headers`.
@@ -105,7 +113,7 @@ fn address_of_offset(file: &[u8], offset: u64) -> Option<u64> {
 
 /// The function symbol that covers an address, from the full table or, if that was stripped, from
 /// the table for the dynamic linker.
-fn symbol_name(file: &[u8], address: u64) -> Option<&str> {
+fn symbol_at(file: &[u8], address: u64) -> Option<Symbol<'_>> {
     let elf = FileHeader64::<Endianness>::parse(file).ok()?;
     let endian = elf.endian().ok()?;
     let sections = elf.sections(endian, file).ok()?;
@@ -120,7 +128,8 @@ fn symbol_name(file: &[u8], address: u64) -> Option<&str> {
         let is_global = |symbol: &&Sym64<Endianness>| symbol.st_bind() == STB_GLOBAL;
         let symbol = symbols.iter().filter(covers).find(is_global);
         let symbol = symbol.or_else(|| symbols.iter().find(covers))?;
-        std::str::from_utf8(symbol.name(endian, symbols.strings()).ok()?).ok()
+        let name = std::str::from_utf8(symbol.name(endian, symbols.strings()).ok()?).ok()?;
+        Some(Symbol { name, offset_bytes: address - symbol.st_value(endian) })
     })
 }
 
@@ -192,21 +201,22 @@ mod tests {
     #[test]
     fn functions_of_the_program_and_of_libraries_have_names() {
         let own = functions_of_the_program_and_of_libraries_have_names as *const () as usize;
-        with_symbol(own, |name, module| {
-            let name = name.expect("the test binary has symbols");
+        with_symbol(own + 3, |symbol, module| {
+            let Symbol { name, offset_bytes } = symbol.expect("the test binary has symbols");
             assert!(name.contains("functions_of_the_program_and_of_libraries"), "{name}");
-            assert_eq!(module, None);
+            assert_eq!((offset_bytes, module), (3, None));
         });
-        with_symbol(libc::qsort as *const () as usize, |name, module| {
+        with_symbol(libc::qsort as *const () as usize, |symbol, module| {
             // Inlined into the program if it is linked statically.
             if let Some(module) = module {
-                assert!(name.is_some_and(|name| name.contains("qsort")), "{name:?}");
+                let is_named = symbol.is_some_and(|symbol| symbol.name.contains("qsort"));
+                assert!(is_named, "{symbol:?}");
                 assert!(module.starts_with("libc"), "{module}");
             }
         });
         let data = [0u8; 8];
-        with_symbol(data.as_ptr() as usize, |name, module| {
-            assert_eq!((name, module), (None, None))
+        with_symbol(data.as_ptr() as usize, |symbol, module| {
+            assert_eq!((symbol, module), (None, None))
         });
     }
 }

@@ -20,15 +20,23 @@ impl FullWalker {
         Self
     }
 
-    /// Visits the frames that can be told from `at` on. `anchor` is the goroutine's.
+    /// It depends on no module.
+    #[cfg(not(feature = "traceback"))]
+    pub(in crate::runtime::walk) fn is_current(&self) -> bool {
+        true
+    }
+
+    /// Visits the frames that can be told from `at` on, whose pc may be a return address. `anchor`
+    /// is the goroutine's. It takes no lock and allocates nothing. Returns `None`: no native frame
+    /// is left by rules that may be missing.
     pub(in crate::runtime::walk) fn walk(
         &mut self,
         mut at: Registers,
         mut anchor: (usize, usize),
+        mut is_return_address: bool,
         bounds: &Bounds,
         visit: &mut dyn FnMut(Frame),
-    ) {
-        let mut is_return_address = false;
+    ) -> Option<Registers> {
         for _ in 0..MAX_TRACED_FRAMES {
             let stub = if is_return_address { lookup_return(at.pc) } else { lookup(at.pc) };
             visit(Frame { pc: at.pc, is_return_address, stub });
@@ -45,13 +53,14 @@ impl FullWalker {
                     at = caller;
                     anchor = previous.unwrap_or(anchor);
                 }
-                Some(Out::Root | Out::Switching | Out::Broken) => return,
+                Some(Out::Root | Out::Switching | Out::Broken) => return None,
                 // Native code, which the next older JIT code called: its frame is the anchor's.
                 None => match anchor {
-                    (0, _) => return,
+                    (0, _) => return None,
                     (fp, pc) => at = Registers { pc, sp: 0, fp },
                 },
             }
         }
+        None
     }
 }

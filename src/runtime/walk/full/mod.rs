@@ -9,13 +9,29 @@
 pub(super) mod jit_only;
 #[cfg(feature = "traceback")]
 mod native;
+#[cfg(feature = "traceback")]
+mod search;
 
 use crate::jit::StubInfo;
+#[cfg(not(feature = "traceback"))]
+use crate::runtime::arch::Registers;
 
 #[cfg(not(feature = "traceback"))]
 pub(super) use jit_only::FullWalker;
 #[cfg(feature = "traceback")]
 pub(super) use native::FullWalker;
+#[cfg(feature = "traceback")]
+pub(super) use search::caller_by_search;
+
+/// The registers in the caller of a frame whose frame pointer is not known: without the feature
+/// `traceback` there is no such frame, as native frames are not decoded.
+#[cfg(not(feature = "traceback"))]
+pub(super) fn caller_by_search(
+    _at: Registers,
+    _bounds: &super::exact::Bounds,
+) -> Option<Registers> {
+    None
+}
 
 /// A traceback has no more frames than this: a broken stack may lead in a circle.
 const MAX_TRACED_FRAMES: usize = 10_000;

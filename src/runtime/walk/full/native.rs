@@ -6,7 +6,7 @@
 //! found from registers that a JIT frame saved, so each step carries what is known of the
 //! callee-saved ones.
 //!
-//! It allocates and takes locks, so it must never run in a signal handler.
+//! To make a walker allocates and takes locks. To walk with one does neither.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -16,7 +16,7 @@ use super::{Frame, MAX_TRACED_FRAMES};
 use crate::jit::{StubInfo, lookup, lookup_return};
 use crate::runtime::arch::Registers;
 use crate::runtime::arch::native_frames::{NativeCache, NativeRegisters, NativeUnwinder};
-use crate::runtime::os::modules::loaded_modules;
+use crate::runtime::os::modules::{load_counters, loaded_modules};
 use crate::runtime::walk::exact::{Bounds, Out, state_of, step_out};
 
 /// Walks stacks by the modules that were loaded when it was made. Made anew for each traceback, and
@@ -24,6 +24,8 @@ use crate::runtime::walk::exact::{Bounds, Out, state_of, step_out};
 pub(in crate::runtime::walk) struct FullWalker {
     unwinder: NativeUnwinder,
     cache: NativeCache,
+    /// The counters of loaded and unloaded modules when it was made.
+    loaded: (u64, u64),
 }
 
 /// What a step out of a JIT frame leads to.
@@ -38,21 +40,33 @@ impl FullWalker {
     pub(in crate::runtime::walk) const OWN_FRAMES: usize = 1;
 
     pub(in crate::runtime::walk) fn new() -> Self {
-        Self { unwinder: native_unwinder(), cache: NativeCache::new() }
+        let (unwinder, loaded) = native_unwinder();
+        Self { unwinder, cache: NativeCache::new(), loaded }
     }
 
-    /// Visits all frames from `at` on. The anchor is of no interest here: native frames lead from
-    /// one JIT segment to the next.
+    /// Whether the modules are loaded that were when it was made, and no others.
+    pub(in crate::runtime::walk) fn is_current(&self) -> bool {
+        self.loaded == load_counters()
+    }
+
+    /// Visits all frames from `at` on, whose pc may be a return address. The anchor is of no
+    /// interest here: native frames lead from one JIT segment to the next.
+    ///
+    /// Returns the registers in a native frame whose caller could not be told, if the walk ended at
+    /// one. Their pc is in the instruction that was interrupted or that calls.
+    ///
+    /// It takes no lock and allocates nothing, so that a signal handler may call it where `visit`
+    /// may be called there, and no module of the walker was unloaded.
     pub(in crate::runtime::walk) fn walk(
         &mut self,
         at: Registers,
         _anchor: (usize, usize),
+        mut is_return_address: bool,
         bounds: &Bounds,
         visit: &mut dyn FnMut(Frame),
-    ) {
+    ) -> Option<Registers> {
         let mut registers = NativeRegisters::new(at);
         let mut pc = at.pc;
-        let mut is_return_address = false;
         for _ in 0..MAX_TRACED_FRAMES {
             let stub = if is_return_address { lookup_return(pc) } else { lookup(pc) };
             visit(Frame { pc, is_return_address, stub });
@@ -64,11 +78,15 @@ impl FullWalker {
                     .map(|pc| (pc, true)),
             };
             match next {
-                Some((0, _)) => return,
+                Some((0, _)) => return None,
                 Some(next) => (pc, is_return_address) = next,
-                None => return,
+                None => {
+                    let pc = pc - usize::from(is_return_address);
+                    return stub.is_none().then(|| registers.at(pc));
+                }
             }
         }
+        None
     }
 
     /// The pc of the caller of a native frame. `None`: there is none, or its tables do not tell.
@@ -114,7 +132,7 @@ fn leave_jit(
 
 /// An unwinder for the modules that are loaded now. To read their tables anew takes long, so the
 /// last one is kept.
-fn native_unwinder() -> NativeUnwinder {
+fn native_unwinder() -> (NativeUnwinder, (u64, u64)) {
     struct Known {
         loaded: (u64, u64),
         unwinder: NativeUnwinder,
@@ -129,12 +147,12 @@ fn native_unwinder() -> NativeUnwinder {
     if let Some(known) = &*known
         && known.loaded == modules.counters
     {
-        return known.unwinder.clone();
+        return (known.unwinder.clone(), known.loaded);
     }
     let mut unwinder = NativeUnwinder::new();
     for module in modules.modules {
         unwinder.add_module(module);
     }
     *known = Some(Known { loaded: modules.counters, unwinder: unwinder.clone() });
-    unwinder
+    (unwinder, modules.counters)
 }

@@ -10,6 +10,6 @@ pub(in crate::runtime::walk) fn native_frames(pc: usize) -> Vec<TraceFrame> {
 }
 
 /// Writes a line about the native code at `pc`.
-pub(crate) fn write_native(out: &mut dyn fmt::Write, pc: usize) -> fmt::Result {
+pub(crate) fn write_native(out: &mut dyn fmt::Write, pc: usize, _with_offset: bool) -> fmt::Result {
     writeln!(out, "native code at {pc:#x}")
 }

@@ -34,7 +34,7 @@ pub(in crate::runtime::walk) fn native_frames(pc: usize) -> Vec<TraceFrame> {
     // the path of the function that others were inlined into: the last one.
     if is_plain && let Some(TraceFrame::Rust { name, .. }) = frames.last_mut() {
         with_symbol(pc, |symbol, _module| {
-            if let Some(Ok(path)) = symbol.map(try_demangle) {
+            if let Some(Ok(path)) = symbol.map(|symbol| try_demangle(symbol.name)) {
                 *name = format!("{path:#}");
             }
         });
