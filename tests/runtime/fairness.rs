@@ -1,26 +1,39 @@
 //! Fairness: how long a runnable goroutine waits, by queue. The waits are counted in time slices
 //! that others have, or in goroutines that run before it. No test reads a clock for that: the time
 //! slices end where the test says so (`request_preemption`), or are counted by the scheduler.
-//! Also: where goroutines that start in a burst go, which case `select` chooses, and whose goroutines
-//! a run resumes.
+//! Also: where goroutines that start in a burst go, which case `select` chooses, and whose
+//! goroutines a run resumes.
 //!
-//! | promise | constant, or step | test that fails without it |
-//! | --- | --- | --- |
-//! | a runnable goroutine waits for no second time slice of a loop that polls | `deschedule0` | `no_queue_keeps_a_goroutine_waiting_for_another_time_slice_of_a_loop` |
-//! | what a time slice ends goes after all that is runnable | `enqueue_last` in `deschedule0` | `a_time_slice_that_ends_lets_all_run_that_waits` |
-//! | goroutines that start all the time, and take whole time slices, starve no other queue | `Round`, in `deschedule0` | `a_round_serves_each_queue_when_time_slices_are_long` |
-//! | the same for goroutines that are not preempted | `Round`, in sysmon | `sysmon_begins_rounds` |
-//! | a pair that exchanges messages has whole time slices, like a loop | `MAX_INHERITED` | `a_pair_has_as_much_time_as_a_loop` |
-//! | a pair is bounded without sysmon | `MAX_INHERITED_UNTIMED` | `scheduler::the_ticks_of_a_pair_that_wakes_each_other_are_limited` |
-//! | the local queue goes first at one time slice in 8 | `LOCAL_EVERY` | `the_local_queue_has_one_turn_in_eight` |
-//! | the global queue goes first at one time slice in 64 | `GLOBAL_EVERY` | `the_global_queue_has_one_turn_in_sixty_four` |
-//! | timers are checked at one tick in 16 | `TIMERS_EVERY` | `timers_are_checked_at_one_tick_in_sixteen` |
-//! | no request comes before a time slice is over | `Seen` in sysmon | `time_slices_are_not_cut_short` |
-//! | goroutines that start in a burst and stay are spread | `spread`, `SETTLED` | `goroutines_that_stay_are_spread_over_the_processors` |
-//! | goroutines that end at once are not | `Burst::start_next` | `goroutines_that_end_at_once_are_not_sent_away` |
-//! | `select` favours no case | `random` in `poll` | `select_favours_no_case_that_is_ready` |
-//! | a goroutine of an earlier run is never resumed | the checks of `run_id` in `ready` and `drain_inbox` | `a_goroutine_of_an_earlier_run_is_not_readied_on_its_m` |
-//! | a run with a goroutine that can be readied is not dead | `is_dead` in `sched/idle.rs` | the unit test there |
+//! Each promise, the constant or step that keeps it, and the test that fails without:
+//!
+//! * A runnable goroutine waits for no second time slice of a loop that polls; `deschedule0`:
+//!   `no_queue_keeps_a_goroutine_waiting_for_another_time_slice_of_a_loop`.
+//! * A goroutine whose time slice ends goes after all that is runnable; `enqueue_last`:
+//!   `a_time_slice_that_ends_lets_all_run_that_waits`.
+//! * Goroutines that start all the time, and have whole time slices, starve no other queue; `Round`
+//!   in `deschedule0`: `a_round_serves_each_queue_when_time_slices_are_long`.
+//! * Nor do goroutines that are not preempted; `Round` in sysmon: `sysmon_begins_rounds`.
+//! * A pair that exchanges messages has whole time slices, like a loop; `MAX_INHERITED`:
+//!   `a_pair_has_as_much_time_as_a_loop`.
+//! * Without a sysmon a pair is bounded by ticks; `MAX_INHERITED_UNTIMED`:
+//!   `scheduler::the_ticks_of_a_pair_that_wakes_each_other_are_limited`.
+//! * The local queue goes first at one time slice in 8; `LOCAL_EVERY`:
+//!   `the_local_queue_has_one_turn_in_eight`.
+//! * The global queue goes first at one time slice in 64; `GLOBAL_EVERY`:
+//!   `the_global_queue_has_one_turn_in_sixty_four`.
+//! * Timers are checked at one tick in 16; `TIMERS_EVERY`:
+//!   `timers_are_checked_at_one_tick_in_sixteen`.
+//! * No request comes before a time slice is over; `Seen` in sysmon:
+//!   `time_slices_are_not_cut_short`.
+//! * Goroutines that start in a burst and stay are spread; `spread`, `SETTLED`:
+//!   `goroutines_that_stay_are_spread_over_the_processors`.
+//! * Goroutines that end at once are not sent away; `Burst::start_next`:
+//!   `goroutines_that_end_at_once_are_not_sent_away`.
+//! * `select` favours no case; `random` in `poll`: `select_favours_no_case_that_is_ready`.
+//! * A goroutine of an earlier run is never resumed; the checks of `run_id` in `ready` and
+//!   `drain_inbox`: `a_goroutine_of_an_earlier_run_is_not_readied_on_its_m`.
+//! * A run with a goroutine that can be readied is not dead; `is_dead` in `sched/idle.rs`: the unit
+//!   test there.
 
 #![allow(unsafe_code, reason = "parks and readies by hand")]
 

@@ -52,8 +52,8 @@ const LOCAL_EVERY: u64 = 8;
 /// others are sent to an M that sleeps. Two that exchange messages stay together.
 const SETTLED: u32 = 2;
 
-/// How many goroutines in a row inherit a time slice at most, in runs without a sysmon: nothing else
-/// ends the time slice there.
+/// How many goroutines in a row inherit a time slice at most, in runs without a sysmon: nothing
+/// else ends the time slice there.
 const MAX_INHERITED_UNTIMED: u64 = 128;
 
 /// The same where sysmon ends time slices.
@@ -155,8 +155,8 @@ pub(crate) fn pick_next(m: &M) -> *mut G {
 /// Called where an M sleeps, and the goroutines that were started last have suspended themselves
 /// instead of ending: a pool of workers that wait for jobs, or handlers that wait for their peers.
 /// From then on they stay here, and those that start next probably will, too. An M that was woken
-/// when the first one was queued comes too late to steal any: a thread takes some 50 us to wake, and
-/// in one of them this M starts ten goroutines.
+/// when the first one was queued comes too late to steal any: a thread takes some 50 us to wake,
+/// and in one of them this M starts ten goroutines.
 ///
 /// Goroutines that end at once are not sent: here they end before another thread has woken. Nor
 /// are the first ones, so that a few that exchange messages stay together.

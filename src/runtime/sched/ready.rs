@@ -254,9 +254,9 @@ pub(crate) unsafe fn ready(parker: Parker, next: bool) {
 /// probably sleeps: any M may run them. Returns false where it does not sleep.
 ///
 /// An inbox is its owner's: what is in it waits while the owner runs a goroutine that does not
-/// yield. Nothing that another M could start may wait for that. An M that leaves its sleep drains its
-/// inbox before it runs anything. One that has left it may have begun to run something. So what it
-/// has not drained is taken back, by the same exchange, which gives each goroutine to one of the
+/// yield. Nothing that another M could start may wait for that. An M that leaves its sleep drains
+/// its inbox before it runs anything. One that has left it may have begun to run something. So what
+/// it has not drained is taken back, by the same exchange, which gives each goroutine to one of the
 /// two.
 pub(crate) fn send_to_sleeper(m: &M, sleeper: &M, count: usize) -> bool {
     let mut last = m.p.runq.pop();

@@ -59,8 +59,8 @@ pub(crate) fn publish(
 }
 
 /// Hands a runnable goroutine to the M that it belongs to, from another thread. `wake` wakes the
-/// thread that sleeps on the word. Returns whether that M has yet to leave its sleep: then it drains
-/// the inbox before it runs anything.
+/// thread that sleeps on the word. Returns whether that M has yet to leave its sleep: then it
+/// drains the inbox before it runs anything.
 ///
 /// The fence stands against the one of an M that announces its sleep: either that M sees the
 /// goroutine in its inbox, or this thread sees the announcement.
