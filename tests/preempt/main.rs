@@ -1,6 +1,19 @@
 //! Preemption: which code yields, when, and the effects of preemption on the rest of the process.
 //!
 //! The storms test that the machine state survives.
+//!
+//! What the code promises beside its protocols (`tests/models` has those), and the test that fails
+//! without it. Each was seen to fail.
+//!
+//! | promise | where | test |
+//! | --- | --- | --- |
+//! | the handler keeps errno | `os/linux/signals.rs` | `native::the_signal_handler_keeps_errno` |
+//! | system calls are restarted (SA_RESTART) | `os/linux/signals.rs` | `native::a_system_call_is_restarted_after_the_signal` |
+//! | sysmon blocks the program's signals | `sched/sysmon.rs` | `native::sysmon_takes_no_signal_of_the_program` |
+//! | a run does not inherit that a signal is on its way | `gmp/preempt_state.rs` | `stale::a_signal_that_an_earlier_run_left_does_not_disable_preemption` |
+//! | the handler preempts only if there is a request | `sched/async_preempt.rs` | `stale::a_signal_that_comes_after_the_yield_preempts_nothing` |
+//! | a tick begins without a request | `sync/preempt_request.rs` | `stale::a_request_is_over_when_its_goroutine_has_yielded` |
+//! | little stack is no request | `sched/preempt.rs` | `stale::a_poll_with_little_stack_left_is_no_request` |
 
 #![allow(unsafe_code, reason = "calls emitted code and installs signal handlers")]
 
