@@ -4,10 +4,12 @@
 //! Decisions (which backend, which address, what is fatal) are in `mod.rs`.
 
 use std::ffi::CStr;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::AtomicUsize;
 
+use memmap2::{MmapMut, MmapOptions};
 use region::Protection;
 
 use super::limits::file_size_limit;
@@ -147,9 +149,9 @@ impl Shared {
         bytes: usize,
     ) -> Result<usize, JitError> {
         const WHAT: &str = "the writable view of code memory";
-        let access = libc::PROT_READ | libc::PROT_WRITE;
         match self {
             Self::Anonymous => {
+                let access = libc::PROT_READ | libc::PROT_WRITE;
                 // SAFETY: 1. with an old size of 0 the mapping at `at` stays, and is duplicated.
                 let copy = unsafe { libc::mremap(at as *mut _, 0, bytes, libc::MREMAP_MAYMOVE) };
                 if copy == libc::MAP_FAILED {
@@ -165,15 +167,13 @@ impl Shared {
                 Ok(copy as usize)
             }
             Self::File(fd) => {
-                // SAFETY: a fresh mapping of a file that is at least that long.
-                let view = unsafe {
-                    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
-                    libc::mmap(ptr::null_mut(), bytes, access, libc::MAP_SHARED, fd, offset)
-                };
-                if view == libc::MAP_FAILED {
-                    return Err(refused("mmap(2)", errno(), (WHAT, bytes), false));
-                }
-                Ok(view as usize)
+                let view = MmapOptions::new().offset(offset as u64).len(bytes).map_raw(fd);
+                let view = view.map_err(|error| {
+                    let errno = error.raw_os_error().unwrap_or(0);
+                    refused("mmap(2)", errno, (WHAT, bytes), false)
+                })?;
+                // Code memory is never unmapped.
+                Ok(ManuallyDrop::new(view).as_mut_ptr() as usize)
             }
         }
     }
@@ -225,20 +225,14 @@ pub(crate) fn reserve_private(size: usize, extra: libc::c_int) -> Result<usize, 
 /// Whether a new mapping is locked and filled: mlockall(2) with MCL_FUTURE. The kernel does not
 /// tell, so that this maps a page and finds out whether it is resident before it was touched.
 fn locks_new_mappings() -> bool {
-    let bytes = page_bytes();
-    // SAFETY: a fresh mapping, which is unmapped again; the vector has an element for its one page.
-    unsafe {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let page = libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0);
-        if page == libc::MAP_FAILED {
-            return false;
-        }
-        let mut resident = 0u8;
-        let is_known = libc::mincore(page, bytes, &raw mut resident) == 0;
-        libc::munmap(page, bytes);
-        is_known && resident & 1 != 0
-    }
+    let Ok(mut page) = MmapMut::map_anon(page_bytes()) else {
+        return false;
+    };
+    let mut resident = 0u8;
+    // SAFETY: the vector has an element for the one page.
+    let is_known =
+        unsafe { libc::mincore(page.as_mut_ptr().cast(), page.len(), &raw mut resident) == 0 };
+    is_known && resident & 1 != 0
 }
 
 /// Reserves code memory at an address, unless something is there.
