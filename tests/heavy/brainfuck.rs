@@ -482,8 +482,18 @@ fn quickstart_prints_the_output_in_its_documentation() {
     assert!(output.status.success(), "{}", output.status);
     let stderr = String::from_utf8(output.stderr).expect("names are UTF-8");
     let mut lines = stderr.lines();
-    let host = ["code memory:  ", "stack guards: ", "fences:       ", "unwinder:     "];
-    for label in host.into_iter().chain(["preemption:   ", "handlers:     ", ""]) {
+    let host = [
+        "code memory:  ",
+        "stack guards: ",
+        "stack memory: ",
+        "fences:       ",
+        "unwinder:     ",
+        "preemption:   ",
+        "panic state:  ",
+        "handlers:     ",
+        "",
+    ];
+    for label in host {
         let line = lines.next().unwrap_or("nothing");
         assert!(line.starts_with(label) && line.len() >= label.len(), "{line:?} in\n{stderr}");
     }

@@ -697,8 +697,8 @@ fn the_environment_report_has_known_values() {
         let all = format!(
             "code memory:  {}\nstack guards: {}\nstack memory: decommitted after use\n\
              fences:       {}\nunwinder:     {}\n\
-             preemption:   {saved}\nhandlers:     all on alternate stacks\n",
-            found.code_memory, found.stack_guards, found.fences, found.unwinder
+             preemption:   {saved}\npanic state:  {}\nhandlers:     all on alternate stacks\n",
+            found.code_memory, found.stack_guards, found.fences, found.unwinder, found.panic_state
         );
         assert_eq!(found.to_string(), all);
         assert_eq!(found, environment(), "a second call returns the same");

@@ -163,6 +163,16 @@ fn errno_follows_a_goroutine_to_another_thread() {
                     };
                     // SAFETY: its values are `Send`, and no lock is held where it yields.
                     let moves = unsafe { Builder::new().go_migratable(body).expect("memory") };
+                    // A goroutine that waits for a processor most of the time: without one nothing
+                    // is preempted.
+                    let waits = || {
+                        while !STOP.load(Ordering::Relaxed) {
+                            set_errno(FOREIGN);
+                            gosched();
+                        }
+                    };
+                    // SAFETY: its values are `Send`, and no lock is held where it yields.
+                    let waits = unsafe { Builder::new().go_migratable(waits).expect("memory") };
                     let start = Instant::now();
                     let moved = || {
                         let seen = SEEN.lock().expect("no panic");
@@ -187,6 +197,7 @@ fn errno_follows_a_goroutine_to_another_thread() {
                         FLAG.store(1, Ordering::Relaxed);
                         gosched();
                     }
+                    waits.join().expect("no panic");
                     moves.join().expect("no panic");
                 })
                 .expect("the run starts");

@@ -44,7 +44,10 @@ fn send_sigurg(thread: libc::pid_t) {
 fn the_signal_handler_keeps_errno() {
     let outcome = child::run("the_signal_handler_keeps_errno", || {
         install_spoiler();
-        run(1, || {
+        // A program that handles SIGURG keeps it, unless it says otherwise.
+        let config = super::config(1).preempt_signal(libc::SIGURG);
+        let run = |f: &dyn Fn()| config.run(f).expect("the run starts");
+        run(&|| {
             for value in [0, libc::ENOENT, libc::EINTR] {
                 let before = CALLS.load(Ordering::Relaxed);
                 // SAFETY: a word of this thread.

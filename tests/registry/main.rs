@@ -167,7 +167,9 @@ fn installs_and_drops_agree_with_a_map() {
             };
             let name = format!("model {step}");
             let code = filler(&jit, &name, class, len);
-            let granules_end = code.address() + len.next_multiple_of(GRANULE_BYTES);
+            // Framed code that ends with its granule is followed by an instruction of its own.
+            assert!((len..=len + 1).contains(&code.len()), "{} of {len}", code.len());
+            let granules_end = code.address() + code.len().next_multiple_of(GRANULE_BYTES);
             let before = model.range(..granules_end).next_back();
             assert!(before.is_none_or(|(_, k)| k.granules_end <= code.address()), "overlap");
             let known = Known { granules_end, name, class, retired: false };

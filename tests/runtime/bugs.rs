@@ -170,7 +170,7 @@ fn cases_may_be_used_twice() {
 #[test]
 fn a_reservation_of_everything_is_an_error() {
     let error = Jit::builder().reserve_bytes(usize::MAX).build().expect_err("too much");
-    assert!(matches!(error, JitError::System { call: "mmap(2)", .. }), "{error}");
+    assert!(matches!(error, JitError::NoMemory { bytes: usize::MAX, .. }), "{error}");
 }
 
 /// While a goroutine slept, the last idle thread woke every 10 ms to check for a deadlock, although
