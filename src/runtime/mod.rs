@@ -145,9 +145,9 @@ pub use walk::{
 pub(crate) use gmp::pools::probe_guards;
 pub(crate) use os::futex::probe_fences;
 pub(crate) use os::signals::{can_signal, handlers_without_alternate_stack};
-pub(crate) use stack::memory_report;
 pub(crate) use sched::panic_probe::describe_panic_state;
 pub(crate) use sched::preempt_signal::describe as describe_preemption;
+pub(crate) use stack::memory_report;
 
 /// Runs `f` as the main goroutine of a run with the default [`Config`]; see [`Config::run`].
 ///

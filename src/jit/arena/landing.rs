@@ -135,7 +135,8 @@ pub(crate) unsafe extern "C-unwind" fn continue_panic(
     let exception = exception.cast::<Exception>();
     // SAFETY: 1. The fields belong to the unwinder, which is not running.
     let private = unsafe { [(*exception).private_1, (*exception).private_2] };
-    let mut search = Search { caller_sp: fp + 16, is_past: false, private, landing, has_landed: false };
+    let mut search =
+        Search { caller_sp: fp + 16, is_past: false, private, landing, has_landed: false };
     // SAFETY: 1. The walk changes the two fields, and ends where `step` says, at the latest at the
     // first native frame: no frame is left. Younger frames have no landing pad.
     unsafe {

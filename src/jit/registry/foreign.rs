@@ -63,7 +63,9 @@ impl ForeignRegion {
             return Err(refuse("both ends must be multiples of 64 bytes"));
         }
         if class.is_internal() {
-            return Err(refuse("entry, root and win64 frames are made by the crate's own stubs only"));
+            return Err(refuse(
+                "entry, root and win64 frames are made by the crate's own stubs only",
+            ));
         }
         let region = Region::add(range.start, range.len())?;
         let words = region.words_at(range.start);

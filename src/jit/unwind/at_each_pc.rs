@@ -22,9 +22,7 @@
 //! only if the first says that they are there, and the word of published code.
 
 use super::covered::Covered;
-use super::expression::{
-    AND, DEREF, DUP, EQ, Expression, GE, MINUS, NE, OR, PLUS, SHL, SHR, SWAP,
-};
+use super::expression::{AND, DEREF, DUP, EQ, Expression, GE, MINUS, NE, OR, PLUS, SHL, SHR, SWAP};
 use crate::jit::frame::{GRANULE_BYTES, RED_ZONE_BYTES};
 
 // System V psABI x86-64, figure 3.36.

@@ -48,20 +48,12 @@ struct Registers {
 }
 
 /// System V psABI x86-64, figure 3.36.
-const AMD64: Registers = Registers {
-    frame_pointer: 6,
-    stack_pointer: 7,
-    return_address: 16,
-    call_pushes_bytes: 8,
-};
+const AMD64: Registers =
+    Registers { frame_pointer: 6, stack_pointer: 7, return_address: 16, call_pushes_bytes: 8 };
 
 /// DWARF for the Arm 64-bit Architecture (aadwarf64), section 4.1: x29, sp is 31, x30.
-const AARCH64: Registers = Registers {
-    frame_pointer: 29,
-    stack_pointer: 31,
-    return_address: 30,
-    call_pushes_bytes: 0,
-};
+const AARCH64: Registers =
+    Registers { frame_pointer: 29, stack_pointer: 31, return_address: 30, call_pushes_bytes: 0 };
 
 const DW_CFA_DEF_CFA: u8 = 0x0c;
 const DW_CFA_UNDEFINED: u8 = 0x07;

@@ -8,7 +8,7 @@ mod expression;
 pub(crate) mod rules;
 pub(crate) mod user_code;
 
+pub(crate) use covered::{Covered, Words};
 #[cfg(feature = "runtime")]
 pub(crate) use dwarf::Unwinder;
-pub(crate) use covered::{Covered, Words};
 pub(crate) use dwarf::register;

@@ -23,7 +23,8 @@ union Task<F, T> {
 }
 
 impl<F: FnOnce() -> T, T> Task<F, T> {
-    const TYPE: TaskType = TaskType { run: Self::run, drop_result: Self::drop_result, is_boxed: false };
+    const TYPE: TaskType =
+        TaskType { run: Self::run, drop_result: Self::drop_result, is_boxed: false };
 
     unsafe fn run(data: *mut u8) {
         let task = data.cast::<Self>();
@@ -181,11 +182,8 @@ unsafe fn drop_boxed<F, T>(data: *mut u8) {
 struct BoxedType<F, T>(PhantomData<(F, T)>);
 
 impl<F: FnOnce() -> T, T> BoxedType<F, T> {
-    const TYPE: TaskType = TaskType {
-        run: run_boxed::<F, T>,
-        drop_result: drop_boxed::<F, T>,
-        is_boxed: true,
-    };
+    const TYPE: TaskType =
+        TaskType { run: run_boxed::<F, T>, drop_result: drop_boxed::<F, T>, is_boxed: true };
 }
 
 /// # Safety
