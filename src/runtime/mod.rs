@@ -82,6 +82,11 @@
 //!   borrows are one goroutine's own.
 //! * **A reference to a thread-local that is kept over a park** is sound: the goroutine stays on
 //!   the thread, and no thread of a run ends before the last goroutine of the run has stopped.
+//! * **A park while a panic unwinds**, in a destructor, or in a panic hook. `thread::panicking()`
+//!   and the poisoning of locks follow the goroutine, where
+//!   [`environment`](crate::environment())`().panic_state` says that std's words were found. (While
+//!   a hook is parked, std holds the lock of hooks: `set_hook` and `take_hook` block their thread.)
+//! * **`errno` over what the goroutine did not ask for**: a preemption, a poll, a [`checkpoint`].
 //! * The floating-point control state: [`keep_fp_control`].
 //!
 //! [`std::thread::current`] is the thread, whose name, number and token of `park` all of its
