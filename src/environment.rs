@@ -83,9 +83,13 @@ fn describe_handlers(signals: &[i32]) -> String {
         return "all on alternate stacks".into();
     }
     let numbers: Vec<_> = signals.iter().map(ToString::to_string).collect();
+    let (these, have, run) = match numbers.len() {
+        1 => ("signal", "has a handler", "runs"),
+        _ => ("signals", "have handlers", "run"),
+    };
     format!(
-        "signals {} have handlers without SA_ONSTACK, which run on goroutine stacks: install them \
-         with it, or raise Config::stack_bytes",
+        "{these} {} {have} without SA_ONSTACK, which {run} on goroutine stacks: install with that \
+         flag, or raise Config::stack_bytes",
         numbers.join(", ")
     )
 }

@@ -47,7 +47,7 @@ impl From<()> for Annotations {
 }
 
 impl Annotations {
-    /// Nothing is said.
+    /// No annotations.
     ///
     /// ```
     /// use footbridge::jit::Annotations;

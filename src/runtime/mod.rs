@@ -39,10 +39,11 @@
 //! # What is shared on a thread
 //!
 //! Rust, C and the system keep state for each *thread*, and a thread runs many goroutines. From one
-//! park of a goroutine to the next it has the thread for itself. During a park other goroutines of
+//! park of a goroutine to the next it has the thread to itself. During a park other goroutines of
 //! the thread run, and find what it has left there. Parks are all calls of this crate that may
 //! wait, [`gosched`], [`checkpoint`], and calls of functions that do one of these; in JIT code also
-//! polls, and any instruction of preemptible code.
+//! polls, returns of goroutine functions, and any instruction of preemptible code
+//! ([`without_preemption`] excepts these).
 //!
 //! *Not caught, and the caller's duty:*
 //!
@@ -52,8 +53,8 @@
 //!   entered them. Then each restores what it had found, and the value of a call that has returned
 //!   is left: a
 //!   *dangling reference*, though all of the code is safe. Such a library relies on calls that
-//!   nest, which no crate with stackful coroutines can promise it, and which coroutine may be at
-//!   fault for is an open question: [rust-lang/unsafe-code-guidelines#602][ucg]. **A goroutine must
+//!   nest. No crate with stackful coroutines can promise that; whose fault it is, is an open
+//!   question: [rust-lang/unsafe-code-guidelines#602][ucg]. **A goroutine must
 //!   not park in such a call.** Instead: pass the value as an argument, or keep an owned one (an
 //!   `Arc`, say) in a `goroutine_local!`.
 //! * **A lock of std, of `parking_lot` or of C that is held over a park.** Another goroutine of the
@@ -61,14 +62,16 @@
 //!   not `Send` still cannot be moved into another goroutine: the compiler refuses that.) Instead:
 //!   [`Mutex`] and [`RwLock`]. A std lock that is not held over a park is as good here as anywhere.
 //! * **A borrow of a thread-local that is lent to another thread**, by `std::thread::scope` for
-//!   example, over a park that the run does not outlive. The end of a run abandons goroutines, and
-//!   a call that is abandoned never returns: it does not wait for the threads that it has started.
+//!   example, over a park during which the run ends. The end of a run abandons goroutines, and a
+//!   call that is abandoned never returns: it does not wait for the threads that it has started.
 //!   The thread of the run ends, and destroys what it lent. So a goroutine that lends its thread's
-//!   locals is joined before the run ends. (What lies on the goroutine's own stack or on the heap
-//!   stays.)
+//!   locals is joined before the run ends. (What lies on its own stack or on the heap is never
+//!   freed.)
 //! * **What blocks the thread**: `Condvar`, `Barrier`, `mpsc`, `thread::sleep`, `thread::park` of
 //!   std, or a system call that waits. All goroutines of the thread wait as well, perhaps those
 //!   that it waits for. Instead: this module's, [`Chan`] and [`sleep`].
+//! * **The floating-point control state**, MXCSR and the x87 control word: what a goroutine sets is
+//!   set for the others of its thread. Instead: [`keep_fp_control`].
 //! * **`errno` and other state that C keeps by thread**: the locale of `uselocale`, the buffers of
 //!   `strerror` or `gethostbyname`, signal masks, credentials, a namespace. A call that parks may
 //!   change `errno`, like any call: read it before. What was set for the thread is set for its
@@ -87,7 +90,6 @@
 //!   [`environment`](crate::environment())`().panic_state` says that std's words were found. (While
 //!   a hook is parked, std holds the lock of hooks: `set_hook` and `take_hook` block their thread.)
 //! * **`errno` over what the goroutine did not ask for**: a preemption, a poll, a [`checkpoint`].
-//! * The floating-point control state: [`keep_fp_control`].
 //!
 //! [`std::thread::current`] is the thread, whose name, number and token of `park` all of its
 //! goroutines share; [`this_goroutine`] is the goroutine.

@@ -822,7 +822,7 @@ fn without_address_space_for_stacks_the_closure_is_returned() {
             assert_eq!(
                 refused.to_string(),
                 format!(
-                    "a goroutine could not be started: no address space for 135168 bytes of \
+                    "a goroutine could not be started: no memory for 135168 bytes of \
                      goroutine stacks: Cannot allocate memory (os error 12); RLIMIT_AS is {limit} \
                      bytes and {used} are used: raise it (ulimit -v)"
                 )

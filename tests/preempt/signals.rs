@@ -101,7 +101,7 @@ fn handlers_on_goroutine_stacks_are_reported() {
         assert_eq!(
             footbridge::environment().signal_handlers,
             "signals 1, 10 have handlers without SA_ONSTACK, which run on goroutine stacks: install \
-             them with it, or raise Config::stack_bytes"
+             with that flag, or raise Config::stack_bytes"
         );
     })
     .assert_success();

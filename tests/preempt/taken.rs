@@ -465,17 +465,22 @@ fn a_fault_signal_that_is_sent_and_was_ignored_leaves_the_handler_installed() {
 
 #[test]
 fn signals_that_cannot_preempt_are_refused() {
-    // None; of the C library; without a handler; faults of the thread itself.
-    for requested in [i32::MIN, -1, 0, 32, 33, 65, libc::SIGKILL, libc::SIGSTOP, libc::SIGSEGV] {
+    // None; of the C library; without a handler; faults of the thread itself; what ends or stops a
+    // process, or tells it something.
+    let none = [i32::MIN, -1, 0, 32, 33, 65, libc::SIGKILL, libc::SIGSTOP, libc::SIGSEGV];
+    let meant = [libc::SIGTERM, libc::SIGINT, libc::SIGPIPE, libc::SIGTSTP, libc::SIGCHLD];
+    for requested in none.into_iter().chain(meant) {
         let error = config(1).preempt_signal(requested).run(|| ()).expect_err("refused");
         assert_eq!(error, RunError::PreemptSignal { requested });
         let text = format!(
-            "Config::preempt_signal is {requested}, which is none, a fault of the thread itself, \
-             or one that cannot be handled; SIGURG or a real-time signal suits, and None chooses"
+            "Config::preempt_signal is {requested}, whose default action programs rely on, or which \
+             is no signal of theirs; it may be SIGURG, SIGUSR1, SIGUSR2 or {} to {}, and None chooses",
+            libc::SIGRTMIN(),
+            libc::SIGRTMAX()
         );
         assert_eq!(error.to_string(), text);
     }
-    for signal in [libc::SIGRTMIN(), libc::SIGRTMAX()] {
+    for signal in [libc::SIGRTMIN(), libc::SIGRTMAX(), libc::SIGUSR1, libc::SIGURG] {
         assert_eq!(config(1).preempt_signal(signal).run(|| 42), Ok(42));
     }
 }

@@ -300,7 +300,7 @@ fn the_watchdog_says_nothing_where_nothing_waits_and_where_it_is_off() {
 #[test]
 fn the_environment_sets_the_time() {
     let test = "the_environment_sets_the_time";
-    captured(Child::of(test).with("FOOTBRIDGE_WATCHDOG", "1"), |stderr| {
+    captured(Child::of(test).with("FOOTBRIDGE_WATCHDOG", "1.25"), |stderr| {
         let run = config(1).watchdog(Duration::from_secs(3600)).run(|| {
             let waits = go(|| ());
             let text = stderr.blocks_until("behind it\n");

@@ -73,6 +73,14 @@ fn write_stall(stall: &Stall) -> fmt::Result {
                 "footbridge: {label} has been in native code on its thread for {elapsed}; \
                  {wait} behind it"
             )?;
+            if blocked(goroutine).is_none() {
+                // The pc of a thread that computes is not known: JIT code is native code, too.
+                writeln!(
+                    out,
+                    "footbridge: it computes: call runtime::checkpoint in Rust code; in JIT code add \
+                     Jit::polls, or install it as preemptible"
+                )?;
+            }
         }
         StallKind::Ending => {
             let does = if blocked(goroutine).is_some() { "blocks" } else { "computes" };

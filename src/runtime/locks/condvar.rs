@@ -45,7 +45,7 @@ impl WaitTimeoutResult {
 }
 
 impl Condvar {
-    /// One that nothing waits for.
+    /// A new condition variable.
     ///
     /// ```
     /// use footbridge::runtime::Condvar;

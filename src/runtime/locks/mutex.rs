@@ -99,7 +99,8 @@ impl RawMutex {
 ///
 /// A goroutine that is abandoned at the end of its run while it holds a mutex never releases it,
 /// like a guard that is forgotten: threads and goroutines of other runs that wait for it wait for
-/// ever. So they do if it was abandoned after the mutex was passed on to it, and before it ran.
+/// ever. They also do if the goroutine was abandoned after the mutex was passed on to it, and
+/// before it ran.
 ///
 /// ```
 /// use footbridge::runtime::{self, Mutex, gosched};
@@ -162,7 +163,7 @@ impl<T> Mutex<T> {
         Self { raw: RawMutex::new(), poison: Poison::new(), data: UnsafeCell::new(value) }
     }
 
-    /// What is in it. Nothing can hold it any more.
+    /// Returns the value. That the lock is moved shows that no guard exists.
     ///
     /// ```
     /// use footbridge::runtime::Mutex;
@@ -240,7 +241,7 @@ impl<T: ?Sized> Mutex<T> {
         self.poison.get()
     }
 
-    /// Says that what is in it is right again. [`Self::is_poisoned`] has an example.
+    /// Clears the poison mark: the value is right again. [`Self::is_poisoned`] has an example.
     pub fn clear_poison(&self) {
         self.poison.clear();
     }

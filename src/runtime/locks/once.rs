@@ -56,7 +56,7 @@ impl OnceState {
 }
 
 impl Once {
-    /// One whose initialiser has not run.
+    /// A new `Once`, whose initialiser has not run.
     ///
     /// ```
     /// use footbridge::runtime::Once;

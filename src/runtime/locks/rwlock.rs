@@ -107,8 +107,8 @@ impl RawRwLock {
 ///
 /// It has the shape of [`std::sync::RwLock`], poisoning by writers included. It is granted in the
 /// order in which readers and writers came, and readers that are next to one another in that order
-/// get it together: neither starve. So a goroutine that reads must not read again: a writer may
-/// wait in between, and neither would ever get it.
+/// get it together: neither readers nor writers starve. So a goroutine that reads must not read
+/// again: a writer may wait in between, and neither would ever get it.
 ///
 /// What [`Mutex`](super::Mutex) says of guards over a park and of abandoned holders holds here,
 /// too.
@@ -179,7 +179,7 @@ impl<T> RwLock<T> {
         Self { raw: RawRwLock::new(), poison: Poison::new(), data: UnsafeCell::new(value) }
     }
 
-    /// What is in it. Nothing can hold it any more.
+    /// Returns the value. That the lock is moved shows that no guard exists.
     ///
     /// ```
     /// use footbridge::runtime::RwLock;
@@ -293,7 +293,7 @@ impl<T: ?Sized> RwLock<T> {
         self.poison.get()
     }
 
-    /// Says that what is in it is right again. [`Self::is_poisoned`] has an example.
+    /// Clears the poison mark: the value is right again. [`Self::is_poisoned`] has an example.
     pub fn clear_poison(&self) {
         self.poison.clear();
     }

@@ -41,8 +41,9 @@ impl WaitGroup {
         Self { count: AtomicUsize::new(0), queue: Queue::new() }
     }
 
-    /// Waits will be for `n` more calls of [`Self::done`]. Called before the goroutines start that
-    /// are waited for: a wait that finds the count at zero returns. [`WaitGroup`] has an example.
+    /// Adds `n` to the count of calls of [`Self::done`] that waits are for. Call it before you
+    /// start the goroutines: a wait that finds the count at zero returns. [`WaitGroup`] has an
+    /// example.
     ///
     /// # Panics
     /// If the count would exceed `usize::MAX`.
@@ -53,7 +54,7 @@ impl WaitGroup {
         assert!(added.is_ok(), "the count of a WaitGroup exceeds usize::MAX");
     }
 
-    /// One is done. What the caller did before is seen by those that wait.
+    /// Subtracts one from the count. A wait that it ends sees what the caller did before.
     ///
     /// # Panics
     /// If the count is zero: there are more calls than [`Self::add`] has announced.

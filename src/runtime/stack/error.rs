@@ -54,14 +54,14 @@ impl fmt::Display for StackError {
         match self {
             Self::TooLarge { requested } => write!(
                 f,
-                "a stack of {requested} bytes was asked for, and the largest has 8 MiB; systemstack \
-                 runs a function on the stack of a thread"
+                "a stack of {requested} bytes was asked for, and the largest has 8 MiB; \
+                 runtime::systemstack runs a function on the stack of a thread"
             ),
             Self::Reserve { bytes, errno, shortage } => {
                 let errno = text(errno);
                 write!(
                     f,
-                    "no address space for {bytes} bytes of goroutine stacks: {errno}; {shortage}"
+                    "no memory for {bytes} bytes of goroutine stacks: {errno}; {shortage}"
                 )
             }
             Self::Guard { errno } => write!(

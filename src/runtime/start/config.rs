@@ -186,7 +186,9 @@ impl Config {
     ///
     /// Name one where the choice meets another library. The thread that calls `run`, and those of
     /// the run, have it unblocked while the run lasts. A handler that the program has installed
-    /// before gets all signals that are not the crate's; its system calls are restarted.
+    /// before gets all signals that are not the crate's; its system calls are restarted. From the
+    /// first run on the signal has the crate's handler until the process ends: what it would do by
+    /// default is not done any more.
     ///
     /// A real-time signal ends a process that has no handler for it, such as one that a thread of a
     /// run becomes by execve(2) while a signal is on its way. SIGURG is ignored there.
@@ -196,9 +198,9 @@ impl Config {
     ///
     /// # #[cfg(target_arch = "x86_64")]
     /// assert_eq!(Config::new().preempt_signal(40).run(|| 42), Ok(42));
-    /// // SIGKILL has no handler.
-    /// let refused = Config::new().preempt_signal(9).run(|| ());
-    /// assert_eq!(refused, Err(RunError::PreemptSignal { requested: 9 }));
+    /// // SIGTERM shall end the process.
+    /// let refused = Config::new().preempt_signal(15).run(|| ());
+    /// assert_eq!(refused, Err(RunError::PreemptSignal { requested: 15 }));
     /// ```
     pub fn preempt_signal(mut self, signal: impl Into<Option<i32>>) -> Self {
         self.preempt_signal = signal.into();
@@ -224,9 +226,11 @@ impl Config {
     /// environment variable `FOOTBRIDGE_FAULT_REPORTS=0` turns reports off for all runs.
     ///
     /// A report has the signal, the address, the instruction, the registers and a traceback of the
-    /// goroutine. After it the fault takes its course: the program's handler that was installed
-    /// before the run is called, or the process ends with the signal. So the exit status and core
-    /// dumps are as without reports. A fault on any other thread is not reported.
+    /// goroutine. On a thread of no run it has less where the stack for signals is small, as std's
+    /// is: signal, address and instruction. After it the fault takes its course: the program's
+    /// handler that was installed before the run is called, or the process ends with the signal. So
+    /// the exit status and core dumps are as without reports. A fault of other code on any other
+    /// thread is not reported.
     ///
     /// A program that handles such faults of its own code, say to turn one into an exception,
     /// installs its handler after the first run has started, or turns reports off: a report is
@@ -248,9 +252,10 @@ impl Config {
     /// How long a goroutine may stay on its thread without coming to the scheduler, while
     /// goroutines wait for that thread or the run ends, before the watchdog says so on standard
     /// error, with a traceback: it computes without a [`checkpoint`](crate::runtime::checkpoint),
-    /// or is blocked in native code. Each incident is reported once. The default is 5 s; `None` and
-    /// zero turn the watchdog off, and so does the environment variable `FOOTBRIDGE_WATCHDOG=0`,
-    /// for all runs. Another number in the variable is the time in seconds.
+    /// it runs JIT code that neither polls nor may be preempted, or it is blocked in native code.
+    /// Each incident is reported once. The default is 5 s; `None` and zero turn the watchdog off,
+    /// and so does the environment variable `FOOTBRIDGE_WATCHDOG=0`, for all runs. Another number
+    /// in the variable is the time in seconds, such as `0.5`. What is no number is ignored.
     ///
     /// ```text
     /// footbridge: goroutine 7 "pump" has been in native code on its thread for 5 s; 8 goroutines
@@ -289,11 +294,11 @@ impl Config {
 
     /// The watchdog's time, if it is on.
     pub(crate) fn watchdog_limit(&self) -> Option<Duration> {
-        let seconds = std::env::var("FOOTBRIDGE_WATCHDOG").ok().and_then(|v| v.parse().ok());
+        let seconds = std::env::var("FOOTBRIDGE_WATCHDOG").ok().and_then(|v| v.parse::<f64>().ok());
+        let by_variable = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
         let by_default = self.time_slice.map(|_| DEFAULT_WATCHDOG);
-        let limit = match (seconds, self.watchdog) {
-            (Some(0), _) => None,
-            (Some(seconds), _) => Some(Duration::from_secs(seconds)),
+        let limit = match (by_variable, self.watchdog) {
+            (Some(limit), _) => Some(limit),
             (None, limit) => limit.unwrap_or(by_default),
         };
         limit.filter(|limit| !limit.is_zero())
@@ -386,7 +391,8 @@ pub enum RunError {
     /// This process was made by clone(2) or `_Fork`, which call no handler of pthread_atfork(3), by
     /// a process that has used the crate. The C library cannot start threads in such a child.
     BareChild,
-    /// [`Config::preempt_signal`] is no signal that a program can handle and leave at that.
+    /// [`Config::preempt_signal`] is neither SIGURG, SIGUSR1, SIGUSR2 nor a real-time signal that
+    /// the C library leaves to programs.
     PreemptSignal {
         /// The value of the setting.
         requested: i32,
@@ -437,8 +443,11 @@ impl fmt::Display for RunError {
             ),
             Self::PreemptSignal { requested } => write!(
                 f,
-                "Config::preempt_signal is {requested}, which is none, a fault of the thread itself, \
-                 or one that cannot be handled; SIGURG or a real-time signal suits, and None chooses"
+                "Config::preempt_signal is {requested}, whose default action programs rely on, or \
+                 which is no signal of theirs; it may be SIGURG, SIGUSR1, SIGUSR2 or {} to {}, and \
+                 None chooses",
+                signals::real_time_range().start(),
+                signals::real_time_range().end()
             ),
             Self::VectorState { requested } => write!(
                 f,

@@ -38,7 +38,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// The settings of the run.
+    /// A builder with the settings of the run.
     ///
     /// ```
     /// use footbridge::runtime::{self, Builder};

@@ -154,7 +154,9 @@ impl<T: 'static> LocalKey<T> {
     /// ```
     ///
     /// # Panics
-    /// In a destructor of a goroutine-local, if the value was destroyed.
+    /// In a destructor of a goroutine-local, if the value was destroyed. (A destructor that panics
+    /// ends the process.)
+    #[track_caller]
     pub fn with<R>(&'static self, f: impl FnOnce(&T) -> R) -> R {
         match self.try_with(f) {
             Ok(result) => result,

@@ -69,8 +69,8 @@ fn a_goroutine_has_a_stack_of_the_requested_class() {
 fn a_stack_above_the_largest_class_is_refused() {
     let text = |requested: usize| {
         format!(
-            "a stack of {requested} bytes was asked for, and the largest has 8 MiB; systemstack \
-             runs a function on the stack of a thread"
+            "a stack of {requested} bytes was asked for, and the largest has 8 MiB; \
+             runtime::systemstack runs a function on the stack of a thread"
         )
     };
     runtime::run(|| {

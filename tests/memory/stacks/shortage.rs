@@ -79,7 +79,7 @@ fn replace_file(path: &str, text: &str) -> bool {
 #[test]
 fn the_reason_for_a_refused_reservation_is_reported() {
     let test = "the_reason_for_a_refused_reservation_is_reported";
-    let reason = "no address space for 131072 bytes of goroutine stacks: Cannot allocate memory \
+    let reason = "no memory for 131072 bytes of goroutine stacks: Cannot allocate memory \
                   (os error 12); ";
     // Emulates the kernel in this mode, since setting the mode would affect the whole machine.
     let refuse_stacks = || {

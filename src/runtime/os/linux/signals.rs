@@ -37,6 +37,7 @@
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
+use std::ops::RangeInclusive;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -312,16 +313,16 @@ pub(crate) fn real_time_signals() -> impl Iterator<Item = Number> {
     (libc::SIGRTMIN()..libc::SIGRTMAX()).rev()
 }
 
-/// Whether a program can have this signal handled, and go on.
+/// Whether a program can do without this signal's default action: SIGURG, SIGUSR1, SIGUSR2 and the
+/// real-time signals. All others mean something to the system, a terminal or a shell, which ends
+/// when the crate's handler takes them.
 pub(crate) fn can_preempt(signal: Number) -> bool {
-    let cannot_be_handled = [libc::SIGKILL, libc::SIGSTOP];
-    let is_of_a_thread_itself =
-        [SEGMENT, BUS, ILLEGAL, ARITHMETIC, TRAP, libc::SIGABRT, libc::SIGSYS];
-    let standard = 1..32;
-    let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
-    (standard.contains(&signal) || real_time.contains(&signal))
-        && !cannot_be_handled.contains(&signal)
-        && !is_of_a_thread_itself.contains(&signal)
+    matches!(signal, URGENT | libc::SIGUSR1 | libc::SIGUSR2) || real_time_range().contains(&signal)
+}
+
+/// The real-time signals that the C library leaves to programs.
+pub(crate) fn real_time_range() -> RangeInclusive<Number> {
+    libc::SIGRTMIN()..=libc::SIGRTMAX()
 }
 
 /// Whether the signal ends the process where it has no handler.
