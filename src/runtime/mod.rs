@@ -87,8 +87,9 @@
 //!   the thread, and no thread of a run ends before the last goroutine of the run has stopped.
 //! * **A park while a panic unwinds**, in a destructor, or in a panic hook. `thread::panicking()`
 //!   and the poisoning of locks follow the goroutine, where
-//!   [`environment`](crate::environment())`().panic_state` says that std's words were found. (While
-//!   a hook is parked, std holds the lock of hooks: `set_hook` and `take_hook` block their thread.)
+//!   [`environment`](crate::environment())`().panic_state` says that std's words were found. **A
+//!   panic hook must not park** all the same: std holds its lock of hooks meanwhile. A thread that
+//!   calls `set_hook` or `take_hook` waits for it, and then each later panic waits for that thread.
 //! * **`errno` over what the goroutine did not ask for**: a preemption, a poll, a [`checkpoint`].
 //!
 //! [`std::thread::current`] is the thread, whose name, number and token of `park` all of its

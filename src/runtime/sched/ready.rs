@@ -284,6 +284,10 @@ pub(crate) fn send_to_sleeper(m: &M, sleeper: &M, count: usize) -> bool {
 }
 
 /// Takes the goroutines that have not started from the inbox of another M, and queues them here.
+///
+/// The other M may have searched while they were in no queue, and now be on its way to sleep: it
+/// found neither its inbox nor a queue with something. So what is queued here is published like
+/// any other work.
 #[cold]
 fn take_back(m: &M, other: &M) {
     other.remote.inbox.drain(|g| {
@@ -295,6 +299,10 @@ fn take_back(m: &M, other: &M) {
             enqueue(m, g);
         }
     });
+    if !m.p.runq.is_empty() {
+        // SAFETY: this thread's M, which has not left its run.
+        unsafe { sched_of(m) }.wake_one();
+    }
 }
 
 /// Whether a queue that all Ms take from has something.
@@ -316,5 +324,7 @@ pub(crate) fn drain_inbox(m: &M) -> bool {
             taken += 1;
         }
     });
-    taken > 1 && !m.p.runq.is_empty()
+    // A single one runs next, unless another goroutine of this thread does.
+    let is_next = taken <= 1 && m.p.run_next.get().is_null() && m.local.is_empty();
+    !is_next && !m.p.runq.is_empty()
 }
