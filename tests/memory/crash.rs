@@ -113,7 +113,7 @@ fn a_write_by_jit_code_to_what_may_be_read_only_is_reported() {
 fn instructions_that_trap_in_jit_code_are_reported() {
     let test = "instructions_that_trap_in_jit_code_are_reported";
     type Emit = fn(&mut Ops);
-    let cases: [(Emit, i32, &str, &str); 5] = [
+    let cases: [(Emit, i32, &str, &str); 6] = [
         (
             |ops| dynasm!(ops; .arch x64; ud2),
             libc::SIGILL,
@@ -131,6 +131,13 @@ fn instructions_that_trap_in_jit_code_are_reported() {
             libc::SIGTRAP,
             "SIGTRAP (SI_KERNEL), in jit trap+0x5\n",
             "bytes there: cc 5d c3 ",
+        ),
+        // A breakpoint that the pc is not put back to: it does not trap again by itself.
+        (
+            |ops| dynasm!(ops; .arch x64; .bytes [0xcd_u8, 3]),
+            libc::SIGTRAP,
+            "SIGTRAP (SI_KERNEL), in jit trap+0x6\n",
+            "bytes there: 5d c3 ",
         ),
         // An address that is not canonical: the CPU does not tell it.
         (
@@ -155,6 +162,34 @@ fn instructions_that_trap_in_jit_code_are_reported() {
         let traceback = "goroutine 2 \"pump\" [running]:\n    jit trap+0x";
         assert!(text.contains(traceback), "{outcome:#?}");
         assert_eq!(outcome.signal, Some(signal), "{outcome:#?}");
+    }
+}
+
+/// Broken memory that the thread has not touched: no instruction faults again.
+#[test]
+fn a_memory_error_elsewhere_ends_the_process_where_it_does_by_default() {
+    /// Of linux/siginfo.h.
+    const BUS_MCEERR_AO: i32 = 5;
+    let test = "a_memory_error_elsewhere_ends_the_process_where_it_does_by_default";
+    for (case, action) in [libc::SIG_DFL, libc::SIG_IGN].into_iter().enumerate() {
+        let outcome = child::run_case(test, case, || {
+            handle(libc::SIGBUS, action, 0);
+            alone(|| {
+                // SAFETY: a valid structure. A process may send itself what the kernel sends.
+                unsafe {
+                    let mut info: libc::siginfo_t = std::mem::zeroed();
+                    (info.si_signo, info.si_code) = (libc::SIGBUS, BUS_MCEERR_AO);
+                    let (pid, tid) = (libc::getpid(), libc::gettid());
+                    let (call, info) = (libc::SYS_rt_tgsigqueueinfo, &raw const info);
+                    assert_eq!(libc::syscall(call, pid, tid, libc::SIGBUS, info), 0);
+                }
+            });
+        });
+        let Some(outcome) = outcome else { continue };
+        let head = "footbridge: fault: SIGBUS (BUS_MCEERR_AO), ";
+        assert!(outcome.stderr.starts_with(head), "{outcome:#?}");
+        let signal = [Some(libc::SIGBUS), None][case];
+        assert_eq!(outcome.signal, signal, "{outcome:#?}");
     }
 }
 

@@ -3,6 +3,8 @@
 //! Each test has a process of its own. Its standard error is a pipe that the test reads itself, so
 //! that a goroutine keeps its thread until the message has come, however long that takes.
 
+use std::ffi::{CStr, CString, c_void};
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,6 +16,7 @@ use footbridge::jit::Jit;
 use footbridge::runtime::{Builder, Chan, Config, JoinHandle, go, gosched};
 use support::child::{self, Child, Outcome};
 use support::code::caller;
+use support::gcc;
 use support::runs::config;
 
 /// Longer than a thread that is ready waits for a processor.
@@ -149,6 +152,67 @@ fn a_goroutine_that_blocks_its_thread_is_named_once_with_those_that_wait() {
             all.into_iter().for_each(|one| one.join().expect("no panic"));
         });
         run.expect("the run starts");
+    })
+    .assert_success();
+}
+
+/// The address of a symbol of a library.
+fn symbol(library: *mut c_void, name: &CStr) -> usize {
+    // SAFETY: an open library, and a string that ends with zero.
+    let address = unsafe { libc::dlsym(library, name.as_ptr()) };
+    assert!(!address.is_null(), "the library has {name:?}");
+    address as usize
+}
+
+#[test]
+fn a_module_in_the_place_of_one_that_is_gone_is_walked_by_its_own_tables() {
+    extern "C" fn blocks(stderr: &Captured) {
+        stderr.blocks_until("(goroutine entry)\n");
+    }
+    let test = "a_module_in_the_place_of_one_that_is_gone_is_walked_by_its_own_tables";
+    if !gcc::has_gcc() {
+        return;
+    }
+    captured(Child::of(test), |stderr| {
+        let name = format!("footbridge-watchdog-{}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let open = |name: &str, text: &str| {
+            let (source, library) = (directory.join("text.c"), directory.join(name));
+            std::fs::write(&source, text).expect("written");
+            let arguments = ["-shared", "-fPIC", "-O2", "-fno-optimize-sibling-calls"];
+            gcc::compile("gcc", &arguments, &library, &[&source]);
+            let path = CString::new(library.to_str().expect("UTF-8")).expect("no zero");
+            // SAFETY: the libraries have no constructors of their own.
+            let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_LAZY) };
+            assert!(!library.is_null());
+            library
+        };
+        // Its tables are larger than the module that comes into its place.
+        let mut text = String::from("int called(int); int first[4096] = {1}, last[4096];\n");
+        for n in 0..2000 {
+            writeln!(text, "int f{n}(int x) {{ return called(x + {n}) + 1; }}").expect("memory");
+        }
+        let large = open("large.so", &text);
+        let run = config(1).watchdog(LIMIT).run(|| {
+            let place = symbol(large, c"f0")..symbol(large, c"last");
+            // SAFETY: nothing of it is used.
+            assert_eq!(unsafe { libc::dlclose(large) }, 0);
+            let text = "int calls(void (*f)(void *), void *x) { f(x); return 1; }";
+            let mut small = (0..16).map(|n| symbol(open(&format!("{n}.so"), text), c"calls"));
+            let calls = small.find(|at| place.contains(at)).expect("one is in that place");
+            // SAFETY: the type of the C function, but for a reference.
+            let calls: extern "C" fn(extern "C" fn(&Captured), &Captured) -> i32 =
+                unsafe { std::mem::transmute(calls) };
+            let waits = go(|| ());
+            assert_eq!(calls(blocks, stderr), 1);
+            waits.join().expect("no panic");
+        });
+        run.expect("the run starts");
+        let _ = std::fs::remove_dir_all(&directory);
+        let text = stderr.after(Duration::ZERO);
+        assert!(text.contains("    c calls+0x"));
+        assert!(!text.contains("cannot be told"));
     })
     .assert_success();
 }

@@ -205,7 +205,7 @@ fn write_thread(out: &mut RawStderr, signal: &Signal) -> fmt::Result {
         return out.write_str("a thread of no run: its stack is not read\n");
     };
     writeln!(out, "thread {} of the run, between goroutines:", m.id.get())?;
-    let bounds = Bounds::new(m.system_stack.get(), (0, 0));
+    let bounds = Bounds::new(m.system_stack.get().range(), (0, 0));
     write_frames(out, start(signal, &bounds, (0, 0)), &bounds)
 }
 

@@ -25,7 +25,9 @@ use crate::runtime::gmp::name::Label;
 use crate::runtime::gmp::status::Status;
 use crate::runtime::os::stderr::RawStderr;
 use crate::runtime::os::{exit_now, futex};
-use crate::runtime::walk::{Goroutine, TraceStart, each_of, goroutines, write_frames};
+use crate::runtime::walk::{
+    Goroutine, TraceStart, each_of, goroutines, prepare_signal_safe, write_frames,
+};
 
 /// How long a step may take that may wait for a lock.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -66,6 +68,7 @@ fn write_with_lines(all: &[Goroutine]) -> usize {
     let of_helper = all.to_vec();
     let helper = thread::Builder::new().name("footbridge-report".into()).spawn(move || {
         let mut n = 0;
+        prepare_signal_safe();
         each_of(&of_helper, |goroutine, traceback| {
             if !step(&mut n) {
                 return ControlFlow::Break(());

@@ -35,7 +35,7 @@ pub(super) fn write_running(out: &mut dyn Write, goroutine: Goroutine) -> fmt::R
     let name = goroutine.name();
     let label = Label { id: goroutine.id(), name: name.as_deref() };
     let g = goroutine.g();
-    let bounds = Bounds::of(g);
+    let bounds = Bounds::of_other(g);
     for _ in 0..TRIES {
         let Some(blocked_at @ Blocked { sp, pc, .. }) = blocked(goroutine) else { break };
         // The frame pointer is not known. Native frames mostly do not need it, and the JIT frames

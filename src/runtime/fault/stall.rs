@@ -17,12 +17,16 @@
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use super::running::{blocked, write_running};
 use crate::runtime::gmp::name::Label;
 use crate::runtime::gmp::sched::{Stall, StallKind};
 use crate::runtime::os::stderr::RawStderr;
-use crate::runtime::walk::Goroutine;
+use crate::runtime::walk::{Goroutine, prepare_within};
+
+/// How long the message waits for a lock of the dynamic linker.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Whether a thread is writing a message. It may be blocked: then there is no second one.
 static IS_WRITING: AtomicBool = AtomicBool::new(false);
@@ -91,5 +95,6 @@ fn write_stall(stall: &Stall) -> fmt::Result {
             )?;
         }
     }
+    prepare_within(PATIENCE);
     write_running(&mut out, goroutine)
 }

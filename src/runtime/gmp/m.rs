@@ -36,6 +36,7 @@ use crate::runtime::gmp::sched::Sched;
 use crate::runtime::gmp::slab_set::SlabSet;
 use crate::runtime::gmp::timers::{self, Timers};
 use crate::runtime::os::futex;
+use crate::runtime::stack::AtomicStack;
 use crate::runtime::sync::idle::Parking;
 use crate::runtime::sync::inbox::Inbox;
 use crate::runtime::sync::park;
@@ -61,7 +62,7 @@ pub(crate) struct M {
     /// Where calls to the system stack begin.
     pub(crate) system_sp: Cell<usize>,
     /// Bounds of the system stack, for walks.
-    pub(crate) system_stack: Cell<(usize, usize)>,
+    pub(crate) system_stack: AtomicStack,
     /// The running goroutine has called to the system stack, where it must neither park nor be
     /// preempted: the next goroutine would overwrite its frames there.
     pub(crate) on_system_stack: Cell<bool>,
@@ -114,7 +115,7 @@ impl M {
                 curg: AtomicPtr::new(ptr::null_mut()),
                 g0: Gobuf::new(),
                 system_sp: Cell::new(0),
-                system_stack: Cell::new((0, 0)),
+                system_stack: AtomicStack::new(),
                 on_system_stack: Cell::new(false),
                 panic_words: Cell::new(&raw const NO_WORDS),
                 thread_panic_state: Cell::new(PanicState::CALM),

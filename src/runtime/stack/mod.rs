@@ -18,4 +18,4 @@ mod slots;
 pub use error::StackError;
 pub(crate) use guard::{guards_report, memory_report};
 pub(crate) use size_class::{LARGEST_BYTES, SizeClass};
-pub(crate) use slots::{Stack, allocate_slot, allocated_slots, decommit};
+pub(crate) use slots::{AtomicStack, Stack, allocate_slot, allocated_slots, decommit};

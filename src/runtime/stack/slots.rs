@@ -70,7 +70,36 @@ pub(crate) struct Stack {
     pub(crate) hi: usize,
 }
 
+/// The bounds of a stack that other threads read while they are set. They may get `lo` of one stack
+/// and `hi` of another.
+pub(crate) struct AtomicStack {
+    lo: AtomicUsize,
+    hi: AtomicUsize,
+}
+
+impl AtomicStack {
+    /// No stack.
+    pub(crate) fn new() -> Self {
+        Self { lo: AtomicUsize::new(0), hi: AtomicUsize::new(0) }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> Stack {
+        Stack { lo: self.lo.load(Ordering::Relaxed), hi: self.hi.load(Ordering::Relaxed) }
+    }
+
+    pub(crate) fn set(&self, Stack { lo, hi }: Stack) {
+        self.lo.store(lo, Ordering::Relaxed);
+        self.hi.store(hi, Ordering::Relaxed);
+    }
+}
+
 impl Stack {
+    /// Its lowest address and its end.
+    pub(crate) fn range(self) -> (usize, usize) {
+        (self.lo, self.hi)
+    }
+
     /// The class that its slot is of.
     #[inline]
     pub(crate) fn class(self) -> SizeClass {

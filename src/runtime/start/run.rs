@@ -68,6 +68,7 @@ use crate::runtime::sched::ready::goready;
 use crate::runtime::sched::schedule::schedule0;
 use crate::runtime::sched::{preempt, sysmon, watchdog};
 use crate::runtime::stack::SizeClass;
+use crate::runtime::stack::Stack;
 use crate::runtime::start::config::{Config, RunError};
 use crate::runtime::start::preempt_setup::{PreemptStubs, SignalRegistration};
 use crate::runtime::start::switch_stubs::emit_stubs;
@@ -318,7 +319,8 @@ fn stop(sched: &Sched) {
 fn mstart(m: &'static M, stubs: &PreemptStubs) {
     let alt_stack = AltStack::install();
     setm(ptr::from_ref(m).cast_mut());
-    m.system_stack.set(threads::stack_bounds());
+    let (lo, hi) = threads::stack_bounds();
+    m.system_stack.set(Stack { lo, hi });
     m.tid.store(threads::current_tid(), Ordering::Relaxed);
     // Without an alternate stack the handler of a signal would need more room than a goroutine may
     // have, so the thread gets no signal then.
@@ -328,7 +330,6 @@ fn mstart(m: &'static M, stubs: &PreemptStubs) {
     m.system_sp.set((stack_pointer() - RED_ZONE_BYTES) & !15);
     #[cfg(footbridge_asan)]
     {
-        let (lo, hi) = m.system_stack.get();
         crate::instrument::asan::register_thread(lo, hi, m.system_sp.get());
     }
     // SAFETY: `g0` is the Gobuf of this stack. Below system_sp nothing is alive while the scheduler

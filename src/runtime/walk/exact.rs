@@ -46,6 +46,7 @@ use std::ops::ControlFlow;
 use crate::jit::{FrameClass, FrameState, StubInfo, StubKind, entry_frame, lookup, lookup_return};
 use crate::runtime::arch::{Interrupted, Registers, frame_rules, tls};
 use crate::runtime::gmp::g::G;
+use crate::runtime::os::fault::read_memory;
 use crate::runtime::stack::LARGEST_BYTES;
 
 /// More frames than any stack has: only a broken stack has as many.
@@ -87,19 +88,27 @@ pub enum WalkEnd {
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     ranges: [(usize, usize); 2],
+    /// The second stack may be unmapped at any time, so the kernel reads it.
+    is_second_volatile: bool,
 }
 
 impl Bounds {
     pub(crate) fn new(first: (usize, usize), second: (usize, usize)) -> Self {
-        Self { ranges: [first, second] }
+        Self { ranges: [first, second], is_second_volatile: false }
     }
 
-    /// Bounds of the stacks that goroutine code of `g` can be on.
+    /// Bounds of the stacks that code of `g` can be on, where another thread may run it. That
+    /// thread may end, and its stack with it; that of the goroutine stays mapped.
+    pub(crate) fn of_other(g: &G) -> Self {
+        Self { is_second_volatile: true, ..Self::of(g) }
+    }
+
+    /// Bounds of the stacks that goroutine code of `g` can be on, which this thread runs.
     pub(crate) fn of(g: &G) -> Self {
         let stack = g.stack.get();
         let m = g.m.load(std::sync::atomic::Ordering::Relaxed);
         // SAFETY: null, or an M, which is never freed.
-        let system = unsafe { m.as_ref() }.map_or((0, 0), |m| m.system_stack.get());
+        let system = unsafe { m.as_ref() }.map_or((0, 0), |m| m.system_stack.get().range());
         Self::new((stack.lo, stack.hi), system)
     }
 
@@ -123,10 +132,20 @@ impl Bounds {
         at.is_multiple_of(8) && self.ranges.iter().any(inside)
     }
 
+    fn is_in_first(&self, at: usize) -> bool {
+        let (lo, hi) = self.ranges[0];
+        (lo..hi).contains(&at)
+    }
+
     /// Reads a word of a stack. `None`: it is not in one.
     pub(crate) fn read(&self, at: usize) -> Option<usize> {
         if !self.holds(at) {
             return None;
+        }
+        if self.is_second_volatile && !self.is_in_first(at) {
+            let mut word = [0; size_of::<usize>()];
+            return (read_memory(at, &mut word) == word.len())
+                .then(|| usize::from_ne_bytes(word));
         }
         // SAFETY: an aligned word of a stack, which is never unmapped while it may be walked.
         // Another thread may write to it: then the value is of no use but harmless.

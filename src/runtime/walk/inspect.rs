@@ -255,7 +255,9 @@ impl Goroutine {
     /// A goroutine that runs is requested to yield; after `wait` this call fails. The goroutine is
     /// resumed after the visit: a thread that would run it sleeps meanwhile. One goroutine at a
     /// time is suspended in the process. Other callers wait, within their `wait`, and those that
-    /// are not migratable yield meanwhile as in [`checkpoint`](crate::runtime::checkpoint).
+    /// are not migratable yield meanwhile as in [`checkpoint`](crate::runtime::checkpoint). The
+    /// reports of the crate are such callers: the watchdog suspends a goroutine for up to 50 ms. So
+    /// with a shorter `wait` this call may fail for a goroutine that is parked.
     ///
     /// On a thread of a run the visit runs on the system stack, and can neither park nor be
     /// preempted. On any thread it must not wait for another goroutine: neither for a lock that one

@@ -34,7 +34,7 @@ pub use inspect::{Goroutine, ScanError, goroutines, this_goroutine};
 pub(crate) use names::write_native;
 pub use scan::{ScanFrame, scan_own_stack};
 pub(crate) use signal_safe::{
-    TraceStart, prepare as prepare_signal_safe, write_frames, write_jit_frames,
+    TraceStart, prepare as prepare_signal_safe, prepare_within, write_frames, write_jit_frames,
 };
 pub use trace_frame::TraceFrame;
 pub use traceback::{

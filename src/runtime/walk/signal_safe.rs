@@ -3,14 +3,18 @@
 //! goroutines that may hold any lock.
 //!
 //! The full walk needs a walker, and to make one allocates and takes locks. So a walker is made
-//! when a run starts ([`prepare`]). A module that is loaded later is not in it: native frames end
-//! there, and the JIT frames that are further out are found by the exact walk. Names come from
-//! symbol tables, so that there are neither lines nor inlined functions.
+//! when a run starts ([`prepare`]), and anew for reports on threads that may wait for a lock
+//! ([`prepare_within`]). A module that is loaded later is not in it: native frames end there, and
+//! the JIT frames that are further out are found by the exact walk. Names come from symbol tables,
+//! so that there are neither lines nor inlined functions.
 
 use std::fmt::{self, Write};
 use std::ops::ControlFlow;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use crate::jit::stubs::preempt::POLL;
 use crate::jit::{FrameClass, StubInfo, StubKind};
@@ -27,14 +31,40 @@ const SHOWN_FRAMES: usize = 64;
 /// Invariant: the address is that of a leaked box, and the thread that swaps it out owns it.
 static WALKER: AtomicPtr<FullWalker> = AtomicPtr::new(ptr::null_mut());
 
-/// Makes the walker for the modules that are loaded now, unless there is one. Called when a run
-/// starts, outside of signal handlers.
+/// Makes the walker for the modules that are loaded now, unless there is one. Called outside of
+/// signal handlers: it takes locks.
 pub(crate) fn prepare() {
+    // The lock of the dynamic linker may be held for ever. The walker is in its place meanwhile,
+    // for reports that take no lock.
+    let counters = FullWalker::load_counters();
     let known = WALKER.swap(ptr::null_mut(), Ordering::AcqRel);
     // SAFETY: by the invariant of `WALKER` this thread owns it.
     let known = (!known.is_null()).then(|| unsafe { Box::from_raw(known) });
-    let walker = known.filter(|walker| walker.is_current());
+    let walker = known.filter(|walker| walker.is_of(counters));
     put_back(Box::into_raw(walker.unwrap_or_else(|| Box::new(FullWalker::new()))));
+}
+
+/// [`prepare`], for a thread that must not wait for a lock for longer than `limit`: the goroutine
+/// that is reported may hold the one of the dynamic linker. If that is so the walker stays what it
+/// was.
+pub(crate) fn prepare_within(limit: Duration) {
+    /// Whether a helper prepares, or waits for a lock.
+    static IS_PREPARING: AtomicBool = AtomicBool::new(false);
+    if IS_PREPARING.swap(true, Ordering::Acquire) {
+        return;
+    }
+    let (done, wait) = mpsc::channel();
+    let helper = thread::Builder::new().name("footbridge-report".into()).spawn(move || {
+        prepare();
+        IS_PREPARING.store(false, Ordering::Release);
+        let _ = done.send(());
+    });
+    match helper {
+        Ok(_) => {
+            let _ = wait.recv_timeout(limit);
+        }
+        Err(_) => IS_PREPARING.store(false, Ordering::Release),
+    }
 }
 
 /// Puts a walker back that this thread owns. If another thread has made one meanwhile this one is

@@ -5,6 +5,8 @@
 //! a stub: the one that a goroutine starts in, and the one that changes to the system stack. There
 //! the walk steps by the frame record, if that leads to a stub.
 
+use std::borrow::Cow;
+
 use framehop::aarch64::{CacheAarch64, UnwindRegsAarch64, UnwinderAarch64};
 use framehop::{FrameAddress, Module, MustNotAllocateDuringUnwind, Unwinder};
 
@@ -15,9 +17,12 @@ use crate::runtime::arch::registers::Registers;
 /// Steps allocate nothing, so that reports of faults can make them in a signal handler.
 type Policy = MustNotAllocateDuringUnwind;
 
+/// An unwind table, where it is loaded or a copy.
+type Table = Cow<'static, [u8]>;
+
 /// The unwind tables of modules.
 #[derive(Clone)]
-pub(crate) struct NativeUnwinder(UnwinderAarch64<&'static [u8], Policy>);
+pub(crate) struct NativeUnwinder(UnwinderAarch64<Table, Policy>);
 
 /// Rules that an unwinder has decoded before.
 pub(crate) struct NativeCache(Box<CacheAarch64<Policy>>);
@@ -58,7 +63,7 @@ impl NativeUnwinder {
         Self(UnwinderAarch64::new())
     }
 
-    pub(crate) fn add_module(&mut self, module: Module<&'static [u8]>) {
+    pub(crate) fn add_module(&mut self, module: Module<Table>) {
         self.0.add_module(module);
     }
 }

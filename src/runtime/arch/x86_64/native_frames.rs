@@ -1,6 +1,8 @@
 //! The step from a native frame to its caller, by the unwind tables of the loaded modules: framehop
 //! for x86-64.
 
+use std::borrow::Cow;
+
 use framehop::x86_64::{CacheX86_64, Reg, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{FrameAddress, Module, MustNotAllocateDuringUnwind, Unwinder};
 
@@ -11,9 +13,12 @@ use crate::runtime::arch::x86_64::frame_rules::saved_registers;
 /// Steps allocate nothing, so that reports of faults can make them in a signal handler.
 type Policy = MustNotAllocateDuringUnwind;
 
+/// An unwind table, where it is loaded or a copy.
+type Table = Cow<'static, [u8]>;
+
 /// The unwind tables of modules.
 #[derive(Clone)]
-pub(crate) struct NativeUnwinder(UnwinderX86_64<&'static [u8], Policy>);
+pub(crate) struct NativeUnwinder(UnwinderX86_64<Table, Policy>);
 
 /// Rules that an unwinder has decoded before.
 pub(crate) struct NativeCache(Box<CacheX86_64<Policy>>);
@@ -72,7 +77,7 @@ impl NativeUnwinder {
         Self(UnwinderX86_64::new())
     }
 
-    pub(crate) fn add_module(&mut self, module: Module<&'static [u8]>) {
+    pub(crate) fn add_module(&mut self, module: Module<Table>) {
         self.0.add_module(module);
     }
 }

@@ -107,17 +107,30 @@ impl Signal {
         self.number == signals::TRAP && matches!(self.code(), SI_KERNEL | TRAP_BRKPT)
     }
 
+    /// Whether the signal comes again by itself when the thread resumes: it is a fault of the
+    /// instruction at the pc. A breakpoint is one after [`Signal::step_back`], if that knows the
+    /// instruction.
+    pub(super) fn recurs(&self) -> bool {
+        if self.code() <= 0 || self.is_failed_delivery() {
+            return false;
+        }
+        match self.number {
+            signals::TRAP if cfg!(target_arch = "x86_64") => {
+                self.is_breakpoint() && is_breakpoint_at(self.registers().pc)
+            }
+            signals::TRAP => self.is_breakpoint(),
+            signals::BUS => self.code() != signals::MEMORY_ERROR_ELSEWHERE,
+            _ => true,
+        }
+    }
+
     /// Of a breakpoint instruction: makes the thread execute it again when the handler returns, for
     /// the action that it has then. x86-64 has gone past the instruction, other machines have not.
+    /// Only the `int3` of one byte is known; the others (`int 3` of two bytes, `int1`) are not told
+    /// from what else may be in front of the pc.
     pub(crate) fn step_back(&mut self) {
-        /// `int3`.
-        const BREAKPOINT: u8 = 0xcc;
         let Registers { pc, sp, .. } = self.registers();
-        let mut byte = [0];
-        if cfg!(target_arch = "x86_64")
-            && read_memory(pc.wrapping_sub(1), &mut byte) == 1
-            && byte == [BREAKPOINT]
-        {
+        if cfg!(target_arch = "x86_64") && is_breakpoint_at(pc.wrapping_sub(1)) {
             // SAFETY: 1. the thread has come from there with these registers.
             unsafe { self.resume_at(pc - 1, sp) };
         }
@@ -148,6 +161,13 @@ impl Signal {
         // is further up on the same stack by 1., with the vector state that it points to.
         context::copy(outer.context(), unsafe { &mut *self.context.cast() });
     }
+}
+
+/// Whether the byte at the address is an `int3` of x86-64.
+fn is_breakpoint_at(pc: usize) -> bool {
+    const BREAKPOINT: u8 = 0xcc;
+    let mut byte = [0];
+    read_memory(pc, &mut byte) == 1 && byte == [BREAKPOINT]
 }
 
 /// Whether no handler is installed for the signal, and it is not ignored.

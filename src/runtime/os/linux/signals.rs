@@ -65,6 +65,10 @@ pub(crate) const TRAP: libc::c_int = libc::SIGTRAP;
 /// A signal that is ignored by default, that libc does not use and hardly any program does.
 pub(crate) const URGENT: libc::c_int = libc::SIGURG;
 
+/// The code of a SIGBUS about broken memory that the thread has not accessed: BUS_MCEERR_AO of
+/// linux/siginfo.h.
+pub(super) const MEMORY_ERROR_ELSEWHERE: libc::c_int = 5;
+
 /// The number of a signal.
 pub(crate) type Number = libc::c_int;
 
@@ -163,7 +167,7 @@ impl Signal {
     /// Does what would have been done without the crate's handler.
     pub(crate) fn chain(&self) {
         // SAFETY: 1. these are the handler's arguments, and it has not returned.
-        unsafe { chain(self.number, self.info, self.context) };
+        unsafe { chain(self.number, self.info, self.context, self.recurs()) };
     }
 }
 
@@ -437,13 +441,22 @@ pub(crate) fn max_frame_bytes() -> usize {
 
 /// Does what would have been done without the crate's handler.
 ///
+/// `recurs`: the signal comes again when the thread resumes.
+///
 /// # Safety
 /// 1. It is called in the handler, with the handler's arguments.
-unsafe fn chain(signal: Number, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+unsafe fn chain(
+    signal: Number,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+    recurs: bool,
+) {
     // SAFETY: by the invariant of `PREVIOUS` the element is initialised.
     let previous = unsafe { (*PREVIOUS.0.get())[signal as usize].assume_init_ref() };
+    // The kernel ends a process for an ignored fault, but not for broken memory elsewhere.
     // SAFETY: by 1. the structure is valid.
-    let is_sent = unsafe { (*info).si_code <= 0 };
+    let code = unsafe { (*info).si_code };
+    let can_be_ignored = code <= 0 || signal == BUS && code == MEMORY_ERROR_ELSEWHERE;
     let bit = 1 << (signal - 1);
     let has_run = previous.sa_flags & libc::SA_RESETHAND != 0
         && RUN_ONCE.fetch_or(bit, Ordering::Relaxed) & bit != 0;
@@ -452,16 +465,16 @@ unsafe fn chain(signal: Number, info: *mut libc::siginfo_t, context: *mut libc::
         // A preemption signal that comes late must not end the process, and a signal that was sent
         // can be ignored.
         libc::SIG_DFL if !is_fault(signal) => {}
-        libc::SIG_IGN if !is_fault(signal) || is_sent => {}
+        libc::SIG_IGN if !is_fault(signal) || can_be_ignored => {}
         libc::SIG_DFL | libc::SIG_IGN => {
             // SAFETY: the default action of a fault, which runs no code.
             unsafe {
                 let mut default: libc::sigaction = std::mem::zeroed();
                 default.sa_sigaction = libc::SIG_DFL;
                 libc::sigaction(signal, &raw const default, ptr::null_mut());
-                // The instruction faults again, and the default action is taken then. A signal that
-                // was sent does not come again by itself.
-                if is_sent {
+                // If the instruction faults again the default action is taken then, and a debugger
+                // sees the fault itself. Otherwise the signal waits until this handler returns.
+                if !recurs {
                     libc::raise(signal);
                 }
             }

@@ -22,7 +22,13 @@ impl FullWalker {
 
     /// It depends on no module.
     #[cfg(not(feature = "traceback"))]
-    pub(in crate::runtime::walk) fn is_current(&self) -> bool {
+    pub(in crate::runtime::walk) fn load_counters() -> (u64, u64) {
+        (0, 0)
+    }
+
+    /// It depends on no module.
+    #[cfg(not(feature = "traceback"))]
+    pub(in crate::runtime::walk) fn is_of(&self, _counters: (u64, u64)) -> bool {
         true
     }
 

@@ -44,9 +44,14 @@ impl FullWalker {
         Self { unwinder, cache: NativeCache::new(), loaded }
     }
 
-    /// Whether the modules are loaded that were when it was made, and no others.
-    pub(in crate::runtime::walk) fn is_current(&self) -> bool {
-        self.loaded == load_counters()
+    /// The counters of loaded and unloaded modules. Takes a lock of the dynamic linker.
+    pub(in crate::runtime::walk) fn load_counters() -> (u64, u64) {
+        load_counters()
+    }
+
+    /// Whether it was made when the counters of modules were these.
+    pub(in crate::runtime::walk) fn is_of(&self, counters: (u64, u64)) -> bool {
+        self.loaded == counters
     }
 
     /// Visits all frames from `at` on, whose pc may be a return address. The anchor is of no
@@ -56,7 +61,8 @@ impl FullWalker {
     /// one. Their pc is in the instruction that was interrupted or that calls.
     ///
     /// It takes no lock and allocates nothing, so that a signal handler may call it where `visit`
-    /// may be called there, and no module of the walker was unloaded.
+    /// may be called there. If another module is in the place of one of the walker's, the frames
+    /// that are found may be wrong, but the walk reads no memory that is gone.
     pub(in crate::runtime::walk) fn walk(
         &mut self,
         at: Registers,
@@ -139,8 +145,8 @@ fn native_unwinder() -> (NativeUnwinder, (u64, u64)) {
     }
     /// The last unwinder that was made.
     ///
-    /// Invariant: it is used only while `loaded` equals the counters of loaded and unloaded
-    /// modules. A module that is unloaded changes them, so that its tables are not read again.
+    /// It is used while `loaded` equals the counters of loaded and unloaded modules: after that the
+    /// tables are not those of what is loaded.
     static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
     let modules = loaded_modules();
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
