@@ -625,3 +625,139 @@ fn waiters_that_a_run_abandons_are_skipped() {
     });
     assert!(matches!(ABANDONED.try_lock(), Err(TryLockError::WouldBlock)));
 }
+
+/// The waiter that a mutex was released for is abandoned before it competes: a later holder takes
+/// the next waiter all the same.
+#[test]
+fn a_waiter_that_is_abandoned_on_its_way_to_a_mutex_is_replaced() {
+    let _watch = watch(LIMIT);
+    static MUTEX: Mutex<u32> = Mutex::new(0);
+    let abandon_a_woken_waiter = || {
+        on(1, || {
+            let guard = MUTEX.lock().expect("no panic");
+            go(|| *MUTEX.lock().expect("no panic") += 100);
+            gosched();
+            assert_eq!(waiting(WaitReason::MutexLock), 1);
+            drop(guard); // The waiter is runnable, and the run ends.
+        });
+    };
+    abandon_a_woken_waiter();
+    on(1, || {
+        let add = || {
+            let mut sum = MUTEX.lock().expect("no panic");
+            gosched(); // the others queue
+            *sum += 1;
+        };
+        let handles = [(); 3].map(|()| go(add));
+        handles.into_iter().for_each(|handle| handle.join().expect("no panic"));
+    });
+    assert_eq!(*MUTEX.lock().expect("free"), 3);
+
+    // The same for threads that wait: the mutex is held when the run ends.
+    abandon_a_woken_waiter();
+    let guard = MUTEX.lock().expect("free");
+    std::thread::scope(|s| {
+        let threads = [(); 2].map(|()| s.spawn(|| *MUTEX.lock().expect("no panic") += 1));
+        std::thread::sleep(Duration::from_millis(10)); // They queue, as a rule.
+        drop(guard);
+        threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    });
+    assert_eq!(*MUTEX.lock().expect("free"), 5);
+}
+
+/// A `done` that is late to ready the waiters of its round does not ready one of the next round.
+#[test]
+fn a_wait_ends_when_its_own_round_is_done() {
+    let _watch = watch(LIMIT);
+    const ROUNDS: usize = 1_000;
+    let group = WaitGroup::new();
+    // The last round that has begun, and the last one that `done` was called for.
+    let (added, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|s| {
+        // Two threads take turns, so that a round begins while `done` of the last one runs.
+        for first in [1, 2] {
+            let (group, added, done) = (&group, &added, &done);
+            s.spawn(move || {
+                for round in (first..=ROUNDS).step_by(2) {
+                    while added.load(Ordering::Acquire) != round - 1 || group.count() != 0 {
+                        std::thread::yield_now();
+                    }
+                    group.add(1);
+                    added.store(round, Ordering::Release);
+                    std::thread::yield_now(); // The others wait, as a rule.
+                    done.store(round, Ordering::Release);
+                    group.done();
+                }
+            });
+        }
+        for _ in 0..3 {
+            s.spawn(|| {
+                // It does not yield: the more these threads contend, the later a `done` is.
+                loop {
+                    let round = added.load(Ordering::Acquire);
+                    group.wait();
+                    let done = done.load(Ordering::Acquire);
+                    assert!(done >= round, "a wait of round {round} ended when {done} were done");
+                    if round == ROUNDS {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!((group.count(), done.load(Ordering::Relaxed)), (0, ROUNDS));
+}
+
+#[test]
+fn a_barrier_does_not_count_waiters_that_a_run_abandons() {
+    let _watch = watch(LIMIT);
+    static BARRIER: Barrier = Barrier::new(3);
+    on(1, || {
+        for _ in 0..2 {
+            go(|| BARRIER.wait());
+        }
+        gosched();
+        assert_eq!(waiting(WaitReason::Barrier), 2);
+    });
+    let passed = AtomicUsize::new(0);
+    on(1, || {
+        scope(|s| {
+            let wait = || {
+                let is_leader = BARRIER.wait().is_leader();
+                passed.fetch_add(1, Ordering::Relaxed);
+                is_leader
+            };
+            let mut handles = vec![s.go(wait), s.go(wait)];
+            gosched();
+            assert_eq!((waiting(WaitReason::Barrier), passed.load(Ordering::Relaxed)), (2, 0));
+            handles.push(s.go(wait));
+            let leaders = handles.into_iter().filter_map(|h| h.join().ok()).filter(|&is| is);
+            assert_eq!(leaders.count(), 1);
+        });
+    });
+    assert_eq!(passed.load(Ordering::Relaxed), 3);
+}
+
+#[test]
+fn an_initialiser_that_a_run_abandons_poisons_a_once_and_leaves_a_cell_empty() {
+    let _watch = watch(LIMIT);
+    static ONCE: Once = Once::new();
+    static CELL: OnceLock<u32> = OnceLock::new();
+    on(1, || {
+        go(|| ONCE.call_once(|| sleep(LONG)));
+        go(|| {
+            CELL.get_or_init(|| {
+                sleep(LONG);
+                5
+            })
+        });
+        gosched();
+        assert_eq!(waiting(WaitReason::Sleep), 2);
+    });
+    assert!(catch_unwind(|| ONCE.call_once(|| ())).is_err());
+    assert!(catch_unwind(|| ONCE.wait()).is_err());
+    assert!(!ONCE.is_completed());
+    ONCE.call_once_force(|state| assert!(state.is_poisoned()));
+    assert!(ONCE.is_completed());
+    assert_eq!((CELL.get(), *CELL.get_or_init(|| 6)), (None, 6));
+}

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::runtime::gmp::parker::Parker;
 use crate::runtime::gmp::timers::ParkClaim;
 use crate::runtime::sched::park::current;
 use crate::runtime::sched::ready::ready;
@@ -112,6 +113,12 @@ impl Waiter {
             queued: Cell::new(false),
         }
     }
+
+    /// The goroutine, or thread, that waits.
+    pub(in crate::runtime) fn parker(&self) -> Parker {
+        // SAFETY: the wait lives as long as its waiters.
+        unsafe { (*self.wait).park.parker }
+    }
 }
 
 /// A queue of waiters, guarded by the lock of the channel.
@@ -179,6 +186,26 @@ impl Waiters {
             }
             if next.is_null() { self.last.set(previous) } else { (*next).previous.set(previous) }
         }
+    }
+
+    /// Removes the waiters that are abandoned. Returns how many are left.
+    ///
+    /// # Safety
+    /// The lock is held.
+    pub(in crate::runtime) unsafe fn remove_abandoned(&self) -> usize {
+        let (mut left, mut next) = (0, self.first.get());
+        // SAFETY: queued waiters are where they were; the lock is held.
+        unsafe {
+            while let Some(waiter) = next.as_ref() {
+                next = waiter.next.get();
+                if waiter.parker().is_abandoned() {
+                    self.remove(waiter);
+                } else {
+                    left += 1;
+                }
+            }
+        }
+        left
     }
 
     /// Takes the first waiter whose wait can still be claimed, and claims it. Others are dropped on

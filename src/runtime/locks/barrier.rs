@@ -8,7 +8,8 @@ use crate::runtime::locks::queue::{Place, Queue};
 
 /// Lets a number of goroutines wait for one another. On a foreign thread it blocks the thread.
 ///
-/// It has the shape of [`std::sync::Barrier`], and can be used again at once.
+/// It has the shape of [`std::sync::Barrier`], and can be used again at once. A goroutine that is
+/// abandoned at the end of its run while it waits does not count.
 ///
 /// ```
 /// use footbridge::runtime::{self, Barrier};
@@ -24,7 +25,8 @@ use crate::runtime::locks::queue::{Place, Queue};
 /// ```
 pub struct Barrier {
     n: usize,
-    /// How many wait. Touched with the queue locked.
+    /// How many wait, those included whose runs have ended meanwhile. Touched with the queue
+    /// locked.
     waiting: AtomicUsize,
     queue: Queue,
 }
@@ -58,7 +60,11 @@ impl Barrier {
     #[track_caller]
     pub fn wait(&self) -> BarrierWaitResult {
         let queue = self.queue.lock();
-        let waiting = self.waiting.load(Ordering::Relaxed) + 1;
+        let mut waiting = self.waiting.load(Ordering::Relaxed) + 1;
+        if waiting >= self.n {
+            // One walk for each round: the count alone cannot tell that a run has ended.
+            waiting = queue.remove_abandoned() + 1;
+        }
         if waiting >= self.n {
             self.waiting.store(0, Ordering::Relaxed);
             queue.take_all().ready(true);

@@ -6,9 +6,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{LockResult, TryLockError, TryLockResult};
 
+use crate::runtime::gmp::parker::Parker;
 use crate::runtime::gmp::status::WaitReason;
 use crate::runtime::locks::poison::{Held, Poison};
 use crate::runtime::locks::queue::{Place, Queue};
@@ -23,12 +24,15 @@ const LOST: usize = 1;
 /// A mutex without data.
 pub(super) struct RawMutex {
     word: AtomicU32,
+    /// The [`Parker`] of the waiter that was readied last to compete, or 0. Written with the queue
+    /// locked. Acquiring the mutex makes it visible.
+    woken: AtomicUsize,
     queue: Queue,
 }
 
 impl RawMutex {
     const fn new() -> Self {
-        Self { word: AtomicU32::new(0), queue: Queue::new() }
+        Self { word: AtomicU32::new(0), woken: AtomicUsize::new(0), queue: Queue::new() }
     }
 
     #[inline]
@@ -54,7 +58,8 @@ impl RawMutex {
         let (mut what, mut place) = (NEW, Place::Back);
         loop {
             let queue = self.queue.lock();
-            if mutex_word::lock_or_queue(&self.word, what == LOST) {
+            let clears_woken = what == LOST || self.is_woken_abandoned();
+            if mutex_word::lock_or_queue(&self.word, clears_woken) {
                 return;
             }
             if queue.park(what, place, WaitReason::MutexLock, || {}) {
@@ -67,9 +72,17 @@ impl RawMutex {
     /// Releases the mutex, which the caller holds. Neither parks nor unwinds.
     #[inline]
     pub(super) fn unlock(&self) {
-        if !mutex_word::unlock(&self.word) {
+        if !mutex_word::unlock(&self.word, || self.is_woken_abandoned()) {
             self.pass_on();
         }
+    }
+
+    /// Whether the run of the waiter that was readied last to compete has ended. It may also be
+    /// true of one that has competed long since; then `WOKEN` is not set on its account, and the
+    /// result has no effect. Called by the holder, or with the queue locked.
+    fn is_woken_abandoned(&self) -> bool {
+        let woken = self.woken.load(Ordering::Relaxed);
+        woken != 0 && Parker::from_raw(woken).is_abandoned()
     }
 
     #[cold]
@@ -79,7 +92,10 @@ impl RawMutex {
         let next = match &first {
             None => Next::None,
             Some(first) if first.what() == LOST => Next::Owns,
-            Some(_) => Next::Competes,
+            Some(first) => {
+                self.woken.store(first.parker().into_raw(), Ordering::Relaxed);
+                Next::Competes
+            }
         };
         mutex_word::pass_on(&self.word, next, !queue.is_empty());
         drop(queue);
@@ -100,7 +116,9 @@ impl RawMutex {
 /// A goroutine that is abandoned at the end of its run while it holds a mutex never releases it,
 /// like a guard that is forgotten: threads and goroutines of other runs that wait for it wait for
 /// ever. They also do if the goroutine was abandoned after the mutex was passed on to it, and
-/// before it ran.
+/// before it ran. If it was abandoned when it had been woken for a mutex that was released, and
+/// before it ran, the next goroutine or thread that uses the mutex passes it on: until then those
+/// that waited already still wait.
 ///
 /// ```
 /// use footbridge::runtime::{self, Mutex, gosched};

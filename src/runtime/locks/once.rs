@@ -6,11 +6,12 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use crate::runtime::gmp::parker::Parker;
 use crate::runtime::gmp::status::WaitReason;
-use crate::runtime::locks::queue::{Place, Queue};
-use crate::runtime::sched::park::{may_park, refuse_park};
+use crate::runtime::locks::queue::{Locked, Place, Queue};
+use crate::runtime::sched::park::{current, may_park, refuse_park};
 
 // What `Once::state` is. It is written with the queue locked.
 const NEW: u32 = 0;
@@ -22,6 +23,10 @@ const DONE: u32 = 3;
 /// Runs an initialiser once. Goroutines that come meanwhile park; foreign threads block.
 ///
 /// It has the shape of [`std::sync::Once`]. An initialiser that panics poisons it.
+///
+/// So does an initialiser whose goroutine is abandoned at the end of its run: calls that come
+/// afterwards find the `Once` poisoned. Calls that waited already still wait, until
+/// [`Self::call_once_force`] has run another initialiser.
 ///
 /// ```
 /// use footbridge::runtime::{self, Once, go, gosched};
@@ -39,6 +44,9 @@ const DONE: u32 = 3;
 /// ```
 pub struct Once {
     state: AtomicU32,
+    /// While the state is `RUNNING`: the [`Parker`] of the goroutine or thread that runs the
+    /// closure. Touched with the queue locked.
+    runner: AtomicUsize,
     queue: Queue,
 }
 
@@ -64,7 +72,7 @@ impl Once {
     /// assert!(!ONCE.is_completed());
     /// ```
     pub const fn new() -> Self {
-        Self { state: AtomicU32::new(NEW), queue: Queue::new() }
+        Self { state: AtomicU32::new(NEW), runner: AtomicUsize::new(0), queue: Queue::new() }
     }
 
     /// Runs `f` if no call has run its closure yet, or waits for the call that does. Then all that
@@ -132,7 +140,7 @@ impl Once {
     pub fn wait(&self) {
         while !self.is_completed() {
             let queue = self.queue.lock();
-            match self.state.load(Ordering::Acquire) {
+            match self.state_of(&queue) {
                 DONE => return,
                 POISONED => {
                     drop(queue);
@@ -143,12 +151,22 @@ impl Once {
         }
     }
 
+    /// The state. It is poisoned also if the closure runs on a goroutine whose run has ended.
+    fn state_of(&self, _queue: &Locked<'_>) -> u32 {
+        match self.state.load(Ordering::Acquire) {
+            RUNNING if Parker::from_raw(self.runner.load(Ordering::Relaxed)).is_abandoned() => {
+                POISONED
+            }
+            state => state,
+        }
+    }
+
     #[cold]
     #[track_caller]
     fn call(&self, ignores_poison: bool, f: &mut dyn FnMut(&OnceState)) {
         loop {
             let queue = self.queue.lock();
-            match self.state.load(Ordering::Acquire) {
+            match self.state_of(&queue) {
                 DONE => return,
                 RUNNING => drop(queue.park(0, Place::Back, WaitReason::Once, || {})),
                 POISONED if !ignores_poison => {
@@ -156,6 +174,7 @@ impl Once {
                     refuse_poisoned();
                 }
                 state => {
+                    self.runner.store(current().into_raw(), Ordering::Relaxed);
                     self.state.store(RUNNING, Ordering::Relaxed);
                     drop(queue);
                     let mut end = End { once: self, state: POISONED };
@@ -172,8 +191,8 @@ impl Once {
 #[track_caller]
 fn refuse_poisoned() -> ! {
     panic!(
-        "the closure of an earlier call of this Once has panicked, so that what it initialises may \
-         be half-done: use call_once_force to run another one"
+        "the closure of an earlier call of this Once has panicked, or its run has ended before it \
+         did, so that what it initialises may be half-done: use call_once_force to run another one"
     )
 }
 
@@ -206,7 +225,9 @@ impl fmt::Debug for Once {
 /// A cell that is written once. Goroutines that come while it is initialised park; foreign threads
 /// block.
 ///
-/// It has the shape of [`std::sync::OnceLock`]. An initialiser that panics leaves it empty.
+/// It has the shape of [`std::sync::OnceLock`]. An initialiser that panics leaves it empty,
+/// and so does one whose goroutine is abandoned at the end of its run: the next call initialises
+/// the cell. Calls that waited already wait for that.
 ///
 /// ```
 /// use footbridge::runtime::{self, OnceLock, go};

@@ -6,6 +6,7 @@ use std::ptr;
 use std::time::Duration;
 
 use crate::runtime::chan::waiters::{SpinLock, Taken, Wait, Waiter, Waiters, fire};
+use crate::runtime::gmp::parker::Parker;
 use crate::runtime::gmp::status::WaitReason;
 use crate::runtime::sched::park::{gopark, may_park, refuse_park};
 use crate::runtime::sync::Claim;
@@ -107,6 +108,10 @@ impl One<'_> {
         self.0.case
     }
 
+    pub(super) fn parker(&self) -> Parker {
+        self.0.parker()
+    }
+
     /// Readies it. `passed` is what [`Locked::park`] returns.
     pub(super) fn ready(self, passed: bool) {
         // SAFETY: it was taken, and `self` is consumed.
@@ -138,6 +143,12 @@ impl Several {
 impl<'a> Locked<'a> {
     pub(super) fn is_empty(&self) -> bool {
         self.0.waiters.is_empty()
+    }
+
+    /// Removes the waiters whose runs have ended. Returns how many are left.
+    pub(super) fn remove_abandoned(&self) -> usize {
+        // SAFETY: the lock is held.
+        unsafe { self.0.waiters.remove_abandoned() }
     }
 
     /// Takes the first waiter out, if `wanted` accepts what it waits for. The caller readies it

@@ -26,6 +26,8 @@ use crate::runtime::locks::queue::{Place, Queue};
 /// });
 /// ```
 pub struct WaitGroup {
+    /// It becomes zero with the queue locked. Otherwise a wait of the next round could be in the
+    /// queue before the waiters of this round are taken out.
     count: AtomicUsize,
     queue: Queue,
 }
@@ -60,13 +62,26 @@ impl WaitGroup {
     /// If the count is zero: there are more calls than [`Self::add`] has announced.
     #[track_caller]
     pub fn done(&self) {
+        let sub = |count: usize| if count > 1 { Some(count - 1) } else { None };
+        if self.count.fetch_update(Ordering::AcqRel, Ordering::Relaxed, sub).is_err() {
+            self.done_last();
+        }
+    }
+
+    /// [`Self::done`] when the count may become zero.
+    #[track_caller]
+    fn done_last(&self) {
+        let queue = self.queue.lock();
         let sub = |count: usize| count.checked_sub(1);
         match self.count.fetch_update(Ordering::AcqRel, Ordering::Relaxed, sub) {
             // A goroutine that waits has checked the count with the queue locked: it saw the count
             // at zero or is in the queue.
-            Ok(1) => self.queue.lock().take_all().ready(true),
+            Ok(1) => queue.take_all().ready(true),
             Ok(_) => {}
-            Err(_) => panic!("WaitGroup::done was called more often than WaitGroup::add announced"),
+            Err(_) => {
+                drop(queue);
+                panic!("WaitGroup::done was called more often than WaitGroup::add announced");
+            }
         }
     }
 

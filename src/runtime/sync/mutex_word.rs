@@ -20,6 +20,11 @@
 //! 4. If it loses it parks again, in front. The next release hands the mutex over to it: the mutex
 //!    stays locked, and the waiter owns it when it runs.
 //!
+//! **The end of a run.** A waiter that was readied may be abandoned before it competes, and then
+//! `WOKEN` means nothing. Callers know which waiter that is. The holder that releases the mutex
+//! takes another waiter, and one that queues clears the flag. Both are needed: a holder that found
+//! the waiter alive could otherwise release the mutex past one that queues afterwards.
+//!
 //! **Fairness.** Waiters are taken in the order in which they came, and each loses once at most.
 //!
 //! Rejected: hand every contended mutex over. The goroutine that runs would park at its next lock,
@@ -46,12 +51,12 @@ pub(crate) fn try_lock(word: &AtomicU32) -> bool {
 }
 
 /// Locks the mutex, or announces a waiter. Returns whether it was locked; otherwise the caller
-/// queues, before it unlocks the queue. Called with the queue locked. `was_woken`: the caller was
-/// readied without the mutex.
-pub(crate) fn lock_or_queue(word: &AtomicU32, was_woken: bool) -> bool {
+/// queues, before it unlocks the queue. Called with the queue locked. `clears_woken`: the caller
+/// was readied without the mutex, or the waiter that was is abandoned.
+pub(crate) fn lock_or_queue(word: &AtomicU32, clears_woken: bool) -> bool {
     let mut now = word.load(Ordering::Relaxed);
     loop {
-        let rest = if was_woken { now & !WOKEN } else { now };
+        let rest = if clears_woken { now & !WOKEN } else { now };
         let is_free = now & LOCKED == 0;
         let next = if is_free { rest | LOCKED } else { rest | QUEUED };
         match word.compare_exchange(now, next, Ordering::Acquire, Ordering::Relaxed) {
@@ -62,12 +67,13 @@ pub(crate) fn lock_or_queue(word: &AtomicU32, was_woken: bool) -> bool {
 }
 
 /// Releases the mutex, unless a waiter must be taken. Then it returns false, and the holder locks
-/// the queue and calls [`pass_on`].
+/// the queue and calls [`pass_on`]. `is_woken_abandoned`: the waiter that was readied never
+/// competes. It is called only if there is one, and others wait.
 #[inline(always)]
-pub(crate) fn unlock(word: &AtomicU32) -> bool {
+pub(crate) fn unlock(word: &AtomicU32, is_woken_abandoned: impl Fn() -> bool) -> bool {
     let mut now = LOCKED;
     loop {
-        if now & (QUEUED | WOKEN) == QUEUED {
+        if now & QUEUED != 0 && (now & WOKEN == 0 || is_woken_abandoned()) {
             return false;
         }
         match word.compare_exchange(now, now & !LOCKED, Ordering::Release, Ordering::Relaxed) {

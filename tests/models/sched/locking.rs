@@ -11,7 +11,7 @@ use loom::sync::{Mutex, MutexGuard};
 use super::explore::{Body, Model, Mutant, RACE, SLEEPS, explore, see_broken, see_wrong, together};
 use super::gmp::Sleeper;
 use super::primitive::How::{Relaxed, Torn};
-use super::primitive::{AtomicU32, How, Weak};
+use super::primitive::{AtomicU32, AtomicUsize, How, Ordering, Weak};
 use super::{mutex_word, park, rwlock_word};
 
 const THREADS: usize = 3;
@@ -36,8 +36,13 @@ struct Waiter {
 struct Lock {
     word: AtomicU32,
     queue: Mutex<VecDeque<(usize, What)>>,
-    waiters: [Waiter; THREADS],
+    /// One more, for the user that comes after a thread is abandoned.
+    waiters: [Waiter; THREADS + 1],
     data: UnsafeCell<usize>,
+    /// The thread that was readied last to compete.
+    woken: AtomicUsize,
+    /// By thread: its run has ended.
+    abandoned: [AtomicU32; THREADS + 1],
     steps: Steps,
 }
 
@@ -57,6 +62,10 @@ enum Steps {
     ReadiedFirst,
     /// The flag for the waiters that are left is forgotten.
     MoreForgotten,
+    /// The holder does not see that the waiter that was readied is abandoned.
+    AbandonedUnseenByHolder,
+    /// One that queues does not see it.
+    AbandonedUnseenByWaiter,
 }
 
 type Queue<'a> = MutexGuard<'a, VecDeque<(usize, What)>>;
@@ -73,6 +82,8 @@ impl Lock {
             queue: Mutex::new(VecDeque::new()),
             waiters: std::array::from_fn(|_| waiter()),
             data: UnsafeCell::new(0),
+            woken: AtomicUsize::new(0),
+            abandoned: std::array::from_fn(|_| AtomicU32::new(0)),
             steps,
         })
     }
@@ -121,26 +132,45 @@ impl Lock {
 
     /// `RawMutex::lock`.
     fn lock(&self, thread: usize) {
+        let is_locked = self.lock_unless(thread, || false);
+        assert!(is_locked);
+    }
+
+    /// [`Self::lock`], unless the thread is abandoned after it was readied to compete. Returns
+    /// whether the mutex was locked.
+    fn lock_unless(&self, thread: usize, is_abandoned: impl Fn() -> bool) -> bool {
         if mutex_word::try_lock(&self.word) {
-            return;
+            return true;
         }
         let mut what = What::New;
         loop {
             let queue = self.lock_queue();
             let was_woken = what == What::Lost && self.steps != Steps::WokenStays;
-            if mutex_word::lock_or_queue(&self.word, was_woken) {
-                return;
+            let sees = self.steps != Steps::AbandonedUnseenByWaiter;
+            let clears_woken = was_woken || sees && self.is_woken_abandoned();
+            if mutex_word::lock_or_queue(&self.word, clears_woken) {
+                return true;
             }
             if self.park(thread, what, queue) {
-                return;
+                return true;
+            }
+            if is_abandoned() {
+                return false;
             }
             what = What::Lost;
         }
     }
 
+    /// `RawMutex::is_woken_abandoned`.
+    fn is_woken_abandoned(&self) -> bool {
+        let woken = self.woken.load(Ordering::Relaxed);
+        self.abandoned[woken].load(Ordering::Relaxed) == 1
+    }
+
     /// `RawMutex::unlock`.
     fn unlock(&self) {
-        if mutex_word::unlock(&self.word) {
+        let sees = self.steps != Steps::AbandonedUnseenByHolder;
+        if mutex_word::unlock(&self.word, || sees && self.is_woken_abandoned()) {
             return;
         }
         let mut queue = self.lock_queue();
@@ -148,7 +178,10 @@ impl Lock {
         let next = match first {
             None => mutex_word::Next::None,
             Some((_, What::Lost)) => mutex_word::Next::Owns,
-            Some(_) => mutex_word::Next::Competes,
+            Some((thread, _)) => {
+                self.woken.store(thread, Ordering::Relaxed);
+                mutex_word::Next::Competes
+            }
         };
         let ready = || {
             if let Some((thread, _)) = first {
@@ -238,6 +271,25 @@ fn mutex_in(steps: Steps) {
     assert_eq!(lock.read(), THREADS + 1);
 }
 
+/// The run of the last thread ends after that thread was readied to compete. Another user comes
+/// then, which is run by the same thread.
+fn abandoned_in(steps: Steps) {
+    const LAST: usize = THREADS - 1;
+    let lock = Lock::new(steps);
+    all(&lock, |lock, thread| {
+        if thread < LAST {
+            lock.lock(thread);
+        } else if !lock.lock_unless(thread, || true) {
+            lock.abandoned[thread].store(1, Ordering::Relaxed);
+            // The waiter of the abandoned thread stays as it is.
+            lock.lock(thread + 1);
+        }
+        lock.write();
+        lock.unlock();
+    });
+    assert_eq!(lock.read(), THREADS);
+}
+
 /// The first `writers` threads write, the others read.
 fn rwlock_in(writers: usize, steps: Steps) {
     let lock = Lock::new(steps);
@@ -252,6 +304,10 @@ fn mutex() {
     mutex_in(Steps::Right);
 }
 
+fn abandoned() {
+    abandoned_in(Steps::Right);
+}
+
 fn one_writer() {
     rwlock_in(1, Steps::Right);
 }
@@ -264,6 +320,14 @@ const MUTEX: Model = Model {
     name: "threads lock a mutex",
     body: mutex,
     preemptions: Some(2),
+    least: 1000,
+    without: &[],
+};
+
+const ABANDONED: Model = Model {
+    name: "a waiter of a mutex is abandoned",
+    body: abandoned,
+    preemptions: Some(3),
     least: 1000,
     without: &[],
 };
@@ -287,6 +351,7 @@ const TWO_WRITERS: Model = Model {
 #[test]
 fn a_mutex_has_one_holder_and_no_waiter_sleeps_for_ever() {
     explore(MUTEX);
+    explore(ABANDONED);
 }
 
 #[test]
@@ -302,6 +367,9 @@ fn wrong_steps_of_a_mutex_are_seen() {
     see_wrong(model(|| mutex_in(Steps::QueuedLate)), SLEEPS);
     see_wrong(model(|| mutex_in(Steps::ReadiedFirst)), SLEEPS);
     see_wrong(model(|| mutex_in(Steps::MoreForgotten)), SLEEPS);
+    let model = |body| Model { body, ..ABANDONED };
+    see_wrong(model(|| abandoned_in(Steps::AbandonedUnseenByHolder)), SLEEPS);
+    see_wrong(model(|| abandoned_in(Steps::AbandonedUnseenByWaiter)), SLEEPS);
 }
 
 #[test]
