@@ -59,10 +59,7 @@ impl fmt::Display for StackError {
             ),
             Self::Reserve { bytes, errno, shortage } => {
                 let errno = text(errno);
-                write!(
-                    f,
-                    "no memory for {bytes} bytes of goroutine stacks: {errno}; {shortage}"
-                )
+                write!(f, "no memory for {bytes} bytes of goroutine stacks: {errno}; {shortage}")
             }
             Self::Guard { errno } => write!(
                 f,

@@ -144,8 +144,7 @@ impl Bounds {
         }
         if self.is_second_volatile && !self.is_in_first(at) {
             let mut word = [0; size_of::<usize>()];
-            return (read_memory(at, &mut word) == word.len())
-                .then(|| usize::from_ne_bytes(word));
+            return (read_memory(at, &mut word) == word.len()).then(|| usize::from_ne_bytes(word));
         }
         // SAFETY: an aligned word of a stack, which is never unmapped while it may be walked.
         // Another thread may write to it: then the value is of no use but harmless.
